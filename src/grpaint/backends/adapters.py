@@ -1,0 +1,65 @@
+"""LoRA through peft, for any torch module."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from grpaint.core.errors import ConfigError, MissingExtra
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters in place of full weights. ``targets``: endings of layer names; empty for the model's own."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+
+
+def add_adapter(module: nn.Module, lora: Lora, targets: Sequence[str], *, within: str = "") -> None:
+    """Freeze ``module`` and add trainable fp32 adapters to the linear layers whose names end like ``targets``.
+
+    Raises:
+        MissingExtra: without peft.
+        ConfigError: where no layer has such a name.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise MissingExtra("LoRA", "lora") from error
+    wanted = tuple(lora.targets or targets)
+    names = [
+        name
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and name.startswith(within) and name.endswith(wanted)
+    ]
+    if not names:
+        raise ConfigError(f"model.lora.targets = {list(wanted)}: no linear layer has a name that ends so.")
+    module.requires_grad_(False)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=names, bias="none")
+    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator: every rank and run starts alike
+        torch.default_generator.manual_seed(0)
+        inject_adapter_in_model(config, module)
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # peft takes over the base's precision
+
+
+def merged_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state of ``module`` as if it had never had adapters, their product added to the weights."""
+    state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    if not any(".base_layer." in name for name in state):
+        return state
+    merged = {name: tensor for name, tensor in state.items() if ".lora_" not in name and ".base_layer." not in name}
+    for name, layer in module.named_modules():
+        if hasattr(layer, "base_layer"):
+            for part, tensor in layer.base_layer.state_dict().items():
+                added = layer.get_delta_weight("default").detach() if part == "weight" else 0
+                merged[f"{name}.{part}"] = tensor + added
+    return merged

@@ -1,0 +1,266 @@
+"""Any supported diffusers pipeline from a local folder, trained whole or through LoRA.
+
+The house samples; the pipeline lends its text encoders, its network and its VAE. What differs between pipelines is in
+:mod:`grpaint.backends.families`; casting, guidance, batching and adapters are here.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path as FilePath
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from grpaint.backends.adapters import Lora, add_adapter
+from grpaint.backends.families import FAMILIES, Family, Folder, find
+from grpaint.backends.files import check_tensors, read_weights
+from grpaint.backends.runtime import Runtime
+from grpaint.backends.weights import WeightSets
+from grpaint.core.errors import CheckpointError, MissingExtra
+from grpaint.core.path import Path, Point
+from grpaint.core.policy import Meter, Prompt, Weights
+from grpaint.core.prediction import Parametrisation, Prediction, read
+from grpaint.core.rng import Key, noise
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TextCondition:
+    """Text embeddings of distinct captions and which of them each row uses, so that a group shares one copy."""
+
+    parts: tuple[Tensor, ...]
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def rows(self, index: Tensor) -> Self:
+        return replace(self, index=self.index[index.cpu()])
+
+    def tensors(self, rows: slice) -> tuple[Tensor, ...]:
+        """The embeddings of some rows, one row each."""
+        return tuple(part[self.index[rows]] for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Diffusers:
+    """The ``[model]`` table ``kind = "diffusers"``.
+
+    ``folder``: a local folder in the diffusers layout. ``family`` "auto" goes by its pipeline class. ``guidance`` w
+    extrapolates from the empty caption (1 is none; else two network calls a prediction). ``height``, ``width``: pixels,
+    0 for the model's own. ``batch``: rows of one network call. ``checkpointing`` computes activations a second time in
+    the backward instead of keeping them. ``start``: a ``.safetensors`` file or checkpoint folder made by an earlier
+    run, a whole network or an adapter; an adapter goes on being trained, and the reference is the model that it made.
+    """
+
+    folder: str
+    family: str = "auto"
+    guidance: float = 1.0
+    height: int = 0
+    width: int = 0
+    lora: Lora | None = None
+    batch: int = 8
+    checkpointing: bool = False
+    start: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.folder:
+            raise ValueError("folder must name a local folder in the diffusers layout")
+        if self.family not in ("auto", *FAMILIES):
+            raise ValueError(f'family must be auto, {" or ".join(FAMILIES)}, got "{self.family}"')
+        if not self.guidance >= 0:
+            raise ValueError(f"guidance must not be negative, got {self.guidance}")
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, got {self.batch}")
+        for key, pixels in (("height", self.height), ("width", self.width)):
+            if pixels < 0:
+                raise ValueError(f"{key} must not be negative, got {pixels}")
+
+    @cached_property
+    def _folder(self) -> Folder:
+        return Folder(FilePath(self.folder).expanduser())
+
+    @cached_property
+    def named_family(self) -> tuple[str, Family]:
+        """The family's name and functions.
+
+        Raises:
+            ConfigError, CheckpointError: where the folder is missing or of no known family.
+        """
+        return find(self.family, self._folder)
+
+    @cached_property
+    def path(self) -> Path:
+        """The noising path, read from the scheduler's settings without opening weights.
+
+        Raises:
+            ConfigError, CheckpointError: where the settings are missing or beyond what a path can express.
+        """
+        return self.named_family[1].path(self._folder)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one latent, read without opening weights."""
+        return self.named_family[1].latent_shape(self._folder, self.height, self.width)
+
+    @property
+    def parametrisation(self) -> Parametrisation:
+        """What the network's raw output means, read from the scheduler's settings."""
+        return self.named_family[1].parametrisation(self._folder)
+
+    def load(self, runtime: Runtime) -> "DiffusersPolicy":
+        """Open the weights.
+
+        Raises:
+            MissingExtra: without diffusers and transformers, or peft for adapters.
+            CheckpointError: where weights are missing, damaged, or of another architecture.
+        """
+        name, family = self.named_family
+        pipe = _open(self._folder.path, name, family, DTYPES[runtime.precision], frozen=self.lora is not None)
+        network = getattr(pipe, family.NETWORK)
+        file = FilePath(self.start)
+        stored, metadata = read_weights(file) if self.start else ({}, {})
+        adapter = any(".lora_A." in key for key in stored)
+        if adapter and not self.lora:
+            raise CheckpointError(f"{file}: an adapter, but no model.lora is set. Set it, with the adapter's rank.")
+        if stored and not adapter:
+            check_tensors(file, stored, network.state_dict(), metadata, {"family": name})
+            network.load_state_dict(stored)
+        if self.lora:
+            add_adapter(network, self.lora, family.TARGETS)
+        trainable = {key: p for key, p in network.named_parameters() if p.requires_grad}
+        if adapter and self.lora:
+            wanted = {_file_name(family, key): p for key, p in trainable.items()}
+            check_tensors(file, stored, wanted, metadata, {"family": name})
+            factor = _strength(metadata, family) * self.lora.rank / self.lora.alpha
+            for key, p in wanted.items():
+                p.data.copy_(stored[key].float() * (factor if ".lora_B." in key else 1))
+        if self.checkpointing:
+            network.enable_gradient_checkpointing()
+        pipe.to(runtime.device)
+        weights = WeightSets(network, trainable, adapters=self.lora is not None and not adapter)
+        return DiffusersPolicy(self, pipe, weights, runtime)
+
+
+def _open(folder: FilePath, name: str, family: Family, dtype: torch.dtype, *, frozen: bool) -> Any:
+    """The pipeline in eval mode, with gradients for its network alone.
+
+    Text encoders and a frozen network are kept in the precision that computes; a trained network and the VAE in fp32.
+    """
+    try:
+        import diffusers
+        import transformers  # noqa: F401  # without it diffusers offers stand-ins that fail when used
+    except ImportError as error:
+        raise MissingExtra("A diffusers model", "diffusers") from error
+    dtypes = {"default": dtype, "vae": torch.float32, family.NETWORK: dtype if frozen else torch.float32}
+    try:
+        pipe = getattr(diffusers, FAMILIES[name]).from_pretrained(
+            folder, dtype=dtypes, local_files_only=True, use_safetensors=True, **family.WITHOUT
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: diffusers cannot open it as a {FAMILIES[name]}: {reason}") from error
+    for key, part in pipe.components.items():
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(key == family.NETWORK)
+    return pipe
+
+
+def _file_name(family: Family, name: str) -> str:
+    """What diffusers calls an adapter's tensor in a file."""
+    return f"{family.NETWORK}.{name.replace('.default.', '.')}"
+
+
+def _strength(metadata: Mapping[str, str], family: Family) -> float:
+    """alpha / rank of an adapter file: 1 unless its header, as diffusers writes it, says otherwise."""
+    written = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    alpha, rank = (written.get(f"{family.NETWORK}.{key}", 1) for key in ("lora_alpha", "r"))
+    return float(alpha / rank)
+
+
+class DiffusersPolicy:
+    """A diffusers pipeline behind the Policy protocol. Latents are scaled as the network sees them, in fp32."""
+
+    def __init__(self, spec: Diffusers, pipe: Any, weights: WeightSets, runtime: Runtime) -> None:
+        self.spec, self.pipe, self.weights, self.runtime = spec, pipe, weights, runtime
+        self.name, self.family = spec.named_family
+        self.path, self.kind, self.meter = spec.path, spec.parametrisation, Meter()
+        self._shape = spec.sample_shape
+        self._dtype = next(getattr(pipe, self.family.NETWORK).parameters()).dtype
+        self._empty = self.encode([Prompt("")]) if spec.guidance != 1 else None
+
+    def encode(self, prompts: Sequence[Prompt]) -> TextCondition:
+        """Captions to embeddings of the frozen text encoders, ``batch`` at a time."""
+        texts = [prompt.text for prompt in prompts]
+        encoded = [self.family.encode(self.pipe, texts[rows]) for rows in self._batches(len(texts))]
+        return TextCondition(tuple(map(torch.cat, zip(*encoded, strict=True))), torch.arange(len(texts)))
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] to the mean of their latents."""
+        pixels = (images * 2 - 1).to(self.runtime.device)
+        return torch.cat([self.family.encode_images(self.pipe, pixels[rows]) for rows in self._batches(len(images))])
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Latents to images in [0, 1], clamped."""
+        images = torch.cat([self.family.decode(self.pipe, x0[rows]) for rows in self._batches(len(x0))])
+        return ((images + 1) / 2).clamp(0, 1)
+
+    def noise(self, key: Key, rows: Sequence[int] | Tensor) -> Tensor:
+        """Keyed start or step noise on the model's device."""
+        return noise(key, rows, self._shape).to(self.runtime.device)
+
+    def _batches(self, count: int) -> Iterator[slice]:
+        return (slice(first, first + self.spec.batch) for first in range(0, count, self.spec.batch))
+
+    def _output(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
+        self.meter.forward(len(x))
+        with self.runtime.autocast():
+            return self.family.call(self.pipe, x.to(self._dtype), t, cond).float()
+
+    def _guided(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
+        conditional = self._output(x, t, cond)
+        if self._empty is None:
+            return conditional
+        free = self._output(x, t, tuple(part.expand(len(x), *part.shape[1:]) for part in self._empty.parts))
+        return free + self.spec.guidance * (conditional - free)
+
+    def predict(self, x: Tensor, here: Point, cond: TextCondition, weights: Weights = "current") -> Prediction:
+        """See :class:`grpaint.core.policy.Policy`; rows beyond ``batch`` go in further calls."""
+        t = torch.as_tensor(here.t, device=x.device).flatten().expand(len(x))
+        with self.weights.use(weights):
+            parts = [self._guided(x[rows], t[rows], cond.tensors(rows)) for rows in self._batches(len(x))]
+        return read(torch.cat(parts), x, here, self.kind)
+
+    def blend(self, into: Weights, keep: float) -> None:
+        """See :class:`grpaint.core.policy.Policy`."""
+        self.weights.blend(into, keep)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What the optimizer moves."""
+        return iter(self.weights.trainable.values())
+
+    def export(self, weights: Weights = "average") -> tuple[dict[str, Tensor], dict[str, str]]:
+        """What a stock pipeline takes up, and the header that says what it is.
+
+        An adapter, for ``pipe.load_lora_weights``: fp32, alpha / rank folded into its second matrix, since programs
+        differ in where they look for alpha. Otherwise the whole network in half precision.
+        """
+        labels = {"model": "diffusers", "family": self.name, "format": "pt"}
+        lora = self.spec.lora
+        with self.weights.use(weights):
+            if not lora:
+                network = getattr(self.pipe, self.family.NETWORK)
+                return {name: tensor.detach().half() for name, tensor in network.state_dict().items()}, labels
+            if weights == "reference" and self.weights.adapters:
+                raise ValueError("the reference is the model without its adapter: there is nothing to export")
+            scale = lora.alpha / lora.rank
+            tensors = {
+                _file_name(self.family, name): p.detach() * (scale if ".lora_B." in name else 1)
+                for name, p in self.weights.trainable.items()
+            }
+        return tensors, labels

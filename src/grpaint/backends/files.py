@@ -1,0 +1,101 @@
+"""Opening and writing weight files: safetensors alone, and a plain word about what is wrong with a bad one."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from grpaint.core.errors import CheckpointError
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+def find_weights(path: Path) -> Path:
+    """The weight file that a path means: itself, or the one in a checkpoint folder."""
+    return path / WEIGHTS_FILE if path.is_dir() else path
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a ``.safetensors`` file or checkpoint folder.
+
+    Raises:
+        CheckpointError: where it is missing, a git-lfs pointer, an HTML page, cut short, or no safetensors file.
+    """
+    file = find_weights(path)
+    if not file.is_file():
+        raise CheckpointError(f"{path}: no weights there ({file.name} not found).")
+    start = file.open("rb").read(256)
+    size = file.stat().st_size
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{file}: a git-lfs pointer of {size} bytes, not the weights. Run `git lfs pull` where it came from."
+        )
+    if start.lstrip()[:1] == b"<":
+        raise CheckpointError(
+            f"{file}: an HTML page of {size} bytes, not weights. Download the file itself (on a hub: /resolve/, not /blob/)."
+        )
+    try:
+        with safe_open(file, "pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file}: not a whole safetensors file ({size} bytes; {error}). It may be cut short: copy it again."
+        ) from error
+
+
+def check_tensors(
+    path: Path,
+    stored: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    labels: Mapping[str, str],
+) -> None:
+    """Refuse weights of another architecture or parametrisation, saying what differs.
+
+    Raises:
+        CheckpointError: names, shapes or header labels differ.
+    """
+    for key, value in labels.items():
+        if metadata.get(key, value) != value:
+            raise CheckpointError(f'{path}: its {key} is "{metadata[key]}", the recipe\'s is "{value}".')
+    missing, extra = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
+    shaped = [name for name in wanted.keys() & stored.keys() if wanted[name].shape != stored[name].shape]
+    if missing or extra or shaped:
+        example = (missing or extra or shaped)[0]
+        raise CheckpointError(
+            f"{path}: weights of another architecture: {len(missing)} tensors missing, {len(extra)} unknown, "
+            f"{len(shaped)} of another shape; for example {example}."
+        )
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file through to the disk.
+
+    Raises:
+        OSError: where the disk refuses.
+    """
+    plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    with path.open("wb") as file:
+        file.write(save(plain, dict(metadata or {})))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flatten(sets: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Named sets of tensors as one, with ``set/name`` keys."""
+    return {f"{group}/{name}": tensor for group, tensors in sets.items() for name, tensor in tensors.items()}
+
+
+def unflatten(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The inverse of :func:`flatten`."""
+    out: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        group, _, name = key.partition("/")
+        out.setdefault(group, {})[name] = tensor
+    return out
+
+

@@ -1,0 +1,186 @@
+"""The command line. Nothing heavy is imported until a command needs it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from grpaint.run.folder import RunFolder
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Post-train text-to-image models with online reinforcement learning.",
+)
+
+RecipeName = Annotated[str | None, typer.Argument(help="A path, WORLD/METHOD, or METHOD; the default when left out.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="key.sub=value; may be repeated.", show_default=False)]
+RunName = Annotated[str | None, typer.Option("--name", help="The folder's name under runs/.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of this name.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Source = Annotated[str, typer.Argument(metavar="RUN-OR-CHECKPOINT", help="A run, a checkpoint folder, or a file.")]
+
+
+@app.command()
+def train(recipe: RecipeName = None, sets: Sets = None, name: RunName = None, resume: Resume = False) -> None:
+    """Post-train with reinforcement learning; without RECIPE the built-in model with the default method."""
+    _run("train", recipe, sets or [], name, resume=resume)
+
+
+@app.command()
+def sft(recipe: RecipeName = None, sets: Sets = None, name: RunName = None, resume: Resume = False) -> None:
+    """Train on captioned images (the supervised stage)."""
+    _run("sft", recipe, sets or [], name, resume=resume)
+
+
+def _run(stage: str, recipe: str | None, sets: list[str], name: str | None, *, resume: bool) -> None:
+    from rich.console import Console
+
+    from grpaint.run.config import DEFAULT, open_recipe, override, resolve
+    from grpaint.run.folder import RunFolder
+    from grpaint.run.progress import Progress
+    from grpaint.train import check_resume, start
+
+    console = Console()
+    path = Path("runs") / (name or _short(recipe or DEFAULT[stage]))
+    if resume:
+        folder = RunFolder.open(path)
+        kept = folder.settings()
+        asked = resolve(override(kept, sets), stage)[1]
+        if recipe is not None:
+            asked = check_resume(folder, open_recipe(recipe, stage, sets)[1], asked)
+        loaded, settings = resolve(check_resume(folder, kept, asked), stage)
+        if settings == kept and folder.facts().get("status") == "finished":
+            console.print(f"{path} has finished its {loaded.train.iterations} iterations; nothing to do.")
+            return
+        folder.keep_settings(settings)
+    else:
+        loaded, settings = open_recipe(recipe, stage, sets)
+        folder = RunFolder.create(path, settings)
+    with Progress(console, loaded.train.iterations) as progress:
+        start(loaded, folder, progress.log, [progress.watch])
+    _show_end(console, folder)
+
+
+def _short(recipe: str) -> str:
+    return Path(recipe).stem
+
+
+def _show_end(console: Any, folder: "RunFolder") -> None:
+    from grpaint.evaluate import paired_difference
+    from grpaint.run.report import table
+
+    lines = folder.lines("evaluations.jsonl")
+    difference = paired_difference(lines[0]["strict_by_prompt"], lines[-1]["strict_by_prompt"])
+    console.print(table(lines[0], lines[-1], difference))
+    console.print(f"run folder  {folder.path}", soft_wrap=True)
+    picture = folder.samples / "before-after.png"
+    if picture.is_file():
+        console.print(f"pictures    {picture}", soft_wrap=True)
+
+
+@app.command()
+def sample(
+    source: Source,
+    prompts: Annotated[list[str], typer.Argument(help="Captions, each in quotes.")],
+    seed: Annotated[int, typer.Option(help="Of the start noise.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("samples"),
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps of the ODE.")] = 20,
+    guidance: Annotated[float, typer.Option(min=0, help="1 is none.")] = 1.0,
+) -> None:
+    """Draw captions with a trained model."""
+    from grpaint.core.policy import Prompt
+    from grpaint.evaluate import sample as draw
+    from grpaint.run.report import save_picture, to_picture
+    from grpaint.train import open_model
+
+    policy, _ = open_model(source)
+    policy.guidance = guidance
+    images = draw(policy, [Prompt(text) for text in prompts], steps=steps, seed=seed)
+    for number, (text, image) in enumerate(zip(prompts, images, strict=True)):
+        file = out / f"{number:02d}-{'-'.join(text.split())[:60]}.png"
+        save_picture(to_picture(image, 256), file)
+        typer.echo(str(file))
+
+
+@app.command()
+def evaluate(
+    source: Source, as_json: AsJson = False, sets: Sets = None
+) -> None:
+    """Judge a model on held-out prompts. --set takes evaluate.* keys."""
+    from rich.console import Console
+
+    from grpaint.evaluate import evaluate as judge
+    from grpaint.run.report import summary
+    from grpaint.train import open_model
+
+    policy, recipe = open_model(source, sets or [])
+    line = judge(policy, recipe.data, recipe.evaluate)
+    if as_json:
+        typer.echo(json.dumps(line))
+    else:
+        Console().print(summary(line))
+
+
+@app.command()
+def show(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False) -> None:
+    """A recipe in full: its settings, its steps, its batches and what an iteration costs. Opens no weights."""
+    from rich.console import Console
+
+    from grpaint.run.config import DEFAULT, open_recipe, stage_of
+    from grpaint.run.outlook import costs, step_table
+    from grpaint.run.report import show_recipe
+
+    name = recipe or DEFAULT["train"]
+    loaded, settings = open_recipe(name, stage_of(name), sets or [])
+    if as_json:
+        typer.echo(json.dumps({"settings": settings, "steps": step_table(loaded), "costs": costs(loaded)}))
+    else:
+        show_recipe(Console(), name, settings, step_table(loaded), costs(loaded))
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str, typer.Argument(help="methods, recipes, models, rewards or samplers")] = "methods",
+    as_json: AsJson = False,
+) -> None:
+    """What there is by name."""
+    from grpaint.run.listing import TOPICS, listing
+
+    if what not in TOPICS:
+        from grpaint.core.errors import ConfigError
+
+        raise ConfigError(f'list {what}: no such list. There are: {", ".join(TOPICS)}.')
+    found = listing(what)
+    typer.echo(json.dumps(found) if as_json else "\n".join(f"{name:28}{about}".rstrip() for name, about in found.items()))
+
+
+def main() -> None:
+    """The entry point: our errors are one line, a bad setting exits with 2, a stopped run with 130 or 143."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        code = _explain(error)
+        if code is None:
+            raise
+        sys.exit(code)
+
+
+def _explain(error: Exception) -> int | None:
+    from grpaint.core.errors import CheckpointError, ConfigError, GrpaintError
+
+    if isinstance(error, GrpaintError):
+        typer.echo(f"grpaint: {error}", err=True)
+        reading = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
+        return 2 if reading or isinstance(error, ConfigError) else 1
+    code = getattr(error, "exit_code", None)
+    if code is not None and type(error).__name__ == "Stopped":
+        typer.echo(f"grpaint: stopped by {error} after saving; go on with --resume.", err=True)
+        return int(code)
+    return None

@@ -1,0 +1,148 @@
+"""Noising paths: x = alpha * x0 + sigma * eps, with eps ~ N(0, I).
+
+A path maps a model time ``t`` to a :class:`Point` and lays out the grid of a sampler. Everything above
+this file reads ``alpha`` and ``sigma`` and never asks whether the model is a flow or a diffusion model.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+TRAIN_STEPS = 1000  # of every public diffusers scheduler this package reads
+
+
+class Point(NamedTuple):
+    """A place on a path: floats on a sampler's grid, tensors ``[b, 1, ..]`` where rows differ.
+
+    ``t`` is what the network is told (sigma for flows, the discrete timestep for diffusion models).
+    """
+
+    t: float | Tensor
+    alpha: float | Tensor
+    sigma: float | Tensor
+
+
+class Path(Protocol):
+    """How data turn into noise, and at which points a sampler visits."""
+
+    def at(self, t: float | Tensor) -> Point:
+        """The point at model time ``t``."""
+
+    def times(self, uniform: Tensor) -> Tensor:
+        """Model times for training, from uniform draws in [0, 1)."""
+
+    def grid(self, steps: int) -> tuple[Point, ...]:
+        """``steps + 1`` points from noise to data."""
+
+
+def _check_steps(steps: int, most: int) -> None:
+    if not 1 <= steps <= most:
+        raise ValueError(f"steps must lie in 1..{most}, got {steps}")
+
+
+@dataclass(frozen=True)
+class FlowPath:
+    """Rectified flow: alpha = 1 - sigma, t = sigma in [0, 1].
+
+    ``shift`` moves steps towards noise, sigma = shift * u / (1 + (shift - 1) * u), as SD3 (3) and the FLUX recipes
+    of DanceGRPO and MixGRPO (3) do. ``spacing``:
+
+    - ``"linear"``: u = 1, 1 - 1/T, .., 0 (DanceGRPO, MixGRPO, the embedded model).
+    - ``"sd3"``: what diffusers' FlowMatchEulerDiscreteScheduler makes of a static shift: T values from 1 down to the
+      *already shifted* smallest sigma of 1000 training steps, shifted a second time, then 0. Its last step but one is
+      therefore almost at zero (T = 10, shift 3: .., .2781, .0089, 0).
+    """
+
+    shift: float = 1.0
+    spacing: Literal["linear", "sd3"] = "linear"
+
+    def __post_init__(self) -> None:
+        if not self.shift > 0:
+            raise ValueError(f"shift must be positive, got {self.shift}")
+
+    def _shifted(self, u: float) -> float:
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
+    def at(self, t: float | Tensor) -> Point:
+        return Point(t, 1 - t, t)
+
+    def times(self, uniform: Tensor) -> Tensor:
+        return uniform
+
+    def grid(self, steps: int) -> tuple[Point, ...]:
+        _check_steps(steps, TRAIN_STEPS)
+        if self.spacing == "linear":
+            u = [1 - i / steps for i in range(steps)]
+        else:
+            low = self._shifted(1 / TRAIN_STEPS)
+            u = [1 + (low - 1) * i / max(steps - 1, 1) for i in range(steps)]
+        return tuple(self.at(s) for s in [*map(self._shifted, u), 0.0])
+
+
+@dataclass(frozen=True)
+class VpPath:
+    """Variance-preserving diffusion: alpha = sqrt(abar_t), sigma = sqrt(1 - abar_t), t a timestep in 0..999.
+
+    ``betas`` "scaled-linear" with 0.00085 -> 0.012 is Stable Diffusion's; its alpha ends at 0.068, so a start from
+    pure noise is slightly off the path. "cosine" (Nichol & Dhariwal 2021, betas capped at 0.999) ends at 5e-5.
+    ``spacing`` and ``offset`` are the diffusers settings of the same names ("leading" adds the offset).
+    ``final`` is the signal level of the last point: "first" is abar_0 (``set_alpha_to_one=False``), "one" is clean data.
+    """
+
+    betas: Literal["scaled-linear", "linear", "cosine"] = "scaled-linear"
+    first_beta: float = 0.00085
+    last_beta: float = 0.012
+    spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    offset: int = 1
+    final: Literal["first", "one"] = "first"
+
+    @cached_property
+    def abar(self) -> tuple[float, ...]:
+        """The 1000 cumulative products of 1 - beta, in double precision."""
+        n = TRAIN_STEPS
+        if self.betas == "cosine":
+            bar = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]
+            betas = [min(1 - bar[i + 1] / bar[i], 0.999) for i in range(n)]
+        else:
+            power = 2 if self.betas == "scaled-linear" else 1
+            ends = self.first_beta ** (1 / power), self.last_beta ** (1 / power)
+            betas = [(ends[0] + (ends[1] - ends[0]) * i / (n - 1)) ** power for i in range(n)]
+        products, product = [], 1.0
+        for beta in betas:
+            product *= 1 - beta
+            products.append(product)
+        return tuple(products)
+
+    @cached_property
+    def _table(self) -> Tensor:
+        return torch.tensor(self.abar, dtype=torch.float64)
+
+    def at(self, t: float | Tensor) -> Point:
+        """``t`` is rounded to a timestep; a tensor gives alpha and sigma in fp32 (fp64 for fp64) on its device."""
+        if isinstance(t, Tensor):
+            dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
+            abar = self._table[t.detach().cpu().round().long()]
+            return Point(t, abar.sqrt().to(t.device, dtype), (1 - abar).sqrt().to(t.device, dtype))
+        abar = self.abar[round(t)]
+        return Point(t, abar**0.5, (1 - abar) ** 0.5)
+
+    def times(self, uniform: Tensor) -> Tensor:
+        return (uniform * TRAIN_STEPS).long().clamp(max=TRAIN_STEPS - 1)
+
+    def timesteps(self, steps: int) -> list[int]:
+        """The discrete times that a sampler of ``steps`` steps asks the network about, from noise to data."""
+        _check_steps(steps, TRAIN_STEPS)
+        n = TRAIN_STEPS
+        if self.spacing == "leading":
+            return [i * (n // steps) + self.offset for i in reversed(range(steps))]
+        if self.spacing == "trailing":
+            return [round(n - i * n / steps) - 1 for i in range(steps)]
+        return [round((n - 1) * (1 - i / max(steps - 1, 1))) for i in range(steps)]
+
+    def grid(self, steps: int) -> tuple[Point, ...]:
+        end = self.at(0) if self.final == "first" else Point(0, 1.0, 0.0)
+        return (*map(self.at, self.timesteps(steps)), end)

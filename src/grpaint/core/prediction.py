@@ -1,0 +1,37 @@
+"""The only form in which grpaint reads a network: the clean sample and the noise it believes in."""
+
+from typing import Literal, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from grpaint.core.path import Point
+
+Parametrisation = Literal["velocity", "epsilon", "v"]
+
+
+class Prediction(NamedTuple):
+    """The network's belief about a noisy ``x = alpha * x0 + sigma * eps``: both parts, ``[b, *latent]``."""
+
+    x0: Tensor
+    eps: Tensor
+
+
+def read(
+    output: Float[Tensor, "b *latent"], x: Float[Tensor, "b *latent"], here: Point, kind: Parametrisation
+) -> Prediction:
+    """Turn a network's raw output at ``x`` into (x0, eps); ``alpha * x0 + sigma * eps == x`` holds for each kind.
+
+    - ``"velocity"``: output = eps - x0 on a flow (alpha + sigma = 1; Liu et al. 2022).
+    - ``"epsilon"``: output = eps (Ho et al. 2020); x0 = (x - sigma * eps) / alpha.
+    - ``"v"``: output = alpha * eps - sigma * x0 on a variance-preserving path (Salimans & Ho 2022, eq. 4.2).
+    """
+    _, alpha, sigma = here
+    match kind:
+        case "velocity":
+            return Prediction(x - sigma * output, x + alpha * output)
+        case "epsilon":
+            return Prediction((x - sigma * output) / alpha, output)
+        case "v":
+            return Prediction(alpha * x - sigma * output, alpha * output + sigma * x)
+    raise ValueError(f'a network predicts "velocity", "epsilon" or "v", not {kind!r}')

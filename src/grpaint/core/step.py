@@ -1,0 +1,148 @@
+"""One denoising step is a Gaussian.
+
+Every sampler of this field is ``x' = alpha' * x0 + gain * eps + std * z`` with z ~ N(0, I); a sampler is the two
+numbers ``(gain, std)`` and nothing else. With ``gain^2 + std^2 = sigma'^2`` a step carries exactly the noise that
+its target level asks for (Ode, Ddim, Cps); FlowSde and DanceSde are Euler-Maruyama steps and deviate by O(dt).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from grpaint.core.path import Point
+from grpaint.core.prediction import Prediction
+
+
+def per_row(values: Float[Tensor, "b *latent"]) -> Float[Tensor, " b"]:
+    """Mean over everything but the rows."""
+    return values.flatten(1).mean(1)
+
+
+class Gaussian(NamedTuple):
+    """The distribution of the next latent: an isotropic normal around ``mean`` ``[b, *latent]``."""
+
+    mean: Tensor
+    std: float
+
+    def sample(self, noise: Float[Tensor, "b *latent"]) -> Float[Tensor, "b *latent"]:
+        """The action that standard-normal ``noise`` selects."""
+        return self.mean + self.std * noise if self.std else self.mean
+
+    def log_prob(self, x: Float[Tensor, "b *latent"]) -> Float[Tensor, " b"]:
+        """Log density averaged (not summed) over elements, the convention of Flow-GRPO, DanceGRPO and DDPO.
+
+        Raises:
+            ValueError: where ``std`` is 0, since a deterministic step has no density.
+        """
+        if not self.std > 0:
+            raise ValueError("a deterministic step (std = 0) has no log-probability")
+        return -per_row((x - self.mean) ** 2) / (2 * self.std**2) - math.log(self.std) - 0.5 * math.log(2 * math.pi)
+
+    def kl(self, other: "Gaussian") -> Float[Tensor, " b"]:
+        """KL(self || other), averaged over elements."""
+        if not (self.std > 0 and other.std > 0):
+            raise ValueError("a deterministic step (std = 0) has no KL divergence")
+        spread = (self.std**2 + per_row((self.mean - other.mean) ** 2)) / (2 * other.std**2)
+        return spread + math.log(other.std / self.std) - 0.5
+
+
+class Sampler(Protocol):
+    """The pair of numbers that makes a sampler."""
+
+    def __call__(self, here: Point, there: Point, /) -> tuple[float, float]:
+        """``(gain on eps, std)`` of the step from ``here`` to ``there``."""
+
+
+def step(sampler: Sampler, prediction: Prediction, here: Point, there: Point) -> Gaussian:
+    """The distribution of the latent at ``there``: N(alpha' * x0 + gain * eps, std^2)."""
+    gain, std = sampler(here, there)
+    return Gaussian(there.alpha * prediction.x0 + gain * prediction.eps, std)
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value:g}")
+
+
+@dataclass(frozen=True)
+class Ode:
+    """The probability-flow step: Euler on a flow, DDIM with eta = 0 on a diffusion path."""
+
+    def __call__(self, here: Point, there: Point, /) -> tuple[float, float]:
+        return there.sigma, 0.0
+
+
+@dataclass(frozen=True)
+class Ddim:
+    """DDIM with eta (Song et al. 2020, eq. 16): std = eta * sigma'/sigma * sqrt(1 - (alpha/alpha')^2) on a VP path.
+
+    eta = 1 is ancestral (DDPM) sampling, the sampler of DDPO (Black et al. 2023).
+    """
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check("eta", self.eta, 0, 1)
+
+    def __call__(self, here: Point, there: Point, /) -> tuple[float, float]:
+        std = self.eta * there.sigma / here.sigma * max(1 - (here.alpha / there.alpha) ** 2, 0.0) ** 0.5
+        return max(there.sigma**2 - std**2, 0.0) ** 0.5, std
+
+
+@dataclass(frozen=True)
+class Cps:
+    """Coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952): std = sigma' * sin(eta * pi/2).
+
+    eta = 0 is the ODE, eta = 1 re-noises the clean prediction completely.
+    """
+
+    eta: float = 0.8
+
+    def __post_init__(self) -> None:
+        _check("eta", self.eta, 0, 1)
+
+    def __call__(self, here: Point, there: Point, /) -> tuple[float, float]:
+        angle = self.eta * math.pi / 2
+        return there.sigma * math.cos(angle), there.sigma * math.sin(angle)
+
+
+def _euler_maruyama(g: float, here: Point, there: Point) -> tuple[float, float]:
+    """dx = [v + g^2/(2 sigma) * eps] dt + g dW on a flow; a step of length dt = sigma - sigma'."""
+    if abs(here.alpha + here.sigma - 1) > 1e-6:
+        raise ValueError("this sampler is for flows (alpha + sigma = 1); on a diffusion path use ddim or cps")
+    std = g * (here.sigma - there.sigma) ** 0.5
+    return there.sigma - std**2 / (2 * here.sigma), std
+
+
+@dataclass(frozen=True)
+class FlowSde:
+    """The SDE of Flow-GRPO (arXiv 2505.05470, eq. 9): g = eta * sqrt(sigma / (1 - sigma)).
+
+    g diverges at pure noise. There, and only there, the denominator takes the next sigma of the grid, so that the
+    first step has std = eta exactly. Flows only.
+    """
+
+    eta: float = 0.7
+
+    def __post_init__(self) -> None:
+        _check("eta", self.eta, 0, 10)
+
+    def __call__(self, here: Point, there: Point, /) -> tuple[float, float]:
+        clamped = there.sigma if here.sigma >= 1 - 1e-6 else here.sigma
+        return _euler_maruyama(self.eta * (here.sigma / (1 - clamped)) ** 0.5, here, there)
+
+
+@dataclass(frozen=True)
+class DanceSde:
+    """The SDE of DanceGRPO (arXiv 2505.07818) on flows: constant g = eta."""
+
+    eta: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check("eta", self.eta, 0, 10)
+
+    def __call__(self, here: Point, there: Point, /) -> tuple[float, float]:
+        return _euler_maruyama(self.eta, here, there)

@@ -1,0 +1,111 @@
+"""Judging a model on held-out prompts: deployment sampler (the ODE), no guidance, fixed noise."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpaint.core.path import Path, VpPath
+from grpaint.core.policy import Prompt, Weights
+from grpaint.core.step import Ode
+from grpaint.learn.objective import Denoising
+from grpaint.rollout.rollout import Plan, Rollout, roll
+from grpaint.rollout.start import Independent
+from grpaint.rollout.window import Closed
+from grpaint.run.config import Evaluation
+from grpaint.run.pieces import Data, Model
+
+NORMAL_95 = 1.959964
+
+
+def sample(
+    policy: Model, prompts: Sequence[Prompt], *, steps: int, seed: int, weights: Weights = "average"
+) -> Tensor:
+    """One image ``[3, h, w]`` in [0, 1] for each prompt; image i depends on its prompt, the seed and i alone."""
+    plan = Plan(steps, Ode(), Closed(), None, Independent())
+    with policy.meter.account("evaluation"):
+        done = roll(policy, prompts, 1, plan, iteration=0, seed=seed, weights=weights)
+        with torch.no_grad():
+            return policy.decode(done.x0).float().cpu()
+
+
+def interval(values: Tensor) -> list[float]:
+    """95% interval of a mean (normal approximation over prompts)."""
+    mean = values.double().mean().item()
+    half = NORMAL_95 * values.double().std(correction=1).item() / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    return [round(mean - half, 5), round(mean + half, 5)] if math.isfinite(half) else [mean, mean]
+
+
+def natural_loss(path: Path) -> Denoising:
+    """The denoising loss by which a model on this path is judged: velocity on flows, min-SNR epsilon on diffusion."""
+    return Denoising("epsilon", 5.0) if isinstance(path, VpPath) else Denoising("velocity")
+
+
+def denoising_loss(policy: Model, data: Data, settings: Evaluation, weights: Weights) -> float:
+    """The supervised loss on held-out captioned images at fixed times and noise."""
+    images, prompts = data.true_scenes(settings.probe, settings.seed)
+    loss = natural_loss(policy.path)
+    with torch.no_grad(), policy.meter.account("evaluation"), policy.weights.use(weights):
+        batch = captioned(policy, images, prompts, iteration=0, seed=settings.seed)
+        return sum(term.loss.item() for term in loss(policy, batch, torch.zeros(len(images))))
+
+
+def captioned(policy: Model, images: Tensor, prompts: Sequence[Prompt], *, iteration: int, seed: int) -> Rollout:
+    """Captioned images as samples that no rollout made: what a supervised objective learns from."""
+    every = torch.arange(len(prompts))
+    with torch.no_grad():
+        x0 = policy.encode_images(images)
+    return Rollout(
+        prompts, every, policy.encode(prompts), Ode(), (), x0, {}, torch.zeros(len(prompts)).bool(), iteration, seed
+    )
+
+
+def evaluate(
+    policy: Model, data: Data, settings: Evaluation, *, weights: Weights = "average", guidance: float = 1.0
+) -> dict[str, Any]:
+    """Scores on held-out prompts, their 95% intervals, scores by category, and the denoising loss."""
+    prompts = data.held_out(settings.prompts, settings.seed)
+    before, policy.guidance = policy.guidance, guidance
+    try:
+        images = sample(policy, prompts, steps=settings.steps, seed=settings.seed, weights=weights)
+    finally:
+        policy.guidance = before
+    measures = data.measures(images, prompts)
+    line: dict[str, Any] = {"guidance": guidance, "prompts": len(prompts), "steps": settings.steps}
+    for name, values in measures.items():
+        line |= {name: values.double().mean().item(), f"{name}_interval": interval(values)}
+    line["by_kind"] = _by_category(data, prompts, measures)
+    line["strict_by_prompt"] = [round(value, 4) for value in measures["strict"].tolist()]
+    if guidance == 1:
+        line["denoising_loss"] = denoising_loss(policy, data, settings, weights)
+    return line
+
+
+def _by_category(data: Data, prompts: Sequence[Prompt], measures: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, prompt in enumerate(prompts):
+        rows[data.category(prompt)].append(row)
+    return {
+        kind: {"prompts": len(index)} | {name: values[index].double().mean().item() for name, values in measures.items()}
+        for kind, index in sorted(rows.items())
+    }
+
+
+def best_guided(policy: Model, data: Data, settings: Evaluation) -> dict[str, Any] | None:
+    """The base at the best of ``settings.guided``: what guidance alone would give, the fair bar for training."""
+    tried = [
+        evaluate(policy, data, settings, weights="reference", guidance=guidance) for guidance in settings.guided
+    ]
+    if not tried:
+        return None
+    best = max(tried, key=lambda line: line["strict"])
+    return {name: value for name, value in best.items() if name != "strict_by_prompt"}
+
+
+def paired_difference(before: Sequence[float], after: Sequence[float]) -> tuple[float, list[float]]:
+    """Mean difference over the same prompts and noise, and its 95% interval."""
+    difference = torch.tensor(after) - torch.tensor(before)
+    return difference.double().mean().item(), interval(difference)

@@ -1,0 +1,25 @@
+"""From trajectories to losses: reward tables, advantages, surrogates, penalties, objectives."""
+
+from grpaint.learn.advantage import BatchNorm, GroupNorm, History, PerReward
+from grpaint.learn.objective import Denoising, Objective, PolicyGradient, Term
+from grpaint.learn.penalty import AdaptiveKl, StepKl, VelocityMse
+from grpaint.learn.surrogate import PpoClip, Reinforce
+from grpaint.learn.table import RewardSet, RewardTable
+
+__all__ = [
+    "AdaptiveKl",
+    "BatchNorm",
+    "Denoising",
+    "GroupNorm",
+    "History",
+    "Objective",
+    "PerReward",
+    "PolicyGradient",
+    "PpoClip",
+    "Reinforce",
+    "RewardSet",
+    "RewardTable",
+    "StepKl",
+    "Term",
+    "VelocityMse",
+]

@@ -1,0 +1,113 @@
+"""Objectives yield terms that sum to the loss; the loop runs backward on each, so one graph lives at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from grpaint.core.path import Point
+from grpaint.core.policy import Policy, Weights
+from grpaint.core.rng import uniform
+from grpaint.core.step import per_row
+from grpaint.learn.penalty import Acted, Penalty
+from grpaint.learn.surrogate import PpoClip, Surrogate, log_ratio
+from grpaint.rollout.rollout import Rollout, Transition, act
+
+
+class Term(NamedTuple):
+    """A part of the loss; ``measures`` are per row, by metric name; ``step`` is -1 where there is none."""
+
+    loss: Tensor
+    measures: dict[str, Tensor]
+    step: int = -1
+
+
+class Objective(Protocol):
+    """A policy, samples and their advantages to the terms of a loss."""
+
+    def __call__(self, policy: Policy, rollout: Rollout, advantage: Tensor, /) -> Iterator[Term]:
+        """Terms, in a fixed order."""
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """The likelihood objective: every recorded step is re-taken with current weights and pushed by its advantage.
+
+    Rows without advantage ask nothing of the model, but the mean divides by all rows. ``minibatch`` is the number of
+    rows of one graph (0: all of a step); it changes memory, not the gradient.
+    """
+
+    surrogate: Surrogate = field(default_factory=PpoClip)
+    penalty: Penalty | None = None
+    minibatch: int = 0
+
+    def __call__(self, policy: Policy, rollout: Rollout, advantage: Tensor, /) -> Iterator[Term]:
+        total = sum(len(transition.rows) for transition in rollout.transitions)
+        for transition in rollout.transitions:
+            gain = advantage[transition.rows] if advantage.ndim == 1 else advantage[transition.rows, transition.step]
+            moving = gain.nonzero()[:, 0]
+            for index in moving.split(self.minibatch or max(len(moving), 1)) if len(moving) else ():
+                part = transition.take(index, transition.rows[index])
+                yield self._term(policy, rollout, part, gain[index], total)
+
+    def _term(self, policy: Policy, rollout: Rollout, part: Transition, gain: Tensor, total: int) -> Term:
+        cond = rollout.cond.rows(part.rows)
+        now = Acted(*act(policy, rollout.sampler, part.x, part.here, part.there, cond))
+        gain = gain.to(part.x.device)
+        loss = self.surrogate(now.gaussian, part, gain)
+        ratio = log_ratio(now.gaussian, part).detach().exp()
+        measures = {"ratio_error": (ratio - 1).abs(), "clip_fraction": self.surrogate.clipped(ratio, gain).float()}
+        if self.penalty:
+            with torch.no_grad():
+                reference = Acted(*act(policy, rollout.sampler, part.x, part.here, part.there, cond, "reference"))
+            cost, distance = self.penalty(now, reference, part)
+            loss, measures["kl"] = loss + cost, distance.detach()
+        return Term(loss.sum() / total, measures, part.step)
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """The supervised loss on clean samples, at stratified times keyed by (seed, iteration).
+
+    ``target``: squared error of the "velocity" (flows), of "epsilon" or of "v". ``snr_gamma`` caps the weight of nearly
+    clean samples (min-SNR, Hang et al. 2023): min(snr, gamma) / snr for epsilon, / (snr + 1) for v.
+    """
+
+    target: Literal["velocity", "epsilon", "v"] = "velocity"
+    snr_gamma: float | None = None
+    minibatch: int = 0
+
+    def __post_init__(self) -> None:
+        if self.snr_gamma is not None and self.target == "velocity":
+            raise ValueError('snr_gamma goes with target "epsilon" or "v"; a flow\'s velocity loss has no such weight')
+
+    def __call__(self, policy: Policy, rollout: Rollout, advantage: Tensor, /) -> Iterator[Term]:
+        count = len(rollout.x0)
+        key = (rollout.seed, rollout.iteration, "denoising")
+        stratified = (torch.arange(count) + uniform(key, count)) / count
+        times = policy.path.times(stratified)
+        eps = policy.noise(key, range(count))
+        for index in torch.arange(count).split(self.minibatch or count):
+            t = times[index].to(eps.device).view(-1, *[1] * (eps.ndim - 1))
+            loss = self.loss(policy, rollout.rows(index), policy.path.at(t), eps[index])
+            yield Term(loss.sum() / count, {"denoising": loss.detach()})
+
+    def loss(self, policy: Policy, rollout: Rollout, here: Point, eps: Tensor, weights: Weights = "current") -> Float[Tensor, " b"]:
+        """The weighted squared error of each row noised to ``here`` with ``eps``."""
+        x0 = rollout.x0
+        seen = policy.predict(here.alpha * x0 + here.sigma * eps, here, rollout.cond, weights)
+        match self.target:
+            case "velocity":
+                error = (seen.eps - seen.x0) - (eps - x0)
+            case "epsilon":
+                error = seen.eps - eps
+            case "v":
+                error = here.alpha * (seen.eps - eps) - here.sigma * (seen.x0 - x0)
+        if self.snr_gamma is None:
+            return per_row(error**2)
+        snr = (here.alpha / here.sigma) ** 2
+        cap = snr.clamp(max=self.snr_gamma)
+        return per_row(error**2 * (cap / snr if self.target == "epsilon" else cap / (snr + 1)))

@@ -1,0 +1,101 @@
+"""What keeps a policy near its reference, one number a row, already times its coefficient."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from grpaint.core.prediction import Prediction
+from grpaint.core.step import Gaussian, per_row
+from grpaint.rollout.rollout import Transition
+
+
+class Acted(NamedTuple):
+    """What :func:`grpaint.rollout.act` returns."""
+
+    gaussian: Gaussian
+    prediction: Prediction
+
+
+class Penalty(Protocol):
+    """Distance of a step from the reference's same step."""
+
+    def __call__(self, now: Acted, reference: Acted, transition: Transition, /) -> tuple[Tensor, Tensor]:
+        """Per row: the loss, and the unscaled distance for the log."""
+
+
+def _check_beta(beta: float) -> None:
+    if not beta >= 0:
+        raise ValueError(f"beta must not be negative, got {beta}")
+
+
+@dataclass(frozen=True)
+class StepKl:
+    """beta * KL of the step's Gaussians (Flow-GRPO eq. 12, mean over elements).
+
+    ``scale = "published"`` multiplies by the step's length |dt| in sigma, which the public Flow-GRPO code in effect
+    does, so that its betas (0.04, 0.01) carry over.
+    """
+
+    beta: float = 0.01
+    scale: Literal["true", "published"] = "true"
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+
+    def __call__(self, now: Acted, reference: Acted, transition: Transition, /) -> tuple[Tensor, Tensor]:
+        kl = now.gaussian.kl(reference.gaussian)
+        length = 1.0 if self.scale == "true" else abs(transition.here.sigma - transition.there.sigma)
+        return self.beta * length * kl, kl
+
+
+@dataclass(frozen=True)
+class VelocityMse:
+    """beta * mean squared difference of velocities eps - x0: alike at every noise level, unlike the step KL."""
+
+    beta: float = 0.001
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+
+    def __call__(self, now: Acted, reference: Acted, transition: Transition, /) -> tuple[Tensor, Tensor]:
+        drift = (now.prediction.eps - now.prediction.x0) - (reference.prediction.eps - reference.prediction.x0)
+        distance = per_row(drift**2)
+        return self.beta * distance, distance
+
+
+@dataclass
+class AdaptiveKl:
+    """The step KL with a beta that seeks ``target`` (Ziegler et al. 2019, eq. 3).
+
+    After each iteration beta is multiplied by 1 + ``rate`` * clip(kl / target - 1, -0.2, 0.2).
+    """
+
+    target: float
+    beta: float = 0.01
+    rate: float = 0.5
+    scale: Literal["true", "published"] = "true"
+    _beta: float = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+        if not self.target > 0:
+            raise ValueError(f"target must be positive, got {self.target}")
+        self._beta = self.beta
+
+    def __call__(self, now: Acted, reference: Acted, transition: Transition, /) -> tuple[Float[Tensor, " k"], Tensor]:
+        return StepKl(self._beta, self.scale)(now, reference, transition)
+
+    def observe(self, kl: float) -> None:
+        """Take note of an iteration's mean KL."""
+        self._beta *= 1 + self.rate * min(max(kl / self.target - 1, -0.2), 0.2)
+
+    def state_dict(self) -> dict[str, float]:
+        """The beta reached."""
+        return {"beta": self._beta}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self._beta = state["beta"]

@@ -1,0 +1,84 @@
+"""Rewards asked, their answers checked, and what they said as a table."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from grpaint.core.errors import RewardError
+from grpaint.core.policy import Prompt, Reward
+
+
+@dataclass(frozen=True)
+class RewardTable:
+    """Scores by reward name, ``[b]`` or ``[b, steps]``; ``weights`` by name; ``applies`` where a reward spoke.
+
+    A reward absent from ``applies`` applies to every row. Advantages read the columns they need.
+    """
+
+    columns: Mapping[str, Float[Tensor, "b *steps"]]
+    weights: Mapping[str, float] = field(default_factory=dict)
+    applies: Mapping[str, Bool[Tensor, " b"]] = field(default_factory=dict)
+
+    def weight(self, name: str) -> float:
+        """A reward's weight, 1 unless said otherwise."""
+        return self.weights.get(name, 1.0)
+
+    def total(self) -> Float[Tensor, "b *steps"]:
+        """The weighted sum of raw scores (Flow-GRPO's aggregate); a reward counts where it applies."""
+        parts = []
+        for name, column in self.columns.items():
+            where = self.applies.get(name)
+            parts.append(self.weight(name) * (column if where is None else torch.where(where, column, 0.0)))
+        return torch.stack(parts).sum(0)
+
+
+@dataclass(frozen=True)
+class RewardSet:
+    """Named rewards with their weights; ``needs_reference`` names those that look at a prompt's reference image."""
+
+    rewards: Mapping[str, Reward]
+    weights: Mapping[str, float]
+
+    def score(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        prompts: Sequence[Prompt],
+        references: Bool[Tensor, " b"] | None = None,
+    ) -> RewardTable:
+        """Ask every reward.
+
+        Raises:
+            RewardError: where one raises, or returns NaN, infinity or the wrong length; it names the reward and the
+                first prompts. Nothing is replaced by zero.
+        """
+        columns = {name: ask(name, reward, images, prompts) for name, reward in self.rewards.items()}
+        applies = {}
+        if references is not None:
+            applies = {name: references for name, r in self.rewards.items() if getattr(r, "needs_reference", False)}
+        return RewardTable(columns, self.weights, applies)
+
+
+def ask(
+    name: str, reward: Reward, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]
+) -> Float[Tensor, " b"]:
+    """One reward's scores, on the CPU in fp32, or the error that says what is wrong with them."""
+    first = ", ".join(f'"{prompt.text}"' for prompt in prompts[:3])
+    try:
+        with torch.no_grad():
+            answer = reward(images, prompts)
+    except Exception as error:
+        raise RewardError(f"reward {name} raised {type(error).__name__}: {error} (first prompts: {first})") from error
+    scores = torch.as_tensor(answer, dtype=torch.float32).cpu()
+    if scores.shape != (len(prompts),):
+        raise RewardError(
+            f"reward {name} returned shape {tuple(scores.shape)} for {len(prompts)} images; it must return one score an "
+            f"image (first prompts: {first})"
+        )
+    bad = (~scores.isfinite()).nonzero()[:, 0].tolist()
+    if bad:
+        worst = ", ".join(f'"{prompts[i].text}"' for i in bad[:3])
+        raise RewardError(f"reward {name} returned {scores[bad[0]].item()} for {len(bad)} images (prompts: {worst})")
+    return scores

@@ -1,0 +1,199 @@
+"""Rolling out groups of samples, and the one way to take a step."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from grpaint.core.path import Path, Point
+from grpaint.core.policy import Condition, Policy, Prompt, Weights
+from grpaint.core.prediction import Prediction
+from grpaint.core.step import Gaussian, Ode, Sampler, step
+from grpaint.rollout.prune import Funnel
+from grpaint.rollout.start import Independent, Start
+from grpaint.rollout.window import Whole, Window
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a rollout samples: ``sampler`` inside the window, ``outside`` (noise-free) elsewhere."""
+
+    steps: int = 10
+    sampler: Sampler = field(default_factory=Ode)
+    window: Window = field(default_factory=Whole)
+    prune: Funnel | None = None
+    start: Start = field(default_factory=Independent)
+    outside: Sampler = field(default_factory=Ode)
+
+    def check(self, path: Path, group_size: int) -> None:
+        """Refuse what cannot run, before any weight is opened.
+
+        Raises:
+            ValueError: with the reason; the configuration puts the key before it.
+        """
+        self.window.check(self.steps)
+        if self.prune:
+            self.prune.check(self.steps, group_size)
+        grid = path.grid(self.steps)
+        for k in self.window.steps(self.steps, 0, 0):
+            _, std = self.sampler(grid[k], grid[k + 1])
+            if not std > 0:
+                raise ValueError(f"the sampler adds no noise at step {k}, which the window trains: it has no likelihood")
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One trainable action: ``rows`` of the rollout went from ``x`` to ``x_next``, both stored as the model saw them."""
+
+    step: int
+    rows: Int[Tensor, " k"]
+    here: Point
+    there: Point
+    x: Float[Tensor, "k *latent"]
+    x_next: Float[Tensor, "k *latent"]
+    logp: Float[Tensor, " k"]
+    mean: Float[Tensor, "k *latent"]
+    std: float
+
+    def take(self, index: Tensor, rows: Tensor) -> "Transition":
+        """The actions ``index``, now belonging to ``rows``."""
+        parts = {name: getattr(self, name)[index] for name in ("x", "x_next", "logp", "mean")}
+        return dataclasses.replace(self, rows=rows, **parts)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Finished samples, flat, with the number of the prompt that each belongs to.
+
+    ``previews`` holds the scores that a funnel saw, by step, for the rows that survived; ``references`` marks rows that
+    began at their prompt's reference image.
+    """
+
+    prompts: Sequence[Prompt]
+    group: Int[Tensor, " b"]
+    cond: Condition
+    sampler: Sampler
+    transitions: tuple[Transition, ...]
+    x0: Float[Tensor, "b *latent"]
+    previews: dict[int, Float[Tensor, " b"]]
+    references: Bool[Tensor, " b"]
+    iteration: int
+    seed: int
+
+    def rows(self, index: Int[Tensor, " k"]) -> "Rollout":
+        """The rollout of some rows, renumbered 0..k-1 in the order of ``index``."""
+        place = torch.full((len(self.group),), -1)
+        place[index] = torch.arange(len(index))
+        return dataclasses.replace(
+            self,
+            group=self.group[index],
+            cond=self.cond.rows(index),
+            transitions=_renumber(self.transitions, place),
+            x0=self.x0[index],
+            previews={k: scores[index] for k, scores in self.previews.items()},
+            references=self.references[index],
+        )
+
+
+def _renumber(transitions: Sequence[Transition], place: Tensor) -> tuple[Transition, ...]:
+    """Transitions of the rows whose ``place`` is not -1, ordered by it."""
+    out = []
+    for transition in transitions:
+        rows = place[transition.rows]
+        kept = (rows >= 0).nonzero()[:, 0]
+        kept = kept[rows[kept].argsort()]
+        if len(kept):
+            out.append(transition.take(kept, rows[kept]))
+    return tuple(out)
+
+
+def act(
+    policy: Policy,
+    sampler: Sampler,
+    x: Float[Tensor, "k *latent"],
+    here: Point,
+    there: Point,
+    cond: Condition,
+    weights: Weights = "current",
+) -> tuple[Gaussian, Prediction]:
+    """Take one step, in fp32. Rollout and replay both call this, so that the ratio before an update is exactly 1."""
+    prediction = policy.predict(x.float(), here, cond, weights)
+    prediction = Prediction(prediction.x0.float(), prediction.eps.float())
+    return step(sampler, prediction, here, there), prediction
+
+
+def roll(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    group_size: int,
+    plan: Plan,
+    *,
+    iteration: int,
+    seed: int,
+    score: Callable[[Tensor, Sequence[Prompt]], Tensor] | None = None,
+    weights: Weights = "current",
+) -> Rollout:
+    """Sample ``group_size`` images of every prompt, recording the noisy steps.
+
+    With shared start noise a prompt is one row until the first noisy step, where it forks into its group. A funnel asks
+    ``score`` about the clean images predicted at its checkpoints, from the prediction that the survivors' next step
+    uses anyway.
+    """
+    grid = policy.path.grid(plan.steps)
+    noisy = plan.window.steps(plan.steps, iteration, seed)
+    fork = noisy.start if len(noisy) else plan.steps
+    group = torch.arange(len(prompts)).repeat_interleave(group_size)
+    owner = torch.arange(len(prompts)) if plan.start.shared else group
+    live = torch.arange(len(owner))
+    with torch.no_grad():
+        cond = policy.encode(prompts)
+        x, entry = plan.start.begin(policy, prompts, owner, grid, (seed, iteration))
+        begun, transitions, previews = entry > 0, [], {}
+        for k, (here, there) in enumerate(pairwise(grid)):
+            if plan.start.shared and k == fork:
+                x, entry, begun, owner, live = x[group], entry[group], begun[group], group, torch.arange(len(group))
+            going = (entry <= k).nonzero()[:, 0]
+            sampler = plan.sampler if k in noisy else plan.outside
+            gaussian, prediction = act(policy, sampler, x[going], here, there, cond.rows(owner[going]))
+            pruned = plan.prune and plan.prune.survivors(
+                k, owner, lambda p=prediction.x0, o=owner: _previews(policy, p, o, prompts, score)
+            )
+            if pruned:
+                alive, scores = pruned
+                place = torch.full((len(group),), -1)
+                place[live[alive]] = live[alive]
+                transitions = list(_renumber(transitions, place))
+                x, entry, begun, owner, live = x[alive], entry[alive], begun[alive], owner[alive], live[alive]
+                going, gaussian = torch.arange(len(alive)), Gaussian(gaussian.mean[alive], gaussian.std)
+                previews = {at: old[alive] for at, old in previews.items()} | {k: scores[alive]}
+            if k in noisy:
+                x_next = gaussian.sample(policy.noise((seed, iteration, k), live[going]))
+                logp = gaussian.log_prob(x_next)
+                transitions.append(
+                    Transition(k, live[going], here, there, x[going], x_next, logp, gaussian.mean, gaussian.std)
+                )
+            else:
+                x_next = gaussian.mean
+            x = x.index_copy(0, going.to(x.device), x_next)
+        if plan.start.shared and fork == plan.steps:
+            x, begun, owner, live = x[group], begun[group], group, torch.arange(len(group))
+        place = torch.full((len(group),), -1)
+        place[live] = torch.arange(len(live))
+        done = _renumber(transitions, place)
+        return Rollout(prompts, owner, cond.rows(owner), plan.sampler, done, x, previews, begun, iteration, seed)
+
+
+def _previews(
+    policy: Policy,
+    x0: Tensor,
+    owner: Tensor,
+    prompts: Sequence[Prompt],
+    score: Callable[[Tensor, Sequence[Prompt]], Tensor] | None,
+) -> Tensor:
+    if score is None:
+        raise ValueError("plan.prune: a funnel needs something to score its previews with")
+    return score(policy.decode(x0), [prompts[i] for i in owner.tolist()])

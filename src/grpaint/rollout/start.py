@@ -1,0 +1,95 @@
+"""Where samples begin: noise of their own, noise shared within a group, or a noised reference image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from grpaint.core.path import Point
+from grpaint.core.policy import Policy, Prompt
+from grpaint.core.rng import permutation
+
+
+class Begin(NamedTuple):
+    """Latents ``[n, *latent]`` and the step at which each row enters; n is p while groups are still one row each."""
+
+    x: Tensor
+    entry: Tensor
+
+
+class Start(Protocol):
+    """Gives the rows their first latents."""
+
+    shared: bool
+
+    def begin(
+        self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
+    ) -> Begin:
+        """``key`` is (seed, iteration); ``group`` names the prompt of every row to be begun."""
+
+
+def _noise(policy: Policy, rows: int, key: tuple[int, int]) -> Tensor:
+    return policy.noise((*key, "start"), range(rows))
+
+
+@dataclass(frozen=True)
+class Independent:
+    """Every sample has its own start noise (Flow-GRPO, Pro-GRPO)."""
+
+    shared = False
+
+    def begin(
+        self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
+    ) -> Begin:
+        return Begin(_noise(policy, len(group), key), torch.zeros(len(group), dtype=torch.long))
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One start noise a prompt (DanceGRPO, MixGRPO): what differs within a group is due to the noisy steps alone.
+
+    Until the first of them, :func:`roll` carries one row a prompt.
+    """
+
+    shared = True
+
+    def begin(
+        self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
+    ) -> Begin:
+        return Begin(_noise(policy, len(prompts), key), torch.zeros(len(prompts), dtype=torch.long))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A ``share`` of the groups begins at its prompt's reference image, noised to ``strength``; the rest at noise.
+
+    Such rows enter at the first grid point whose noise level sigma / (alpha + sigma) is at or below ``strength``.
+    """
+
+    strength: float = 0.6
+    share: float = 0.5
+
+    shared = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("strength", self.strength), ("share", self.share)):
+            if not 0 < value <= 1:
+                raise ValueError(f"{name} must lie in (0, 1], got {value}")
+
+    def begin(
+        self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
+    ) -> Begin:
+        eps = _noise(policy, len(group), key)
+        chosen = permutation((*key, "reference"), len(prompts))[: round(self.share * len(prompts))]
+        enter = next(k for k, (_, alpha, sigma) in enumerate(grid) if sigma / (alpha + sigma) <= self.strength)
+        place, x = grid[enter], eps
+        entry = torch.where(torch.isin(group, chosen), enter, 0)
+        for number in chosen.tolist():
+            picture = prompts[number].reference
+            if picture is None:
+                raise ValueError(f'plan.start = "reference": the prompt "{prompts[number].text}" has no reference image')
+            rows = group == number
+            x[rows] = place.alpha * policy.encode_images(picture[None]) + place.sigma * eps[rows]
+        return Begin(x, entry)

@@ -1,0 +1,147 @@
+"""TOML tables to the frozen dataclasses that they describe, and back. The dataclass is its own configuration."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from grpaint.core.errors import ConfigError
+from grpaint.core.policy import Reward
+from grpaint.core.step import Sampler
+from grpaint.learn.advantage import Advantage
+from grpaint.learn.objective import Objective
+from grpaint.learn.penalty import Penalty
+from grpaint.learn.surrogate import Surrogate
+from grpaint.rollout.start import Start
+from grpaint.rollout.window import Window
+from grpaint.run import catalog
+from grpaint.run.pieces import Data, Logger, ModelSpec, Optimizer, WeightedReward
+
+Plain = dict[str, Any]
+
+GROUPS: dict[object, str] = {
+    Advantage: "advantages",
+    Data: "data",
+    Logger: "loggers",
+    ModelSpec: "models",
+    Objective: "objectives",
+    Optimizer: "optimizers",
+    Penalty: "penalties",
+    Reward: "rewards",
+    Sampler: "samplers",
+    Start: "starts",
+    Surrogate: "surrogates",
+    Window: "windows",
+}
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def build(hint: Any, value: Any, key: str) -> tuple[Any, Any]:
+    """``value`` as ``hint`` asks, and the same written out in full (defaults filled in) for run.toml.
+
+    Raises:
+        ConfigError: naming the key, the value, the reason and the way out.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return (None, None) if value in (None, "none") else build(_not_none(args), value, key)
+    if origin is Literal:
+        return _one_of(args, value, key), value
+    if origin is tuple:
+        items = [build(args[0], item, f"{key}[{n}]") for n, item in enumerate(_sized(value, key))]
+        return tuple(made for made, _ in items), [plain for _, plain in items]
+    if origin is dict:
+        made = {name: build(args[1], item, f"{key}.{name}") for name, item in _table(value, key).items()}
+        return {name: obj for name, (obj, _) in made.items()}, {name: plain for name, (_, plain) in made.items()}
+    if hint in GROUPS:
+        return _piece(GROUPS[hint], value, key)
+    if hint is WeightedReward:
+        settings = _table(value, key)
+        weight = _scalar(float, settings.pop("weight", 1.0), f"{key}.weight")
+        reward, plain = _piece("rewards", settings, key)
+        return WeightedReward(reward, weight), plain | {"weight": weight}
+    if dataclasses.is_dataclass(hint):
+        return _dataclass(hint, _table(value, key), key)
+    return (_scalar(hint, value, key),) * 2
+
+
+def _not_none(args: tuple[Any, ...]) -> Any:
+    return next(arg for arg in args if arg is not types.NoneType)
+
+
+def _one_of(choices: tuple[Any, ...], value: Any, key: str) -> Any:
+    if value not in choices:
+        hint = catalog.did_you_mean(str(value), [str(choice) for choice in choices])
+        raise ConfigError(f'{key} = "{value}": not a choice.{hint} There are: {", ".join(map(str, choices))}.')
+    return value
+
+
+def _sized(value: Any, key: str) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{key} = {value!r}: must be a list, in brackets.")
+    return list(value)
+
+
+def _table(value: Any, key: str) -> Plain:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key} = {value!r}: must be a table of settings.")
+    return dict(value)
+
+
+def _scalar(hint: type, value: Any, key: str) -> Any:
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{key} = {value!r}: must be {_NAMES.get(hint, hint)}, not {_NAMES.get(type(value), 'that')}.")
+    return value
+
+
+def _piece(group: str, value: Any, key: str) -> tuple[Any, Any]:
+    settings = _table(value, key)
+    kind = settings.pop("kind", None)
+    if not isinstance(kind, str):
+        raise ConfigError(f"{key}.kind is missing. There are: {', '.join(sorted(catalog.CATALOG[group]))}.")
+    target = catalog.find(group, kind, key)
+    if not isinstance(target, type):  # a user's function is a piece without settings
+        if settings:
+            raise ConfigError(f'{key}.{next(iter(settings))}: "{kind}" is a function and takes no settings.')
+        return target, {"kind": kind}
+    made, plain = _dataclass(target, settings, key)
+    return made, {"kind": kind, **plain}
+
+
+def _dataclass(cls: type, settings: Plain, key: str) -> tuple[Any, Plain]:
+    hints = typing.get_type_hints(cls)
+    known = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    where = f"{key}." if key else ""
+    for name in settings.keys() - known.keys():
+        names = sorted(known)
+        raise ConfigError(
+            f"{where}{name}: no such setting.{catalog.did_you_mean(name, names)} There are: {', '.join(names) or 'none'}."
+        )
+    made, plain = {}, {}
+    for name, field in known.items():
+        if name in settings:
+            made[name], plain[name] = build(hints[name], settings[name], where + name)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}{name} is missing.")
+    try:
+        piece = cls(**made)
+    except ValueError as error:
+        raise ConfigError(f"{where}{error}") from error
+    for name in known.keys() - made.keys():
+        plain[name] = dump(getattr(piece, name))
+    return piece, {name: plain[name] for name in known if plain[name] is not None}
+
+
+def dump(value: Any) -> Any:
+    """A piece of ours as the plain values that make it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        named = catalog.kind_of(type(value))
+        fields = {f.name: dump(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        kind = {"kind": named[1]} if named else {}
+        return kind | {name: plain for name, plain in fields.items() if plain is not None}
+    if isinstance(value, Mapping):
+        return {name: dump(item) for name, item in value.items()}
+    return [dump(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,124 @@
+"""The one registry: names to import paths. Nothing here is imported until it is asked for.
+
+A user's own piece needs no entry: ``kind = "my_module:MyReward"`` or ``kind = "path/to/file.py:my_reward"``.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from grpaint.core.errors import ConfigError
+
+CATALOG: dict[str, dict[str, str]] = {
+    "models": {
+        "scenes": "grpaint.backends.scenes:Scenes",
+        "gaussian": "grpaint.backends.gaussian:GaussianModel",
+        "diffusers": "grpaint.backends.diffusers:Diffusers",
+    },
+    "data": {"scenes": "grpaint.scenes.world:SceneData"},
+    "samplers": {
+        "cps": "grpaint.core.step:Cps",
+        "dance-sde": "grpaint.core.step:DanceSde",
+        "ddim": "grpaint.core.step:Ddim",
+        "flow-sde": "grpaint.core.step:FlowSde",
+        "ode": "grpaint.core.step:Ode",
+    },
+    "windows": {
+        "closed": "grpaint.rollout.window:Closed",
+        "prefix": "grpaint.rollout.window:Prefix",
+        "random": "grpaint.rollout.window:RandomWindow",
+        "whole": "grpaint.rollout.window:Whole",
+    },
+    "starts": {
+        "independent": "grpaint.rollout.start:Independent",
+        "reference": "grpaint.rollout.start:Reference",
+        "shared": "grpaint.rollout.start:Shared",
+    },
+    "rewards": {
+        "scenes-checker": "grpaint.rewards.scenes:SceneChecker",
+        "scenes-cleanliness": "grpaint.rewards.scenes:SceneCleanliness",
+    },
+    "advantages": {
+        "batch": "grpaint.learn.advantage:BatchNorm",
+        "group": "grpaint.learn.advantage:GroupNorm",
+        "history": "grpaint.learn.advantage:History",
+        "per-reward": "grpaint.learn.advantage:PerReward",
+    },
+    "surrogates": {
+        "ppo-clip": "grpaint.learn.surrogate:PpoClip",
+        "reinforce": "grpaint.learn.surrogate:Reinforce",
+    },
+    "penalties": {
+        "adaptive-kl": "grpaint.learn.penalty:AdaptiveKl",
+        "step-kl": "grpaint.learn.penalty:StepKl",
+        "velocity-mse": "grpaint.learn.penalty:VelocityMse",
+    },
+    "objectives": {
+        "denoising": "grpaint.learn.objective:Denoising",
+        "policy-gradient": "grpaint.learn.objective:PolicyGradient",
+    },
+    "optimizers": {
+        "adamw": "grpaint.run.optim:Adamw",
+        "muon": "grpaint.run.optim:MuonAdamw",
+    },
+    "loggers": {
+        "tensorboard": "grpaint.run.loggers:TensorBoard",
+        "trackio": "grpaint.run.loggers:Trackio",
+        "wandb": "grpaint.run.loggers:Wandb",
+    },
+}
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """ ``Did you mean "x"?`` with a leading space, or nothing."""
+    near = difflib.get_close_matches(word, known, 1)
+    return f' Did you mean "{near[0]}"?' if near else ""
+
+
+def find(group: str, kind: str, key: str) -> Any:
+    """The class or function that ``kind`` names in ``group``.
+
+    Raises:
+        ConfigError: where there is no such name, file or attribute.
+    """
+    known = CATALOG[group]
+    if ":" not in kind and kind not in known:
+        names = sorted(known)
+        raise ConfigError(
+            f'{key}.kind = "{kind}": no such {group.removesuffix("s")}.{did_you_mean(kind, names)} '
+            f"There are: {', '.join(names)}; or your own, as module:Name or file.py:name."
+        )
+    target = known.get(kind, kind)
+    place, _, name = target.rpartition(":")
+    try:
+        return getattr(_module(place), name)
+    except (ImportError, OSError, AttributeError, SyntaxError) as error:
+        raise ConfigError(f'{key}.kind = "{kind}": cannot be imported: {error}') from error
+
+
+def _module(place: str) -> ModuleType:
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    file = Path(place).resolve()
+    name = f"grpaint_user_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise ImportError(f"no file {place}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def kind_of(cls: type) -> tuple[str, str] | None:
+    """(group, name) of a class of ours; None for a foreign one."""
+    target = f"{cls.__module__}:{cls.__qualname__}"
+    for group, known in CATALOG.items():
+        for name, path in known.items():
+            if path == target:
+                return group, name
+    return None

@@ -1,0 +1,177 @@
+"""The run folder: settings, lines of numbers, pictures and checkpoints, written so that a kill loses nothing but time."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from grpaint.backends.files import WEIGHTS_FILE
+from grpaint.core.errors import CheckpointError, ConfigError, RunError
+from grpaint.run.config import read_toml
+
+LINES = ("metrics.jsonl", "evaluations.jsonl")
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write aside and rename, so that a reader sees the old file or the new one."""
+    aside = path.with_name(f".{path.name}.part")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _commit() -> str | None:
+    """The commit of a source checkout; None for an installed package."""
+    here = Path(__file__).resolve().parent
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or None
+
+
+class RunFolder:
+    """``runs/NAME``: run.toml, run.json, metrics.jsonl, evaluations.jsonl, samples/, checkpoints/NNNNNN/."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.samples, self.checkpoints = path / "samples", path / "checkpoints"
+
+    @classmethod
+    def create(cls, path: Path, settings: Mapping[str, Any]) -> "RunFolder":
+        """A new folder.
+
+        Raises:
+            ConfigError: where the name is taken.
+        """
+        if path.exists():
+            raise ConfigError(
+                f"{path} exists. Take another --name, or go on with it: --name {path.name} --resume."
+            )
+        folder = cls(path)
+        for part in (path, folder.samples, folder.checkpoints):
+            part.mkdir(parents=True)
+        _write_whole(path / "run.toml", tomli_w.dumps(dict(settings)))
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """An existing folder.
+
+        Raises:
+            ConfigError: where there is none.
+        """
+        if not (path / "run.toml").is_file():
+            raise ConfigError(f"{path}: no run to resume there (run.toml not found).")
+        return cls(path)
+
+    def settings(self) -> dict[str, Any]:
+        """What run.toml says."""
+        return read_toml(self.path / "run.toml")
+
+    def keep_settings(self, settings: Mapping[str, Any]) -> None:
+        """Replace run.toml (a longer ``train.iterations`` on resume)."""
+        _write_whole(self.path / "run.toml", tomli_w.dumps(dict(settings)))
+
+    def status(self, **changes: Any) -> None:
+        """Update run.json."""
+        known = self.facts()
+        if not known:
+            packages = ("grpaint", "torch", "numpy", "safetensors")
+            known = {
+                "command": ["grpaint", *sys.argv[1:]],
+                "versions": {name: importlib.metadata.version(name) for name in packages},
+                "commit": _commit(),
+                "start": _now(),
+            }
+        over = {"end": _now()} if changes.get("status") in ("finished", "interrupted", "failed") else {"end": None}
+        _write_whole(self.path / "run.json", json.dumps(known | over | changes, indent=2) + "\n")
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json says; empty before a run has begun."""
+        file = self.path / "run.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    def append(self, name: str, line: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl or evaluations.jsonl."""
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The whole lines of a file; a last one that a kill cut short is left out."""
+        file = self.path / name
+        if not file.is_file():
+            return []
+        raw = file.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in raw]
+
+    def cut(self, iteration: int) -> None:
+        """Forget lines past ``iteration`` (-1: all), as if the run had stopped there."""
+        for name in LINES:
+            kept = [line for line in self.lines(name) if line["iteration"] <= iteration]
+            _write_whole(self.path / name, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def latest(self) -> Path | None:
+        """The last whole checkpoint."""
+        whole = sorted(folder for folder in self.checkpoints.glob("[0-9]*") if folder.is_dir())
+        return whole[-1] if whole else None
+
+    def save(self, iteration: int, write: Callable[[Path], None]) -> Path:
+        """Write a checkpoint aside, then rename it into place.
+
+        Raises:
+            CheckpointError: where the disk refuses; earlier checkpoints stay.
+        """
+        final = self.checkpoints / f"{iteration:06d}"
+        aside = self.checkpoints / f".{final.name}.part"
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            write(aside)
+            shutil.rmtree(final, ignore_errors=True)
+            aside.rename(final)
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise CheckpointError(
+                f"{final}: could not be written ({error.strerror or error}). The last good checkpoint stays; free some "
+                "disk and go on with --resume."
+            ) from error
+        return final
+
+    def thin(self, keep: int, best: int | None) -> None:
+        """Remove all but the last ``keep`` checkpoints and the best one."""
+        whole = sorted(folder for folder in self.checkpoints.glob("[0-9]*") if folder.is_dir())
+        for folder in whole[:-keep]:
+            if int(folder.name) != best:
+                shutil.rmtree(folder)
+
+
+def find_checkpoint(name: str) -> Path:
+    """The weight file that RUN-or-CHECKPOINT means: a run folder's last, a checkpoint folder, or a .safetensors file.
+
+    Raises:
+        ConfigError: where there is nothing of the kind.
+        RunError: for a run without a checkpoint yet.
+    """
+    for path in (Path(name), Path("runs") / name):
+        if (path / "run.toml").is_file():
+            latest = RunFolder(path).latest()
+            if latest is None:
+                raise RunError(f"{path}: this run has saved no checkpoint yet.")
+            return latest / WEIGHTS_FILE
+        if path.is_dir():
+            return path / WEIGHTS_FILE
+        if path.is_file():
+            return path
+    raise ConfigError(f"{name}: neither a run folder, nor a checkpoint folder, nor a .safetensors file.")

@@ -1,0 +1,72 @@
+"""Optional loggers over the same numbers as metrics.jsonl; each needs its extra."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grpaint.core.errors import MissingExtra
+
+
+def numbers(line: Mapping[str, Any]) -> dict[str, float]:
+    """The plain numbers of a line."""
+    return {k: float(v) for k, v in line.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+
+
+@dataclass
+class TensorBoard:
+    """Event files in ``tensorboard/`` of the run folder."""
+
+    _writer: Any = field(default=None, init=False, repr=False)
+
+    def start(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingExtra("logger tensorboard", "tensorboard") from error
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, iteration: int, line: Mapping[str, Any]) -> None:
+        for name, value in numbers(line).items():
+            self._writer.add_scalar(name, value, iteration)
+        self._writer.flush()
+
+
+@dataclass
+class Wandb:
+    """Weights & Biases; ``mode = "offline"`` opens no socket."""
+
+    project: str = "grpaint"
+    mode: str = "online"
+    _run: Any = field(default=None, init=False, repr=False)
+
+    def start(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise MissingExtra("logger wandb", "wandb") from error
+        self._run = wandb.init(
+            project=self.project, name=folder.name, dir=str(folder), config=dict(settings), mode=self.mode
+        )
+
+    def write(self, iteration: int, line: Mapping[str, Any]) -> None:
+        self._run.log(numbers(line), step=iteration)
+
+
+@dataclass
+class Trackio:
+    """trackio, a local-first tracker with the same calls."""
+
+    project: str = "grpaint"
+    _module: Any = field(default=None, init=False, repr=False)
+
+    def start(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        try:
+            import trackio
+        except ImportError as error:
+            raise MissingExtra("logger trackio", "trackio") from error
+        trackio.init(project=self.project, name=folder.name, config=dict(settings))
+        self._module = trackio
+
+    def write(self, iteration: int, line: Mapping[str, Any]) -> None:
+        self._module.log(numbers(line), step=iteration)

@@ -1,0 +1,57 @@
+"""Optimizers and learning-rate schedules."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import math
+
+import torch
+from torch import nn
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class Adamw:
+    """AdamW. Gradients of policy objectives are small: ``eps`` far below them keeps updates alive."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def make(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> list[torch.optim.Optimizer]:
+        betas = (self.beta1, self.beta2)
+        return [
+            torch.optim.AdamW(
+                list(parameters), lr=learning_rate, betas=betas, eps=self.eps, weight_decay=self.weight_decay
+            )
+        ]
+
+
+@dataclass(frozen=True)
+class MuonAdamw:
+    """Muon for matrices and AdamW, at ``adamw`` times the learning rate, for the rest (Jordan et al. 2024)."""
+
+    momentum: float = 0.95
+    adamw: float = 0.5
+    beta2: float = 0.99
+
+    def make(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> list[torch.optim.Optimizer]:
+        every = list(parameters)
+        matrices = [p for p in every if p.ndim == 2 and min(p.shape) > 64]  # tables and places are not maps
+        rest = [p for p in every if not any(p is matrix for matrix in matrices)]
+        muon = torch.optim.Muon(
+            matrices, lr=learning_rate, momentum=self.momentum, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+        )
+        adamw = torch.optim.AdamW(rest, lr=self.adamw * learning_rate, betas=(0.9, self.beta2), weight_decay=0.0)
+        return [muon, adamw]
+
+
+def learning_rate_factor(schedule: Schedule, warmup: int, iteration: int, iterations: int) -> float:
+    """Share of the full learning rate at ``iteration`` (0-based): a linear warm-up, then the schedule down to 0."""
+    if iteration < warmup:
+        return (iteration + 1) / warmup
+    done = (iteration - warmup) / max(iterations - warmup, 1)
+    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[schedule]

@@ -1,0 +1,42 @@
+"""The progress bar of a run; plain lines where there is no terminal."""
+
+import time
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """Reward, held-out score and time left."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console, self.total = console, total
+        self.reward, self.score = "", ""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Bar(*columns, console=console, disable=not console.is_terminal)
+        self.task = self.bar.add_task("starting", total=total)
+        self.began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def log(self, text: str) -> None:
+        """A line above the bar."""
+        self.console.print(text, highlight=False)
+
+    def watch(self, iteration: int, line: dict[str, Any]) -> None:
+        """Take note of a line of metrics or of an evaluation."""
+        if "strict" in line:
+            self.score = f"held-out {100 * line['strict']:.1f}%"
+            if not self.console.is_terminal:
+                self.log(f"{iteration:6d}/{self.total}  {self.reward}  {self.score}  {time.monotonic() - self.began:.0f} s")
+        else:
+            rewards = [f"{name[7:]} {value:.3f}" for name, value in line.items() if name.startswith("reward/") and name.count("/") == 1]
+            self.reward = "  ".join(rewards) or f"loss {line.get('sft/denoising', float('nan')):.4f}"
+        self.bar.update(self.task, completed=iteration, description=f"{self.reward}  {self.score}".strip())

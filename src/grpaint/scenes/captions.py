@@ -1,0 +1,178 @@
+"""The captions of the embedded world: a small grammar, its parser, and a split that holds out compositions."""
+
+import difflib
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from grpaint.core.errors import ConfigError
+
+Kind = Literal["single", "size", "two", "count", "relation", "mixed"]
+
+SHAPES = ("circle", "square", "triangle", "cross")
+COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "white")
+SIZES = ("small", "large")
+RELATIONS = ("left of", "right of", "above", "below")
+COUNTS = ("a", "two", "three", "four")
+KINDS: tuple[Kind, ...] = ("single", "size", "two", "count", "relation", "mixed")
+HELD_OUT_KINDS: tuple[Kind, ...] = KINDS[1:]  # every single colour x shape occurs in training
+MOST_THINGS = 4
+LONGEST = 12  # tokens
+
+_PLURAL = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPES}
+_SINGULAR = {plural: shape for shape, plural in _PLURAL.items()}
+VOCABULARY = (
+    "",  # padding, and the whole of an empty caption
+    *("a", "an", "two", "three", "four", "and", "left", "right", "of", "above", "below"),
+    *SIZES,
+    *COLOURS,
+    *SHAPES,
+    *_PLURAL.values(),
+)
+_TOKEN = {word: number for number, word in enumerate(VOCABULARY)}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """``count`` equal objects; ``size`` is empty where the caption does not say."""
+
+    count: int
+    size: str
+    colour: str
+    shape: str
+
+    def __str__(self) -> str:
+        noun = self.shape if self.count == 1 else _PLURAL[self.shape]
+        words = [word for word in (self.size, self.colour, noun) if word]
+        article = COUNTS[self.count - 1]
+        if article == "a" and words[0][0] in "aeiou":
+            article = "an"
+        return " ".join([article, *words])
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a scene must show: one or two things, and how the first lies to the second."""
+
+    things: tuple[Thing, ...]
+    relation: str = ""
+
+    def __str__(self) -> str:
+        return f" {self.relation or 'and'} ".join(map(str, self.things))
+
+    @property
+    def kind(self) -> Kind:
+        """The task kind, read off the caption itself."""
+        first = self.things[0]
+        if len(self.things) == 1:
+            return "count" if first.count > 1 else "size" if first.size else "single"
+        if any(thing.count > 1 or thing.size for thing in self.things):
+            return "mixed"
+        return "relation" if self.relation else "two"
+
+    @property
+    def held_out(self) -> bool:
+        """True where the caption has a composition that training never shows.
+
+        These are an eighth of the unordered pairs of objects, of the colour-shape-relation triples of the first
+        object, and of the colour-shape-size and colour-shape-count triples.
+        """
+        return any(_eighth(part) for part in self._compositions())
+
+    def _compositions(self) -> Iterator[str]:
+        names = [f"{thing.colour} {thing.shape}" for thing in self.things]
+        if len(names) == 1:
+            first = self.things[0]
+            if first.size or first.count > 1:
+                yield f"{first.count} {first.size} {names[0]}"
+        else:
+            yield " + ".join(sorted(names))
+            if self.relation:
+                yield f"{names[0]} {self.relation}"
+
+
+def _eighth(part: str) -> bool:
+    return hashlib.blake2b(part.encode(), digest_size=8).digest()[0] % 8 == 0
+
+
+def _thing(draw: random.Random, colours: Sequence[str], count: int = 1, size: str = "") -> Thing:
+    return Thing(count, size, draw.choice(colours), draw.choice(SHAPES))
+
+
+def _compose(kind: Kind, draw: random.Random) -> Caption:
+    if kind in ("single", "size", "count"):
+        count = draw.randint(2, MOST_THINGS) if kind == "count" else 1
+        return Caption((_thing(draw, COLOURS, count, draw.choice(SIZES) if kind == "size" else ""),))
+    colours = draw.sample(COLOURS, 2)  # two colours, so that binding them to the right shapes is the task
+    first, second = (_thing(draw, [colour]) for colour in colours)
+    if kind == "mixed":
+        if draw.random() < 0.5:
+            sizes = draw.sample(SIZES, 2)
+            first, second = (
+                Thing(1, size, thing.colour, thing.shape) for size, thing in zip(sizes, (first, second), strict=True)
+            )
+        else:
+            first = Thing(draw.randint(2, 3), "", first.colour, first.shape)
+    return Caption((first, second), "" if kind == "two" else draw.choice(RELATIONS))
+
+
+def draw_caption(kind: Kind, draw: random.Random, *, held_out: bool) -> Caption:
+    """A caption of this kind on the wanted side of the split."""
+    if held_out and kind == "single":
+        raise ValueError("no caption of kind single is held out: every colour x shape occurs in training")
+    while True:
+        caption = _compose(kind, draw)
+        if caption.held_out == held_out:
+            return caption
+
+
+def tokens(text: str) -> list[int]:
+    """Token numbers of a caption, padded with 0 to ``LONGEST``.
+
+    Raises:
+        ConfigError: at a word outside the vocabulary, or past ``LONGEST`` words.
+    """
+    words = text.lower().split()
+    for word in words:
+        if word not in _TOKEN:
+            near = difflib.get_close_matches(word, VOCABULARY, 1)
+            hint = f' Did you mean "{near[0]}"?' if near else ""
+            known = " ".join(VOCABULARY[1:])
+            raise ConfigError(f'prompt "{text}": the built-in model does not know "{word}".{hint} It knows: {known}.')
+    if len(words) > LONGEST:
+        raise ConfigError(f'prompt "{text}": {len(words)} words, the built-in model reads at most {LONGEST}.')
+    return [_TOKEN[word] for word in words] + [0] * (LONGEST - len(words))
+
+
+def _parse_thing(words: list[str]) -> Thing:
+    article, *rest = words
+    count = COUNTS.index("a" if article in ("an", "one") else article) + 1
+    size = rest.pop(0) if rest[0] in SIZES else ""
+    colour, noun = rest
+    shape = noun if count == 1 else _SINGULAR[noun]
+    if colour not in COLOURS or shape not in SHAPES:
+        raise ValueError(noun)
+    return Thing(count, size, colour, shape)
+
+
+def parse(text: str) -> Caption:
+    """Read a caption.
+
+    Raises:
+        ConfigError: where the sentence is not one of the grammar's.
+    """
+    line = f" {' '.join(text.lower().split())} "
+    relation = next((r for r in RELATIONS if f" {r} " in line), "")
+    parts = line.split(f" {relation or 'and'} ")
+    try:
+        caption = Caption(tuple(_parse_thing(part.split()) for part in parts), relation)
+    except (ValueError, KeyError, IndexError):
+        caption = None
+    if caption is None or len(caption.things) > 2 or sum(t.count for t in caption.things) > MOST_THINGS:
+        raise ConfigError(
+            f'prompt "{text}": not a caption that the checker can read. Say "a red circle", "three blue crosses" or '
+            '"a small red circle above a large green square"; at most 4 objects.'
+        )
+    return caption

@@ -1,0 +1,214 @@
+"""The two loops: supervised, and reinforcement learning. Neither knows which method it runs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpaint.backends.files import read_weights
+from grpaint.backends.runtime import Runtime, has_matrix_units
+from grpaint.backends.runtime import resolve as resolve_runtime
+from grpaint.core.errors import ConfigError, GrpaintError
+from grpaint.core.rng import permutation
+from grpaint.evaluate import best_guided, captioned, evaluate, sample
+from grpaint.learn.table import RewardTable
+from grpaint.rollout.rollout import Rollout, roll
+from grpaint.run.config import Recipe, SftRecipe, TrainRecipe, locate, override, read_toml, resolve
+from grpaint.run.folder import RunFolder, find_checkpoint
+from grpaint.run.loop import Loop, Stopped
+from grpaint.run.pieces import Model
+from grpaint.run.report import rows_of_pictures, save_picture
+
+Log = Callable[[str], None]
+
+
+def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Callable[[int, dict[str, Any]], None]]) -> None:
+    """Run a recipe in its folder, from its last checkpoint if it has one, to its end.
+
+    Raises:
+        GrpaintError: with the status set and the last checkpoint kept.
+        Stopped: after saving, when a signal asked for it.
+    """
+    try:
+        folder.status(status="running")
+        loop = open_loop(recipe, folder, log)
+        loop.watchers.extend(watchers)
+        if isinstance(recipe, SftRecipe):
+            sft(recipe, loop)
+        else:
+            train(recipe, loop)
+        _pictures(recipe, loop)
+        folder.status(status="finished", iterations=loop.done)
+    except Stopped as stop:
+        folder.status(status="interrupted", reason=str(stop))
+        raise
+    except KeyboardInterrupt:
+        folder.status(status="interrupted", reason="second signal")
+        raise
+    except GrpaintError as error:
+        folder.status(status="failed", reason=str(error))
+        raise
+
+
+def open_loop(recipe: Recipe, folder: RunFolder, log: Log) -> Loop:
+    """Load the weights, and take up the last checkpoint where there is one."""
+    runtime = resolve_runtime(recipe.device, recipe.precision)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    log(_machine(runtime))
+    policy = recipe.model.load(runtime)
+    for logger in recipe.loggers.values():
+        logger.start(folder.path, folder.settings())
+    pieces = {name: getattr(recipe, name, None) for name in ("advantage", "objective")}
+    pieces["penalty"] = getattr(recipe.objective, "penalty", None)
+    loop = Loop(recipe, policy, folder, lambda iteration: _judge(recipe, policy, iteration), pieces)
+    loop.watchers.extend(logger.write for logger in recipe.loggers.values())
+    folder.status(device=runtime.device, precision=runtime.precision, threads=torch.get_num_threads())
+    checkpoint = folder.latest()
+    if checkpoint:
+        loop.resume(checkpoint)
+        log(f"resumed from {checkpoint}")
+    else:
+        folder.cut(-1)
+    return loop
+
+
+def _machine(runtime: Runtime) -> str:
+    where = f"{runtime.device}, {runtime.precision}, {torch.get_num_threads()} threads"
+    if runtime.device == "cpu" and not has_matrix_units():
+        return f"{where}; this processor has no bf16 matrix units (AMX): expect 2 to 4 times the documented time"
+    return where
+
+
+def _judge(recipe: Recipe, policy: Model, iteration: int) -> dict[str, Any]:
+    line = evaluate(policy, recipe.data, recipe.evaluate)
+    if iteration == 0 and isinstance(recipe, TrainRecipe):
+        line["base_guided"] = best_guided(policy, recipe.data, recipe.evaluate)
+    return line
+
+
+def _pictures(recipe: Recipe, loop: Loop) -> None:
+    """The same held-out prompts and the same start noise, before and after."""
+    count = min(recipe.evaluate.pictures, recipe.evaluate.prompts)
+    if not count:
+        return
+    prompts = recipe.data.held_out(count, recipe.evaluate.seed)
+    settings = {"steps": recipe.evaluate.steps, "seed": recipe.evaluate.seed}
+    guidance, loop.policy.guidance = loop.policy.guidance, 1.0
+    before = sample(loop.policy, prompts, weights="reference", **settings)
+    after = sample(loop.policy, prompts, weights="average", **settings)
+    loop.policy.guidance = guidance
+    page = rows_of_pictures([("before", before), ("after", after)], [prompt.text for prompt in prompts])
+    save_picture(page, loop.folder.samples / "before-after.png")
+
+
+def sft(recipe: SftRecipe, loop: Loop) -> None:
+    """Stage one: the denoising loss on captioned images."""
+    for iteration in loop.iterations():
+        with loop.phase("update"):
+            images, prompts = recipe.data.batch(recipe.train.batch, iteration, recipe.train.seed)
+            batch = captioned(loop.policy, images, prompts, iteration=iteration, seed=recipe.train.seed)
+            measures = loop.update(recipe.objective(loop.policy, batch, torch.zeros(len(images))))
+        loop.record({f"sft/{name}": value for name, value in measures.items()})
+
+
+def train(recipe: TrainRecipe, loop: Loop) -> None:
+    """Stage two: roll out groups, score them, and move towards what scored above its group."""
+    settings, policy, rewards = recipe.train, loop.policy, recipe.reward_set()
+
+    def preview(images: Tensor, prompts: Any) -> Tensor:
+        return rewards.score(images, prompts).total()
+
+    for iteration in loop.iterations():
+        with loop.phase("rollout"):
+            prompts = recipe.data.prompts(settings.prompts, iteration, settings.seed)
+            key = {"iteration": iteration, "seed": settings.seed}
+            rollout = roll(policy, prompts, settings.group_size, recipe.plan, score=preview, **key)
+        with loop.phase("reward"), torch.no_grad():
+            images = policy.decode(rollout.x0)
+            table = rewards.score(images, [prompts[i] for i in rollout.group.tolist()], rollout.references)
+            advantage = recipe.advantage(table, rollout)
+        with loop.phase("update"):
+            for number, rows in enumerate(_parts(rollout, settings.updates)):
+                measures = loop.update(recipe.objective(policy, rollout.rows(rows), advantage[rows]))
+                if number == 0:  # later updates of a rollout are off-policy: their ratio is not an error
+                    first = {name: value for name, value in measures.items() if "ratio_error" in name}
+        loop.record({f"policy/{name}": value for name, value in (measures | first).items()})
+        loop.record(_summary(rollout, table, advantage))
+        _observe(recipe, measures)
+
+
+def _parts(rollout: Rollout, updates: int) -> Iterator[Tensor]:
+    """The rows of each update of a rollout, in a keyed order; all of them in theirs for one."""
+    count = len(rollout.group)
+    order = torch.arange(count)
+    if updates > 1:
+        order = permutation((rollout.seed, rollout.iteration, "updates"), count)
+    yield from (part.sort().values for part in order.tensor_split(updates))
+
+
+def _summary(rollout: Rollout, table: RewardTable, advantage: Tensor) -> dict[str, float]:
+    """The numbers of an iteration that rewards and advantages give."""
+    out: dict[str, float] = {}
+    for name, column in table.columns.items():
+        where = table.applies.get(name, torch.ones_like(rollout.group, dtype=torch.bool))
+        out[f"reward/{name}"] = column[where].mean().item()
+        out[f"reward/{name}/std"] = column[where].std(correction=0).item()
+    moving = advantage.reshape(len(advantage), -1).ne(0).any(1)
+    groups = rollout.group.unique()
+    flat = sum(not moving[rollout.group == number].any() for number in groups.tolist())
+    out["advantage/zero_spread_groups"] = int(flat)
+    out["advantage/abs_mean"] = advantage.abs().mean().item()
+    out["cost/reward_calls"] = len(rollout.group) * len(table.columns)
+    return out
+
+
+def _observe(recipe: TrainRecipe, measures: dict[str, float]) -> None:
+    penalty = getattr(recipe.objective, "penalty", None)
+    if hasattr(penalty, "observe") and "kl" in measures:
+        penalty.observe(measures["kl"])
+
+
+def check_resume(folder: RunFolder, given: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """The settings with which a run goes on: its own, save a larger ``train.iterations``.
+
+    ``given`` are the settings of run.toml, ``asked`` the same with this command's ``--set`` values.
+
+    Raises:
+        ConfigError: where a setting differs.
+    """
+    for key, old, new in _differences(given, asked):
+        if key == "train.iterations" and isinstance(new, int) and new > old:
+            continue
+        raise ConfigError(
+            f"{key} = {new!r}: the run {folder.path} has {old!r}; --resume repeats a run's settings (only a larger "
+            "train.iterations may differ). Start another run with another --name."
+        )
+    return asked
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield key, old, new
+
+
+def open_model(source: str, sets: Sequence[str] = ()) -> tuple[Model, Recipe]:
+    """The model of a run, checkpoint or weight file, and the recipe to judge it by.
+
+    Raises:
+        ConfigError, CheckpointError: where there is none, or it cannot be read.
+    """
+    file = find_checkpoint(source)
+    run = next((parent for parent in file.parents if (parent / "run.toml").is_file()), None)
+    if run:
+        table = read_toml(run / "run.toml")
+    else:
+        label = read_weights(file)[1].get("parametrisation", "velocity")
+        table = read_toml(locate("scenes-epsilon/sft" if label == "epsilon" else "scenes/sft"))
+    table["model"] = {k: v for k, v in table["model"].items() if k not in ("lora", "train_text")} | {"start": str(file)}
+    recipe, _ = resolve(override(table, sets), table.get("stage", "train"))
+    return recipe.model.load(resolve_runtime(recipe.device, recipe.precision)), recipe
