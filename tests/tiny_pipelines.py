@@ -1,13 +1,8 @@
 """Tiny diffusers pipelines with random weights: the offline stand-in for real ones."""
 
-import os
-
-os.environ["HF_HUB_OFFLINE"], os.environ["TQDM_DISABLE"] = "1", "1"
-
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -146,21 +141,16 @@ def ready(pipe: Any) -> Any:
     return pipe
 
 
-def save(pipe: Any, folder: Path) -> Path:
-    pipe.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Saved pipelines by name; nobody may write there."""
-    root = tmp_path_factory.mktemp("pipelines")
+def save_all(root: Path) -> dict[str, Path]:
+    """Folders of saved pipelines by name."""
     pipes = {
         "sd3": sd3(),
         "sd15": sd15(),
         "sd15-v": sd15(prediction_type="v_prediction", timestep_spacing="trailing", set_alpha_to_one=True),
     }
-    return {name: save(pipe, root / name) for name, pipe in pipes.items()}
+    for name, pipe in pipes.items():
+        pipe.save_pretrained(root / name)
+    return {name: root / name for name in pipes}
 
 
 def stock(folder: Path) -> Any:

@@ -108,9 +108,7 @@ def sample(
 
 
 @app.command()
-def evaluate(
-    source: Source, as_json: AsJson = False, sets: Sets = None
-) -> None:
+def evaluate(source: Source, as_json: AsJson = False, sets: Sets = None) -> None:
     """Judge a model on held-out prompts. --set takes evaluate.* keys."""
     from rich.console import Console
 
@@ -154,9 +152,11 @@ def list_(
     if what not in TOPICS:
         from grpaint.core.errors import ConfigError
 
-        raise ConfigError(f'list {what}: no such list. There are: {", ".join(TOPICS)}.')
+        raise ConfigError(f"list {what}: no such list. There are: {', '.join(TOPICS)}.")
     found = listing(what)
-    typer.echo(json.dumps(found) if as_json else "\n".join(f"{name:28}{about}".rstrip() for name, about in found.items()))
+    typer.echo(
+        json.dumps(found) if as_json else "\n".join(f"{name:28}{about}".rstrip() for name, about in found.items())
+    )
 
 
 def main() -> None:

@@ -21,13 +21,11 @@ from grpaint.run.pieces import Data, Model
 NORMAL_95 = 1.959964
 
 
-def sample(
-    policy: Model, prompts: Sequence[Prompt], *, steps: int, seed: int, weights: Weights = "average"
-) -> Tensor:
+def sample(policy: Model, prompts: Sequence[Prompt], *, steps: int, seed: int, weights: Weights = "average") -> Tensor:
     """One image ``[3, h, w]`` in [0, 1] for each prompt; image i depends on its prompt, the seed and i alone."""
-    plan = Plan(steps, Ode(), Closed(), None, Independent())
+    plan = Plan(steps, Ode(), Closed(), None, Independent(), weights=weights)
     with policy.meter.account("evaluation"):
-        done = roll(policy, prompts, 1, plan, iteration=0, seed=seed, weights=weights)
+        done = roll(policy, prompts, 1, plan, iteration=0, seed=seed)
         with torch.no_grad():
             return policy.decode(done.x0).float().cpu()
 
@@ -35,7 +33,9 @@ def sample(
 def interval(values: Tensor) -> list[float]:
     """95% interval of a mean (normal approximation over prompts)."""
     mean = values.double().mean().item()
-    half = NORMAL_95 * values.double().std(correction=1).item() / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    half = (
+        NORMAL_95 * values.double().std(correction=1).item() / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    )
     return [round(mean - half, 5), round(mean + half, 5)] if math.isfinite(half) else [mean, mean]
 
 
@@ -89,16 +89,15 @@ def _by_category(data: Data, prompts: Sequence[Prompt], measures: dict[str, Tens
     for row, prompt in enumerate(prompts):
         rows[data.category(prompt)].append(row)
     return {
-        kind: {"prompts": len(index)} | {name: values[index].double().mean().item() for name, values in measures.items()}
+        kind: {"prompts": len(index)}
+        | {name: values[index].double().mean().item() for name, values in measures.items()}
         for kind, index in sorted(rows.items())
     }
 
 
 def best_guided(policy: Model, data: Data, settings: Evaluation) -> dict[str, Any] | None:
     """The base at the best of ``settings.guided``: what guidance alone would give, the fair bar for training."""
-    tried = [
-        evaluate(policy, data, settings, weights="reference", guidance=guidance) for guidance in settings.guided
-    ]
+    tried = [evaluate(policy, data, settings, weights="reference", guidance=guidance) for guidance in settings.guided]
     if not tried:
         return None
     best = max(tried, key=lambda line: line["strict"])

@@ -12,6 +12,7 @@ from grpaint.backends.runtime import resolve as resolve_runtime
 from grpaint.core.errors import ConfigError, GrpaintError
 from grpaint.core.rng import permutation
 from grpaint.evaluate import best_guided, captioned, evaluate, sample
+from grpaint.learn.penalty import AdaptiveKl
 from grpaint.learn.table import RewardTable
 from grpaint.rollout.rollout import Rollout, roll
 from grpaint.run.config import Recipe, SftRecipe, TrainRecipe, locate, override, read_toml, resolve
@@ -29,6 +30,7 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Callable[[
     Raises:
         GrpaintError: with the status set and the last checkpoint kept.
         Stopped: after saving, when a signal asked for it.
+
     """
     try:
         folder.status(status="running")
@@ -94,10 +96,10 @@ def _pictures(recipe: Recipe, loop: Loop) -> None:
     if not count:
         return
     prompts = recipe.data.held_out(count, recipe.evaluate.seed)
-    settings = {"steps": recipe.evaluate.steps, "seed": recipe.evaluate.seed}
+    steps, seed = recipe.evaluate.steps, recipe.evaluate.seed
     guidance, loop.policy.guidance = loop.policy.guidance, 1.0
-    before = sample(loop.policy, prompts, weights="reference", **settings)
-    after = sample(loop.policy, prompts, weights="average", **settings)
+    before = sample(loop.policy, prompts, steps=steps, seed=seed, weights="reference")
+    after = sample(loop.policy, prompts, steps=steps, seed=seed, weights="average")
     loop.policy.guidance = guidance
     page = rows_of_pictures([("before", before), ("after", after)], [prompt.text for prompt in prompts])
     save_picture(page, loop.folder.samples / "before-after.png")
@@ -123,8 +125,15 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
     for iteration in loop.iterations():
         with loop.phase("rollout"):
             prompts = recipe.data.prompts(settings.prompts, iteration, settings.seed)
-            key = {"iteration": iteration, "seed": settings.seed}
-            rollout = roll(policy, prompts, settings.group_size, recipe.plan, score=preview, **key)
+            rollout = roll(
+                policy,
+                prompts,
+                settings.group_size,
+                recipe.plan,
+                iteration=iteration,
+                seed=settings.seed,
+                score=preview,
+            )
         with loop.phase("reward"), torch.no_grad():
             images = policy.decode(rollout.x0)
             table = rewards.score(images, [prompts[i] for i in rollout.group.tolist()], rollout.references)
@@ -166,7 +175,7 @@ def _summary(rollout: Rollout, table: RewardTable, advantage: Tensor) -> dict[st
 
 def _observe(recipe: TrainRecipe, measures: dict[str, float]) -> None:
     penalty = getattr(recipe.objective, "penalty", None)
-    if hasattr(penalty, "observe") and "kl" in measures:
+    if isinstance(penalty, AdaptiveKl) and "kl" in measures:
         penalty.observe(measures["kl"])
 
 
@@ -177,6 +186,7 @@ def check_resume(folder: RunFolder, given: dict[str, Any], asked: dict[str, Any]
 
     Raises:
         ConfigError: where a setting differs.
+
     """
     for key, old, new in _differences(given, asked):
         if key == "train.iterations" and isinstance(new, int) and new > old:
@@ -201,6 +211,7 @@ def open_model(source: str, sets: Sequence[str] = ()) -> tuple[Model, Recipe]:
 
     Raises:
         ConfigError, CheckpointError: where there is none, or it cannot be read.
+
     """
     file = find_checkpoint(source)
     run = next((parent for parent in file.parents if (parent / "run.toml").is_file()), None)

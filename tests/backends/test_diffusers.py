@@ -2,13 +2,12 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_pipelines import folders as folders  # the fixture
-from tiny_pipelines import stock
 from torch import Tensor
 
 from grpaint.backends.adapters import Lora
@@ -28,16 +27,26 @@ from grpaint.core import (
     Sampler,
     VpPath,
 )
+from grpaint.core import Path as NoisePath
 from grpaint.learn.objective import PolicyGradient
 from grpaint.rollout import Closed, Plan, Rollout, Whole, act, roll
-
-torch.set_num_threads(1)
+from tiny_pipelines import save_all, stock
 
 Folders = dict[str, Path]
 TEXTS = ["a red cat", "two blue dogs"]
 PROMPTS = [Prompt(text) for text in TEXTS]
 NOISY = [("sd3", FlowSde()), ("sd3", Cps()), ("sd15", Ddim())]
 CPU = Runtime()
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """Saved pipelines by name; nobody may write there."""
+    return save_all(tmp_path_factory.mktemp("pipelines"))
+
+
+def path_of(folder: Path | str) -> NoisePath:
+    return Diffusers(str(folder)).path
 
 
 def load(folder: Path, runtime: Runtime = CPU, **settings: object) -> DiffusersPolicy:
@@ -92,7 +101,7 @@ def test_ode_equals_the_stock_pipeline(folders: Folders, name: str, guidance: fl
     rollout = roll(policy, PROMPTS, 2, Plan(10, window=Closed()), iteration=0, seed=0)
     start = policy.noise((0, 0, "start"), range(4))
     theirs = sample(stock(folders[name]), start, guidance, 10)
-    assert relative(rollout.x0, theirs) < 5e-6  # measured: 3e-7 (sd3), 6e-7 (sd15)
+    assert relative(rollout.x0, theirs) < 5e-6  # measured: 4e-7 (sd3), 7e-7 (sd15)
     assert policy.meter.counts["training"] == 10 * 4 * (1 if guidance == 1 else 2)
 
 
@@ -106,11 +115,13 @@ def test_a_schedule_without_the_double_shift_is_told_apart(folders: Folders) -> 
 
 def test_guidance_and_captions_reach_the_network(folders: Folders) -> None:
     for name in ("sd3", "sd15"):
-        plain, guided = (predictions(load(folders[name], guidance=w)) for w in (1.0, 4.5))
-        policy = load(folders[name])
+        policy = load(folders[name], guidance=4.5)
+        guided, policy.guidance = predictions(policy), 1.0  # as an evaluation may
+        plain = predictions(policy)
         x, cond = policy.noise((7,), [0]).expand(2, -1, -1, -1), policy.encode(PROMPTS)
         first, second = policy.predict(x, policy.path.grid(4)[1], cond).eps
-        assert not torch.equal(plain, guided) and not torch.equal(first, second)
+        assert not torch.equal(plain, guided)
+        assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("name", ["sd3", "sd15"])
@@ -160,9 +171,11 @@ def test_bf16_computes_in_bf16_and_keeps_masters_and_latents_in_fp32(folders: Fo
         policy = load(folders[name], Runtime(precision="bf16"), lora=Lora(4), guidance=2.0)
         network = getattr(policy.pipe, policy.family.NETWORK)
         frozen = {p.dtype for p in network.parameters() if not p.requires_grad}
-        assert frozen == {torch.bfloat16} and {p.dtype for p in policy.parameters()} == {torch.float32}
+        assert frozen == {torch.bfloat16}
+        assert {p.dtype for p in policy.parameters()} == {torch.float32}
         rollout = explore(policy, sampler)
-        assert rollout.x0.dtype == torch.float32 and policy.decode(rollout.x0).dtype == torch.float32
+        assert rollout.x0.dtype == torch.float32
+        assert policy.decode(rollout.x0).dtype == torch.float32
         for transition in rollout.transitions:
             cond = rollout.cond.rows(transition.rows)
             gaussian, _ = act(policy, sampler, transition.x, transition.here, transition.there, cond)
@@ -190,7 +203,8 @@ def test_an_update_moves_every_adapter_tensor_and_nothing_else(
     adapters = {key for key in after if ".lora_" in key}
     # the last block of SD3 drops its text tokens, so their queries mean nothing
     idle = {key for key in adapters if name == "sd3" and "transformer_blocks.1.attn.add_q_proj" in key}
-    assert adapters and still == (after.keys() - adapters) | idle
+    assert adapters
+    assert still == (after.keys() - adapters) | idle
 
 
 @pytest.mark.parametrize(("name", "sampler"), NOISY[::2])
@@ -251,7 +265,7 @@ def test_training_goes_on_from_an_exported_adapter(folders: Folders, tmp_path: P
 
 def test_an_adapter_that_diffusers_saved_keeps_its_strength(folders: Folders, tmp_path: Path) -> None:
     policy = trained(folders["sd15"], Ddim())
-    tensors, labels = policy.export("current")
+    tensors, _ = policy.export("current")
     halved = {key: t / 2 if ".lora_B." in key else t for key, t in tensors.items()}
     header = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 8})}
     write_weights(tmp_path / "foreign.safetensors", halved, header)
@@ -259,14 +273,14 @@ def test_an_adapter_that_diffusers_saved_keeps_its_strength(folders: Folders, tm
     torch.testing.assert_close(predictions(again), predictions(policy), rtol=1e-5, atol=1e-5)
 
 
-def test_a_whole_network_is_exported_in_half_precision_and_opens_again(folders: Folders, tmp_path: Path) -> None:
+def test_a_whole_network_is_exported_and_opens_again_under_an_adapter(folders: Folders, tmp_path: Path) -> None:
     policy = load(folders["sd15"])
     update(policy, Ddim(), torch.optim.Adam(policy.parameters(), lr=1e-3))
     tensors, labels = policy.export("current")
-    assert labels["family"] == "sd15" and {t.dtype for t in tensors.values()} == {torch.float16}
+    assert labels["family"] == "sd15"
     write_weights(tmp_path / "model.safetensors", tensors, labels)
     again = load(folders["sd15"], start=str(tmp_path), lora=Lora(4))
-    assert relative(predictions(again), predictions(policy)) < 1e-2
+    assert torch.equal(predictions(again), predictions(policy))
     assert torch.equal(predictions(again, "reference"), predictions(again))
 
 
@@ -278,7 +292,8 @@ def test_images_and_latents(folders: Folders, name: str) -> None:
     policy, pipe = load(folders[name], batch=2), stock(folders[name])
     latents = policy.noise((3,), range(3)) * 3
     images = policy.decode(latents)
-    assert images.shape == (3, 3, 16, 16) and images.dtype == torch.float32
+    assert images.shape == (3, 3, 16, 16)
+    assert images.dtype == torch.float32
     assert 0 <= images.min() < images.max() <= 1
     scaled = latents / pipe.vae.config.scaling_factor + (pipe.vae.config.shift_factor or 0)
     with torch.no_grad():
@@ -286,7 +301,8 @@ def test_images_and_latents(folders: Folders, name: str) -> None:
         mean = pipe.vae.encode(images * 2 - 1).latent_dist.mean
     torch.testing.assert_close(images, theirs)
     encoded = policy.encode_images(images)
-    assert encoded.shape == (3, *policy.spec.sample_shape) and not encoded.requires_grad
+    assert encoded.shape == (3, *policy.spec.sample_shape)
+    assert not encoded.requires_grad
     torch.testing.assert_close(encoded / pipe.vae.config.scaling_factor + (pipe.vae.config.shift_factor or 0), mean)
 
 
@@ -315,8 +331,8 @@ def bare(folders: Folders, tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_paths_are_read_without_weights(bare: Callable[..., Path]) -> None:
-    assert Diffusers(str(bare("sd3"))).path == FlowPath(shift=3.0, spacing="sd3")
-    assert Diffusers(str(bare("sd15"))).path == VpPath()
+    assert path_of(bare("sd3")) == FlowPath(shift=3.0, spacing="sd3")
+    assert path_of(bare("sd15")) == VpPath()
     sd2 = Diffusers(str(bare("sd15-v")))
     assert sd2.path == VpPath(spacing="trailing", final="one")
     assert (sd2.parametrisation, sd2.sample_shape) == ("v", (4, 8, 8))
@@ -324,7 +340,7 @@ def test_paths_are_read_without_weights(bare: Callable[..., Path]) -> None:
 
 def test_the_schedule_that_stable_diffusion_ships_is_read(bare: Callable[..., Path]) -> None:
     folder = bare("sd15", _class_name="PNDMScheduler", skip_prk_steps=True, timestep_spacing=..., prediction_type=...)
-    assert Diffusers(str(folder)).path == VpPath()
+    assert path_of(folder) == VpPath()
 
 
 REFUSED = [
@@ -345,14 +361,14 @@ REFUSED = [
 @pytest.mark.parametrize(("name", "change"), REFUSED)
 def test_schedules_beyond_a_path_are_refused(bare: Callable[..., Path], name: str, change: dict[str, object]) -> None:
     ((key, value),) = change.items()
-    with pytest.raises(ConfigError, match=rf"scheduler_config.json: {key} = .*{json.dumps(value)}.*: .*\.") as refusal:
-        Diffusers(str(bare(name, **change))).path
+    with pytest.raises(ConfigError, match=rf"scheduler_config\.json: {key} = .*{json.dumps(value)}.*: .*\.") as refusal:
+        path_of(bare(name, **change))
     assert "\n" not in str(refusal.value)
 
 
 def test_a_schedule_that_leaves_out_clipping_clips(bare: Callable[..., Path]) -> None:
     with pytest.raises(ConfigError, match="clip_sample = true"):
-        Diffusers(str(bare("sd15", clip_sample=...))).path
+        path_of(bare("sd15", clip_sample=...))
 
 
 @pytest.mark.parametrize(
@@ -372,22 +388,22 @@ def test_settings_out_of_range_are_refused(settings: dict[str, object], name: st
 
 
 def test_folders_that_cannot_be_a_model_are_refused(bare: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match='model.folder = "stabilityai/sd3": no such folder'):
-        Diffusers("stabilityai/sd3").path
+    with pytest.raises(ConfigError, match=r'model\.folder = "stabilityai/sd3": no such folder'):
+        path_of("stabilityai/sd3")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="model_index.json: not found"):
-        Diffusers(str(tmp_path / "empty")).path
+    with pytest.raises(CheckpointError, match=r"model_index\.json: not found"):
+        path_of(tmp_path / "empty")
     folder = bare("sd3", "model_index.json", _class_name="MochiPipeline")
     with pytest.raises(ConfigError, match='no family reads a pipeline of class "MochiPipeline"'):
-        Diffusers(str(folder)).path
+        path_of(folder)
     (folder / "model_index.json").write_text("{")
-    with pytest.raises(CheckpointError, match="model_index.json: not a readable JSON file"):
-        Diffusers(str(folder)).path
+    with pytest.raises(CheckpointError, match=r"model_index\.json: not a readable JSON file"):
+        path_of(folder)
 
 
 def test_image_sizes_that_are_no_whole_number_of_patches_are_refused(bare: Callable[..., Path]) -> None:
-    with pytest.raises(ConfigError, match="model.width = 18: this model's images have sides divisible by 4"):
-        Diffusers(str(bare("sd3")), width=18).sample_shape
+    with pytest.raises(ConfigError, match=r"model\.width = 18: this model's images have sides divisible by 4"):
+        assert Diffusers(str(bare("sd3")), width=18).sample_shape
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut"])
@@ -407,7 +423,7 @@ def test_starts_that_do_not_fit_are_refused(folders: Folders, tmp_path: Path) ->
     tensors, labels = load(folders["sd15"], lora=Lora(4)).export("current")
     file = tmp_path / "adapter.safetensors"
     write_weights(file, tensors, labels)
-    with pytest.raises(CheckpointError, match="no model.lora is set"):
+    with pytest.raises(CheckpointError, match=r"no model\.lora is set"):
         load(folders["sd15"], start=str(file))
     with pytest.raises(CheckpointError, match="of another shape"):
         load(folders["sd15"], lora=Lora(8), start=str(file))
@@ -416,7 +432,18 @@ def test_starts_that_do_not_fit_are_refused(folders: Folders, tmp_path: Path) ->
 
 
 def test_without_diffusers_the_line_to_type_is_named(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
-    assert Diffusers(str(folders["sd15"])).path == VpPath()
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert path_of(folders["sd15"]) == VpPath()
     with pytest.raises(MissingExtra, match=r"pip install 'grpaint\[diffusers\]'"):
         load(folders["sd15"])
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora": Lora(4)}], ids=["whole", "lora"])
+def test_a_resumed_policy_answers_as_before(folders: Folders, settings: dict[str, object]) -> None:
+    policy, again = load(folders["sd15"], **settings), load(folders["sd15"], **settings)
+    update(policy, Ddim(), torch.optim.Adam(policy.parameters(), lr=0.01))
+    policy.blend("average", 0.5)
+    kept = {name: tensors for name, tensors in policy.weights.tensors().items() if name != "reference"}
+    again.weights.load(kept)
+    for weights in ("current", "average", "reference"):
+        assert torch.equal(predictions(again, weights), predictions(policy, weights))

@@ -31,7 +31,7 @@ def test_the_prediction_is_the_conditional_mean_of_a_joint_normal(path: Path) ->
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_no_other_affine_denoiser_errs_less_on_data(path: Path) -> None:
-    policy = model(path, sample_shape=(1, 64, 64))
+    policy = model(path, sample_shape=(1, 128, 128))
     cond = policy.encode(PROMPTS[:1])
     with torch.no_grad():
         mean, here = policy.net(cond.embedding), path.grid(10)[6]
@@ -39,7 +39,7 @@ def test_no_other_affine_denoiser_errs_less_on_data(path: Path) -> None:
         x = here.alpha * clean + here.sigma * policy.noise((2,), [0])
         guess = policy.predict(x, here, cond).x0
     error = (guess - clean).square().mean()
-    for factor in (0.9, 1.1):
+    for factor in (0.8, 1.2):
         assert (mean + factor * (guess - mean) - clean).square().mean() > error
         assert (guess + (factor - 1) - clean).square().mean() > error
 

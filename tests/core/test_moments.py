@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from grpaint.backends.gaussian import GaussianModel
+from grpaint.backends.gaussian import GaussianCondition, GaussianModel
 from grpaint.backends.runtime import Runtime
 from grpaint.core import Cps, DanceSde, Ddim, FlowPath, FlowSde, Ode, Path, Prompt, Sampler, VpPath, noise, step
 
@@ -22,13 +22,12 @@ def moments(path: Path, sampler: Sampler, steps: int) -> tuple[float, float]:
     """Mean and standard deviation of samples that began exactly on the path."""
     policy = GaussianModel(spread=SPREAD, path=path, sample_shape=(1, 1, 1)).load(Runtime())
     with torch.no_grad():
-        policy.net.weight.zero_()
+        policy.net.double().weight.zero_()
         policy.net.shift.fill_(MEAN)
-        policy.net.double()
-    cond, probe = policy.encode([Prompt("")] * 2), torch.tensor([0.0, 1.0], dtype=torch.float64).view(2, 1, 1, 1)
+    cond = GaussianCondition(policy.encode([Prompt("")] * 2).embedding.double())
+    probe = torch.tensor([0.0, 1.0], dtype=torch.float64).view(2, 1, 1, 1)
     grid = path.grid(steps)
     mean, variance = grid[0].alpha * MEAN, (grid[0].alpha * SPREAD) ** 2 + grid[0].sigma ** 2
-    cond.embedding.data = cond.embedding.double()
     with torch.no_grad():
         for here, there in pairwise(grid):
             gaussian = step(sampler, policy.predict(probe, here, cond), here, there)

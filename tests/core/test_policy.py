@@ -18,10 +18,15 @@ def test_a_forward_counts_one_and_its_backward_two_more() -> None:
 
 def test_accounts_are_kept_apart_and_closed_after_a_failure() -> None:
     meter = Meter()
-    with pytest.raises(KeyError), torch.no_grad(), meter.account("evaluation"):
-        meter.forward(3)
-        raise KeyError
+
+    def fail() -> None:
+        with meter.account("evaluation"):
+            meter.forward(3)
+            raise KeyError
+
     with torch.no_grad():
+        with pytest.raises(KeyError):
+            fail()
         meter.forward(4)
     assert meter.counts == {"evaluation": 3, "training": 4}
 

@@ -91,6 +91,7 @@ class Diffusers:
 
         Raises:
             ConfigError, CheckpointError: where the folder is missing or of no known family.
+
         """
         return find(self.family, self._folder)
 
@@ -100,6 +101,7 @@ class Diffusers:
 
         Raises:
             ConfigError, CheckpointError: where the settings are missing or beyond what a path can express.
+
         """
         return self.named_family[1].path(self._folder)
 
@@ -119,6 +121,7 @@ class Diffusers:
         Raises:
             MissingExtra: without diffusers and transformers, or peft for adapters.
             CheckpointError: where weights are missing, damaged, or of another architecture.
+
         """
         name, family = self.named_family
         pipe = _open(self._folder.path, name, family, DTYPES[runtime.precision], frozen=self.lora is not None)
@@ -177,7 +180,7 @@ def _file_name(family: Family, name: str) -> str:
 
 
 def _strength(metadata: Mapping[str, str], family: Family) -> float:
-    """alpha / rank of an adapter file: 1 unless its header, as diffusers writes it, says otherwise."""
+    """The alpha / rank of an adapter file: 1 unless its header, as diffusers writes it, says otherwise."""
     written = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     alpha, rank = (written.get(f"{family.NETWORK}.{key}", 1) for key in ("lora_alpha", "r"))
     return float(alpha / rank)
@@ -190,9 +193,9 @@ class DiffusersPolicy:
         self.spec, self.pipe, self.weights, self.runtime = spec, pipe, weights, runtime
         self.name, self.family = spec.named_family
         self.path, self.kind, self.meter = spec.path, spec.parametrisation, Meter()
-        self._shape = spec.sample_shape
+        self.guidance, self._shape = spec.guidance, spec.sample_shape
         self._dtype = next(getattr(pipe, self.family.NETWORK).parameters()).dtype
-        self._empty = self.encode([Prompt("")]) if spec.guidance != 1 else None
+        self._empty = self.encode([Prompt("")])
 
     def encode(self, prompts: Sequence[Prompt]) -> TextCondition:
         """Captions to embeddings of the frozen text encoders, ``batch`` at a time."""
@@ -224,10 +227,10 @@ class DiffusersPolicy:
 
     def _guided(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
         conditional = self._output(x, t, cond)
-        if self._empty is None:
+        if self.guidance == 1:
             return conditional
         free = self._output(x, t, tuple(part.expand(len(x), *part.shape[1:]) for part in self._empty.parts))
-        return free + self.spec.guidance * (conditional - free)
+        return free + self.guidance * (conditional - free)
 
     def predict(self, x: Tensor, here: Point, cond: TextCondition, weights: Weights = "current") -> Prediction:
         """See :class:`grpaint.core.policy.Policy`; rows beyond ``batch`` go in further calls."""
@@ -247,15 +250,15 @@ class DiffusersPolicy:
     def export(self, weights: Weights = "average") -> tuple[dict[str, Tensor], dict[str, str]]:
         """What a stock pipeline takes up, and the header that says what it is.
 
-        An adapter, for ``pipe.load_lora_weights``: fp32, alpha / rank folded into its second matrix, since programs
-        differ in where they look for alpha. Otherwise the whole network in half precision.
+        An adapter, for ``pipe.load_lora_weights``, with alpha / rank folded into its second matrix, since programs
+        differ in where they look for alpha; otherwise the whole network.
         """
         labels = {"model": "diffusers", "family": self.name, "format": "pt"}
         lora = self.spec.lora
         with self.weights.use(weights):
             if not lora:
                 network = getattr(self.pipe, self.family.NETWORK)
-                return {name: tensor.detach().half() for name, tensor in network.state_dict().items()}, labels
+                return {name: tensor.detach() for name, tensor in network.state_dict().items()}, labels
             if weights == "reference" and self.weights.adapters:
                 raise ValueError("the reference is the model without its adapter: there is nothing to export")
             scale = lora.alpha / lora.rank

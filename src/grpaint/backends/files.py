@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -24,11 +23,13 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises:
         CheckpointError: where it is missing, a git-lfs pointer, an HTML page, cut short, or no safetensors file.
+
     """
     file = find_weights(path)
     if not file.is_file():
         raise CheckpointError(f"{path}: no weights there ({file.name} not found).")
-    start = file.open("rb").read(256)
+    with file.open("rb") as opening:
+        start = opening.read(256)
     size = file.stat().st_size
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(
@@ -36,7 +37,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         )
     if start.lstrip()[:1] == b"<":
         raise CheckpointError(
-            f"{file}: an HTML page of {size} bytes, not weights. Download the file itself (on a hub: /resolve/, not /blob/)."
+            f"{file}: an HTML page of {size} bytes, not weights. Download the file itself (/resolve/, not /blob/)."
         )
     try:
         with safe_open(file, "pt") as opened:
@@ -58,6 +59,7 @@ def check_tensors(
 
     Raises:
         CheckpointError: names, shapes or header labels differ.
+
     """
     for key, value in labels.items():
         if metadata.get(key, value) != value:
@@ -77,6 +79,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
     Raises:
         OSError: where the disk refuses.
+
     """
     plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     with path.open("wb") as file:
@@ -97,5 +100,3 @@ def unflatten(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         group, _, name = key.partition("/")
         out.setdefault(group, {})[name] = tensor
     return out
-
-

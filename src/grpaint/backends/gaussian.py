@@ -61,7 +61,8 @@ class Mean(nn.Module):
         self.shift = nn.Parameter(torch.zeros(spec.sample_shape))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        return torch.tensordot(embedding, self.weight, 1) + self.shift
+        means: Tensor = torch.tensordot(embedding, self.weight, 1) + self.shift
+        return means
 
 
 @dataclass(frozen=True)

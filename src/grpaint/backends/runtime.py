@@ -37,6 +37,7 @@ def resolve(device: Device, precision: Precision) -> Runtime:
 
     Raises:
         ConfigError: where a device or precision is asked for that is not there.
+
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError('device = "cuda": no CUDA device is visible here. Use device = "cpu", or "auto".')

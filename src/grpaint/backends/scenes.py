@@ -5,7 +5,7 @@ Image patches attend to themselves and to the caption. The network emits the cle
 velocity of a flow or to the epsilon of a variance-preserving path, and everything above reads it as such.
 """
 
-import math, os
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -26,7 +26,7 @@ from grpaint.core.rng import Key, noise
 from grpaint.scenes.captions import LONGEST, VOCABULARY, tokens
 from grpaint.scenes.shapes import SIDE
 
-FLOOR = float(os.environ.get("FLOOR","0.05"))
+FLOOR = 0.05  # of sigma, where a velocity or epsilon divides by it
 SHIPPED = FilePath(__file__).parent.parent / "recipes"
 START = {"velocity": SHIPPED / "scenes/base.safetensors", "epsilon": SHIPPED / "scenes-epsilon/base.safetensors"}
 
@@ -119,19 +119,18 @@ class SceneNet(nn.Module):
         grid = SIDE // size.patch
         values = 3 * size.patch**2
         self.words = nn.Embedding(len(VOCABULARY), size.text_width)
-        self.word_places = nn.Parameter(torch.randn(LONGEST, size.text_width) * 0.02)
+        self.word_places = nn.Parameter(torch.randn(LONGEST, size.text_width) * 0.25)
         self.text = nn.Sequential(*(TextBlock(size.text_width) for _ in range(size.text_layers)))
         self.text.append(nn.LayerNorm(size.text_width))
-        self.places = nn.Parameter(torch.randn(grid * grid, size.width) * 0.02)
+        self.places = nn.Parameter(torch.randn(grid * grid, size.width) * 0.5)
         self.enter, self.leave = nn.Linear(values, size.width), nn.Linear(size.width, values)
-        self.level = nn.Sequential(
-            nn.Linear(256, size.width), nn.SiLU(), nn.Linear(size.width, 6 * size.width), nn.Unflatten(1, (6, -1))
-        )
+        self.level = nn.Sequential(nn.Linear(256, size.width), nn.SiLU())
+        self.modulate = nn.Linear(size.width, 6 * size.width)
         self.blocks = nn.ModuleList(ImageBlock(size) for _ in range(size.layers))
-        for layer in (self.leave, self.level[2]):
+        for layer in (self.leave, self.modulate):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.words.weight, std=0.1)
+        nn.init.normal_(self.words.weight, std=0.5)
 
     def read(self, numbers: Tensor) -> Tensor:
         """Caption states ``[b, 12, text_width]`` of token numbers."""
@@ -140,7 +139,7 @@ class SceneNet(nn.Module):
     def forward(self, x: Tensor, level: Tensor, text: Tensor) -> Tensor:
         patch = self.size.patch
         h = self.enter(F.pixel_unshuffle(x, patch).flatten(2).mT) + self.places
-        modulation = self.level(_sinusoid(level, 256))
+        modulation = self.modulate(self.level(_sinusoid(level, 256))).unflatten(1, (6, -1))
         for block in self.blocks:
             h = block(h, text, modulation)
         out = self.leave(F.layer_norm(h, h.shape[-1:]))
@@ -201,6 +200,7 @@ class Scenes:
 
         Raises:
             CheckpointError: where they are missing, damaged, or of another architecture.
+
         """
         torch_state = torch.random.get_rng_state()
         try:  # module initialisation reads the global generator; leave it as it was

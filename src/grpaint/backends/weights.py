@@ -71,11 +71,15 @@ class WeightSets:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Every set that a checkpoint must hold, by name."""
-        return {"current": {name: p.detach() for name, p in self.trainable.items()}, **self.copies}
+        now = {name: parameter.detach() for name, parameter in self.trainable.items()}
+        return {"current": now} | {str(name): copies for name, copies in self.copies.items()}
 
     def load(self, sets: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take back what :meth:`tensors` gave."""
+        """Take back what :meth:`tensors` gave; a set that is not among it stays as it is."""
         for name, parameter in self.trainable.items():
             parameter.data.copy_(sets["current"][name])
         kept: Iterable[Weights] = ("average", "behaviour", "reference")
-        self.copies = {name: {k: t.clone() for k, t in sets[name].items()} for name in kept if name in sets}
+        for name in kept:
+            if name in sets:
+                where = {key: parameter.device for key, parameter in self.trainable.items()}
+                self.copies[name] = {key: t.to(where[key], copy=True) for key, t in sets[name].items()}

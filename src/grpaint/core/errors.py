@@ -1,12 +1,12 @@
 """Every error that grpaint raises on purpose.
 
-    GrpaintError                 one line for the terminal, never a traceback
-    |-- ConfigError              a setting or an argument is wrong           (exit code 2)
-    |   `-- MissingExtra         an optional package is not installed
-    |-- CheckpointError          a weight file cannot be read or written     (2 when reading, 1 while running)
-    `-- RunError                 a run that had started cannot go on         (exit code 1; resumable)
-        |-- RewardError          a reward raised, or returned what no reward may return
-        `-- MemoryExhausted      out of memory, with the phase and what to lower
+GrpaintError                 one line for the terminal, never a traceback
+|-- ConfigError              a setting or an argument is wrong           (exit code 2)
+|   `-- MissingExtra         an optional package is not installed
+|-- CheckpointError          a weight file cannot be read or written     (2 when reading, 1 while running)
+`-- RunError                 a run that had started cannot go on         (exit code 1; resumable)
+|-- RewardError          a reward raised, or returned what no reward may return
+`-- MemoryExhausted      out of memory, with the phase and what to lower
 """
 
 

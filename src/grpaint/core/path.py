@@ -7,7 +7,7 @@ this file reads ``alpha`` and ``sigma`` and never asks whether the model is a fl
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,9 +21,9 @@ class Point(NamedTuple):
     ``t`` is what the network is told (sigma for flows, the discrete timestep for diffusion models).
     """
 
-    t: float | Tensor
-    alpha: float | Tensor
-    sigma: float | Tensor
+    t: Any
+    alpha: Any
+    sigma: Any
 
 
 class Path(Protocol):
@@ -90,7 +90,7 @@ class VpPath:
     ``betas`` "scaled-linear" with 0.00085 -> 0.012 is Stable Diffusion's; its alpha ends at 0.068, so a start from
     pure noise is slightly off the path. "cosine" (Nichol & Dhariwal 2021, betas capped at 0.999) ends at 5e-5.
     ``spacing`` and ``offset`` are the diffusers settings of the same names ("leading" adds the offset).
-    ``final`` is the signal level of the last point: "first" is abar_0 (``set_alpha_to_one=False``), "one" is clean data.
+    ``final`` is the signal level of the last point: "first" is abar_0 (``set_alpha_to_one=False``), "one" clean data.
     """
 
     betas: Literal["scaled-linear", "linear", "cosine"] = "scaled-linear"
@@ -112,8 +112,8 @@ class VpPath:
             ends = self.first_beta ** (1 / power), self.last_beta ** (1 / power)
             betas = [(ends[0] + (ends[1] - ends[0]) * i / (n - 1)) ** power for i in range(n)]
         products, product = [], 1.0
-        for beta in betas:
-            product *= 1 - beta
+        for value in betas:
+            product *= 1 - value
             products.append(product)
         return tuple(products)
 
@@ -127,8 +127,8 @@ class VpPath:
             dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
             abar = self._table[t.detach().cpu().round().long()]
             return Point(t, abar.sqrt().to(t.device, dtype), (1 - abar).sqrt().to(t.device, dtype))
-        abar = self.abar[round(t)]
-        return Point(t, abar**0.5, (1 - abar) ** 0.5)
+        level = self.abar[round(t)]
+        return Point(t, level**0.5, (1 - level) ** 0.5)
 
     def times(self, uniform: Tensor) -> Tensor:
         return (uniform * TRAIN_STEPS).long().clamp(max=TRAIN_STEPS - 1)

@@ -36,6 +36,7 @@ class Gaussian(NamedTuple):
 
         Raises:
             ValueError: where ``std`` is 0, since a deterministic step has no density.
+
         """
         if not self.std > 0:
             raise ValueError("a deterministic step (std = 0) has no log-probability")
@@ -110,7 +111,7 @@ class Cps:
 
 
 def _euler_maruyama(g: float, here: Point, there: Point) -> tuple[float, float]:
-    """dx = [v + g^2/(2 sigma) * eps] dt + g dW on a flow; a step of length dt = sigma - sigma'."""
+    """Dx = [v + g^2/(2 sigma) * eps] dt + g dW on a flow; a step of length dt = sigma - sigma'."""
     if abs(here.alpha + here.sigma - 1) > 1e-6:
         raise ValueError("this sampler is for flows (alpha + sigma = 1); on a diffusion path use ddim or cps")
     std = g * (here.sigma - there.sigma) ** 0.5

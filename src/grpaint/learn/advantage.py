@@ -97,7 +97,7 @@ class PerReward:
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Relative to the whole batch (DDPO without a tracker); the baseline is not the group's, so groups may be of one."""
+    """Relative to the whole batch (DDPO without a tracker); groups may be of one."""
 
     eps: float = 1e-8
     clip: float = 5.0

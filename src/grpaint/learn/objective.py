@@ -95,7 +95,9 @@ class Denoising:
             loss = self.loss(policy, rollout.rows(index), policy.path.at(t), eps[index])
             yield Term(loss.sum() / count, {"denoising": loss.detach()})
 
-    def loss(self, policy: Policy, rollout: Rollout, here: Point, eps: Tensor, weights: Weights = "current") -> Float[Tensor, " b"]:
+    def loss(
+        self, policy: Policy, rollout: Rollout, here: Point, eps: Tensor, weights: Weights = "current"
+    ) -> Float[Tensor, " b"]:
         """The weighted squared error of each row noised to ``here`` with ``eps``."""
         x0 = rollout.x0
         seen = policy.predict(here.alpha * x0 + here.sigma * eps, here, rollout.cond, weights)

@@ -24,7 +24,7 @@ class Surrogate(Protocol):
 
 
 def log_ratio(gaussian: Gaussian, transition: Transition) -> Float[Tensor, " k"]:
-    """log pi_new(action) - log pi_old(action), per element: the D-th root of the true ratio."""
+    """Log pi_new(action) - log pi_old(action), per element: the D-th root of the true ratio."""
     return gaussian.log_prob(transition.x_next) - transition.logp
 
 
@@ -41,7 +41,7 @@ class PpoClip:
 
     def __post_init__(self) -> None:
         for name, value in (("low", self.low), ("high", self.high)):
-            if not 0 < value:
+            if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
 
     def __call__(

@@ -53,6 +53,7 @@ class RewardSet:
         Raises:
             RewardError: where one raises, or returns NaN, infinity or the wrong length; it names the reward and the
                 first prompts. Nothing is replaced by zero.
+
         """
         columns = {name: ask(name, reward, images, prompts) for name, reward in self.rewards.items()}
         applies = {}
@@ -61,9 +62,7 @@ class RewardSet:
         return RewardTable(columns, self.weights, applies)
 
 
-def ask(
-    name: str, reward: Reward, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]
-) -> Float[Tensor, " b"]:
+def ask(name: str, reward: Reward, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
     """One reward's scores, on the CPU in fp32, or the error that says what is wrong with them."""
     first = ", ".join(f'"{prompt.text}"' for prompt in prompts[:3])
     try:
@@ -74,8 +73,8 @@ def ask(
     scores = torch.as_tensor(answer, dtype=torch.float32).cpu()
     if scores.shape != (len(prompts),):
         raise RewardError(
-            f"reward {name} returned shape {tuple(scores.shape)} for {len(prompts)} images; it must return one score an "
-            f"image (first prompts: {first})"
+            f"reward {name} returned shape {tuple(scores.shape)} for {len(prompts)} images; one score an image is "
+            f"wanted (first prompts: {first})"
         )
     bad = (~scores.isfinite()).nonzero()[:, 0].tolist()
     if bad:

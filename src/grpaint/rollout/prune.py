@@ -1,6 +1,5 @@
 """Expand and prune (Pro-GRPO, arXiv 2512.15347): keep the members of a group whose scores vary the most."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ def optimal_variance(scores: Float[Tensor, " g"], keep: int) -> Int[Tensor, " ke
 
     Raises:
         ValueError: unless 2 <= keep <= g.
+
     """
     if not 2 <= keep <= len(scores):
         raise ValueError(f"keep must lie in 2..{len(scores)}, got {keep}")
@@ -51,10 +51,8 @@ class Funnel:
         if self.keep and self.keep[0] > group_size:
             raise ValueError(f"keep must not exceed the group size {group_size}, got {self.keep}")
 
-    def survivors(self, step: int, group: Int[Tensor, " b"], score: Callable[[], Tensor]) -> tuple[Tensor, Tensor] | None:
-        """Rows that go on after ``step`` steps and every row's preview score; None where nothing is pruned."""
-        if step not in self.at:
-            return None
-        keep, scores = self.keep[self.at.index(step)], score()
-        rows = [(group == number).nonzero()[:, 0] for number in group.unique().tolist()]
-        return torch.cat([members[optimal_variance(scores[members], keep)] for members in rows]), scores
+    def survivors(self, step: int, group: Int[Tensor, " b"], scores: Float[Tensor, " b"]) -> Int[Tensor, " kept"]:
+        """Rows that go on after ``step`` completed steps, group by group."""
+        keep = self.keep[self.at.index(step)]
+        members = [(group == number).nonzero()[:, 0] for number in group.unique().tolist()]
+        return torch.cat([rows[optimal_variance(scores[rows], keep)] for rows in members])

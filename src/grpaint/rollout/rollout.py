@@ -17,10 +17,12 @@ from grpaint.rollout.prune import Funnel
 from grpaint.rollout.start import Independent, Start
 from grpaint.rollout.window import Whole, Window
 
+Score = Callable[[Tensor, Sequence[Prompt]], Tensor]
+
 
 @dataclass(frozen=True)
 class Plan:
-    """How a rollout samples: ``sampler`` inside the window, ``outside`` (noise-free) elsewhere."""
+    """How a rollout samples: ``sampler`` in the window, ``outside`` (noise-free) elsewhere; and whose ``weights``."""
 
     steps: int = 10
     sampler: Sampler = field(default_factory=Ode)
@@ -28,12 +30,14 @@ class Plan:
     prune: Funnel | None = None
     start: Start = field(default_factory=Independent)
     outside: Sampler = field(default_factory=Ode)
+    weights: Weights = "current"
 
     def check(self, path: Path, group_size: int) -> None:
         """Refuse what cannot run, before any weight is opened.
 
         Raises:
             ValueError: with the reason; the configuration puts the key before it.
+
         """
         self.window.check(self.steps)
         if self.prune:
@@ -42,12 +46,14 @@ class Plan:
         for k in self.window.steps(self.steps, 0, 0):
             _, std = self.sampler(grid[k], grid[k + 1])
             if not std > 0:
-                raise ValueError(f"the sampler adds no noise at step {k}, which the window trains: it has no likelihood")
+                raise ValueError(
+                    f"the sampler adds no noise at step {k}, which the window trains: it has no likelihood"
+                )
 
 
 @dataclass(frozen=True)
 class Transition:
-    """One trainable action: ``rows`` of the rollout went from ``x`` to ``x_next``, both stored as the model saw them."""
+    """One trainable action: ``rows`` of the rollout went from ``x`` to ``x_next``, stored as the model saw them."""
 
     step: int
     rows: Int[Tensor, " k"]
@@ -86,8 +92,7 @@ class Rollout:
 
     def rows(self, index: Int[Tensor, " k"]) -> "Rollout":
         """The rollout of some rows, renumbered 0..k-1 in the order of ``index``."""
-        place = torch.full((len(self.group),), -1)
-        place[index] = torch.arange(len(index))
+        place = _places(index, torch.arange(len(index)), len(self.group))
         return dataclasses.replace(
             self,
             group=self.group[index],
@@ -126,6 +131,24 @@ def act(
     return step(sampler, prediction, here, there), prediction
 
 
+@dataclass(frozen=True)
+class _Walk:
+    """Rows on their way: where they are, the step at which each enters, whose prompt each is of, and its number."""
+
+    x: Tensor
+    entry: Tensor
+    begun: Tensor
+    owner: Tensor
+    number: Tensor
+
+    def take(self, index: Tensor) -> "_Walk":
+        return _Walk(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
+
+    def fork(self, group: Tensor) -> "_Walk":
+        """From one row a prompt to one a sample."""
+        return dataclasses.replace(self.take(group), owner=group, number=torch.arange(len(group)))
+
+
 def roll(
     policy: Policy,
     prompts: Sequence[Prompt],
@@ -134,8 +157,7 @@ def roll(
     *,
     iteration: int,
     seed: int,
-    score: Callable[[Tensor, Sequence[Prompt]], Tensor] | None = None,
-    weights: Weights = "current",
+    score: Score | None = None,
 ) -> Rollout:
     """Sample ``group_size`` images of every prompt, recording the noisy steps.
 
@@ -148,52 +170,48 @@ def roll(
     fork = noisy.start if len(noisy) else plan.steps
     group = torch.arange(len(prompts)).repeat_interleave(group_size)
     owner = torch.arange(len(prompts)) if plan.start.shared else group
-    live = torch.arange(len(owner))
+    transitions: list[Transition] = []
+    previews: dict[int, Tensor] = {}
     with torch.no_grad():
         cond = policy.encode(prompts)
         x, entry = plan.start.begin(policy, prompts, owner, grid, (seed, iteration))
-        begun, transitions, previews = entry > 0, [], {}
+        walk = _Walk(x, entry, entry > 0, owner, torch.arange(len(owner)))
         for k, (here, there) in enumerate(pairwise(grid)):
             if plan.start.shared and k == fork:
-                x, entry, begun, owner, live = x[group], entry[group], begun[group], group, torch.arange(len(group))
-            going = (entry <= k).nonzero()[:, 0]
+                walk = walk.fork(group)
+            going = (walk.entry <= k).nonzero()[:, 0]
             sampler = plan.sampler if k in noisy else plan.outside
-            gaussian, prediction = act(policy, sampler, x[going], here, there, cond.rows(owner[going]))
-            pruned = plan.prune and plan.prune.survivors(
-                k, owner, lambda p=prediction.x0, o=owner: _previews(policy, p, o, prompts, score)
-            )
-            if pruned:
-                alive, scores = pruned
-                place = torch.full((len(group),), -1)
-                place[live[alive]] = live[alive]
-                transitions = list(_renumber(transitions, place))
-                x, entry, begun, owner, live = x[alive], entry[alive], begun[alive], owner[alive], live[alive]
-                going, gaussian = torch.arange(len(alive)), Gaussian(gaussian.mean[alive], gaussian.std)
+            rows = cond.rows(walk.owner[going])
+            gaussian, prediction = act(policy, sampler, walk.x[going], here, there, rows, plan.weights)
+            if plan.prune and k in plan.prune.at:
+                scores = _previews(policy, prediction.x0, walk.owner, prompts, score)
+                alive = plan.prune.survivors(k, walk.owner, scores)
+                walk, gaussian = walk.take(alive), Gaussian(gaussian.mean[alive], gaussian.std)
+                going = torch.arange(len(alive))
+                transitions = list(_renumber(transitions, _places(walk.number, walk.number, len(group))))
                 previews = {at: old[alive] for at, old in previews.items()} | {k: scores[alive]}
+            numbers = walk.number[going]
+            x_next = gaussian.sample(policy.noise((seed, iteration, k), numbers)) if k in noisy else gaussian.mean
             if k in noisy:
-                x_next = gaussian.sample(policy.noise((seed, iteration, k), live[going]))
                 logp = gaussian.log_prob(x_next)
-                transitions.append(
-                    Transition(k, live[going], here, there, x[going], x_next, logp, gaussian.mean, gaussian.std)
-                )
-            else:
-                x_next = gaussian.mean
-            x = x.index_copy(0, going.to(x.device), x_next)
+                action = (walk.x[going], x_next, logp, gaussian.mean, gaussian.std)
+                transitions.append(Transition(k, numbers, here, there, *action))
+            walk = dataclasses.replace(walk, x=walk.x.index_copy(0, going.to(walk.x.device), x_next))
         if plan.start.shared and fork == plan.steps:
-            x, begun, owner, live = x[group], begun[group], group, torch.arange(len(group))
-        place = torch.full((len(group),), -1)
-        place[live] = torch.arange(len(live))
-        done = _renumber(transitions, place)
-        return Rollout(prompts, owner, cond.rows(owner), plan.sampler, done, x, previews, begun, iteration, seed)
+            walk = walk.fork(group)
+        done = _renumber(transitions, _places(walk.number, torch.arange(len(walk.number)), len(group)))
+        ends = cond.rows(walk.owner)
+    return Rollout(prompts, walk.owner, ends, plan.sampler, done, walk.x, previews, walk.begun, iteration, seed)
 
 
-def _previews(
-    policy: Policy,
-    x0: Tensor,
-    owner: Tensor,
-    prompts: Sequence[Prompt],
-    score: Callable[[Tensor, Sequence[Prompt]], Tensor] | None,
-) -> Tensor:
+def _places(numbers: Tensor, become: Tensor, total: int) -> Tensor:
+    """A table from old row numbers to new ones, -1 for rows that are gone."""
+    place = torch.full((total,), -1)
+    place[numbers] = become
+    return place
+
+
+def _previews(policy: Policy, x0: Tensor, owner: Tensor, prompts: Sequence[Prompt], score: Score | None) -> Tensor:
     if score is None:
         raise ValueError("plan.prune: a funnel needs something to score its previews with")
     return score(policy.decode(x0), [prompts[i] for i in owner.tolist()])

@@ -89,7 +89,9 @@ class Reference:
         for number in chosen.tolist():
             picture = prompts[number].reference
             if picture is None:
-                raise ValueError(f'plan.start = "reference": the prompt "{prompts[number].text}" has no reference image')
+                raise ValueError(
+                    f'plan.start = "reference": the prompt "{prompts[number].text}" has no reference image'
+                )
             rows = group == number
             x[rows] = place.alpha * policy.encode_images(picture[None]) + place.sigma * eps[rows]
         return Begin(x, entry)

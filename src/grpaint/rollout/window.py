@@ -61,7 +61,7 @@ class RandomWindow:
     def check(self, total: int) -> None:
         if self.size < 1 or not 0 <= self.low <= self.high or self.high + self.size > total:
             raise ValueError(
-                f"size {self.size} from low {self.low}..high {self.high} must fit in {total} steps: high + size <= steps"
+                f"size {self.size}, low {self.low}, high {self.high} must fit in {total} steps: high + size <= {total}"
             )
 
     def steps(self, total: int, iteration: int, seed: int) -> range:

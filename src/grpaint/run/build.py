@@ -37,11 +37,12 @@ GROUPS: dict[object, str] = {
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
-def build(hint: Any, value: Any, key: str) -> tuple[Any, Any]:
+def build(hint: Any, value: Any, key: str) -> tuple[Any, Any]:  # noqa: PLR0911 - one line a kind of hint
     """``value`` as ``hint`` asks, and the same written out in full (defaults filled in) for run.toml.
 
     Raises:
         ConfigError: naming the key, the value, the reason and the way out.
+
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
@@ -61,7 +62,7 @@ def build(hint: Any, value: Any, key: str) -> tuple[Any, Any]:
         weight = _scalar(float, settings.pop("weight", 1.0), f"{key}.weight")
         reward, plain = _piece("rewards", settings, key)
         return WeightedReward(reward, weight), plain | {"weight": weight}
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _dataclass(hint, _table(value, key), key)
     return (_scalar(hint, value, key),) * 2
 
@@ -93,7 +94,9 @@ def _scalar(hint: type, value: Any, key: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        raise ConfigError(f"{key} = {value!r}: must be {_NAMES.get(hint, hint)}, not {_NAMES.get(type(value), 'that')}.")
+        raise ConfigError(
+            f"{key} = {value!r}: must be {_NAMES.get(hint, hint)}, not {_NAMES.get(type(value), 'that')}."
+        )
     return value
 
 
@@ -118,7 +121,8 @@ def _dataclass(cls: type, settings: Plain, key: str) -> tuple[Any, Plain]:
     for name in settings.keys() - known.keys():
         names = sorted(known)
         raise ConfigError(
-            f"{where}{name}: no such setting.{catalog.did_you_mean(name, names)} There are: {', '.join(names) or 'none'}."
+            f"{where}{name}: no such setting.{catalog.did_you_mean(name, names)} "
+            f"There are: {', '.join(names) or 'none'}."
         )
     made, plain = {}, {}
     for name, field in known.items():

@@ -74,7 +74,7 @@ CATALOG: dict[str, dict[str, str]] = {
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """ ``Did you mean "x"?`` with a leading space, or nothing."""
+    """``Did you mean "x"?`` with a leading space, or nothing."""
     near = difflib.get_close_matches(word, known, 1)
     return f' Did you mean "{near[0]}"?' if near else ""
 
@@ -84,6 +84,7 @@ def find(group: str, kind: str, key: str) -> Any:
 
     Raises:
         ConfigError: where there is no such name, file or attribute.
+
     """
     known = CATALOG[group]
     if ":" not in kind and kind not in known:

@@ -159,7 +159,7 @@ class TrainRecipe(Common):
             raise ValueError("rewards must name at least one reward: [rewards.NAME] kind = ...")
         if self.advantage.needs_group and self.train.group_size < 2:
             raise ValueError(
-                f"train.group_size = {self.train.group_size}: advantages relative to the group need at least 2 images a "
+                f"train.group_size = {self.train.group_size}: advantages relative to the group need 2 or more images a "
                 'prompt; raise it, or use advantage = { kind = "batch" }'
             )
         _prefix("plan.window", self.plan.window.check, self.plan.steps)
@@ -195,6 +195,7 @@ def locate(name: str) -> Path:
 
     Raises:
         ConfigError: where there is none.
+
     """
     if name.endswith(".toml"):
         if Path(name).is_file():
@@ -205,7 +206,9 @@ def locate(name: str) -> Path:
     if full not in names():
         known = names()
         hint = did_you_mean(full, known) or did_you_mean(name, [k.partition("/")[2] for k in known])
-        raise ConfigError(f'recipe "{name}": no such recipe.{hint} There are: {", ".join(known)}; or a path to a .toml.')
+        raise ConfigError(
+            f'recipe "{name}": no such recipe.{hint} There are: {", ".join(known)}; or a path to a .toml.'
+        )
     return file
 
 
@@ -214,6 +217,7 @@ def read_toml(file: Path) -> Plain:
 
     Raises:
         ConfigError: where it is not TOML; the message has line and column.
+
     """
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
@@ -227,7 +231,9 @@ def parse_sets(sets: Sequence[str]) -> list[tuple[list[str], Any]]:
     for item in sets:
         key, equals, text = item.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f'--set {item}: write it as key.sub=value, for example --set train.seed=1 or device="cpu".')
+            raise ConfigError(
+                f'--set {item}: write it as key.sub=value, for example --set train.seed=1 or device="cpu".'
+            )
         try:
             value = tomllib.loads(f"v = {text}")["v"]
         except tomllib.TOMLDecodeError:
@@ -256,6 +262,7 @@ def resolve(table: Plain, stage: str) -> tuple[Recipe, Plain]:
 
     Raises:
         ConfigError: for anything that could not run.
+
     """
     given = table.get("stage", "train")
     if given != stage:

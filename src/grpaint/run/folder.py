@@ -1,4 +1,4 @@
-"""The run folder: settings, lines of numbers, pictures and checkpoints, written so that a kill loses nothing but time."""
+"""The run folder: settings, lines of numbers, pictures and checkpoints; a kill at any moment loses nothing but time."""
 
 import datetime
 import importlib.metadata
@@ -54,11 +54,10 @@ class RunFolder:
 
         Raises:
             ConfigError: where the name is taken.
+
         """
         if path.exists():
-            raise ConfigError(
-                f"{path} exists. Take another --name, or go on with it: --name {path.name} --resume."
-            )
+            raise ConfigError(f"{path} exists. Take another --name, or go on with it: --name {path.name} --resume.")
         folder = cls(path)
         for part in (path, folder.samples, folder.checkpoints):
             part.mkdir(parents=True)
@@ -71,6 +70,7 @@ class RunFolder:
 
         Raises:
             ConfigError: where there is none.
+
         """
         if not (path / "run.toml").is_file():
             raise ConfigError(f"{path}: no run to resume there (run.toml not found).")
@@ -95,7 +95,7 @@ class RunFolder:
                 "commit": _commit(),
                 "start": _now(),
             }
-        over = {"end": _now()} if changes.get("status") in ("finished", "interrupted", "failed") else {"end": None}
+        over = {"end": _now() if changes.get("status") in ("finished", "interrupted", "failed") else None}
         _write_whole(self.path / "run.json", json.dumps(known | over | changes, indent=2) + "\n")
 
     def facts(self) -> dict[str, Any]:
@@ -132,6 +132,7 @@ class RunFolder:
 
         Raises:
             CheckpointError: where the disk refuses; earlier checkpoints stay.
+
         """
         final = self.checkpoints / f"{iteration:06d}"
         aside = self.checkpoints / f".{final.name}.part"
@@ -163,6 +164,7 @@ def find_checkpoint(name: str) -> Path:
     Raises:
         ConfigError: where there is nothing of the kind.
         RunError: for a run without a checkpoint yet.
+
     """
     for path in (Path(name), Path("runs") / name):
         if (path / "run.toml").is_file():

@@ -31,7 +31,7 @@ LOWER = {
 }
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop, and saved
+class Stopped(Exception):
     """Raised after a checkpoint when a signal asked the run to stop."""
 
     def __init__(self, number: int) -> None:
@@ -92,7 +92,7 @@ class Loop:
     def _listening(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM finish the iteration, save and stop; a second one stops at once."""
 
-        def ask(number: int, frame: FrameType | None) -> None:
+        def ask(number: int, _frame: FrameType | None) -> None:
             if self._asked_to_stop:
                 raise KeyboardInterrupt
             self._asked_to_stop = number
@@ -146,8 +146,8 @@ class Loop:
         for optimizer in self.optimizers:
             optimizer.step()
         with torch.no_grad():
-            moved = torch._foreach_norm(torch._foreach_sub(before, self.parameters))
-            means["update_to_weight"] = (_norm(moved) / _norm(torch._foreach_norm(before)).clamp(min=1e-12)).item()
+            moved = [(now - then).norm() for now, then in zip(self.parameters, before, strict=True)]
+            means["update_to_weight"] = (_norm(moved) / _norm([then.norm() for then in before]).clamp(min=1e-12)).item()
         self.policy.blend("average", self.recipe.train.ema)
         return means
 

@@ -1,10 +1,9 @@
 """Optimizers and learning-rate schedules."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
-
-import math
 
 import torch
 from torch import nn

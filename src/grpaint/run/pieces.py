@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from grpaint.backends.runtime import Runtime
+from grpaint.backends.weights import WeightSets
 from grpaint.core.path import Path
 from grpaint.core.policy import Policy, Prompt, Reward, Weights
-from grpaint.backends.weights import WeightSets
 
 
 class Model(Policy, Protocol):

@@ -35,8 +35,14 @@ class Progress:
         if "strict" in line:
             self.score = f"held-out {100 * line['strict']:.1f}%"
             if not self.console.is_terminal:
-                self.log(f"{iteration:6d}/{self.total}  {self.reward}  {self.score}  {time.monotonic() - self.began:.0f} s")
+                self.log(
+                    f"{iteration:6d}/{self.total}  {self.reward}  {self.score}  {time.monotonic() - self.began:.0f} s"
+                )
         else:
-            rewards = [f"{name[7:]} {value:.3f}" for name, value in line.items() if name.startswith("reward/") and name.count("/") == 1]
+            rewards = [
+                f"{name[7:]} {value:.3f}"
+                for name, value in line.items()
+                if name.startswith("reward/") and name.count("/") == 1
+            ]
             self.reward = "  ".join(rewards) or f"loss {line.get('sft/denoising', float('nan')):.4f}"
         self.bar.update(self.task, completed=iteration, description=f"{self.reward}  {self.score}".strip())

@@ -136,8 +136,10 @@ def _tables(captions: Sequence[Caption]) -> _Wanted:
             for _ in range(thing.count)
         ]
         rows.append(slots + [(0, 0, 0, -1)] * (MOST_THINGS - len(slots)))
-    columns = torch.tensor(rows).unbind(-1)
-    return _Wanted(*columns, torch.tensor([_DIRECTION[c.relation] for c in captions], dtype=torch.float))
+    shape, colour, size, owner = torch.tensor(rows).unbind(-1)
+    return _Wanted(
+        shape, colour, size, owner, torch.tensor([_DIRECTION[c.relation] for c in captions], dtype=torch.float)
+    )
 
 
 def _size_fits(size: Tensor, radius: Tensor, slack: float) -> Tensor:

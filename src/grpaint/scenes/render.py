@@ -114,6 +114,7 @@ def lay_out(captions: Sequence[Caption], key: Key) -> Layout:
 
     Raises:
         RuntimeError: where 100 x 32 draws place nothing (no caption of the grammar does this).
+
     """
     shape, colour, bounds, owner = _objects(captions)
     out = Layout(shape, colour, *(torch.zeros(shape.shape) for _ in range(3)))

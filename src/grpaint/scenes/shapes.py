@@ -42,7 +42,7 @@ REACH = torch.tensor(
 
 
 def pixel_centres(side: int = SIDE) -> tuple[Float[Tensor, "h w"], Float[Tensor, "h w"]]:
-    """x and y of every pixel's centre."""
+    """X and y of every pixel's centre."""
     line = torch.arange(side) + 0.5
     y, x = torch.meshgrid(line, line, indexing="ij")
     return x, y

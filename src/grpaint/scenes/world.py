@@ -45,7 +45,9 @@ class SceneData:
         if not 0 <= self.caption_dropout < 1:
             raise ValueError(f"caption_dropout must lie in [0, 1), got {self.caption_dropout}")
 
-    def _captions(self, count: int, key: tuple[int | str, ...], kinds: Sequence[Kind], *, held_out: bool) -> list[Caption]:
+    def _captions(
+        self, count: int, key: tuple[int | str, ...], kinds: Sequence[Kind], *, held_out: bool
+    ) -> list[Caption]:
         first = int(uniform((*key, "kind"), 1).item() * len(kinds))
         return [
             draw_caption(kinds[(first + i) % len(kinds)], draw_of(*key, i), held_out=held_out) for i in range(count)
@@ -84,5 +86,3 @@ class SceneData:
     def category(self, prompt: Prompt) -> str:
         """The task kind under which a prompt is reported."""
         return caption_of(prompt).kind
-
-

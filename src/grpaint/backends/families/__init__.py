@@ -62,6 +62,7 @@ class Folder:
         Raises:
             ConfigError: where the folder is not there.
             CheckpointError: where the file is missing or damaged.
+
         """
         if not self.path.is_dir():
             raise ConfigError(
@@ -86,6 +87,7 @@ class Folder:
 
         Raises:
             ConfigError: where the class is not in ``known``, or a setting's value not in ``allowed``.
+
         """
         file = "scheduler/scheduler_config.json"
         settings = self.settings(file)
@@ -110,6 +112,7 @@ def find(name: str, folder: Folder) -> tuple[str, Family]:
 
     Raises:
         ConfigError: where no family knows the pipeline.
+
     """
     if name == "auto":
         kind = folder.settings("model_index.json").get("_class_name")
@@ -127,6 +130,7 @@ def latent_sides(folder: Folder, height: int, width: int, own: int, patch: int =
 
     Raises:
         ConfigError: where a side is no whole number of latents and patches.
+
     """
     factor = 2 ** (len(folder.settings("vae/config.json")["block_out_channels"]) - 1)
     for key, pixels in (("height", height), ("width", width)):
@@ -137,12 +141,11 @@ def latent_sides(folder: Folder, height: int, width: int, own: int, patch: int =
 
 def vae_decode(vae: Any, latents: Tensor) -> Tensor:
     """Latents to images with an ``AutoencoderKL``."""
-    scaled: Tensor = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-    return cast(Tensor, vae.decode(scaled, return_dict=False)[0])
+    scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+    return vae.decode(scaled, return_dict=False)[0]
 
 
 def vae_encode(vae: Any, images: Tensor) -> Tensor:
     """Images to the mean of their latents with an ``AutoencoderKL``: no randomness."""
-    mean: Tensor = vae.encode(images).latent_dist.mode()
-    scaled: Tensor = (mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
-    return scaled
+    mean = vae.encode(images).latent_dist.mode()
+    return (mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor

@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x and 2.x: a variance-preserving diffusion whose U-Net reads one CLIP encoder."""
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -74,7 +74,7 @@ def encode(pipe: Any, texts: list[str]) -> tuple[Tensor, ...]:
 
 
 def call(pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
-    return cast(Tensor, pipe.unet(x, t, encoder_hidden_states=cond[0], return_dict=False)[0])
+    return pipe.unet(x, t, encoder_hidden_states=cond[0], return_dict=False)[0]
 
 
 def decode(pipe: Any, latents: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Stable Diffusion 3 and 3.5: a rectified flow whose transformer reads two CLIP encoders and T5."""
 
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
@@ -34,7 +34,7 @@ def path(folder: Folder) -> Path:
     return FlowPath(shift=float(settings.get("shift", 1.0)), spacing="sd3")
 
 
-def parametrisation(folder: Folder) -> Parametrisation:
+def parametrisation(folder: Folder) -> Parametrisation:  # noqa: ARG001  its scheduler knows but one
     return "velocity"
 
 
@@ -51,14 +51,13 @@ def encode(pipe: Any, texts: list[str]) -> tuple[Tensor, ...]:
 
 def call(pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
     embeddings, pooled = cond
-    output = pipe.transformer(
+    return pipe.transformer(
         hidden_states=x,
         timestep=t * 1000,
         encoder_hidden_states=embeddings,
         pooled_projections=pooled,
         return_dict=False,
-    )
-    return cast(Tensor, output[0])
+    )[0]
 
 
 def decode(pipe: Any, latents: Tensor) -> Tensor:
