@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported until a command needs it."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,7 +41,8 @@ def sft(recipe: RecipeName = None, sets: Sets = None, name: RunName = None, resu
 def _run(stage: str, recipe: str | None, sets: list[str], name: str | None, *, resume: bool) -> None:
     from rich.console import Console
 
-    from grpaint.run.config import DEFAULT, open_recipe, override, resolve
+    from grpaint.core.errors import CheckpointError, ConfigError
+    from grpaint.run.config import DEFAULT, locate, open_recipe, override, read_toml, resolve
     from grpaint.run.folder import RunFolder
     from grpaint.run.progress import Progress
     from grpaint.train import check_resume, start
@@ -49,20 +51,26 @@ def _run(stage: str, recipe: str | None, sets: list[str], name: str | None, *, r
     path = Path("runs") / (name or _short(recipe or DEFAULT[stage]))
     if resume:
         folder = RunFolder.open(path)
-        kept = folder.settings()
-        asked = resolve(override(kept, sets), stage)[1]
-        if recipe is not None:
-            asked = check_resume(folder, open_recipe(recipe, stage, sets)[1], asked)
-        loaded, settings = resolve(check_resume(folder, kept, asked), stage)
+        kept, before = folder.settings(), folder.facts().get("sets", [])
+        given = before + [item for item in sets if item not in before]
+        again = override(kept, sets) if recipe is None else override(read_toml(locate(recipe)), given)
+        loaded, settings = resolve(again, stage)
+        check_resume(folder, kept, settings)
         if settings == kept and folder.facts().get("status") == "finished":
             console.print(f"{path} has finished its {loaded.train.iterations} iterations; nothing to do.")
             return
         folder.keep_settings(settings)
+        folder.status(sets=given)
     else:
         loaded, settings = open_recipe(recipe, stage, sets)
-        folder = RunFolder.create(path, settings)
-    with Progress(console, loaded.train.iterations) as progress:
-        start(loaded, folder, progress.log, [progress.watch])
+        folder = RunFolder.create(path, settings, sets)
+    try:
+        with Progress(console, loaded.train.iterations) as progress:
+            start(loaded, folder, progress.log, [progress.watch])
+    except (ConfigError, CheckpointError):
+        if not resume and not folder.lines("evaluations.jsonl"):
+            folder.discard()
+        raise
     _show_end(console, folder)
 
 
@@ -102,7 +110,8 @@ def sample(
     policy.guidance = guidance
     images = draw(policy, [Prompt(text) for text in prompts], steps=steps, seed=seed)
     for number, (text, image) in enumerate(zip(prompts, images, strict=True)):
-        file = out / f"{number:02d}-{'-'.join(text.split())[:60]}.png"
+        words = "-".join(re.findall(r"\w+", text))
+        file = out / f"{number:02d}-{words[:60]}.png"
         save_picture(to_picture(image, 256), file)
         typer.echo(str(file))
 
@@ -176,7 +185,7 @@ def _explain(error: Exception) -> int | None:
     from grpaint.core.errors import CheckpointError, ConfigError, GrpaintError
 
     if isinstance(error, GrpaintError):
-        typer.echo(f"grpaint: {error}", err=True)
+        typer.echo(f"grpaint: {' '.join(str(error).splitlines())}", err=True)
         reading = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
         return 2 if reading or isinstance(error, ConfigError) else 1
     code = getattr(error, "exit_code", None)

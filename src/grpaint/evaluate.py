@@ -41,7 +41,7 @@ def interval(values: Tensor) -> list[float]:
 
 def natural_loss(path: Path) -> Denoising:
     """The denoising loss by which a model on this path is judged: velocity on flows, min-SNR epsilon on diffusion."""
-    return Denoising("epsilon", 5.0) if isinstance(path, VpPath) else Denoising("velocity")
+    return Denoising("epsilon", 5.0) if isinstance(path, VpPath) else Denoising(times="logit-normal")
 
 
 def denoising_loss(policy: Model, data: Data, settings: Evaluation, weights: Weights) -> float:

@@ -1,5 +1,6 @@
 """The two loops: supervised, and reinforcement learning. Neither knows which method it runs."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from grpaint.backends.files import read_weights
 from grpaint.backends.runtime import Runtime, has_matrix_units
 from grpaint.backends.runtime import resolve as resolve_runtime
-from grpaint.core.errors import ConfigError, GrpaintError
+from grpaint.core.errors import ConfigError, RunError
 from grpaint.core.rng import permutation
 from grpaint.evaluate import best_guided, captioned, evaluate, sample
 from grpaint.learn.penalty import AdaptiveKl
@@ -17,7 +18,7 @@ from grpaint.learn.table import RewardTable
 from grpaint.rollout.rollout import Rollout, roll
 from grpaint.run.config import Recipe, SftRecipe, TrainRecipe, locate, override, read_toml, resolve
 from grpaint.run.folder import RunFolder, find_checkpoint
-from grpaint.run.loop import Loop, Stopped
+from grpaint.run.loop import Listener, Loop, Stopped, memory
 from grpaint.run.pieces import Model
 from grpaint.run.report import rows_of_pictures, save_picture
 
@@ -33,38 +34,45 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Callable[[
 
     """
     try:
-        folder.status(status="running")
-        loop = open_loop(recipe, folder, log)
-        loop.watchers.extend(watchers)
-        if isinstance(recipe, SftRecipe):
-            sft(recipe, loop)
-        else:
-            train(recipe, loop)
-        _pictures(recipe, loop)
-        folder.status(status="finished", iterations=loop.done)
-    except Stopped as stop:
-        folder.status(status="interrupted", reason=str(stop))
-        raise
-    except KeyboardInterrupt:
-        folder.status(status="interrupted", reason="second signal")
-        raise
-    except GrpaintError as error:
-        folder.status(status="failed", reason=str(error))
+        with Listener() as listener:
+            folder.status(status="running")
+            loop = open_loop(recipe, folder, log, listener)
+            loop.watchers.extend(watchers)
+            if isinstance(recipe, SftRecipe):
+                sft(recipe, loop)
+            else:
+                train(recipe, loop)
+            _pictures(recipe, loop)
+            folder.status(status="finished", iterations=loop.done)
+    except OSError as error:
+        _note(folder, error)
+        raise RunError(
+            f"{folder.path}: could not be written ({error.strerror or error}). The last good checkpoint stays; mend "
+            "that and go on with --resume."
+        ) from error
+    except (Exception, KeyboardInterrupt) as error:
+        _note(folder, error)
         raise
 
 
-def open_loop(recipe: Recipe, folder: RunFolder, log: Log) -> Loop:
+def _note(folder: RunFolder, error: BaseException) -> None:
+    """Set the status of a run that ends early."""
+    status = "interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+    with contextlib.suppress(OSError):  # a full disk must not hide what happened
+        folder.status(status=status, reason=str(error) or type(error).__name__)
+
+
+def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -> Loop:
     """Load the weights, and take up the last checkpoint where there is one."""
     runtime = resolve_runtime(recipe.device, recipe.precision)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     log(_machine(runtime))
-    policy = recipe.model.load(runtime)
+    with memory("load"):
+        policy = recipe.model.load(runtime)
     for logger in recipe.loggers.values():
         logger.start(folder.path, folder.settings())
-    pieces = {name: getattr(recipe, name, None) for name in ("advantage", "objective")}
-    pieces["penalty"] = getattr(recipe.objective, "penalty", None)
-    loop = Loop(recipe, policy, folder, lambda iteration: _judge(recipe, policy, iteration), pieces)
+    loop = Loop(recipe, policy, folder, lambda iteration: _judge(recipe, policy, iteration), listener)
     loop.watchers.extend(logger.write for logger in recipe.loggers.values())
     folder.status(device=runtime.device, precision=runtime.precision, threads=torch.get_num_threads())
     checkpoint = folder.latest()
@@ -84,9 +92,13 @@ def _machine(runtime: Runtime) -> str:
 
 
 def _judge(recipe: Recipe, policy: Model, iteration: int) -> dict[str, Any]:
-    line = evaluate(policy, recipe.data, recipe.evaluate)
-    if iteration == 0 and isinstance(recipe, TrainRecipe):
-        line["base_guided"] = best_guided(policy, recipe.data, recipe.evaluate)
+    guidance, policy.guidance = policy.guidance, 1.0  # the denoising loss is unguided too
+    try:
+        line = evaluate(policy, recipe.data, recipe.evaluate)
+        if iteration == 0 and isinstance(recipe, TrainRecipe):
+            line["base_guided"] = best_guided(policy, recipe.data, recipe.evaluate)
+    finally:
+        policy.guidance = guidance
     return line
 
 
@@ -179,23 +191,22 @@ def _observe(recipe: TrainRecipe, measures: dict[str, float]) -> None:
         penalty.observe(measures["kl"])
 
 
-def check_resume(folder: RunFolder, given: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
-    """The settings with which a run goes on: its own, save a larger ``train.iterations``.
+def check_resume(folder: RunFolder, kept: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Hold a run to its own settings, save for a larger ``train.iterations``.
 
-    ``given`` are the settings of run.toml, ``asked`` the same with this command's ``--set`` values.
+    ``kept`` are the settings of run.toml, ``asked`` those of this command.
 
     Raises:
         ConfigError: where a setting differs.
 
     """
-    for key, old, new in _differences(given, asked):
+    for key, old, new in _differences(kept, asked):
         if key == "train.iterations" and isinstance(new, int) and new > old:
             continue
         raise ConfigError(
             f"{key} = {new!r}: the run {folder.path} has {old!r}; --resume repeats a run's settings (only a larger "
             "train.iterations may differ). Start another run with another --name."
         )
-    return asked
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -220,6 +231,7 @@ def open_model(source: str, sets: Sequence[str] = ()) -> tuple[Model, Recipe]:
     else:
         label = read_weights(file)[1].get("parametrisation", "velocity")
         table = read_toml(locate("scenes-epsilon/sft" if label == "epsilon" else "scenes/sft"))
-    table["model"] = {k: v for k, v in table["model"].items() if k not in ("lora", "train_text")} | {"start": str(file)}
+    training = ("lora", "train_text", "guidance")
+    table["model"] = {k: v for k, v in table["model"].items() if k not in training} | {"start": str(file)}
     recipe, _ = resolve(override(table, sets), table.get("stage", "train"))
     return recipe.model.load(resolve_runtime(recipe.device, recipe.precision)), recipe

@@ -64,8 +64,8 @@ def test_no_held_out_caption_occurs_in_training(kind: str) -> None:
 @pytest.mark.parametrize(
     ("captions", "held_out"),
     [
-        pytest.param([Caption((Thing(1, size, *pair),)) for size in SIZES for pair in OBJECTS], 4, id="size"),
-        pytest.param([Caption((Thing(count, "", *pair),)) for count in (2, 3, 4) for pair in OBJECTS], 9, id="count"),
+        pytest.param([Caption((Thing(1, size, *pair),)) for size in SIZES for pair in OBJECTS], 11, id="size"),
+        pytest.param([Caption((Thing(count, "", *pair),)) for count in (2, 3, 4) for pair in OBJECTS], 14, id="count"),
     ],
 )
 def test_the_split_never_moves(captions: list[Caption], held_out: int) -> None:
@@ -90,7 +90,6 @@ def test_a_held_out_pair_is_held_out_under_every_relation_size_and_count() -> No
         assert Caption((Thing(2, "", first.colour, first.shape), second)).held_out
 
 
-@pytest.mark.xfail(strict=True, reason="the split looks at sizes and counts only where a caption has one thing")
 def test_a_held_out_size_or_count_never_occurs_in_mixed_training_captions() -> None:
     things = [thing for caption in drawn("mixed", False, 1000) for thing in caption.things]
     assert not any(Caption((thing,)).held_out for thing in things)
@@ -153,7 +152,7 @@ def test_what_the_grammar_cannot_read_is_refused_with_examples(text: str) -> Non
         parse(text)
     message = str(caught.value)
     assert message.startswith(f'prompt "{text}": ')
-    assert 'Say "a red circle"' in message
+    assert 'Say "a red circle"' in message or "the built-in model does not know" in message
     assert "\n" not in message.removeprefix(f'prompt "{text}"')
 
 

@@ -1,5 +1,6 @@
 """Opening and writing weight files: safetensors alone, and a plain word about what is wrong with a bad one."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,8 +29,11 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     file = find_weights(path)
     if not file.is_file():
         raise CheckpointError(f"{path}: no weights there ({file.name} not found).")
-    with file.open("rb") as opening:
-        start = opening.read(256)
+    try:
+        with file.open("rb") as opening:
+            start = opening.read(256)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}.") from None
     size = file.stat().st_size
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(
@@ -82,8 +86,16 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
     """
     plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    raw = memoryview(save(plain, dict(metadata or {})))
+    begin = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(bytes(raw[8:begin]))
+    if metadata:  # safetensors writes it in an order of chance, and equal weights make equal files
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
-        file.write(save(plain, dict(metadata or {})))
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(raw[begin:])
         file.flush()
         os.fsync(file.fileno())
 

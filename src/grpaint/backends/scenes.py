@@ -77,7 +77,7 @@ class Mlp(nn.Sequential):
     """Two linear layers, four times as wide between them."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        super().__init__(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
 
 
 class TextBlock(nn.Module):
@@ -143,7 +143,8 @@ class SceneNet(nn.Module):
         for block in self.blocks:
             h = block(h, text, modulation)
         out = self.leave(F.layer_norm(h, h.shape[-1:]))
-        return F.pixel_shuffle(out.mT.unflatten(2, (SIDE // patch, SIDE // patch)), patch)
+        # contiguous: pixel_shuffle keeps a channels-last layout, and mixed layouts make all that follows slow
+        return F.pixel_shuffle(out.mT.contiguous().unflatten(2, (SIDE // patch, SIDE // patch)), patch)
 
 
 @dataclass(frozen=True)

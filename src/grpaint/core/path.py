@@ -135,8 +135,8 @@ class VpPath:
 
     def timesteps(self, steps: int) -> list[int]:
         """The discrete times that a sampler of ``steps`` steps asks the network about, from noise to data."""
-        _check_steps(steps, TRAIN_STEPS)
         n = TRAIN_STEPS
+        _check_steps(steps, n - 1 if self.spacing == "leading" else n)
         if self.spacing == "leading":
             return [i * (n // steps) + self.offset for i in reversed(range(steps))]
         if self.spacing == "trailing":

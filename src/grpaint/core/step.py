@@ -46,8 +46,9 @@ class Gaussian(NamedTuple):
         """KL(self || other), averaged over elements."""
         if not (self.std > 0 and other.std > 0):
             raise ValueError("a deterministic step (std = 0) has no KL divergence")
-        spread = (self.std**2 + per_row((self.mean - other.mean) ** 2)) / (2 * other.std**2)
-        return spread + math.log(other.std / self.std) - 0.5
+        # the part that does not hang on the means in double precision: where stds agree it is exactly 0
+        spread = (self.std / other.std) ** 2 / 2 + math.log(other.std / self.std) - 0.5
+        return per_row((self.mean - other.mean) ** 2) / (2 * other.std**2) + spread
 
 
 class Sampler(Protocol):
@@ -78,7 +79,9 @@ class Ode:
 
 @dataclass(frozen=True)
 class Ddim:
-    """DDIM with eta (Song et al. 2020, eq. 16): std = eta * sigma'/sigma * sqrt(1 - (alpha/alpha')^2) on a VP path.
+    """DDIM with eta (Song et al. 2020, eq. 16): std = eta * sigma'/sigma * sqrt(sigma^2 - (alpha/alpha')^2 sigma'^2).
+
+    On a VP path the root is sqrt(1 - (alpha/alpha')^2), the published form; this one holds on flows too.
 
     eta = 1 is ancestral (DDPM) sampling, the sampler of DDPO (Black et al. 2023).
     """
@@ -89,7 +92,8 @@ class Ddim:
         _check("eta", self.eta, 0, 1)
 
     def __call__(self, here: Point, there: Point, /) -> tuple[float, float]:
-        std = self.eta * there.sigma / here.sigma * max(1 - (here.alpha / there.alpha) ** 2, 0.0) ** 0.5
+        gone = here.sigma**2 - (here.alpha / there.alpha * there.sigma) ** 2
+        std = self.eta * there.sigma / here.sigma * max(gone, 0.0) ** 0.5
         return max(there.sigma**2 - std**2, 0.0) ** 0.5, std
 
 

@@ -85,13 +85,13 @@ class PerReward:
         """Each reward's part of the advantage."""
         every = torch.ones_like(rollout.group, dtype=torch.bool)
         where = {name: table.applies.get(name, every) for name in table.columns}
-        total = sum(table.weight(name) * where[name].double() for name in table.columns)
+        total = torch.stack([table.weight(name) * where[name].double() for name in table.columns]).sum(0)
         parts = {}
         for name, column in table.columns.items():
             # relative eps: the same advantage whatever unit a reward speaks in
             eps = self.eps * column.double()[where[name]].abs().max().item() if where[name].any() else 0.0
             part = _standardise(column, rollout.group, where[name], self.std, eps)
-            parts[name] = part * table.weight(name) / total
+            parts[name] = part * table.weight(name) / total.where(total != 0, 1.0)  # no reward speaks: part is 0
         return parts
 
 

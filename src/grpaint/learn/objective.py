@@ -73,11 +73,14 @@ class Denoising:
     """The supervised loss on clean samples, at stratified times keyed by (seed, iteration).
 
     ``target``: squared error of the "velocity" (flows), of "epsilon" or of "v". ``snr_gamma`` caps the weight of nearly
-    clean samples (min-SNR, Hang et al. 2023): min(snr, gamma) / snr for epsilon, / (snr + 1) for v.
+    clean samples (min-SNR, Hang et al. 2023): min(snr, gamma) / snr for epsilon, / (snr + 1) for v. ``times`` are
+    uniform, or the sigmoid of a normal around ``towards_noise``: fewer at both ends (Esser et al. 2024).
     """
 
     target: Literal["velocity", "epsilon", "v"] = "velocity"
     snr_gamma: float | None = None
+    times: Literal["uniform", "logit-normal"] = "uniform"
+    towards_noise: float = 0.0
     minibatch: int = 0
 
     def __post_init__(self) -> None:
@@ -88,6 +91,8 @@ class Denoising:
         count = len(rollout.x0)
         key = (rollout.seed, rollout.iteration, "denoising")
         stratified = (torch.arange(count) + uniform(key, count)) / count
+        if self.times == "logit-normal":
+            stratified = (torch.special.ndtri(stratified.clamp(1e-4, 1 - 1e-4)) + self.towards_noise).sigmoid()
         times = policy.path.times(stratified)
         eps = policy.noise(key, range(count))
         for index in torch.arange(count).split(self.minibatch or count):

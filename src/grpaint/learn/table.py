@@ -67,10 +67,9 @@ def ask(name: str, reward: Reward, images: Float[Tensor, "b 3 h w"], prompts: Se
     first = ", ".join(f'"{prompt.text}"' for prompt in prompts[:3])
     try:
         with torch.no_grad():
-            answer = reward(images, prompts)
+            scores = torch.as_tensor(reward(images, prompts), dtype=torch.float32).cpu()
     except Exception as error:
         raise RewardError(f"reward {name} raised {type(error).__name__}: {error} (first prompts: {first})") from error
-    scores = torch.as_tensor(answer, dtype=torch.float32).cpu()
     if scores.shape != (len(prompts),):
         raise RewardError(
             f"reward {name} returned shape {tuple(scores.shape)} for {len(prompts)} images; one score an image is "

@@ -180,6 +180,8 @@ def roll(
             if plan.start.shared and k == fork:
                 walk = walk.fork(group)
             going = (walk.entry <= k).nonzero()[:, 0]
+            if not len(going):
+                continue
             sampler = plan.sampler if k in noisy else plan.outside
             rows = cond.rows(walk.owner[going])
             gaussian, prediction = act(policy, sampler, walk.x[going], here, there, rows, plan.weights)

@@ -83,7 +83,7 @@ class Reference:
     ) -> Begin:
         eps = _noise(policy, len(group), key)
         chosen = permutation((*key, "reference"), len(prompts))[: round(self.share * len(prompts))]
-        enter = next(k for k, (_, alpha, sigma) in enumerate(grid) if sigma / (alpha + sigma) <= self.strength)
+        enter = self._enter(grid)
         place, x = grid[enter], eps
         entry = torch.where(torch.isin(group, chosen), enter, 0)
         for number in chosen.tolist():
@@ -95,3 +95,13 @@ class Reference:
             rows = group == number
             x[rows] = place.alpha * policy.encode_images(picture[None]) + place.sigma * eps[rows]
         return Begin(x, entry)
+
+    def _enter(self, grid: Sequence[Point]) -> int:
+        levels = [sigma / (alpha + sigma) for _, alpha, sigma in grid[:-1]]
+        for step, level in enumerate(levels):
+            if level <= self.strength:
+                return step
+        raise ValueError(
+            f"plan.start.strength = {self.strength:g}: below the noise at which the last of {len(levels)} steps begins "
+            f"({levels[-1]:.3g}), so no step would be left; raise it, or plan.steps"
+        )

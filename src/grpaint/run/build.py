@@ -1,6 +1,7 @@
 """TOML tables to the frozen dataclasses that they describe, and back. The dataclass is its own configuration."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -61,7 +62,10 @@ def build(hint: Any, value: Any, key: str) -> tuple[Any, Any]:  # noqa: PLR0911 
         settings = _table(value, key)
         weight = _scalar(float, settings.pop("weight", 1.0), f"{key}.weight")
         reward, plain = _piece("rewards", settings, key)
-        return WeightedReward(reward, weight), plain | {"weight": weight}
+        try:
+            return WeightedReward(reward, weight), plain | {"weight": weight}
+        except ValueError as error:
+            raise ConfigError(f"{key}.{error}") from error
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _dataclass(hint, _table(value, key), key)
     return (_scalar(hint, value, key),) * 2
@@ -97,6 +101,8 @@ def _scalar(hint: type, value: Any, key: str) -> Any:
         raise ConfigError(
             f"{key} = {value!r}: must be {_NAMES.get(hint, hint)}, not {_NAMES.get(type(value), 'that')}."
         )
+    if isinstance(value, float) and math.isnan(value):
+        raise ConfigError(f"{key} = nan: must be a number.")
     return value
 
 
@@ -106,19 +112,26 @@ def _piece(group: str, value: Any, key: str) -> tuple[Any, Any]:
     if not isinstance(kind, str):
         raise ConfigError(f"{key}.kind is missing. There are: {', '.join(sorted(catalog.CATALOG[group]))}.")
     target = catalog.find(group, kind, key)
-    if not isinstance(target, type):  # a user's function is a piece without settings
+    if not (isinstance(target, type) and dataclasses.is_dataclass(target)):  # a user's function or plain class
         if settings:
-            raise ConfigError(f'{key}.{next(iter(settings))}: "{kind}" is a function and takes no settings.')
-        return target, {"kind": kind}
+            raise ConfigError(f'{key}.{next(iter(settings))}: "{kind}" is no dataclass and takes no settings.')
+        return (_plain_class(target, f'{key}.kind = "{kind}"') if isinstance(target, type) else target), {"kind": kind}
     made, plain = _dataclass(target, settings, key)
     return made, {"kind": kind, **plain}
+
+
+def _plain_class(cls: type, what: str) -> Any:
+    try:
+        return cls()
+    except TypeError as error:
+        raise ConfigError(f"{what}: cannot be made without arguments ({error}); settings need a dataclass.") from error
 
 
 def _dataclass(cls: type, settings: Plain, key: str) -> tuple[Any, Plain]:
     hints = typing.get_type_hints(cls)
     known = {field.name: field for field in dataclasses.fields(cls) if field.init}
     where = f"{key}." if key else ""
-    for name in settings.keys() - known.keys():
+    for name in sorted(settings.keys() - known.keys()):
         names = sorted(known)
         raise ConfigError(
             f"{where}{name}: no such setting.{catalog.did_you_mean(name, names)} "

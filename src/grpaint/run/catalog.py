@@ -97,8 +97,8 @@ def find(group: str, kind: str, key: str) -> Any:
     place, _, name = target.rpartition(":")
     try:
         return getattr(_module(place), name)
-    except (ImportError, OSError, AttributeError, SyntaxError) as error:
-        raise ConfigError(f'{key}.kind = "{kind}": cannot be imported: {error}') from error
+    except Exception as error:  # a user's own file may raise anything
+        raise ConfigError(f'{key}.kind = "{kind}": cannot be imported: {type(error).__name__}: {error}') from error
 
 
 def _module(place: str) -> ModuleType:

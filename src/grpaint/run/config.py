@@ -1,6 +1,7 @@
 """Recipes: TOML in, one frozen object out, checked as a whole before any weight is opened."""
 
 import copy
+import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ class Optimisation:
     def __post_init__(self) -> None:
         _check(self, 1, "iterations")
         _check(self, 0, "warmup", "seed")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}")
@@ -99,6 +100,8 @@ class Evaluation:
     def __post_init__(self) -> None:
         _check(self, 1, "every", "prompts", "steps", "probe")
         _check(self, 0, "pictures", "seed")
+        if any(not 0 <= guidance < math.inf for guidance in self.guided):
+            raise ValueError(f"guided must not be negative, got {list(self.guided)}")
 
 
 @dataclass(frozen=True)
@@ -162,10 +165,29 @@ class TrainRecipe(Common):
                 f"train.group_size = {self.train.group_size}: advantages relative to the group need 2 or more images a "
                 'prompt; raise it, or use advantage = { kind = "batch" }'
             )
+        if not any(item.weight for item in self.rewards.values()):
+            raise ValueError("rewards: every weight is 0, so nothing can be learned; raise one")
+        if self.plan.steps < 1:
+            raise ValueError(f"plan.steps must be at least 1, got {self.plan.steps}")
         _prefix("plan.window", self.plan.window.check, self.plan.steps)
+        _prefix("plan.sampler", self._check_likelihood)
         _prefix("plan", self.plan.check, self.model.path, self.train.group_size)
         if isinstance(self.plan.start, Reference) and not getattr(self.data, "references", True):
             raise ValueError('plan.start.kind = "reference" needs reference images: set data.references = true')
+
+    def _check_likelihood(self) -> None:
+        """Refuse a step without noise in whatever window an iteration may draw, and a window without steps."""
+        plan, grid = self.plan, self.model.path.grid(self.plan.steps)
+        draws = range(min(self.train.iterations, 500))
+        noisy = {k for draw in draws for k in plan.window.steps(plan.steps, draw, self.train.seed)}
+        if isinstance(self.objective, PolicyGradient) and not noisy:
+            raise ValueError("no step is noisy, and a policy gradient needs a likelihood; open plan.window")
+        for k in sorted(noisy):
+            if not plan.sampler(grid[k], grid[k + 1])[1] > 0:
+                raise ValueError(
+                    f"adds no noise at step {k}, which plan.window may train: it has no likelihood there. Use a noisy "
+                    "sampler (an eta above 0), and keep the window off a last step that ends clean"
+                )
 
     def reward_set(self) -> RewardSet:
         """The rewards, ready to score."""
@@ -223,6 +245,8 @@ def read_toml(file: Path) -> Plain:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not TOML: {error}.") from error
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}.") from error
 
 
 def parse_sets(sets: Sequence[str]) -> list[tuple[list[str], Any]]:

@@ -7,14 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from grpaint.backends.files import WEIGHTS_FILE
-from grpaint.core.errors import CheckpointError, ConfigError, RunError
+from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.run.config import read_toml
 
 LINES = ("metrics.jsonl", "evaluations.jsonl")
@@ -37,7 +37,10 @@ def _write_whole(path: Path, text: str) -> None:
 def _commit() -> str | None:
     """The commit of a source checkout; None for an installed package."""
     here = Path(__file__).resolve().parent
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    try:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return None
     return asked.stdout.strip() or None
 
 
@@ -49,8 +52,8 @@ class RunFolder:
         self.samples, self.checkpoints = path / "samples", path / "checkpoints"
 
     @classmethod
-    def create(cls, path: Path, settings: Mapping[str, Any]) -> "RunFolder":
-        """A new folder.
+    def create(cls, path: Path, settings: Mapping[str, Any], sets: Sequence[str] = ()) -> "RunFolder":
+        """A new folder, made aside and renamed; ``sets`` are the ``--set`` arguments that led to ``settings``.
 
         Raises:
             ConfigError: where the name is taken.
@@ -58,11 +61,14 @@ class RunFolder:
         """
         if path.exists():
             raise ConfigError(f"{path} exists. Take another --name, or go on with it: --name {path.name} --resume.")
-        folder = cls(path)
-        for part in (path, folder.samples, folder.checkpoints):
+        aside = cls(path.with_name(f".{path.name}.part"))
+        shutil.rmtree(aside.path, ignore_errors=True)
+        for part in (aside.samples, aside.checkpoints):
             part.mkdir(parents=True)
-        _write_whole(path / "run.toml", tomli_w.dumps(dict(settings)))
-        return folder
+        aside.keep_settings(settings)
+        aside.status(status="starting", sets=list(sets))
+        aside.path.rename(path)
+        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -75,6 +81,10 @@ class RunFolder:
         if not (path / "run.toml").is_file():
             raise ConfigError(f"{path}: no run to resume there (run.toml not found).")
         return cls(path)
+
+    def discard(self) -> None:
+        """Remove the folder of a run that never began."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def settings(self) -> dict[str, Any]:
         """What run.toml says."""
@@ -95,8 +105,10 @@ class RunFolder:
                 "commit": _commit(),
                 "start": _now(),
             }
-        over = {"end": _now() if changes.get("status") in ("finished", "interrupted", "failed") else None}
-        _write_whole(self.path / "run.json", json.dumps(known | over | changes, indent=2) + "\n")
+        if "status" in changes:
+            ended = changes["status"] in ("finished", "interrupted", "failed")
+            known |= {"end": _now() if ended else None, "reason": None}
+        _write_whole(self.path / "run.json", json.dumps(known | changes, indent=2) + "\n")
 
     def facts(self) -> dict[str, Any]:
         """What run.json says; empty before a run has begun."""
@@ -162,15 +174,14 @@ def find_checkpoint(name: str) -> Path:
     """The weight file that RUN-or-CHECKPOINT means: a run folder's last, a checkpoint folder, or a .safetensors file.
 
     Raises:
-        ConfigError: where there is nothing of the kind.
-        RunError: for a run without a checkpoint yet.
+        ConfigError: where there is nothing of the kind, or a run has no checkpoint yet.
 
     """
     for path in (Path(name), Path("runs") / name):
         if (path / "run.toml").is_file():
             latest = RunFolder(path).latest()
             if latest is None:
-                raise RunError(f"{path}: this run has saved no checkpoint yet.")
+                raise ConfigError(f"{path}: this run has saved no checkpoint yet.")
             return latest / WEIGHTS_FILE
         if path.is_dir():
             return path / WEIGHTS_FILE

@@ -1,15 +1,17 @@
 """The clockwork that both stages share: resume, schedule, update, record, evaluate, save, stop."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import signal
+import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -24,6 +26,7 @@ from grpaint.run.pieces import Model
 Line = dict[str, Any]
 
 LOWER = {
+    "load": "precision, or take a smaller model",
     "rollout": "train.prompts, train.group_size or model.batch",
     "reward": "train.prompts or train.group_size",
     "update": "objective.minibatch",
@@ -39,8 +42,60 @@ class Stopped(Exception):
         self.exit_code = 128 + number
 
 
+class Listener:
+    """Inside it Ctrl-C and SIGTERM ask to stop after the iteration; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = number
+
+
+@contextlib.contextmanager
+def memory(phase: str) -> Iterator[None]:
+    """Out of memory inside says in which phase, and what to lower.
+
+    Raises:
+        MemoryExhausted: for what Python, torch on the CPU, CUDA and cuBLAS raise.
+
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        said = str(error).lower()
+        signs = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
+        if isinstance(error, RuntimeError) and not any(sign in said for sign in signs):
+            raise
+        raise MemoryExhausted(f"out of memory in {phase}: lower {LOWER[phase]}. The run can be resumed.") from error
+
+
+def stateful(piece: Any, name: str = "") -> dict[str, Any]:
+    """The parts of a recipe that carry state from one iteration to the next, by their keys; not torch modules."""
+    has_state = hasattr(piece, "state_dict") and hasattr(piece, "load_state_dict")
+    found = {name: piece} if has_state and not isinstance(piece, torch.nn.Module) else {}
+    parts: Mapping[str, Any] = piece if isinstance(piece, Mapping) else {}
+    if dataclasses.is_dataclass(piece) and not isinstance(piece, type):
+        parts = {field.name: getattr(piece, field.name) for field in dataclasses.fields(piece) if field.init}
+    for key, part in parts.items():
+        found |= stateful(part, f"{name}.{key}" if name else key)
+    return found
+
+
 class Loop:
-    """One run in progress. ``pieces`` are the parts of the recipe that carry state, by name."""
+    """One run in progress. Whatever part of the recipe has a ``state_dict`` is saved and resumed with it."""
 
     def __init__(
         self,
@@ -48,17 +103,16 @@ class Loop:
         policy: Model,
         folder: RunFolder,
         evaluate: Callable[[int], Line],
-        pieces: dict[str, Any],
+        listener: Listener,
     ) -> None:
         self.recipe, self.policy, self.folder, self.evaluate = recipe, policy, folder, evaluate
-        self.pieces = {name: piece for name, piece in pieces.items() if hasattr(piece, "state_dict")}
+        self.listener, self.pieces = listener, stateful(recipe)
         self.parameters = list(policy.parameters())
         self.optimizers = recipe.train.optimizer.make(self.parameters, recipe.train.learning_rate)
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.done, self.best = 0, (-math.inf, 0)
         self.line: Line = {}
         self.watchers: list[Callable[[int, Line], None]] = []
-        self._asked_to_stop = 0
         self._times: dict[str, float] = defaultdict(float)
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -66,19 +120,19 @@ class Loop:
     def iterations(self) -> Iterator[int]:
         """Iteration numbers from where the run stands; between them lines, evaluations and checkpoints are written."""
         total, every = self.recipe.train.iterations, self.recipe.checkpoint.every
-        with self._listening():
-            if self.done == 0:
-                self._judge()
-            while self.done < total:
-                self._set_rates()
-                yield self.done
-                self.done += 1
-                self._write_line()
-                better = (self.done % self.recipe.evaluate.every == 0 or self.done == total) and self._judge()
-                if better or self.done % every == 0 or self.done == total or self._asked_to_stop:
-                    self.save()
-                if self._asked_to_stop and self.done < total:
-                    raise Stopped(self._asked_to_stop)
+        if self.done == 0:
+            self._judge()
+        while self.done < total:
+            self._set_rates()
+            yield self.done
+            self.done += 1
+            self._write_line()
+            better = (self.done % self.recipe.evaluate.every == 0 or self.done == total) and self._judge()
+            stop = self.listener.asked
+            if better or self.done % every == 0 or self.done == total or stop:
+                self.save()
+            if stop and self.done < total:
+                raise Stopped(stop)
 
     def _set_rates(self) -> None:
         train = self.recipe.train
@@ -89,31 +143,12 @@ class Loop:
         self.record({"train/learning_rate": train.learning_rate * factor})
 
     @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM finish the iteration, save and stop; a second one stops at once."""
-
-        def ask(number: int, _frame: FrameType | None) -> None:
-            if self._asked_to_stop:
-                raise KeyboardInterrupt
-            self._asked_to_stop = number
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Book the time under ``name``; out of memory inside says what to lower."""
         start = time.perf_counter()
         try:
-            yield
-        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
-                raise
-            raise MemoryExhausted(f"out of memory in {name}: lower {LOWER[name]}. The run can be resumed.") from error
+            with memory(name):
+                yield
         finally:
             self._times[name] += time.perf_counter() - start
 
@@ -222,7 +257,7 @@ class Loop:
             _load_tensors(optimizer, sets.get(f"optimizer{number}", {}))
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         self.done, self.best = state["iteration"], tuple(state["best"])
-        self.policy.meter.counts.update(state["counts"])
+        self.policy.meter.counts = Counter(state["counts"])
         for name, piece in self.pieces.items():
             piece.load_state_dict(state["pieces"][name])
         self.folder.cut(self.done)

@@ -11,6 +11,12 @@ from torch import nn
 Schedule = Literal["constant", "linear", "cosine"]
 
 
+def _check_share(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must lie in [0, 1), got {value}")
+
+
 @dataclass(frozen=True)
 class Adamw:
     """AdamW. Gradients of policy objectives are small: ``eps`` far below them keeps updates alive."""
@@ -19,6 +25,12 @@ class Adamw:
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_share(beta1=self.beta1, beta2=self.beta2)
+        for name, value in (("eps", self.eps), ("weight_decay", self.weight_decay)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must not be negative, got {value}")
 
     def make(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> list[torch.optim.Optimizer]:
         betas = (self.beta1, self.beta2)
@@ -36,6 +48,11 @@ class MuonAdamw:
     momentum: float = 0.95
     adamw: float = 0.5
     beta2: float = 0.99
+
+    def __post_init__(self) -> None:
+        _check_share(momentum=self.momentum, beta2=self.beta2)
+        if not 0 < self.adamw < math.inf:
+            raise ValueError(f"adamw must be positive, got {self.adamw}")
 
     def make(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> list[torch.optim.Optimizer]:
         every = list(parameters)

@@ -1,5 +1,6 @@
 """Protocols of the pieces that a run, and not an algorithm, is made of."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -84,3 +85,9 @@ class WeightedReward:
 
     reward: Reward
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not callable(self.reward):
+            raise ValueError(f"kind must name a function, or a class with __call__, not {self.reward!r:.60}")
+        if not math.isfinite(self.weight):
+            raise ValueError(f"weight must be finite, got {self.weight}")

@@ -76,25 +76,24 @@ class Caption:
     def held_out(self) -> bool:
         """True where the caption has a composition that training never shows.
 
-        These are an eighth of the unordered pairs of objects, of the colour-shape-relation triples of the first
-        object, and of the colour-shape-size and colour-shape-count triples.
+        These are about an eighth of the unordered pairs of objects, of the colour-shape-relation triples of the first
+        object, and of the colour-shape-size and colour-shape-count triples, wherever in a caption they stand.
         """
         return any(_eighth(part) for part in self._compositions())
 
     def _compositions(self) -> Iterator[str]:
         names = [f"{thing.colour} {thing.shape}" for thing in self.things]
-        if len(names) == 1:
-            first = self.things[0]
-            if first.size or first.count > 1:
-                yield f"{first.count} {first.size} {names[0]}"
-        else:
+        for thing, name in zip(self.things, names, strict=True):
+            if thing.size or thing.count > 1:
+                yield f"{thing.count} {thing.size} {name}"
+        if len(names) > 1:
             yield " + ".join(sorted(names))
             if self.relation:
                 yield f"{names[0]} {self.relation}"
 
 
 def _eighth(part: str) -> bool:
-    return hashlib.blake2b(part.encode(), digest_size=8).digest()[0] % 8 == 0
+    return hashlib.blake2b(part.encode(), digest_size=8, salt=b"s4").digest()[0] % 8 == 0
 
 
 def _thing(draw: random.Random, colours: Sequence[str], count: int = 1, size: str = "") -> Thing:
@@ -114,7 +113,7 @@ def _compose(kind: Kind, draw: random.Random) -> Caption:
                 Thing(1, size, thing.colour, thing.shape) for size, thing in zip(sizes, (first, second), strict=True)
             )
         else:
-            first = Thing(draw.randint(2, 3), "", first.colour, first.shape)
+            first = Thing(2, "", first.colour, first.shape)
     return Caption((first, second), "" if kind == "two" else draw.choice(RELATIONS))
 
 
@@ -149,13 +148,18 @@ def tokens(text: str) -> list[int]:
 
 def _parse_thing(words: list[str]) -> Thing:
     article, *rest = words
-    count = COUNTS.index("a" if article in ("an", "one") else article) + 1
+    count = COUNTS.index("a" if article == "an" else article) + 1
     size = rest.pop(0) if rest[0] in SIZES else ""
     colour, noun = rest
     shape = noun if count == 1 else _SINGULAR[noun]
     if colour not in COLOURS or shape not in SHAPES:
         raise ValueError(noun)
     return Thing(count, size, colour, shape)
+
+
+def _checkable(caption: Caption) -> bool:
+    looks = {(thing.colour, thing.shape) for thing in caption.things}
+    return len(looks) == len(caption.things) <= 2 and sum(thing.count for thing in caption.things) <= MOST_THINGS
 
 
 def parse(text: str) -> Caption:
@@ -172,9 +176,10 @@ def parse(text: str) -> Caption:
         caption = Caption(tuple(_parse_thing(part.split()) for part in parts), relation)
     except (ValueError, KeyError, IndexError):
         caption = None
-    if caption is None or len(caption.things) > 2 or sum(t.count for t in caption.things) > MOST_THINGS:
+    if caption is None or not _checkable(caption):
+        tokens(text)  # an unknown word is the likelier mistake, and has the better message
         raise ConfigError(
             f'prompt "{text}": not a caption that the checker can read. Say "a red circle", "three blue crosses" or '
-            '"a small red circle above a large green square"; at most 4 objects.'
+            '"a small red circle above a large green square": at most 4 objects, the two sides of different looks.'
         )
     return caption

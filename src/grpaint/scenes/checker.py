@@ -21,7 +21,7 @@ from grpaint.scenes.shapes import BACKGROUND, PALETTE, SIDE, coverage, outlines,
 SEEN = 6  # components of an image that are looked at, the largest first
 SMALLEST = 4  # pixels; below that a component is dirt, not an object
 SHAPE_OVERLAP = 0.72  # soft intersection over union that a shape must reach
-SMALL_BELOW, LARGE_ABOVE = 3.4, 4.7  # radius of the disc of equal area, in pixels
+SMALL_BELOW, LARGE_ABOVE = 3.7, 4.7  # radius of the disc of equal area, in pixels
 ASIDE = 1.5  # pixels that an object must lie to the named side
 
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from grpaint.core.errors import ConfigError
 from grpaint.core.rng import Key, uniform
 from grpaint.scenes.captions import COLOURS, MOST_THINGS, SHAPES, Caption, Thing
 from grpaint.scenes.shapes import BACKGROUND, PALETTE, REACH, SIDE, shape_coverage
@@ -31,10 +32,10 @@ def radius_range(thing: Thing, objects: int) -> tuple[float, float]:
     """Radii (of the disc of equal area, in pixels) in which a thing is drawn."""
     match thing.size:
         case "small":
-            return 2.5, 3.0
+            return 2.6, 3.1
         case "large":
             return 5.3, 5.9
-    return (3.3, 4.5) if objects == 1 else (3.0, 4.0) if objects == 2 else (2.6, 3.2)
+    return (3.6, 4.8) if objects == 1 else (3.3, 4.3) if objects == 2 else (2.9, 3.5)
 
 
 def _objects(captions: Sequence[Caption]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -113,7 +114,7 @@ def lay_out(captions: Sequence[Caption], key: Key) -> Layout:
     """A layout that fits each caption; scene ``i`` depends on ``(*key, i)`` alone.
 
     Raises:
-        RuntimeError: where 100 x 32 draws place nothing (no caption of the grammar does this).
+        ConfigError: where 100 x 32 draws place nothing, as for two large objects side by side.
 
     """
     shape, colour, bounds, owner = _objects(captions)
@@ -143,7 +144,7 @@ def lay_out(captions: Sequence[Caption], key: Key) -> Layout:
         left = [i for i, ok in zip(left, found.tolist(), strict=True) if not ok]
         if not left:
             return out
-    raise RuntimeError(f'no layout found for "{captions[left[0]]}"')
+    raise ConfigError(f'prompt "{captions[left[0]]}": no room for it on a canvas of {SIDE} x {SIDE} pixels.')
 
 
 def draw(layout: Layout) -> Float[Tensor, "b 3 h w"]:

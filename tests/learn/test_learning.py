@@ -1,0 +1,99 @@
+"""Methods learn: a closed-form reward rises within a few dozen updates of a closed-form policy."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
+from grpaint.backends.runtime import Runtime
+from grpaint.core import Cps, Ddim, FlowPath, FlowSde, Path, Prompt, VpPath
+from grpaint.learn import BatchNorm, GroupNorm, History, PerReward, PolicyGradient, RewardTable, StepKl
+from grpaint.learn.advantage import Advantage
+from grpaint.rollout import Funnel, Plan, RandomWindow, Shared, Whole, roll
+
+PROMPTS = [Prompt(text) for text in ("a red circle", "a blue cross", "a green square", "a white triangle")]
+TARGET = 0.4  # the grey, in [-1, 1], that the reward asks for
+
+
+def reward(images: Tensor, _: object = None) -> Tensor:
+    """Minus the squared distance to a flat grey image."""
+    return -((2 * images - 1 - TARGET) ** 2).mean((1, 2, 3))
+
+
+def distance(policy: GaussianPolicy, prompts: list[Prompt]) -> float:
+    """The closed-form part of the expected reward that training can move: mean squared distance of the data's means."""
+    with torch.no_grad():
+        means = policy.net(policy.encode(prompts).embedding)
+    return ((means - TARGET) ** 2).mean().item()
+
+
+def trained(
+    path: Path,
+    plan: Plan,
+    advantage: Advantage,
+    objective: PolicyGradient | None = None,
+    updates: int = 40,
+    prompts: list[Prompt] = PROMPTS,
+    score: Callable[[Tensor], Tensor] = reward,
+) -> tuple[float, float]:
+    """Distances to the target before and after."""
+    policy = GaussianModel(path=path, spread=0.3).load(Runtime())
+    plan.check(path, 12)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.03)
+    before = distance(policy, prompts)
+    for iteration in range(updates):
+        rollout = roll(policy, prompts, 12, plan, iteration=iteration, seed=0, score=reward)
+        gains = advantage(RewardTable({"grey": score(policy.decode(rollout.x0))}), rollout)
+        optimizer.zero_grad()
+        for term in (objective or PolicyGradient())(policy, rollout, gains):
+            term.loss.backward()
+        optimizer.step()
+    return before, distance(policy, prompts)
+
+
+METHODS = {
+    "flow-grpo": (FlowPath(3), Plan(8, FlowSde(0.7)), GroupNorm()),
+    "flow-grpo-batch-std": (FlowPath(3), Plan(8, FlowSde(0.7)), GroupNorm("batch")),
+    "flow-grpo-cps": (FlowPath(), Plan(8, Cps(0.8)), GroupNorm()),
+    "fast-window": (FlowPath(), Plan(8, Cps(0.8), RandomWindow(2, 0, 4), start=Shared()), PerReward()),
+    "pro-grpo": (FlowPath(3), Plan(8, FlowSde(0.7), prune=Funnel((3, 5), (8, 4))), GroupNorm()),
+    "ddpo": (VpPath(), Plan(8, Ddim(1.0), Whole(skip_last=0)), History()),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_raises_its_reward(name: str) -> None:
+    path, plan, advantage = METHODS[name]
+    before, after = trained(path, plan, advantage)
+    assert after < 0.5 * before
+
+
+def test_ddpo_relative_to_the_batch_learns_a_prompt_well_and_unlike_prompts_worse_than_with_its_tracker() -> None:
+    path, plan, tracker = METHODS["ddpo"]
+    before, alone = trained(path, plan, BatchNorm(), prompts=PROMPTS[:1])
+    assert alone < 0.3 * before
+    before, together = trained(path, plan, BatchNorm())
+    _, tracked = trained(path, plan, tracker)
+    assert 1.5 * tracked < together < 0.7 * before
+
+
+@pytest.mark.parametrize("name", ["flow-grpo", "flow-grpo-cps", "ddpo"])
+def test_the_opposite_reward_leads_away(name: str) -> None:
+    path, plan, advantage = METHODS[name]
+    before, after = trained(path, plan, advantage, updates=15, score=lambda images: -reward(images))
+    assert after > 1.2 * before
+
+
+def test_a_constant_reward_teaches_nothing() -> None:
+    path, plan, advantage = METHODS["flow-grpo"]
+    before, after = trained(path, plan, advantage, updates=3, score=lambda images: torch.full((len(images),), 0.3))
+    assert after == before
+
+
+def test_a_penalty_holds_the_policy_back() -> None:
+    path, plan, advantage = METHODS["flow-grpo"]
+    before, free = trained(path, plan, advantage, updates=25)
+    _, held = trained(path, plan, advantage, PolicyGradient(penalty=StepKl(30.0)), updates=25)
+    assert free < held < before * 1.05

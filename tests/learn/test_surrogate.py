@@ -1,0 +1,110 @@
+"""Surrogates against their formulas."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from grpaint.core import FlowPath, Gaussian
+from grpaint.learn import PpoClip, Reinforce
+from grpaint.learn.surrogate import Surrogate, log_ratio
+from grpaint.rollout import Transition
+
+STD = 0.3
+ADVANTAGE = torch.tensor([1.5, -2.0, 0.0, 0.7], dtype=torch.float64)
+
+
+def fields() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    mean, action, drift = (torch.randn(4, 2, 3, 3, dtype=torch.float64, generator=generator) for _ in range(3))
+    return mean, mean + STD * action, drift
+
+
+def acted(mean: Tensor, x_next: Tensor) -> Transition:
+    """An action that ``mean`` led to."""
+    here, there = FlowPath().grid(4)[:2]
+    logp = Gaussian(mean, STD).log_prob(x_next)
+    return Transition(0, torch.arange(len(mean)), here, there, mean, x_next, logp, mean, STD)
+
+
+def moved(scale: float) -> tuple[Tensor, Transition]:
+    """Means that have moved by ``scale``, as a leaf, and the actions of where they were."""
+    mean, x_next, drift = fields()
+    return (mean + scale * drift).requires_grad_(), acted(mean, x_next)
+
+
+def at_ratio(ratio: Tensor) -> tuple[Tensor, Transition]:
+    """A leaf and an action whose ratio under it is ``ratio``."""
+    mean, x_next, _ = fields()
+    mean, x_next = mean[: len(ratio)], x_next[: len(ratio)]
+    action = acted(mean, x_next)
+    return mean.clone().requires_grad_(), Transition(**(vars(action) | {"logp": action.logp - ratio.log()}))
+
+
+def test_the_ratio_is_that_of_mean_log_densities() -> None:
+    mean, action = moved(0.05)
+    new, old = (torch.distributions.Normal(m, STD).log_prob(action.x_next) for m in (mean, action.mean))
+    torch.testing.assert_close(log_ratio(Gaussian(mean, STD), action), (new - old).flatten(1).mean(1))
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-4, 1e-4), (1e-2, 5e-2), (0.5, 0.1)])
+@pytest.mark.parametrize("scale", [1e-5, 1e-2, 0.3])
+def test_ppo_clip_is_its_formula(low: float, high: float, scale: float) -> None:
+    mean, action = moved(scale)
+    ours = PpoClip(low, high)(Gaussian(mean, STD), action, ADVANTAGE)
+    for row in range(4):
+        squares = [((action.x_next[row] - m[row]) ** 2).mean() for m in (mean, action.mean)]
+        ratio = ((squares[1] - squares[0]) / (2 * STD**2)).exp().item()
+        gain = ADVANTAGE[row].item()
+        expected = max(-gain * ratio, -gain * min(max(ratio, 1 - low), 1 + high))
+        assert ours[row].item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("surrogate", [PpoClip(), PpoClip(1e-2, 5e-2), Reinforce()], ids=str)
+def test_before_an_update_the_gradient_is_the_policy_gradient(surrogate: Surrogate) -> None:
+    mean, action = moved(0.0)
+    (ours,) = torch.autograd.grad(surrogate(Gaussian(mean, STD), action, ADVANTAGE).sum(), mean)
+    logp = Gaussian(mean, STD).log_prob(action.x_next)
+    (expected,) = torch.autograd.grad(-(ADVANTAGE * logp).sum(), mean)
+    torch.testing.assert_close(ours, expected)
+    by_hand = -ADVANTAGE.view(4, 1, 1, 1) * (action.x_next - mean.detach()) / STD**2 / 18
+    torch.testing.assert_close(ours, by_hand)
+    assert ours.abs().amax((1, 2, 3)).gt(0).tolist() == [True, True, False, True]
+
+
+TRUTH = [
+    (0.7, 1.0, False),
+    (0.7, -1.0, True),
+    (0.7, 0.0, False),
+    (0.85, -1.0, False),
+    (1.0, 1.0, False),
+    (1.0, -1.0, False),
+    (1.2, 1.0, False),
+    (1.4, 1.0, True),
+    (1.4, -1.0, False),
+    (1.4, 0.0, False),
+]
+
+
+@pytest.mark.parametrize(("ratio", "gain", "stopped"), TRUTH)
+def test_ppo_clip_stops_the_gradient_exactly_where_it_says(ratio: float, gain: float, stopped: bool) -> None:
+    clip, ratios = PpoClip(low=0.2, high=0.3), torch.tensor([ratio], dtype=torch.float64)
+    advantage = torch.full_like(ratios, gain)
+    assert clip.clipped(ratios, advantage).tolist() == [stopped]
+    mean, action = at_ratio(ratios)
+    torch.testing.assert_close(log_ratio(Gaussian(mean, STD), action).exp(), ratios)
+    (gradient,) = torch.autograd.grad(clip(Gaussian(mean, STD), action, advantage).sum(), mean)
+    assert bool(gradient.any()) == (gain != 0 and not stopped)
+
+
+def test_reinforce_is_minus_the_advantage_times_the_log_density() -> None:
+    mean, action = moved(0.1)
+    density = torch.distributions.Normal(mean, STD).log_prob(action.x_next).flatten(1).mean(1)
+    torch.testing.assert_close(Reinforce()(Gaussian(mean, STD), action, ADVANTAGE), -ADVANTAGE * density)
+    assert not Reinforce().clipped(torch.tensor([0.1, 9.0]), torch.tensor([-1.0, 1.0])).any()
+
+
+@pytest.mark.parametrize("settings", [{"low": 0.0}, {"low": -1e-4}, {"high": 0.0}], ids=str)
+def test_a_clip_range_that_leaves_no_room_is_refused(settings: dict[str, float]) -> None:
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"{name} must be positive"):
+        PpoClip(**settings)

@@ -1,0 +1,223 @@
+"""What may go wrong while a run goes on: it stops with one line, keeps its last checkpoint, and can be resumed."""
+
+import errno
+import resource
+from pathlib import Path
+
+import pytest
+import tiny_runs
+import torch
+from safetensors.torch import load_file
+from tiny_runs import REWARD, TINY, command, lines, status
+
+from grpaint.backends.scenes import ScenePolicy
+from grpaint.run import loop
+from grpaint.run.config import open_recipe
+
+SETS = [*TINY, REWARD]
+
+
+@pytest.fixture(scope="module")
+def unharmed(tmp_path_factory):
+    """The same run without a fault."""
+    with tiny_runs.folder(tmp_path_factory.mktemp("unharmed")) as here:
+        assert command("train", "--name", "it", sets=SETS).code == 0
+    return here / "runs/it"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path):
+    with tiny_runs.folder(tmp_path):
+        yield
+
+
+def _stopped(end, *words):
+    """Exit code 1, one line that says ``words``, status failed, the checkpoint at 2 whole and alone."""
+    assert end.code == 1
+    assert end.err.startswith("grpaint: ")
+    assert end.err.count("\n") == 1
+    for word in words:
+        assert word in end.err
+    assert status(Path("runs/it"))["status"] == "failed"
+    assert " ".join(status(Path("runs/it"))["reason"].split()) == " ".join(end.err[len("grpaint: ") :].split())
+    assert [path.name for path in Path("runs/it/checkpoints").iterdir()] == ["000002"]
+
+
+def _resumed(unharmed):
+    end = command("train", "--name", "it", "--resume")
+    assert (end.code, end.err) == (0, "")
+    tiny_runs.same(unharmed, Path("runs/it"))
+    assert status(Path("runs/it"))["status"] == "finished"
+    assert status(Path("runs/it"))["reason"] is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("raise", ["reward bright raised ValueError", "the first line and a second one"]),
+        ("nan", ["reward bright returned nan for 1 images"]),
+        ("short", ["reward bright returned shape (11,) for 12 images"]),
+    ],
+)
+def test_a_reward_that_fails_stops_the_run(fault, words, unharmed):
+    Path("fault").write_text(fault)
+    prompts = open_recipe(None, "train", SETS)[0].data.prompts(3, 2, 0)
+    row = 5 // 4 if fault == "nan" else 0
+    _stopped(command("train", "--name", "it", sets=SETS), *words, f'"{prompts[row].text}"')
+    assert [line["iteration"] for line in lines(Path("runs/it/metrics.jsonl"))] == [1, 2]
+    Path("fault").unlink()
+    _resumed(unharmed)
+
+
+def test_a_disk_that_fills_while_saving_leaves_the_last_checkpoint(unharmed):
+    Path("fault").write_text("small files")  # from here on no file may grow past 12 MiB; training.safetensors must
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        end = command("train", "--name", "it", sets=SETS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    _stopped(end, "000004", "could not be written", "last good checkpoint stays", "--resume")
+    Path("fault").unlink()
+    _resumed(unharmed)
+
+
+def test_a_disk_that_is_full_to_the_last_byte(unharmed, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("grpaint.run.folder.os.fsync", _full_after(2))
+        end = command("train", "--name", "it", sets=SETS)
+        assert end.code == 1
+        assert end.err.count("\n") == 1
+        assert "No space left on device" in end.err
+        assert "--resume" in end.err
+    _resumed(unharmed)
+
+
+def _full_after(checkpoints):
+    """An fsync that refuses once that many checkpoints were begun: status and all."""
+    fsync = loop.write_weights.__globals__["os"].fsync
+
+    def full(descriptor):
+        if len(list(Path("runs/it/checkpoints").glob("*"))) >= checkpoints:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    return full
+
+
+def test_a_line_that_cannot_be_written_stops_the_run(unharmed, monkeypatch):
+    from grpaint.run.folder import RunFolder
+
+    append = RunFolder.append
+
+    def half(self, name, line):
+        if name == "metrics.jsonl" and line["iteration"] == 4:
+            with (self.path / name).open("a") as file:
+                file.write('{"iteration": 4, "trai')
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, name, line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append", half)
+        end = command("train", "--name", "it", sets=SETS)
+    assert end.code == 1
+    assert "No space left on device" in end.err
+    assert end.err.count("\n") == 1
+    assert status(Path("runs/it"))["status"] == "failed"
+    _resumed(unharmed)
+
+
+ALLOC = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(ALLOC), MemoryError()])
+@pytest.mark.parametrize("phase", ["load", "rollout", "reward", "update", "evaluate"])
+def test_out_of_memory_names_the_phase_and_what_to_lower(phase, error, monkeypatch):
+    def exhausted(*args, **options):
+        raise error
+
+    where = {
+        "load": "grpaint.backends.scenes.Scenes.load",
+        "rollout": "grpaint.train.roll",
+        "reward": "grpaint.learn.table.RewardTable.total",
+        "update": "grpaint.learn.objective.PolicyGradient._term",
+        "evaluate": "grpaint.train.evaluate",
+    }[phase]
+    monkeypatch.setattr(where, exhausted)
+    end = command("train", "--name", "it", sets=[*SETS, "advantage.kind=group"])
+    assert end.code == 1
+    assert end.err == f"grpaint: out of memory in {phase}: lower {loop.LOWER[phase]}. The run can be resumed.\n"
+    assert status(Path("runs/it"))["status"] == "failed"
+
+
+def test_what_to_lower_are_settings():
+    recipe = open_recipe(None, "train")[0]
+    for advice in loop.LOWER.values():
+        for key in [word for word in advice.replace(",", " ").split() if "." in word]:
+            node = recipe
+            for part in key.split("."):
+                node = getattr(node, part)
+            assert isinstance(node, int), key
+
+
+def test_out_of_memory_in_the_midst_of_a_run_can_be_resumed(unharmed, monkeypatch):
+    predict, seen = ScenePolicy.predict, []
+
+    def exhausted(self, x, here, cond, weights="current"):
+        seen.append(torch.is_grad_enabled())
+        if sum(seen) == 5:  # the first step of the third iteration's update
+            raise RuntimeError(ALLOC)
+        return predict(self, x, here, cond, weights)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ScenePolicy, "predict", exhausted)
+        _stopped(command("train", "--name", "it", sets=SETS), "update", "objective.minibatch")
+    _resumed(unharmed)
+
+
+def test_an_error_of_our_own_making_is_not_dressed_up(monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("expected a tensor in channels-last memory format")
+
+    monkeypatch.setattr("grpaint.train.roll", broken)
+    with pytest.raises(RuntimeError, match="channels-last"):
+        command("train", "--name", "it", sets=SETS)
+    assert status(Path("runs/it"))["status"] == "failed"
+    assert "channels-last" in status(Path("runs/it"))["reason"]
+
+
+def test_a_batch_of_flat_groups_moves_nothing_and_is_counted():
+    Path("reward.py").write_text("def score(images, prompts):\n    return [1.0] * len(images)\n")
+    sets = [*SETS, "train.optimizer.weight_decay=0.5", "train.updates=2"]
+    assert command("train", "--name", "flat", sets=sets).code == 0
+    metrics = lines(Path("runs/flat/metrics.jsonl"))
+    for number, line in enumerate(metrics, 1):
+        assert line["train/skipped_updates"] == 2
+        assert line["advantage/zero_spread_groups"] == 3
+        assert line["advantage/abs_mean"] == 0
+        assert not [key for key in line if key.startswith("policy/")]
+        assert line["cost/model_evaluations"] <= number * 48  # the rollout's
+    early, late = (Path(f"runs/flat/checkpoints/{n:06d}") for n in (2, 4))
+    assert (early / "model.safetensors").read_bytes() == (late / "model.safetensors").read_bytes()
+    assert not [name for name in load_file(late / "training.safetensors") if name.startswith("optimizer")]
+
+
+def test_a_flat_batch_between_others_keeps_the_optimizer_and_the_average_still():
+    Path("fault").write_text("flat")
+    sets = [*SETS, "checkpoint.every=1", "checkpoint.keep=9", "train.optimizer.weight_decay=0.5"]
+    assert command("train", "--name", "once", sets=sets).code == 0
+    metrics = lines(Path("runs/once/metrics.jsonl"))
+    assert [line.get("train/skipped_updates", 0) for line in metrics] == [0, 0, 1, 0]
+    kept = [Path(f"runs/once/checkpoints/{n:06d}") for n in (2, 3, 4)]
+    training = [(folder / "training.safetensors").read_bytes() for folder in kept]
+    assert training[0] == training[1] != training[2]
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing_and_is_counted(monkeypatch):
+    from grpaint.learn.surrogate import PpoClip
+
+    surrogate = PpoClip.__call__
+    monkeypatch.setattr(PpoClip, "__call__", lambda *args: surrogate(*args) * float("inf"))
+    assert command("train", "--name", "wild", sets=SETS).code == 0
+    assert [line["train/nonfinite_updates"] for line in lines(Path("runs/wild/metrics.jsonl"))] == [1] * 4
+    early, late = (Path(f"runs/wild/checkpoints/{n:06d}/training.safetensors").read_bytes() for n in (2, 4))
+    assert early == late

@@ -1,0 +1,202 @@
+"""The command line: what it offers, what it imports, what it prints."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_runs
+import typer.main
+from tiny_runs import TINY, command, flags
+
+from grpaint import cli
+from grpaint.run.config import names
+
+COMMANDS = {
+    "train": "recipe --set --name --resume",
+    "sft": "recipe --set --name --resume",
+    "sample": "source prompts --seed --out --steps --guidance",
+    "evaluate": "source --json --set",
+    "show": "recipe --set --json",
+    "list": "what --json",
+}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path):
+    with tiny_runs.folder(tmp_path):
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run."""
+    with tiny_runs.folder(tmp_path_factory.mktemp("cli")) as here:
+        assert command("train", "--name", "one", sets=[*TINY, tiny_runs.REWARD]).code == 0
+    return here / "runs/one"
+
+
+def test_the_commands_and_their_flags_are_pinned():
+    group = typer.main.get_command(cli.app)
+    found = {
+        name: " ".join(param.opts[0] for param in sub.params if param.name != "help")
+        for name, sub in group.commands.items()
+    }
+    assert found == COMMANDS
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sample", "--help"]])
+def test_help_imports_nothing_heavy(words):
+    program = (
+        "import sys; from grpaint.cli import main\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'peft', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Usage" in done.stdout
+
+
+@pytest.mark.parametrize("topic", ["methods", "recipes", "models", "rewards", "samplers"])
+def test_list_says_a_line_about_each(topic):
+    plain, found = command("list", topic), json.loads(command("list", topic, "--json").out)
+    assert plain.code == 0
+    assert [line.split()[0] for line in plain.out.splitlines()] == list(found)
+    for name, about in found.items():
+        assert f"{name:28}{about}".rstrip() in plain.out.splitlines()
+
+
+def test_list_has_what_the_catalog_has():
+    found = {t: json.loads(command("list", t, "--json").out) for t in ("recipes", "models", "rewards", "samplers")}
+    assert list(found["recipes"]) == names()
+    assert {"scenes", "diffusers"} <= found["models"].keys()
+    assert "scenes-checker" in found["rewards"]
+    assert {"flow-sde", "cps", "ddim", "ode"} <= found["samplers"].keys()
+    methods = json.loads(command("list", "--json").out)
+    assert "default" in methods["flow-grpo"]
+    assert "sft" not in methods
+    end = command("list", "sampler")
+    assert end.code == 2
+    assert end.err.count("\n") == 1
+
+
+def test_show_opens_no_weights():
+    end = command("show", "flow-grpo", "--json", sets=["model.start=nowhere.safetensors"])
+    assert end.code == 0
+    shown = json.loads(end.out)
+    assert shown["settings"]["model"]["start"] == "nowhere.safetensors"
+    assert not Path("runs").exists()
+
+
+def test_show_has_steps_batches_costs_and_memory():
+    sets = ["plan.steps=4", 'plan.window={kind="prefix",size=2}', "plan.sampler.kind=flow-sde", "plan.sampler.eta=0.7"]
+    end = command("show", "--json", sets=[*sets, "train.prompts=3", "train.group_size=4", "train.updates=5"])
+    shown = json.loads(end.out)
+    steps, costs = shown["steps"], shown["costs"]
+    assert [row["sigma"] for row in steps] == pytest.approx([1, 0.75, 0.5, 0.25])
+    assert [row["noisy"] for row in steps] == [True, True, False, False]
+    # at sigma = 1 the diffusion takes the next sigma of the grid; gain = sigma' - std^2 / (2 sigma)
+    g2 = [0.7**2 * 1 / (1 - 0.75), 0.7**2 * 0.75 / 0.25]
+    stds = [(0.25 * g) ** 0.5 for g in g2]
+    assert [row["std"] for row in steps] == pytest.approx([*stds, 0, 0])
+    gains = [0.75 - stds[0] ** 2 / 2, 0.5 - stds[1] ** 2 / 1.5, 0.25, 0]
+    assert [row["gain"] for row in steps] == pytest.approx(gains)
+    assert (costs["images"], costs["updates"], costs["rows_an_update"]) == (12, 5, 3)
+    assert costs["evaluations_rollout"] == 4 * 12  # rows of a group part at the first noisy step, here the first
+    assert costs["evaluations_update"] == 3 * 2 * 12
+    assert costs["evaluations_iteration"] == costs["evaluations_rollout"] + costs["evaluations_update"]
+    assert costs["kept_mib"] == pytest.approx(12 * 3072 * 4 * (3 * 2 + 1) / 2**20, abs=0.01)
+    said = command("show", sets=[*sets, "train.prompts=3", "train.group_size=4", "train.updates=5"]).out
+    for word in ("sigma", "gain", "std", "noisy", "group size", "evaluations iteration", "kept mib", "[train.optimizer]"):
+        assert word in said
+
+
+def test_show_reads_every_packaged_recipe():
+    for name in names():
+        assert command("show", name).code == 0, name
+
+
+def test_sample_draws_captions(run):
+    source, captions = str(run), ["a red circle above a blue square", "two green crosses"]
+    end = command("sample", source, *captions, "--out", "drawn", "--seed", "3", "--steps", "2")
+    assert end.code == 0
+    files = [Path(line) for line in end.out.splitlines()]
+    assert [file.name for file in files] == ["00-a-red-circle-above-a-blue-square.png", "01-two-green-crosses.png"]
+    for file in files:
+        assert file.read_bytes().startswith(b"\x89PNG")
+    newest = str(run / "checkpoints/000004")
+    command("sample", newest, *captions, "--out", "again", "--seed", "3", "--steps", "2")
+    command("sample", f"{newest}/model.safetensors", *captions, "--out", "other", "--seed", "4", "--steps", "2")
+    for file in files:
+        assert (Path("again") / file.name).read_bytes() == file.read_bytes()
+        assert (Path("other") / file.name).read_bytes() != file.read_bytes()
+
+
+def test_sample_refuses_a_word_that_the_model_does_not_know(run):
+    end = command("sample", str(run), "a red circel")
+    assert end.code == 2
+    assert end.err.count("\n") == 1
+    assert 'Did you mean "circle"?' in end.err
+
+
+def test_evaluating_a_run_gives_its_last_evaluation(run):
+    end = command("evaluate", str(run), "--json")
+    last = tiny_runs.lines(run / "evaluations.jsonl")[-1]
+    assert json.loads(end.out) == {key: value for key, value in last.items() if key != "iteration"}
+    table = command("evaluate", str(run / "checkpoints/000004"))
+    assert table.code == 0
+    assert "strict" in table.out
+
+
+def test_a_run_is_also_found_by_its_name(run):
+    os.chdir(run.parent.parent)
+    one = command("evaluate", "one", "--json", sets=["evaluate.prompts=1"])
+    assert json.loads(one.out)["prompts"] == 1
+    assert len(json.loads(one.out)["strict_by_prompt"]) == 1
+
+
+def test_a_lone_weight_file_is_judged_by_the_recipe_of_its_world(run):
+    weights = Path("weights.safetensors")
+    weights.write_bytes((run / "checkpoints/000004/model.safetensors").read_bytes())
+    end = command("evaluate", str(weights), "--json", sets=["evaluate.prompts=2", "evaluate.probe=2", "precision=fp32"])
+    assert json.loads(end.out)["prompts"] == 2
+
+
+def test_a_run_without_a_checkpoint_is_refused():
+    Path("runs/new").mkdir(parents=True)
+    Path("runs/new/run.toml").write_text("")
+    end = command("evaluate", "new")
+    assert end.code == 2
+    assert end.err == "grpaint: runs/new: this run has saved no checkpoint yet.\n"
+
+
+@pytest.mark.parametrize("words", [["train"], ["sft"]])
+def test_an_existing_name_is_refused_and_left_alone(words):
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/note").write_text("mine")
+    end = command(*words, "--name", "mine")
+    assert end.code == 2
+    assert end.err.count("\n") == 1
+    assert "--resume" in end.err
+    assert "--name" in end.err
+    assert [file.name for file in Path("runs/mine").iterdir()] == ["note"]
+
+
+def test_a_reward_in_ten_lines():
+    Path("reddish.py").write_text(
+        'def reddish(images, prompts):\n    """How red an image is."""\n    return images[:, 0].mean((1, 2))\n'
+    )
+    end = command("train", "--name", "red", sets=[*TINY, "rewards.red.kind=reddish.py:reddish", "train.iterations=1"])
+    assert end.code == 0
+    (line,) = tiny_runs.lines(Path("runs/red/metrics.jsonl"))
+    assert line["reward/red"] == pytest.approx(0.5)
+    assert {"reward/checker", "reward/red/std"} <= line.keys()
+
+
+def test_a_run_needs_no_name(run):
+    assert command("train", "scenes/flow-grpo", sets=[*TINY, tiny_runs.REWARD, "train.iterations=1"]).code == 0
+    assert [path.name for path in Path("runs").iterdir()] == ["flow-grpo"]
+    assert flags("a=1", "b=2") == ["--set", "a=1", "--set", "b=2"]

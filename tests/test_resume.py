@@ -1,0 +1,332 @@
+"""A run that was stopped, however it was stopped, and resumed equals the one that was not, bit for bit."""
+
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import tiny_runs
+from tiny_runs import REWARD, TINY, TINY_SFT, command, lines, process, status
+
+from grpaint.run.config import read_toml
+from grpaint.run.loop import stateful
+
+# pieces with a state of their own, two updates an iteration, a schedule, and decay: all of it must come back
+SETS = [
+    *TINY,
+    REWARD,
+    "train.iterations=8",
+    "checkpoint.every=1",
+    "evaluate.every=3",
+    "train.updates=2",
+    "train.warmup=3",
+    "train.schedule=cosine",
+    "train.optimizer.weight_decay=0.1",
+    'data.kinds=["single"]',
+    "train.prompts=8",
+    "advantage={kind='history',buffer=6,min_count=5}",
+    'objective.penalty={kind="adaptive-kl",target=1e-4}',
+]
+
+
+def _reference(base, stage, *sets):
+    with tiny_runs.folder(base) as here:
+        assert command(stage, "--name", "it", sets=sets).code == 0
+    return here / "runs/it"
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The run that nothing stopped."""
+    return _reference(tmp_path_factory.mktemp("straight"), "train", *SETS)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """A shorter one, with checkpoints at 2 and 4."""
+    return _reference(tmp_path_factory.mktemp("short"), "train", *TINY, REWARD)
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path):
+    with tiny_runs.folder(tmp_path):
+        yield
+
+
+IT = Path("runs/it")
+
+
+def _copy(run):
+    shutil.copytree(run, IT)
+
+
+def _as_if_killed_after(checkpoint):
+    """What a kill leaves behind: later checkpoints gone, lines past the last one, one of them half written."""
+    for folder in IT.glob("checkpoints/*"):
+        if int(folder.name) > checkpoint:
+            shutil.rmtree(folder)
+    facts = status(IT) | {"status": "running", "end": None}
+    (IT / "run.json").write_text(json.dumps(facts))
+    with (IT / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 9, "train/lear')
+
+
+def _resumed(like, *words, stage="train"):
+    end = command(stage, *words, "--name", "it", "--resume")
+    assert (end.code, end.err) == (0, "")
+    tiny_runs.same(like, IT)
+    assert status(IT)["status"] == "finished"
+    return end
+
+
+def _kill_when(running, lines_wanted, more):
+    """Kill -9 the process ``more`` seconds after metrics.jsonl has so many lines, or leave it if it was faster."""
+    metrics = IT / "metrics.jsonl"
+    while running.poll() is None and not (metrics.is_file() and metrics.read_bytes().count(b"\n") >= lines_wanted):
+        time.sleep(0.005)
+    time.sleep(more)
+    running.kill()
+    running.communicate()
+
+
+def test_kill_9_at_random_moments_changes_nothing(straight):
+    draw = random.Random()
+    words = ["train", "--name", "it"]
+    for wanted in (0, 1, 3, 6):  # 0: in the first evaluation or the first iteration
+        began = process(*words, sets=SETS if "--resume" not in words else [])
+        _kill_when(began, wanted, draw.uniform(0, 0.5))
+        assert status(IT)["status"] in ("running", "finished")
+        words = ["train", "--name", "it", "--resume"]
+    _resumed(straight)
+
+
+def test_a_resumed_sft_run_is_the_same(tmp_path_factory):
+    sets = [*TINY_SFT, "train.iterations=4", "checkpoint.every=1", "checkpoint.keep=4"]
+    straight = _reference(tmp_path_factory.mktemp("sft"), "sft", *sets)
+    _copy(straight)
+    _as_if_killed_after(3)
+    _resumed(straight, stage="sft")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_finishes_the_iteration_saves_and_stops(name, short):
+    Path("fault").write_text(name)  # sent from within the third iteration
+    end = command("train", "--name", "it", sets=[*TINY, REWARD])
+    assert end.code == 128 + getattr(signal, name)
+    assert end.err == f"grpaint: stopped by {name} after saving; go on with --resume.\n"
+    assert (status(IT)["status"], status(IT)["reason"]) == ("interrupted", name)
+    assert status(IT)["end"]
+    assert sorted(path.name for path in IT.glob("checkpoints/*")) == ["000002", "000003"]
+    assert [line["iteration"] for line in lines(IT / "metrics.jsonl")] == [1, 2, 3]
+    Path("fault").unlink()
+    _resumed(short)
+    assert status(IT)["reason"] is None
+
+
+def test_a_second_signal_stops_at_once(short):
+    Path("fault").write_text("SIGTERM SIGINT")
+    end = command("train", "--name", "it", sets=[*TINY, REWARD])
+    assert end.code == 130
+    assert "Traceback" not in end.err
+    assert status(IT)["status"] == "interrupted"
+    assert [path.name for path in IT.glob("checkpoints/*")] == ["000002"]
+    Path("fault").unlink()
+    _resumed(short)
+
+
+def test_a_process_stopped_from_outside_as_soon_as_it_runs(short):
+    running = process("train", "--name", "it", sets=[*TINY, REWARD])
+    while running.poll() is None and not ((IT / "run.json").is_file() and status(IT)["status"] == "running"):
+        time.sleep(0.005)
+    running.send_signal(signal.SIGTERM)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 143
+    assert said == "grpaint: stopped by SIGTERM after saving; go on with --resume.\n"
+    assert status(IT)["status"] == "interrupted"
+    assert [path.name for path in IT.glob("checkpoints/*")] == ["000001"]
+    _resumed(short)
+
+
+def test_handlers_are_put_back(short):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    Path("fault").write_text("raise")
+    assert command("train", "--name", "it", sets=[*TINY, REWARD]).code == 1
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_run_without_a_checkpoint_starts_again(short):
+    _copy(short)
+    _as_if_killed_after(0)
+    _resumed(short)
+
+
+def test_half_written_checkpoints_are_no_checkpoints(short):
+    _copy(short)
+    _as_if_killed_after(2)
+    aside = IT / "checkpoints/.000004.part"
+    aside.mkdir()
+    (aside / "model.safetensors").write_bytes(b"half")
+    (IT / ".run.json.part").write_text("{")
+    _resumed(short)
+    assert not aside.exists()
+    assert sorted(path.name for path in IT.glob("checkpoints/*")) == ["000002", "000004"]
+
+
+def test_a_folder_begun_and_not_named_yet_is_in_nobodys_way(short):
+    Path("runs/.it.part").mkdir(parents=True)
+    Path("runs/.it.part/run.toml").write_text("half = ")
+    assert command("train", "--name", "it", sets=[*TINY, REWARD]).code == 0
+    tiny_runs.same(short, IT)
+    assert [path.name for path in Path("runs").iterdir()] == ["it"]
+
+
+def test_lines_past_the_last_checkpoint_are_cut(short):
+    _copy(short)
+    _as_if_killed_after(2)
+    assert [line["iteration"] for line in lines(IT / "evaluations.jsonl")] == [0, 2, 4]
+    end = command("train", "--name", "it", "--resume", sets=["threads=2"])  # refused: nothing is touched
+    assert end.code == 2
+    assert [line["iteration"] for line in lines(IT / "evaluations.jsonl")] == [0, 2, 4]
+    _resumed(short)
+
+
+def test_a_checkpoint_that_was_damaged_is_one_line(short):
+    _copy(short)
+    _as_if_killed_after(2)
+    file = IT / "checkpoints/000002/training.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    end = command("train", "--name", "it", "--resume")
+    assert end.code == 2
+    assert end.err.count("\n") == 1
+    assert "training.safetensors" in end.err
+    assert (IT / "metrics.jsonl").is_file()
+
+
+def test_a_finished_run_says_so(short):
+    _copy(short)
+    before = {path: path.read_bytes() for path in IT.rglob("*") if path.is_file()}
+    end = command("train", "--name", "it", "--resume")
+    assert (end.code, end.err) == (0, "")
+    assert "finished its 4 iterations" in end.out
+    assert {path: path.read_bytes() for path in IT.rglob("*") if path.is_file()} == before
+
+
+def test_equal_settings_may_be_repeated(short):
+    _copy(short)
+    _as_if_killed_after(2)
+    _resumed(short, "scenes/flow-grpo", "--set", "train.iterations=4", "--set", "plan.sampler.eta=0.7")
+    for words in (["flow-grpo"], [str(short / "run.toml")], ["--set", "train.prompts=3"]):
+        end = command("train", *words, "--name", "it", "--resume")
+        assert (end.code, end.err) == (0, "")
+        assert "finished" in end.out
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("train.seed=1", "train.seed = 1"),
+        ("train.iterations=3", "train.iterations = 3"),
+        ("plan.sampler.eta=0.5", "plan.sampler.eta = 0.5"),
+        ("plan.sampler.kind=flow-sde", "plan.sampler.kind = 'flow-sde'"),
+        ("evaluate.guided=[2]", "evaluate.guided"),
+        ("objective.penalty.kind=step-kl", "objective.penalty"),
+    ],
+)
+def test_a_differing_setting_is_refused_by_key(setting, key, short):
+    _copy(short)
+    before = (IT / "run.toml").read_bytes()
+    for words in ([], ["flow-grpo"]):
+        end = command("train", *words, "--name", "it", "--resume", sets=[setting])
+        assert end.code == 2
+        assert end.err.startswith(f"grpaint: {key}")
+        assert end.err.count("\n") == 1
+        assert "--name" in end.err
+    assert (IT / "run.toml").read_bytes() == before
+
+
+def test_another_recipe_is_refused_by_key(short):
+    _copy(short)
+    settings = (short / "run.toml").read_text().replace("learning_rate = 0.0001", "learning_rate = 0.0002")
+    Path("other.toml").write_text(settings)
+    end = command("train", "other.toml", "--name", "it", "--resume")
+    assert end.code == 2
+    assert end.err.startswith("grpaint: train.learning_rate = 0.0002")
+    end = command("sft", "--name", "it", "--resume")
+    assert end.code == 2
+    assert "grpaint train" in end.err
+
+
+def test_more_iterations_go_on_from_the_end(short):
+    _copy(short)
+    end = command("train", "--name", "it", "--resume", sets=["train.iterations=6"])
+    assert (end.code, end.err) == (0, "")
+    assert read_toml(IT / "run.toml")["train"]["iterations"] == 6
+    metrics = tiny_runs.timeless(IT / "metrics.jsonl")
+    assert [line["iteration"] for line in metrics] == [1, 2, 3, 4, 5, 6]
+    assert metrics[:4] == tiny_runs.timeless(short / "metrics.jsonl")
+    assert [line["iteration"] for line in lines(IT / "evaluations.jsonl")] == [0, 2, 4, 6]
+    assert status(IT)["iterations"] == 6
+    for words in ([], ["flow-grpo"], ["--set", "train.iterations=6"]):
+        assert "finished its 6" in command("train", *words, "--name", "it", "--resume").out
+    straight = [item for item in (*TINY, REWARD) if not item.startswith("train.iterations")]
+    assert command("train", "--name", "long", sets=[*straight, "train.iterations=6"]).code == 0
+    tiny_runs.same(IT, Path("runs/long"))
+
+
+def test_there_must_be_a_run_to_resume():
+    end = command("train", "--name", "it", "--resume")
+    assert end.code == 2
+    assert end.err == "grpaint: runs/it: no run to resume there (run.toml not found).\n"
+    assert not Path("runs").exists()
+
+
+def test_the_state_of_pieces_is_in_the_checkpoint(straight):
+    state = json.loads((straight / "checkpoints/000008/state.json").read_text())
+    assert state["iteration"] == 8
+    assert set(state["pieces"]) == {"advantage", "objective.penalty"}
+    assert state["pieces"]["objective.penalty"]["beta"] != 0.01
+    remembered = state["pieces"]["advantage"]
+    assert max(map(len, remembered.values())) == 6  # a full buffer: captions came up more than once
+    assert {"seed", "iteration"} <= state["random"].keys()
+
+
+COUNTING = """
+from dataclasses import dataclass, field
+
+@dataclass
+class Counting:
+    share: float = 0.1
+    seen: int = field(default=0, init=False)
+
+    def __call__(self, images, prompts):
+        self.seen += 1
+        return [self.share * ((row + self.seen) % 5) for row in range(len(images))]
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+"""
+
+
+def test_a_reward_with_a_state_of_its_own_is_resumed(tmp_path_factory):
+    sets = [*TINY, 'rewards={mine={kind="counting.py:Counting"}}']
+    with tiny_runs.folder(tmp_path_factory.mktemp("counting")) as here:
+        Path("counting.py").write_text(COUNTING)
+        assert command("train", "--name", "it", sets=sets).code == 0
+    Path("counting.py").write_text(COUNTING)
+    _copy(here / "runs/it")
+    _as_if_killed_after(2)
+    _resumed(here / "runs/it")
+    state = json.loads((IT / "checkpoints/000004/state.json").read_text())
+    assert state["pieces"] == {"rewards.mine.reward": {"seen": 4}}
+
+
+def test_torch_modules_are_not_taken_for_pieces_with_state():
+    import torch
+
+    assert stateful({"scorer": torch.nn.Linear(1, 1)}) == {}

@@ -1,0 +1,168 @@
+"""Runs small enough for a test: the built-in model from random weights, a few prompts, two-step evaluations.
+
+A network that has learned nothing answers 0 whatever it sees, so a checker gives every image the same score. The reward
+here adds a pattern over the rows, which makes the weights move; it also commits, on its third call, the fault that a
+file named ``fault`` asks for.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpaint import cli
+
+TINY = (
+    "model.start=random",
+    "train.iterations=4",
+    "train.prompts=3",
+    "train.group_size=4",
+    "plan.steps=4",
+    "plan.window.high=1",
+    "evaluate.every=2",
+    "evaluate.prompts=6",
+    "evaluate.steps=2",
+    "evaluate.probe=6",
+    "evaluate.guided=[]",
+    "evaluate.pictures=1",
+    "checkpoint.every=2",
+    "device=cpu",
+    "precision=fp32",
+    "threads=1",
+)
+REWARD = 'rewards={bright={kind="reward.py:score"}}'
+TINY_SFT = (
+    *(item for item in TINY if not item.startswith(("plan.", "train.prompts", "train.group_size"))),
+    "train.batch=4",
+    "train.warmup=1",
+)
+
+REWARD_FILE = '''
+import os, resource, signal
+from pathlib import Path
+import torch
+
+calls = 0
+
+def score(images, prompts):
+    global calls
+    calls += 1
+    fault = Path("fault").read_text() if Path("fault").exists() and calls == 3 else ""
+    scores = images.mean((1, 2, 3)) + 0.1 * (torch.arange(len(images)) % 4)
+    if fault == "raise":
+        raise ValueError("the first line\\nand a second one")
+    if fault == "nan":
+        scores[5] = float("nan")
+    if fault == "short":
+        return scores[:-1]
+    if fault == "flat":
+        return torch.ones(len(images))
+    if fault.startswith("SIG"):
+        for name in fault.split():
+            os.kill(os.getpid(), getattr(signal, name))
+    if fault == "small files":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (12 << 20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    return scores
+'''
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def flags(*sets: str) -> list[str]:
+    """``--set`` before each."""
+    return [word for item in sets for word in ("--set", item)]
+
+
+def command(*words: str, sets: Sequence[str] = ()) -> Ended:
+    """``grpaint`` in this process; a traceback of its own goes through."""
+    words = (*words, *flags(*sets))
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        patch.setattr(sys, "argv", ["grpaint", *words])
+        out, err = (stack.enter_context(redirect) for redirect in (_Text("stdout"), _Text("stderr")))
+        try:
+            cli.main()
+            code: Any = 0
+        except SystemExit as end:
+            code = end.code or 0
+    return Ended(code, out.text(), err.text())
+
+
+class _Text:
+    """Catches ``sys.stdout`` or ``sys.stderr``."""
+
+    def __init__(self, name: str) -> None:
+        import io
+
+        self._name, self._into = name, io.StringIO()
+
+    def __enter__(self) -> "_Text":
+        self._before = getattr(sys, self._name)
+        setattr(sys, self._name, self._into)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        setattr(sys, self._name, self._before)
+
+    def text(self) -> str:
+        return self._into.getvalue()
+
+
+def process(*words: str, sets: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """``grpaint`` as a process of its own, in the current folder."""
+    program = "from grpaint.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *words, *flags(*sets)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"COLUMNS": "100"},
+    )
+
+
+@contextlib.contextmanager
+def folder(path: Path) -> Iterator[Path]:
+    """Work in ``path``, with the reward file there."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "reward.py").write_text(REWARD_FILE)
+    with contextlib.chdir(path):
+        yield path
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """A .jsonl file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def timeless(path: Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file without what may differ between equal runs."""
+    return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines(path)]
+
+
+def status(run: Path) -> dict[str, Any]:
+    """What run.json says."""
+    return json.loads((run / "run.json").read_text())
+
+
+def same(one: Path, other: Path) -> None:
+    """Assert that two runs differ in nothing but time."""
+    assert timeless(one / "metrics.jsonl") == timeless(other / "metrics.jsonl")
+    assert (one / "evaluations.jsonl").read_bytes() == (other / "evaluations.jsonl").read_bytes()
+    last = sorted((one / "checkpoints").iterdir())[-1].name
+    assert sorted((other / "checkpoints").iterdir())[-1].name == last
+    for name in ("model.safetensors", "training.safetensors", "state.json"):
+        files = [(run / "checkpoints" / last / name).read_bytes() for run in (one, other)]
+        assert files[0] == files[1], name
