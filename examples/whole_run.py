@@ -17,7 +17,7 @@ from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, Ode, step
 from grpaint.learn import GroupNorm, PolicyGradient, PpoClip, RewardSet
 from grpaint.rewards.scenes import SceneChecker, SceneCleanliness
-from grpaint.rollout import Plan, RandomWindow, Shared, roll
+from grpaint.rollout import Plan, Random, Shared, roll
 from grpaint.scenes.world import SceneData, judge
 
 SEED, PROMPTS, GROUP = 0, 12, 12
@@ -46,7 +46,7 @@ def main(iterations: int) -> None:
     # How to explore. Ten steps from noise to image; two of them, at a place drawn anew each iteration, are noisy, so
     # that a group's images differ; only those two are trained. The start noise is the same within a group: whatever
     # differs in the scores is due to the two noisy steps.
-    plan = Plan(steps=10, sampler=Cps(eta=0.7), window=RandomWindow(size=2, low=0, high=6), start=Shared())
+    plan = Plan(steps=10, sampler=Cps(eta=0.7), window=Random(size=2, low=0, high=6), start=Shared())
 
     # What is good. The checker reads shapes, colours, counts, sizes and places off the image; cleanliness watches the
     # background, where a model that is paid for shapes alone starts to weave patterns.

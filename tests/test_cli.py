@@ -110,7 +110,16 @@ def test_show_has_steps_batches_costs_and_memory():
     assert costs["evaluations_iteration"] == costs["evaluations_rollout"] + costs["evaluations_update"]
     assert costs["kept_mib"] == pytest.approx(12 * 3072 * 4 * (3 * 2 + 1) / 2**20, abs=0.01)
     said = command("show", sets=[*sets, "train.prompts=3", "train.group_size=4", "train.updates=5"]).out
-    for word in ("sigma", "gain", "std", "noisy", "group size", "evaluations iteration", "kept mib", "[train.optimizer]"):
+    for word in (
+        "sigma",
+        "gain",
+        "std",
+        "noisy",
+        "group size",
+        "evaluations iteration",
+        "kept mib",
+        "[train.optimizer]",
+    ):
         assert word in said
 
 
@@ -133,6 +142,12 @@ def test_sample_draws_captions(run):
     for file in files:
         assert (Path("again") / file.name).read_bytes() == file.read_bytes()
         assert (Path("other") / file.name).read_bytes() != file.read_bytes()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(run):
+    end = command("sample", str(run), "a red circle", "--out", "reward.py", "--steps", "1")
+    assert end.code == 1
+    assert end.err == "grpaint: reward.py: File exists\n"
 
 
 def test_sample_refuses_a_word_that_the_model_does_not_know(run):

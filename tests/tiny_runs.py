@@ -44,7 +44,7 @@ TINY_SFT = (
     "train.warmup=1",
 )
 
-REWARD_FILE = '''
+REWARD_FILE = """
 import os, resource, signal
 from pathlib import Path
 import torch
@@ -70,7 +70,7 @@ def score(images, prompts):
     if fault == "small files":
         resource.setrlimit(resource.RLIMIT_FSIZE, (12 << 20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     return scores
-'''
+"""
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,9 @@ def _explain(error: Exception) -> int | None:
         typer.echo(f"grpaint: {' '.join(str(error).splitlines())}", err=True)
         reading = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
         return 2 if reading or isinstance(error, ConfigError) else 1
+    if isinstance(error, OSError):
+        typer.echo(f"grpaint: {error.filename or ''}: {error.strerror or error}", err=True)
+        return 1
     code = getattr(error, "exit_code", None)
     if code is not None and type(error).__name__ == "Stopped":
         typer.echo(f"grpaint: stopped by {error} after saving; go on with --resume.", err=True)

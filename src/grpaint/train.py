@@ -31,7 +31,6 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Callable[[
     Raises:
         GrpaintError: with the status set and the last checkpoint kept.
         Stopped: after saving, when a signal asked for it.
-
     """
     try:
         with Listener() as listener:
@@ -153,9 +152,9 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
         with loop.phase("update"):
             for number, rows in enumerate(_parts(rollout, settings.updates)):
                 measures = loop.update(recipe.objective(policy, rollout.rows(rows), advantage[rows]))
-                if number == 0:  # later updates of a rollout are off-policy: their ratio is not an error
-                    first = {name: value for name, value in measures.items() if "ratio_error" in name}
-        loop.record({f"policy/{name}": value for name, value in (measures | first).items()})
+                if number:  # later updates of a rollout are off-policy: their ratio is not an error
+                    measures = {name: value for name, value in measures.items() if "ratio_error" not in name}
+                loop.record({f"policy/{name}": value for name, value in measures.items()})
         loop.record(_summary(rollout, table, advantage))
         _observe(recipe, measures)
 
@@ -174,8 +173,9 @@ def _summary(rollout: Rollout, table: RewardTable, advantage: Tensor) -> dict[st
     out: dict[str, float] = {}
     for name, column in table.columns.items():
         where = table.applies.get(name, torch.ones_like(rollout.group, dtype=torch.bool))
-        out[f"reward/{name}"] = column[where].mean().item()
-        out[f"reward/{name}/std"] = column[where].std(correction=0).item()
+        if where.any():
+            out[f"reward/{name}"] = column[where].mean().item()
+            out[f"reward/{name}/std"] = column[where].std(correction=0).item()
     moving = advantage.reshape(len(advantage), -1).ne(0).any(1)
     groups = rollout.group.unique()
     flat = sum(not moving[rollout.group == number].any() for number in groups.tolist())
@@ -198,7 +198,6 @@ def check_resume(folder: RunFolder, kept: dict[str, Any], asked: dict[str, Any])
 
     Raises:
         ConfigError: where a setting differs.
-
     """
     for key, old, new in _differences(kept, asked):
         if key == "train.iterations" and isinstance(new, int) and new > old:
@@ -222,7 +221,6 @@ def open_model(source: str, sets: Sequence[str] = ()) -> tuple[Model, Recipe]:
 
     Raises:
         ConfigError, CheckpointError: where there is none, or it cannot be read.
-
     """
     file = find_checkpoint(source)
     run = next((parent for parent in file.parents if (parent / "run.toml").is_file()), None)
@@ -231,7 +229,6 @@ def open_model(source: str, sets: Sequence[str] = ()) -> tuple[Model, Recipe]:
     else:
         label = read_weights(file)[1].get("parametrisation", "velocity")
         table = read_toml(locate("scenes-epsilon/sft" if label == "epsilon" else "scenes/sft"))
-    training = ("lora", "train_text", "guidance")
-    table["model"] = {k: v for k, v in table["model"].items() if k not in training} | {"start": str(file)}
     recipe, _ = resolve(override(table, sets), table.get("stage", "train"))
-    return recipe.model.load(resolve_runtime(recipe.device, recipe.precision)), recipe
+    model = recipe.model.from_file(str(file))
+    return model.load(resolve_runtime(recipe.device, recipe.precision)), recipe

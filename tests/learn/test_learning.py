@@ -11,7 +11,7 @@ from grpaint.backends.runtime import Runtime
 from grpaint.core import Cps, Ddim, FlowPath, FlowSde, Path, Prompt, VpPath
 from grpaint.learn import BatchNorm, GroupNorm, History, PerReward, PolicyGradient, RewardTable, StepKl
 from grpaint.learn.advantage import Advantage
-from grpaint.rollout import Funnel, Plan, RandomWindow, Shared, Whole, roll
+from grpaint.rollout import Funnel, Plan, Random, Shared, Whole, roll
 
 PROMPTS = [Prompt(text) for text in ("a red circle", "a blue cross", "a green square", "a white triangle")]
 TARGET = 0.4  # the grey, in [-1, 1], that the reward asks for
@@ -57,7 +57,7 @@ METHODS = {
     "flow-grpo": (FlowPath(3), Plan(8, FlowSde(0.7)), GroupNorm()),
     "flow-grpo-batch-std": (FlowPath(3), Plan(8, FlowSde(0.7)), GroupNorm("batch")),
     "flow-grpo-cps": (FlowPath(), Plan(8, Cps(0.8)), GroupNorm()),
-    "fast-window": (FlowPath(), Plan(8, Cps(0.8), RandomWindow(2, 0, 4), start=Shared()), PerReward()),
+    "fast-window": (FlowPath(), Plan(8, Cps(0.8), Random(2, 0, 4), start=Shared()), PerReward()),
     "pro-grpo": (FlowPath(3), Plan(8, FlowSde(0.7), prune=Funnel((3, 5), (8, 4))), GroupNorm()),
     "ddpo": (VpPath(), Plan(8, Ddim(1.0), Whole(skip_last=0)), History()),
 }

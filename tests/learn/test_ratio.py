@@ -9,7 +9,7 @@ from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, DanceSde, Ddim, FlowPath, FlowSde, Path, Policy, Prompt, Sampler, VpPath, noise
 from grpaint.learn import PolicyGradient, Reinforce, StepKl
-from grpaint.rollout import Funnel, Plan, RandomWindow, Reference, Rollout, Shared, Whole, act, roll
+from grpaint.rollout import Funnel, Plan, Random, Reference, Rollout, Shared, Whole, act, roll
 
 PROMPTS = [Prompt("a red circle"), Prompt("two blue squares"), Prompt("a small green cross above a white triangle")]
 FLOW = [FlowSde(0.7), DanceSde(0.3), Cps(0.8)]
@@ -75,7 +75,7 @@ def test_the_ratio_is_exactly_1_in_closed_form(path: Path, sampler: Sampler) -> 
 @pytest.mark.parametrize("surrogate", [None, Reinforce()], ids=["ppo-clip", "reinforce"])
 def test_the_ratio_is_exactly_1_with_a_penalty_and_while_terms_run_backward(surrogate: Reinforce | None) -> None:
     policy = scenes("velocity")
-    rollout = rolled(policy, Cps(), start=Shared(), window=RandomWindow(2, 2, 2))
+    rollout = rolled(policy, Cps(), start=Shared(), window=Random(2, 2, 2))
     objective = PolicyGradient(penalty=StepKl()) if surrogate is None else PolicyGradient(surrogate, StepKl())
     for term in objective(policy, rollout, ADVANTAGE):
         term.loss.backward()

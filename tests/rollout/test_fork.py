@@ -10,12 +10,12 @@ from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, Ddim, FlowPath, FlowSde, Path, Point, Policy, Prompt, Sampler, VpPath
-from grpaint.rollout import Closed, Independent, Plan, Prefix, RandomWindow, Rollout, Shared, Whole, roll
+from grpaint.rollout import Closed, Independent, Plan, Prefix, Random, Rollout, Shared, Whole, roll
 from grpaint.rollout.start import Begin
 from grpaint.rollout.window import Window
 
 PROMPTS = [Prompt("one"), Prompt("two"), Prompt("three")]
-WINDOWS = [Whole(), Prefix(2), RandomWindow(2, 1, 1), RandomWindow(3, 4, 4), Closed()]
+WINDOWS = [Whole(), Prefix(2), Random(2, 1, 1), Random(3, 4, 4), Closed()]
 
 
 class Repeated:
@@ -55,7 +55,7 @@ def test_forking_late_changes_no_number_beyond_rounding(window: Window, path: Pa
 
 
 @pytest.mark.parametrize(
-    ("window", "fork"), [(Whole(), 0), (Prefix(3), 0), (RandomWindow(2, 3, 3), 3), (RandomWindow(2, 6, 6), 6)], ids=str
+    ("window", "fork"), [(Whole(), 0), (Prefix(3), 0), (Random(2, 3, 3), 3), (Random(2, 6, 6), 6)], ids=str
 )
 def test_a_prompt_costs_one_evaluation_a_step_before_the_fork_and_its_group_after(window: Window, fork: int) -> None:
     policy = model()
@@ -65,7 +65,7 @@ def test_a_prompt_costs_one_evaluation_a_step_before_the_fork_and_its_group_afte
 
 def test_without_shared_noise_every_step_costs_every_row() -> None:
     policy = model()
-    rolled(policy, sampler=FlowSde(), window=RandomWindow(2, 6, 6), start=Independent())
+    rolled(policy, sampler=FlowSde(), window=Random(2, 6, 6), start=Independent())
     assert policy.meter.counts == {"training": 12 * 8}
 
 
@@ -82,7 +82,7 @@ def test_a_closed_window_gives_a_group_one_image_and_costs_one_row() -> None:
 
 
 def test_members_agree_up_to_the_fork_and_differ_from_there_on() -> None:
-    rollout = rolled(model(), sampler=FlowSde(), window=RandomWindow(2, 3, 3), start=Shared())
+    rollout = rolled(model(), sampler=FlowSde(), window=Random(2, 3, 3), start=Shared())
     first = rollout.transitions[0]
     for number in range(3):
         rows = rollout.group == number
@@ -95,6 +95,6 @@ def test_members_agree_up_to_the_fork_and_differ_from_there_on() -> None:
 def test_guidance_doubles_the_evaluations(guidance: float, networks: int) -> None:
     policy = Scenes(start="random", guidance=guidance).load(Runtime())
     given = [Prompt("a red circle"), Prompt("a blue cross")]
-    plan = Plan(steps=4, sampler=Cps(), window=RandomWindow(1, 2, 2), start=Shared())
+    plan = Plan(steps=4, sampler=Cps(), window=Random(1, 2, 2), start=Shared())
     roll(policy, given, 3, plan, iteration=0, seed=0)
     assert policy.meter.counts == {"training": networks * (2 * 2 + 6 * 2)}

@@ -13,7 +13,7 @@ from torch import Tensor
 from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
 from grpaint.backends.runtime import Runtime
 from grpaint.core import Cps, FlowPath, FlowSde, Prompt
-from grpaint.rollout import Funnel, Plan, RandomWindow, Rollout, Shared, Whole, act, optimal_variance, roll
+from grpaint.rollout import Funnel, Plan, Random, Rollout, Shared, Whole, act, optimal_variance, roll
 
 PROMPTS = [Prompt("one"), Prompt("two"), Prompt("three")]
 FUNNEL = Funnel(at=(2, 4), keep=(4, 2))
@@ -200,7 +200,7 @@ def test_a_funnel_that_prunes_nobody_changes_no_bit() -> None:
 
 def test_a_window_after_or_before_the_checkpoint_is_recorded_for_survivors() -> None:
     for low in (0, 3):
-        pruned = rolled(model(), Funnel((2,), (3,)), window=RandomWindow(2, low, low))
+        pruned = rolled(model(), Funnel((2,), (3,)), window=Random(2, low, low))
         assert [t.step for t in pruned.transitions] == [low, low + 1]
         assert all(t.rows.tolist() == list(range(9)) for t in pruned.transitions)
 

@@ -11,7 +11,7 @@ from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import ScenePolicy, Scenes
 from grpaint.core import Cps, DanceSde, Ddim, FlowPath, FlowSde, Ode, Path, Policy, Prompt, Sampler, VpPath, noise
-from grpaint.rollout import Closed, Funnel, Plan, RandomWindow, Reference, Rollout, Shared, Whole, act, roll
+from grpaint.rollout import Closed, Funnel, Plan, Random, Reference, Rollout, Shared, Whole, act, roll
 
 PROMPTS = [Prompt(text, reference=torch.full((3, 4, 4), 0.7)) for text in ("one", "two", "three", "four")]
 PARTS = ("x", "x_next", "mean", "logp")
@@ -78,7 +78,7 @@ def test_a_recorded_action_is_the_one_taken_and_the_next_one_starts_where_it_end
 
 def test_steps_outside_the_window_are_noise_free() -> None:
     policy = model()
-    rollout = rolled(policy, window=RandomWindow(2, 2, 2))
+    rollout = rolled(policy, window=Random(2, 2, 2))
     grid = policy.path.grid(6)
     x = policy.noise((9, 4, "start"), range(12))
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_a_closed_rollout_is_the_ode_and_does_not_ask_for_its_sampler() -> None:
 
 
 def test_a_rollout_is_a_function_of_seed_and_iteration_alone() -> None:
-    plan = Plan(steps=6, sampler=FlowSde(), window=RandomWindow(2, 0, 4))
+    plan = Plan(steps=6, sampler=FlowSde(), window=Random(2, 0, 4))
     first = roll(model(), PROMPTS, 3, plan, iteration=1, seed=2)
     torch.manual_seed(3)
     before = torch.random.get_rng_state()

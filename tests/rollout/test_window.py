@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from grpaint.core import Cps, Ddim, FlowPath, FlowSde, Ode, VpPath
-from grpaint.rollout import Closed, Plan, Prefix, RandomWindow, Whole
+from grpaint.rollout import Closed, Plan, Prefix, Random, Whole
 from grpaint.rollout.window import Window
 
 
@@ -17,7 +17,7 @@ from grpaint.rollout.window import Window
         (Prefix(1), range(1)),
         (Prefix(10), range(10)),
         (Closed(), range(0)),
-        (RandomWindow(size=3, low=4, high=4), range(4, 7)),
+        (Random(size=3, low=4, high=4), range(4, 7)),
     ],
     ids=str,
 )
@@ -27,7 +27,7 @@ def test_a_fixed_window_names_its_steps_whatever_the_iteration(window: Window, e
 
 
 def test_a_random_window_reaches_every_start_from_low_to_high_and_no_other() -> None:
-    window = RandomWindow(size=3, low=1, high=5)
+    window = Random(size=3, low=1, high=5)
     drawn = [window.steps(10, iteration, 0) for iteration in range(500)]
     assert {len(steps) for steps in drawn} == {3}
     starts = [steps.start for steps in drawn]
@@ -38,7 +38,7 @@ def test_a_random_window_reaches_every_start_from_low_to_high_and_no_other() -> 
 
 def test_a_random_window_is_a_function_of_seed_and_iteration_alone() -> None:
     def drawn(seed: int) -> list[range]:
-        return [RandomWindow(2, 0, 8).steps(10, iteration, seed) for iteration in range(40)]
+        return [Random(2, 0, 8).steps(10, iteration, seed) for iteration in range(40)]
 
     first = drawn(0)
     torch.manual_seed(1)
@@ -46,7 +46,7 @@ def test_a_random_window_is_a_function_of_seed_and_iteration_alone() -> None:
     assert drawn(0) == first
     assert torch.equal(torch.random.get_rng_state(), before)
     assert drawn(1) != first
-    backwards = [RandomWindow(2, 0, 8).steps(10, iteration, 0) for iteration in reversed(range(40))]
+    backwards = [Random(2, 0, 8).steps(10, iteration, 0) for iteration in reversed(range(40))]
     assert backwards[::-1] == first
 
 
@@ -57,10 +57,10 @@ def test_a_random_window_is_a_function_of_seed_and_iteration_alone() -> None:
         (Whole(skip_last=-1), 10),
         (Prefix(0), 10),
         (Prefix(11), 10),
-        (RandomWindow(size=0, low=0, high=5), 10),
-        (RandomWindow(size=2, low=-1, high=5), 10),
-        (RandomWindow(size=2, low=6, high=5), 10),
-        (RandomWindow(size=2, low=0, high=9), 10),
+        (Random(size=0, low=0, high=5), 10),
+        (Random(size=2, low=-1, high=5), 10),
+        (Random(size=2, low=6, high=5), 10),
+        (Random(size=2, low=0, high=9), 10),
     ],
     ids=str,
 )
@@ -72,7 +72,7 @@ def test_a_window_that_cannot_lie_within_the_steps_is_refused(window: Window, to
 
 
 @pytest.mark.parametrize(
-    ("window", "total"), [(Whole(9), 10), (Prefix(10), 10), (RandomWindow(2, 0, 8), 10), (Closed(), 1)], ids=str
+    ("window", "total"), [(Whole(9), 10), (Prefix(10), 10), (Random(2, 0, 8), 10), (Closed(), 1)], ids=str
 )
 def test_a_window_that_just_fits_is_accepted(window: Window, total: int) -> None:
     window.check(total)

@@ -190,7 +190,10 @@ def test_a_new_kind_forgets_the_settings_of_the_old():
     table = {"plan": {"sampler": {"kind": "cps", "eta": 0.7}, "steps": 3}}
     assert override(table, ["plan.sampler.kind=ddim"])["plan"] == {"sampler": {"kind": "ddim"}, "steps": 3}
     assert override(table, ["plan.sampler.kind=cps"])["plan"]["sampler"] == {"kind": "cps", "eta": 0.7}
-    for order in (["plan.sampler.eta=0.2", "plan.sampler.kind=ddim"], ["plan.sampler.kind=ddim", "plan.sampler.eta=0.2"]):
+    for order in (
+        ["plan.sampler.eta=0.2", "plan.sampler.kind=ddim"],
+        ["plan.sampler.kind=ddim", "plan.sampler.eta=0.2"],
+    ):
         assert override(table, order)["plan"]["sampler"] == {"kind": "ddim", "eta": 0.2}
     assert table["plan"]["sampler"] == {"kind": "cps", "eta": 0.7}
 

@@ -126,7 +126,9 @@ def test_a_line_that_cannot_be_written_stops_the_run(unharmed, monkeypatch):
     _resumed(unharmed)
 
 
-ALLOC = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+ALLOC = (
+    "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(ALLOC), MemoryError()])

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -225,3 +226,21 @@ def test_half_precision_checkpoints_halve_the_file_not_the_state():
     checkpoint = Path("runs/half/checkpoints/000001")
     assert {str(t.dtype) for t in load_file(checkpoint / "model.safetensors").values()} == {"torch.float16"}
     assert {str(t.dtype) for t in load_file(checkpoint / "training.safetensors").values()} == {"torch.float32"}
+
+
+def test_loggers_see_the_same_numbers():
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    sets = [*SETS, "train.iterations=1", "loggers.board.kind=tensorboard"]
+    assert command("train", "--name", "logged", sets=sets).code == 0
+    events = accumulator.EventAccumulator("runs/logged/tensorboard").Reload()
+    (line,) = lines(Path("runs/logged/metrics.jsonl"))
+    assert events.Scalars("policy/grad_norm")[0].value == pytest.approx(line["policy/grad_norm"])
+    assert [event.step for event in events.Scalars("denoising_loss")] == [0, 1]
+
+
+def test_a_logger_that_is_not_installed_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    end = command("train", "--name", "logged", sets=[*SETS, "loggers.mine.kind=wandb"])
+    assert end.code == 2
+    assert end.err == "grpaint: logger wandb needs an optional package: pip install 'grpaint[wandb]'\n"
+    assert not list(Path("runs").iterdir())

@@ -28,7 +28,6 @@ def add_adapter(module: nn.Module, lora: Lora, targets: Sequence[str], *, within
     Raises:
         MissingExtra: without peft.
         ConfigError: where no layer has such a name.
-
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model

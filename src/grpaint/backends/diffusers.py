@@ -26,7 +26,7 @@ from grpaint.core.policy import Meter, Prompt, Weights
 from grpaint.core.prediction import Parametrisation, Prediction, read
 from grpaint.core.rng import Key, noise
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,10 @@ class Diffusers:
             if pixels < 0:
                 raise ValueError(f"{key} must not be negative, got {pixels}")
 
+    def from_file(self, file: str) -> "Diffusers":
+        """The same model, starting from weights that a run of it saved."""
+        return replace(self, start=file)
+
     @cached_property
     def _folder(self) -> Folder:
         return Folder(FilePath(self.folder).expanduser())
@@ -91,7 +95,6 @@ class Diffusers:
 
         Raises:
             ConfigError, CheckpointError: where the folder is missing or of no known family.
-
         """
         return find(self.family, self._folder)
 
@@ -101,7 +104,6 @@ class Diffusers:
 
         Raises:
             ConfigError, CheckpointError: where the settings are missing or beyond what a path can express.
-
         """
         return self.named_family[1].path(self._folder)
 
@@ -121,7 +123,6 @@ class Diffusers:
         Raises:
             MissingExtra: without diffusers and transformers, or peft for adapters.
             CheckpointError: where weights are missing, damaged, or of another architecture.
-
         """
         name, family = self.named_family
         pipe = _open(self._folder.path, name, family, DTYPES[runtime.precision], frozen=self.lora is not None)
@@ -221,7 +222,7 @@ class DiffusersPolicy:
         return (slice(first, first + self.spec.batch) for first in range(0, count, self.spec.batch))
 
     def _output(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
-        self.meter.forward(len(x))
+        self.meter.forward(len(x), recomputed=self.spec.checkpointing)
         with self.runtime.autocast():
             return self.family.call(self.pipe, x.to(self._dtype), t, cond).float()
 

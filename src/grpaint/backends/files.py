@@ -24,7 +24,6 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises:
         CheckpointError: where it is missing, a git-lfs pointer, an HTML page, cut short, or no safetensors file.
-
     """
     file = find_weights(path)
     if not file.is_file():
@@ -63,7 +62,6 @@ def check_tensors(
 
     Raises:
         CheckpointError: names, shapes or header labels differ.
-
     """
     for key, value in labels.items():
         if metadata.get(key, value) != value:
@@ -83,7 +81,6 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
     Raises:
         OSError: where the disk refuses.
-
     """
     plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     raw = memoryview(save(plain, dict(metadata or {})))

@@ -9,7 +9,7 @@ import torch
 from grpaint.core.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,13 @@ class Runtime:
     """Where networks compute and in what: latents, log-probabilities and masters are fp32 whatever it says."""
 
     device: str = "cpu"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     def autocast(self) -> AbstractContextManager[object]:
         """Inside, matrix products run in the chosen precision."""
         if self.precision == "fp32":
             return nullcontext()
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
-        return torch.autocast(self.device.partition(":")[0], dtype)
+        return torch.autocast(self.device, torch.bfloat16)
 
 
 def has_matrix_units() -> bool:
@@ -37,13 +36,10 @@ def resolve(device: Device, precision: Precision) -> Runtime:
 
     Raises:
         ConfigError: where a device or precision is asked for that is not there.
-
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError('device = "cuda": no CUDA device is visible here. Use device = "cpu", or "auto".')
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if precision == "fp16" and where == "cpu":
-        raise ConfigError('precision = "fp16": not for the CPU. Use "bf16" or "fp32".')
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported() if where == "cuda" else has_matrix_units()
         return Runtime(where, "bf16" if fast else "fp32")

@@ -7,7 +7,7 @@ velocity of a flow or to the epsilon of a variance-preserving path, and everythi
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Literal, Self
 
@@ -184,6 +184,10 @@ class Scenes:
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, got {self.batch}")
 
+    def from_file(self, file: str) -> "Scenes":
+        """The same model, starting from weights that a run of it saved; they are whole and serve unguided."""
+        return replace(self, start=file, lora=None, train_text=False, guidance=1.0)
+
     @property
     def path(self) -> Path:
         """The noising path, known without opening weights."""
@@ -201,7 +205,6 @@ class Scenes:
 
         Raises:
             CheckpointError: where they are missing, damaged, or of another architecture.
-
         """
         torch_state = torch.random.get_rng_state()
         try:  # module initialisation reads the global generator; leave it as it was

@@ -5,8 +5,8 @@ GrpaintError                 one line for the terminal, never a traceback
 |   `-- MissingExtra         an optional package is not installed
 |-- CheckpointError          a weight file cannot be read or written     (2 when reading, 1 while running)
 `-- RunError                 a run that had started cannot go on         (exit code 1; resumable)
-|-- RewardError          a reward raised, or returned what no reward may return
-`-- MemoryExhausted      out of memory, with the phase and what to lower
+    |-- RewardError          a reward raised, or returned what no reward may return
+    `-- MemoryExhausted      out of memory, with the phase and what to lower
 """
 
 

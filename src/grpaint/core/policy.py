@@ -53,9 +53,13 @@ class Meter:
         self.counts: Counter[str] = Counter()
         self._account = "training"
 
-    def forward(self, rows: int, *, networks: int = 1) -> None:
-        """Book a forward of ``rows`` samples; with gradients enabled its backward is booked with it."""
-        self.counts[self._account] += rows * networks * (3 if torch.is_grad_enabled() else 1)
+    def forward(self, rows: int, *, networks: int = 1, recomputed: bool = False) -> None:
+        """Book a forward of ``rows`` samples; with gradients enabled its backward is booked with it.
+
+        ``recomputed``: the backward runs the forward once more (activation checkpointing).
+        """
+        backward = 2 + recomputed if torch.is_grad_enabled() else 0
+        self.counts[self._account] += rows * networks * (1 + backward)
 
     @contextmanager
     def account(self, name: str) -> Iterator[None]:

@@ -24,7 +24,7 @@ def read(
 
     - ``"velocity"``: output = eps - x0 on a flow (alpha + sigma = 1; Liu et al. 2022).
     - ``"epsilon"``: output = eps (Ho et al. 2020); x0 = (x - sigma * eps) / alpha.
-    - ``"v"``: output = alpha * eps - sigma * x0 on a variance-preserving path (Salimans & Ho 2022, eq. 4.2).
+    - ``"v"``: output = alpha * eps - sigma * x0 on a variance-preserving path (Salimans & Ho 2022).
     """
     _, alpha, sigma = here
     match kind:

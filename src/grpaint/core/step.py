@@ -36,7 +36,6 @@ class Gaussian(NamedTuple):
 
         Raises:
             ValueError: where ``std`` is 0, since a deterministic step has no density.
-
         """
         if not self.std > 0:
             raise ValueError("a deterministic step (std = 0) has no log-probability")
@@ -124,7 +123,7 @@ def _euler_maruyama(g: float, here: Point, there: Point) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class FlowSde:
-    """The SDE of Flow-GRPO (arXiv 2505.05470, eq. 9): g = eta * sqrt(sigma / (1 - sigma)).
+    """The SDE of Flow-GRPO (arXiv 2505.05470): g = eta * sqrt(sigma / (1 - sigma)).
 
     g diverges at pure noise. There, and only there, the denominator takes the next sigma of the grid, so that the
     first step has std = eta exactly. Flows only.

@@ -33,7 +33,7 @@ def _check_beta(beta: float) -> None:
 
 @dataclass(frozen=True)
 class StepKl:
-    """beta * KL of the step's Gaussians (Flow-GRPO eq. 12, mean over elements).
+    """beta * KL of the step's Gaussians (Flow-GRPO, mean over elements).
 
     ``scale = "published"`` multiplies by the step's length |dt| in sigma, which the public Flow-GRPO code in effect
     does, so that its betas (0.04, 0.01) carry over.
@@ -68,7 +68,7 @@ class VelocityMse:
 
 @dataclass
 class AdaptiveKl:
-    """The step KL with a beta that seeks ``target`` (Ziegler et al. 2019, eq. 3).
+    """The step KL with a beta that seeks ``target`` (Ziegler et al. 2019).
 
     After each iteration beta is multiplied by 1 + ``rate`` * clip(kl / target - 1, -0.2, 0.2).
     """

@@ -53,7 +53,6 @@ class RewardSet:
         Raises:
             RewardError: where one raises, or returns NaN, infinity or the wrong length; it names the reward and the
                 first prompts. Nothing is replaced by zero.
-
         """
         columns = {name: ask(name, reward, images, prompts) for name, reward in self.rewards.items()}
         applies = {}

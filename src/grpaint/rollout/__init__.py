@@ -3,7 +3,7 @@
 from grpaint.rollout.prune import Funnel, optimal_variance
 from grpaint.rollout.rollout import Plan, Rollout, Transition, act, roll
 from grpaint.rollout.start import Independent, Reference, Shared
-from grpaint.rollout.window import Closed, Prefix, RandomWindow, Whole
+from grpaint.rollout.window import Closed, Prefix, Random, Whole
 
 __all__ = [
     "Closed",
@@ -11,7 +11,7 @@ __all__ = [
     "Independent",
     "Plan",
     "Prefix",
-    "RandomWindow",
+    "Random",
     "Reference",
     "Rollout",
     "Shared",

@@ -14,7 +14,6 @@ def optimal_variance(scores: Float[Tensor, " g"], keep: int) -> Int[Tensor, " ke
 
     Raises:
         ValueError: unless 2 <= keep <= g.
-
     """
     if not 2 <= keep <= len(scores):
         raise ValueError(f"keep must lie in 2..{len(scores)}, got {keep}")

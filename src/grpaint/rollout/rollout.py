@@ -37,7 +37,6 @@ class Plan:
 
         Raises:
             ValueError: with the reason; the configuration puts the key before it.
-
         """
         self.window.check(self.steps)
         if self.prune:

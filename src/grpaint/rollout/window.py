@@ -48,7 +48,7 @@ class Prefix:
 
 
 @dataclass(frozen=True)
-class RandomWindow:
+class Random:
     """``size`` steps in a row whose first is drawn from ``low`` .. ``high`` once an iteration (Flow-GRPO-Fast).
 
     Every rank and every prompt of an iteration shares the draw.

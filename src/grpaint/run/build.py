@@ -43,7 +43,6 @@ def build(hint: Any, value: Any, key: str) -> tuple[Any, Any]:  # noqa: PLR0911 
 
     Raises:
         ConfigError: naming the key, the value, the reason and the way out.
-
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):

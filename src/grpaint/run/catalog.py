@@ -16,7 +16,6 @@ from grpaint.core.errors import ConfigError
 CATALOG: dict[str, dict[str, str]] = {
     "models": {
         "scenes": "grpaint.backends.scenes:Scenes",
-        "gaussian": "grpaint.backends.gaussian:GaussianModel",
         "diffusers": "grpaint.backends.diffusers:Diffusers",
     },
     "data": {"scenes": "grpaint.scenes.world:SceneData"},
@@ -30,7 +29,7 @@ CATALOG: dict[str, dict[str, str]] = {
     "windows": {
         "closed": "grpaint.rollout.window:Closed",
         "prefix": "grpaint.rollout.window:Prefix",
-        "random": "grpaint.rollout.window:RandomWindow",
+        "random": "grpaint.rollout.window:Random",
         "whole": "grpaint.rollout.window:Whole",
     },
     "starts": {
@@ -84,7 +83,6 @@ def find(group: str, kind: str, key: str) -> Any:
 
     Raises:
         ConfigError: where there is no such name, file or attribute.
-
     """
     known = CATALOG[group]
     if ":" not in kind and kind not in known:

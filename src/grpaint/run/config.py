@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from grpaint.backends.runtime import Device, Precision
 from grpaint.core.errors import ConfigError
-from grpaint.learn.advantage import Advantage, GroupNorm
+from grpaint.learn.advantage import Advantage, PerReward
 from grpaint.learn.objective import Denoising, Objective, PolicyGradient
 from grpaint.learn.table import RewardSet
 from grpaint.rollout.rollout import Plan
@@ -152,7 +152,7 @@ class TrainRecipe(Common):
     stage: Literal["train"] = "train"
     plan: Plan
     rewards: dict[str, WeightedReward]
-    advantage: Advantage = field(default_factory=GroupNorm)
+    advantage: Advantage = field(default_factory=PerReward)
     objective: Objective = field(default_factory=PolicyGradient)
     train: Training
 
@@ -217,7 +217,6 @@ def locate(name: str) -> Path:
 
     Raises:
         ConfigError: where there is none.
-
     """
     if name.endswith(".toml"):
         if Path(name).is_file():
@@ -239,7 +238,6 @@ def read_toml(file: Path) -> Plain:
 
     Raises:
         ConfigError: where it is not TOML; the message has line and column.
-
     """
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
@@ -286,7 +284,6 @@ def resolve(table: Plain, stage: str) -> tuple[Recipe, Plain]:
 
     Raises:
         ConfigError: for anything that could not run.
-
     """
     given = table.get("stage", "train")
     if given != stage:

@@ -57,7 +57,6 @@ class RunFolder:
 
         Raises:
             ConfigError: where the name is taken.
-
         """
         if path.exists():
             raise ConfigError(f"{path} exists. Take another --name, or go on with it: --name {path.name} --resume.")
@@ -76,7 +75,6 @@ class RunFolder:
 
         Raises:
             ConfigError: where there is none.
-
         """
         if not (path / "run.toml").is_file():
             raise ConfigError(f"{path}: no run to resume there (run.toml not found).")
@@ -144,7 +142,6 @@ class RunFolder:
 
         Raises:
             CheckpointError: where the disk refuses; earlier checkpoints stay.
-
         """
         final = self.checkpoints / f"{iteration:06d}"
         aside = self.checkpoints / f".{final.name}.part"
@@ -175,7 +172,6 @@ def find_checkpoint(name: str) -> Path:
 
     Raises:
         ConfigError: where there is nothing of the kind, or a run has no checkpoint yet.
-
     """
     for path in (Path(name), Path("runs") / name):
         if (path / "run.toml").is_file():

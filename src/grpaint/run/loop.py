@@ -70,7 +70,6 @@ def memory(phase: str) -> Iterator[None]:
 
     Raises:
         MemoryExhausted: for what Python, torch on the CPU, CUDA and cuBLAS raise.
-
     """
     try:
         yield

@@ -36,6 +36,9 @@ class ModelSpec(Protocol):
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one latent."""
 
+    def from_file(self, file: str) -> "ModelSpec":
+        """The same model, starting from weights that a run of it saved."""
+
     def load(self, runtime: Runtime) -> Model:
         """Open the weights."""
 

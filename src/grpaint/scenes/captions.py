@@ -132,7 +132,6 @@ def tokens(text: str) -> list[int]:
 
     Raises:
         ConfigError: at a word outside the vocabulary, or past ``LONGEST`` words.
-
     """
     words = text.lower().split()
     for word in words:
@@ -167,7 +166,6 @@ def parse(text: str) -> Caption:
 
     Raises:
         ConfigError: where the sentence is not one of the grammar's.
-
     """
     line = f" {' '.join(text.lower().split())} "
     relation = next((r for r in RELATIONS if f" {r} " in line), "")

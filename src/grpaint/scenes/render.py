@@ -115,7 +115,6 @@ def lay_out(captions: Sequence[Caption], key: Key) -> Layout:
 
     Raises:
         ConfigError: where 100 x 32 draws place nothing, as for two large objects side by side.
-
     """
     shape, colour, bounds, owner = _objects(captions)
     out = Layout(shape, colour, *(torch.zeros(shape.shape) for _ in range(3)))

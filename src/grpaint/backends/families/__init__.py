@@ -62,7 +62,6 @@ class Folder:
         Raises:
             ConfigError: where the folder is not there.
             CheckpointError: where the file is missing or damaged.
-
         """
         if not self.path.is_dir():
             raise ConfigError(
@@ -87,7 +86,6 @@ class Folder:
 
         Raises:
             ConfigError: where the class is not in ``known``, or a setting's value not in ``allowed``.
-
         """
         file = "scheduler/scheduler_config.json"
         settings = self.settings(file)
@@ -112,7 +110,6 @@ def find(name: str, folder: Folder) -> tuple[str, Family]:
 
     Raises:
         ConfigError: where no family knows the pipeline.
-
     """
     if name == "auto":
         kind = folder.settings("model_index.json").get("_class_name")
@@ -130,7 +127,6 @@ def latent_sides(folder: Folder, height: int, width: int, own: int, patch: int =
 
     Raises:
         ConfigError: where a side is no whole number of latents and patches.
-
     """
     factor = 2 ** (len(folder.settings("vae/config.json")["block_out_channels"]) - 1)
     for key, pixels in (("height", height), ("width", width)):
