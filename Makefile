@@ -1,29 +1,34 @@
 PYTHON ?= python3
 VENV ?= .venv
 export VENV
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test check clean
 
 # Post-trains the built-in model with the default recipe and shows before and after.
-demo: $(VENV)/.installed
+demo: $(VENV)/.demo
 	OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/grpaint train --name demo-$$(date +%Y%m%d-%H%M%S)
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.test
 	scripts/test
 
-check: $(VENV)/.installed-dev
+check: $(VENV)/.dev
 	scripts/check
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e .
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	touch $@ $(VENV)/.installed
+$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e '.[test]'
+	touch $@ $(VENV)/.demo
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e '.[dev]'
+	touch $@ $(VENV)/.test $(VENV)/.demo
 
 clean:
 	rm -rf $(VENV)

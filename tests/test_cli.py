@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_runs
 import typer.main
-from tiny_runs import TINY, command, flags
 
+import tiny_runs
 from grpaint import cli
 from grpaint.run.config import names
+from tiny_runs import TINY, command, flags
 
 COMMANDS = {
     "train": "recipe --set --name --resume",
@@ -26,7 +26,7 @@ COMMANDS = {
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path):
-    with tiny_runs.folder(tmp_path):
+    with tiny_runs.folder(tmp_path, keep=False):
         yield
 
 

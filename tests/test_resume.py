@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny_runs
-from tiny_runs import REWARD, TINY, TINY_SFT, command, lines, process, status
 
+import tiny_runs
 from grpaint.run.config import read_toml
 from grpaint.run.loop import stateful
+from tiny_runs import REWARD, TINY, TINY_SFT, command, lines, process, status
 
 # pieces with a state of their own, two updates an iteration, a schedule, and decay: all of it must come back
 SETS = [
@@ -52,7 +52,7 @@ def short(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path):
-    with tiny_runs.folder(tmp_path):
+    with tiny_runs.folder(tmp_path, keep=False):
         yield
 
 
@@ -142,7 +142,7 @@ def test_a_process_stopped_from_outside_as_soon_as_it_runs(short):
     while running.poll() is None and not ((IT / "run.json").is_file() and status(IT)["status"] == "running"):
         time.sleep(0.005)
     running.send_signal(signal.SIGTERM)
-    _, said = running.communicate(timeout=60)
+    _, said = running.communicate(timeout=600)
     assert running.returncode == 143
     assert said == "grpaint: stopped by SIGTERM after saving; go on with --resume.\n"
     assert status(IT)["status"] == "interrupted"

@@ -6,8 +6,10 @@ file named ``fault`` asks for.
 """
 
 import contextlib
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -105,8 +107,6 @@ class _Text:
     """Catches ``sys.stdout`` or ``sys.stderr``."""
 
     def __init__(self, name: str) -> None:
-        import io
-
         self._name, self._into = name, io.StringIO()
 
     def __enter__(self) -> "_Text":
@@ -134,12 +134,14 @@ def process(*words: str, sets: Sequence[str] = ()) -> subprocess.Popen[str]:
 
 
 @contextlib.contextmanager
-def folder(path: Path) -> Iterator[Path]:
-    """Work in ``path``, with the reward file there."""
+def folder(path: Path, *, keep: bool = True) -> Iterator[Path]:
+    """Work in ``path``, with the reward file there; without ``keep`` its checkpoints do not outlive the test."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "reward.py").write_text(REWARD_FILE)
     with contextlib.chdir(path):
         yield path
+    if not keep:
+        shutil.rmtree(path)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -81,7 +81,7 @@ def test_minibatches_add_up_to_the_full_batch_of_a_network(guidance: float, pena
     rollout = roll(policy, PROMPTS[:2], 3, Plan(3, Cps()), iteration=0, seed=0)
     whole, parts = (PolicyGradient(penalty=penalty, minibatch=size) for size in (0, 4))
     expected = gradient(whole, policy, rollout, ADVANTAGE[:6])
-    assert differ(gradient(parts, policy, rollout, ADVANTAGE[:6]), expected) <= 3e-6
+    assert differ(gradient(parts, policy, rollout, ADVANTAGE[:6]), expected) <= 1e-5
 
 
 def test_shuffled_rows_have_the_same_gradient() -> None:

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-import tiny_runs
 import torch
-from tiny_runs import TINY, command
 
+import tiny_runs
 from grpaint.backends.files import read_weights, write_weights
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import Scenes
+from tiny_runs import TINY, command
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 PAGE = b"\n<!DOCTYPE html>\n<html><body>Not found</body></html>\n"
@@ -23,7 +23,7 @@ def whole():
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path):
-    with tiny_runs.folder(tmp_path):
+    with tiny_runs.folder(tmp_path, keep=False):
         yield
 
 

@@ -5,22 +5,35 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-import tiny_runs
-from tiny_runs import command
 
+import tiny_runs
 from grpaint.core.errors import ConfigError
 from grpaint.core.step import Cps, Ddim, FlowSde
 from grpaint.run.config import names, open_recipe, override, parse_sets, resolve, stage_of
+from tiny_runs import command
 
-CONTRACT = (
-    "train.iterations train.prompts train.group_size train.learning_rate train.seed plan.steps plan.sampler.kind "
-    "plan.sampler.eta checkpoint.every checkpoint.keep evaluate.every evaluate.prompts device precision threads"
-).split()
+CONTRACT = [
+    "train.iterations",
+    "train.prompts",
+    "train.group_size",
+    "train.learning_rate",
+    "train.seed",
+    "plan.steps",
+    "plan.sampler.kind",
+    "plan.sampler.eta",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "evaluate.every",
+    "evaluate.prompts",
+    "device",
+    "precision",
+    "threads",
+]
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path):
-    with tiny_runs.folder(tmp_path):
+    with tiny_runs.folder(tmp_path, keep=False):
         yield
 
 

@@ -5,14 +5,14 @@ import resource
 from pathlib import Path
 
 import pytest
-import tiny_runs
 import torch
 from safetensors.torch import load_file
-from tiny_runs import REWARD, TINY, command, lines, status
 
+import tiny_runs
 from grpaint.backends.scenes import ScenePolicy
 from grpaint.run import loop
 from grpaint.run.config import open_recipe
+from tiny_runs import REWARD, TINY, command, lines, status
 
 SETS = [*TINY, REWARD]
 
@@ -27,7 +27,7 @@ def unharmed(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path):
-    with tiny_runs.folder(tmp_path):
+    with tiny_runs.folder(tmp_path, keep=False):
         yield
 
 

@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_runs
 from safetensors.torch import load_file
-from tiny_runs import REWARD, TINY, TINY_SFT, command, lines, status
 
+import tiny_runs
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import Scenes
 from grpaint.run.config import open_recipe, read_toml
+from tiny_runs import REWARD, TINY, TINY_SFT, command, lines, status
 
 PENALTY = 'objective.penalty={kind="step-kl",beta=0.1}'
 SETS = [*TINY, REWARD, PENALTY]
@@ -28,7 +28,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path):
-    with tiny_runs.folder(tmp_path):
+    with tiny_runs.folder(tmp_path, keep=False):
         yield
 
 
@@ -107,7 +107,7 @@ def test_the_base_is_also_judged_at_its_best_guidance():
 
 def test_evaluations_judge_the_average_weights(run):
     spec = Scenes(start=str(run / "checkpoints/000004"))
-    stored = {key: value for key, value in load_file(run / "checkpoints/000004/training.safetensors").items()}
+    stored = load_file(run / "checkpoints/000004/training.safetensors")
     now = spec.load(Runtime()).net.state_dict()
     assert all(now[key.partition("/")[2]].equal(value) for key, value in stored.items() if key.startswith("average/"))
     assert any(not now[key.partition("/")[2]].equal(value) for key, value in stored.items() if "current/" in key)

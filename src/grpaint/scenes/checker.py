@@ -27,7 +27,7 @@ ASIDE = 1.5  # pixels that an object must lie to the named side
 
 @dataclass(frozen=True)
 class Verdict:
-    """``strict``: every constraint of the caption holds (0 or 1). ``soft``: how far they do, in [0, 1]."""
+    """``strict``: every constraint of the caption holds (0 or 1). ``soft``: how far they do, in [0, 1], 1 if strict."""
 
     strict: Float[Tensor, " b"]
     soft: Float[Tensor, " b"]
@@ -199,7 +199,9 @@ def check(images: Float[Tensor, "b 3 h w"], captions: Sequence[Caption]) -> Verd
     score = chosen.sum(1) / number
     weight = 1 + 0.35 * related
     soft = (score * (0.7 + 0.3 * clean) + 0.35 * related * side * (0.5 + 0.5 * straight)) / weight
-    return Verdict((right & holds & (extra == 0)).float(), soft.clamp(0, 1), background(images))
+    strict = right & holds & (extra == 0)
+    # what is right is not to be made righter: a group that is all right has no spread, and teaches nothing
+    return Verdict(strict.float(), torch.where(strict, 1.0, soft.clamp(0, 1)), background(images))
 
 
 def background(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
