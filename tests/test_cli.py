@@ -106,7 +106,7 @@ def test_show_has_steps_batches_costs_and_memory():
     assert [row["gain"] for row in steps] == pytest.approx(gains)
     assert (costs["images"], costs["updates"], costs["rows_an_update"]) == (12, 5, 3)
     assert costs["evaluations_rollout"] == 4 * 12  # rows of a group part at the first noisy step, here the first
-    assert costs["evaluations_update"] == 3 * 2 * 12
+    assert costs["evaluations_update"] == 3 * 2 * 12 + 5 * 3 * 48  # and the anchor, in every update
     assert costs["evaluations_iteration"] == costs["evaluations_rollout"] + costs["evaluations_update"]
     assert costs["kept_mib"] == pytest.approx(12 * 3072 * 4 * (3 * 2 + 1) / 2**20, abs=0.01)
     said = command("show", sets=[*sets, "train.prompts=3", "train.group_size=4", "train.updates=5"]).out

@@ -13,6 +13,7 @@ from grpaint.backends.runtime import resolve as resolve_runtime
 from grpaint.core.errors import ConfigError, RunError
 from grpaint.core.rng import permutation
 from grpaint.evaluate import best_guided, captioned, evaluate, sample
+from grpaint.learn.objective import Term
 from grpaint.learn.penalty import AdaptiveKl
 from grpaint.learn.table import RewardTable
 from grpaint.rollout.rollout import Rollout, roll
@@ -151,12 +152,24 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
             advantage = recipe.advantage(table, rollout)
         with loop.phase("update"):
             for number, rows in enumerate(_parts(rollout, settings.updates)):
-                measures = loop.update(recipe.objective(policy, rollout.rows(rows), advantage[rows]))
+                turn = iteration * settings.updates + number
+                measures = loop.update(_terms(recipe, policy, rollout.rows(rows), advantage[rows], turn))
                 if number:  # later updates of a rollout are off-policy: their ratio is not an error
                     measures = {name: value for name, value in measures.items() if "ratio_error" not in name}
                 loop.record({f"policy/{name}": value for name, value in measures.items()})
         loop.record(_summary(rollout, table, advantage))
         _observe(recipe, measures)
+
+
+def _terms(recipe: TrainRecipe, policy: Model, part: Rollout, advantage: Tensor, turn: int) -> Iterator[Term]:
+    """The objective's terms, and the anchor's where there was anything to anchor."""
+    moved = False
+    for term in recipe.objective(policy, part, advantage):
+        moved = True
+        yield term
+    if moved and recipe.anchor:
+        images, prompts = recipe.data.batch(recipe.anchor.batch, turn, part.seed)
+        yield from recipe.anchor(policy, captioned(policy, images, prompts, iteration=turn, seed=part.seed))
 
 
 def _parts(rollout: Rollout, updates: int) -> Iterator[Tensor]:

@@ -26,8 +26,8 @@ class Repeated:
     def begin(
         self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
     ) -> Begin:
-        x, entry = Shared().begin(policy, prompts, torch.arange(len(prompts)), grid, key)
-        return Begin(x[group], entry[group])
+        begin = Shared().begin(policy, prompts, torch.arange(len(prompts)), grid, key)
+        return Begin(*(part[group] for part in begin))
 
 
 def model(path: Path | None = None) -> GaussianPolicy:

@@ -197,7 +197,9 @@ def test_how_a_batch_is_split_changes_nothing(parametrisation: str, sampler: Sam
         return rolled(policy, given, steps=4, sampler=sampler, window=Whole(), start=Shared())
 
     whole, split = at(512), at(4)
-    torch.testing.assert_close(split.x0, whole.x0, rtol=1e-5, atol=1e-5)
+    # read from epsilon, the first x0 is a difference divided by alpha = 5e-5: fp32 rounding weighs 1e-3 there
+    close = {"rtol": 1e-4, "atol": 1e-4 if parametrisation == "velocity" else 3e-3}
+    torch.testing.assert_close(split.x0, whole.x0, **close)
     for ours, theirs in zip(split.transitions, whole.transitions, strict=True):
         for name in PARTS:
-            torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), **close)

@@ -32,17 +32,19 @@ def begin(start: Start, policy: GaussianPolicy, group: Tensor, key: tuple[int, i
 
 def test_independent_rows_have_noise_of_their_own() -> None:
     policy = model()
-    x, entry = begin(Independent(), policy, members(3, 4))
+    x, entry, references = begin(Independent(), policy, members(3, 4))
     assert torch.equal(x, policy.noise((0, 0, "start"), range(12)))
     assert len(x.flatten(1).unique(dim=0)) == 12
     assert entry.tolist() == [0] * 12
+    assert not references.any()
 
 
 def test_shared_rows_are_one_a_prompt() -> None:
     policy = model()
-    x, entry = begin(Shared(), policy, torch.arange(3))
+    x, entry, references = begin(Shared(), policy, torch.arange(3))
     assert len(x.flatten(1).unique(dim=0)) == 3
     assert entry.tolist() == [0] * 3
+    assert not references.any()
 
 
 @pytest.mark.parametrize("start", [Independent(), Shared(), Reference()], ids=str)
@@ -61,9 +63,10 @@ def test_a_reference_row_is_the_noised_picture_at_the_first_level_below_its_stre
 ) -> None:
     policy, group = model(path), members(4, 3)
     given = prompts(4)
-    x, entry = begin(Reference(strength, share=0.5), policy, group)
+    x, entry, references = begin(Reference(strength, share=0.5), policy, group)
     levels = [sigma / (alpha + sigma) for _, alpha, sigma in path.grid(10)]
     chosen = entry > 0
+    assert torch.equal(references, chosen)
     assert group[chosen].unique().numel() == 2
     (enter,) = entry[chosen].unique().tolist()
     assert levels[enter] <= strength < levels[enter - 1]
@@ -105,7 +108,7 @@ def test_a_share_or_strength_outside_its_range_is_refused(settings: dict[str, fl
 
 @pytest.mark.parametrize("path", [FlowPath(), VpPath()], ids=["flow", "vp"])
 def test_a_strength_that_leaves_no_step_is_refused(path: Path) -> None:
-    with pytest.raises(ValueError, match=r"plan\.start\.strength = 0\.001: below the noise .* of 10 steps"):
+    with pytest.raises(ValueError, match=r"start\.strength 0\.001 lies below the noise .* of 10 steps"):
         begin(Reference(strength=0.001), model(path), members(4, 3))
     entry = begin(Reference(strength=0.101), model(), members(4, 3)).entry
     assert set(entry.tolist()) == {0, 9}
@@ -122,7 +125,7 @@ def test_rows_take_no_step_before_they_enter() -> None:
     for transition in rollout.transitions:
         assert transition.rows.tolist() == (early if transition.step < 4 else sorted(early + late))
     assert policy.meter.counts["training"] == 4 * 6 + 6 * 12
-    start, _ = begin(plan.start, policy, rollout.group)
+    start = begin(plan.start, policy, rollout.group).x
     torch.testing.assert_close(rollout.transitions[4].x[late], start[late])
 
 
@@ -143,3 +146,11 @@ def test_all_rows_may_begin_at_references(parametrisation: str) -> None:
     assert rollout.references.all()
     assert [t.step for t in rollout.transitions] == [2, 3][: len(rollout.transitions)]
     assert policy.meter.counts["training"] == 2 * 2
+
+
+def test_rows_that_enter_at_the_first_step_are_still_references() -> None:
+    """Stable Diffusion's path begins at a noise level of 0.94, below a strength of 0.95."""
+    policy = model(VpPath())
+    _, entry, references = begin(Reference(strength=0.95), policy, members(4, 3))
+    assert not entry.any()
+    assert references.sum() == 6

@@ -1,13 +1,14 @@
 """From trajectories to losses: reward tables, advantages, surrogates, penalties, objectives."""
 
 from grpaint.learn.advantage import BatchNorm, GroupNorm, History, PerReward
-from grpaint.learn.objective import Denoising, Objective, PolicyGradient, Term
+from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient, Term
 from grpaint.learn.penalty import AdaptiveKl, StepKl, VelocityMse
 from grpaint.learn.surrogate import PpoClip, Reinforce
 from grpaint.learn.table import RewardSet, RewardTable
 
 __all__ = [
     "AdaptiveKl",
+    "Anchor",
     "BatchNorm",
     "Denoising",
     "GroupNorm",

@@ -118,3 +118,26 @@ class Denoising:
         snr = (here.alpha / here.sigma) ** 2
         cap = snr.clamp(max=self.snr_gamma)
         return per_row(error**2 * (cap / snr if self.target == "epsilon" else cap / (snr + 1)))
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """``weight`` times a supervised loss on ``batch`` captioned images, added to every update of a policy objective.
+
+    The PPO-ptx term (Ouyang et al. 2022): what no reward sees, the look of the data, would otherwise drift.
+    """
+
+    weight: float = 0.01
+    batch: int = 32
+    loss: Denoising = field(default_factory=Denoising)
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"weight must be positive, got {self.weight}")
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, got {self.batch}")
+
+    def __call__(self, policy: Policy, captioned: Rollout) -> Iterator[Term]:
+        """The terms of the supervised loss on captioned images, weighted."""
+        for term in self.loss(policy, captioned, torch.zeros(len(captioned.x0))):
+            yield Term(self.weight * term.loss, {"anchor": term.measures["denoising"]})

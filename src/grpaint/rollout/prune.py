@@ -46,9 +46,9 @@ class Funnel:
     def check(self, total: int, group_size: int) -> None:
         """Raises ValueError where a checkpoint lies outside the steps or keeps more than there are."""
         if any(not 0 < step < total for step in self.at):
-            raise ValueError(f"at must lie in 1..{total - 1} for {total} steps, got {self.at}")
+            raise ValueError(f"prune.at must lie in 1..{total - 1} for {total} steps, got {self.at}")
         if self.keep and self.keep[0] > group_size:
-            raise ValueError(f"keep must not exceed the group size {group_size}, got {self.keep}")
+            raise ValueError(f"prune.keep must not exceed the group size {group_size}, got {self.keep}")
 
     def survivors(self, step: int, group: Int[Tensor, " b"], scores: Float[Tensor, " b"]) -> Int[Tensor, " kept"]:
         """Rows that go on after ``step`` completed steps, group by group."""

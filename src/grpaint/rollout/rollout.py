@@ -14,7 +14,7 @@ from grpaint.core.policy import Condition, Policy, Prompt, Weights
 from grpaint.core.prediction import Prediction
 from grpaint.core.step import Gaussian, Ode, Sampler, step
 from grpaint.rollout.prune import Funnel
-from grpaint.rollout.start import Independent, Start
+from grpaint.rollout.start import Independent, Reference, Start
 from grpaint.rollout.window import Whole, Window
 
 Score = Callable[[Tensor, Sequence[Prompt]], Tensor]
@@ -42,12 +42,16 @@ class Plan:
         if self.prune:
             self.prune.check(self.steps, group_size)
         grid = path.grid(self.steps)
-        for k in self.window.steps(self.steps, 0, 0):
-            _, std = self.sampler(grid[k], grid[k + 1])
-            if not std > 0:
+        for k in self.window.reach(self.steps):
+            if not self.sampler(grid[k], grid[k + 1])[1] > 0:
                 raise ValueError(
-                    f"the sampler adds no noise at step {k}, which the window trains: it has no likelihood"
+                    f"sampler adds no noise at step {k}, which the window may train: it has no likelihood there. Use a "
+                    "noisy sampler (an eta above 0), and keep the window off a last step that ends clean"
                 )
+        if isinstance(self.start, Reference):
+            enter = self.start.enter(grid)
+            if self.prune and self.prune.at[0] < enter:
+                raise ValueError(f"prune.at must not come before step {enter}, where rows with a reference begin")
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ class _Walk:
 
     x: Tensor
     entry: Tensor
-    begun: Tensor
+    references: Tensor
     owner: Tensor
     number: Tensor
 
@@ -166,15 +170,15 @@ def roll(
     """
     grid = policy.path.grid(plan.steps)
     noisy = plan.window.steps(plan.steps, iteration, seed)
-    fork = noisy.start if len(noisy) else plan.steps
+    fork = min(noisy.start if len(noisy) else plan.steps, *(plan.prune.at if plan.prune else ()), plan.steps)
     group = torch.arange(len(prompts)).repeat_interleave(group_size)
     owner = torch.arange(len(prompts)) if plan.start.shared else group
     transitions: list[Transition] = []
     previews: dict[int, Tensor] = {}
     with torch.no_grad():
         cond = policy.encode(prompts)
-        x, entry = plan.start.begin(policy, prompts, owner, grid, (seed, iteration))
-        walk = _Walk(x, entry, entry > 0, owner, torch.arange(len(owner)))
+        begin = plan.start.begin(policy, prompts, owner, grid, (seed, iteration))
+        walk = _Walk(*begin, owner, torch.arange(len(owner)))
         for k, (here, there) in enumerate(pairwise(grid)):
             if plan.start.shared and k == fork:
                 walk = walk.fork(group)
@@ -202,7 +206,7 @@ def roll(
             walk = walk.fork(group)
         done = _renumber(transitions, _places(walk.number, torch.arange(len(walk.number)), len(group)))
         ends = cond.rows(walk.owner)
-    return Rollout(prompts, walk.owner, ends, plan.sampler, done, walk.x, previews, walk.begun, iteration, seed)
+    return Rollout(prompts, walk.owner, ends, plan.sampler, done, walk.x, previews, walk.references, iteration, seed)
 
 
 def _places(numbers: Tensor, become: Tensor, total: int) -> Tensor:

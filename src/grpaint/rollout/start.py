@@ -13,10 +13,14 @@ from grpaint.core.rng import permutation
 
 
 class Begin(NamedTuple):
-    """Latents ``[n, *latent]`` and the step at which each row enters; n is p while groups are still one row each."""
+    """Latents ``[n, *latent]``, the step at which each row enters, and whether it began at a reference image.
+
+    n is p while groups are still one row each.
+    """
 
     x: Tensor
     entry: Tensor
+    references: Tensor
 
 
 class Start(Protocol):
@@ -34,6 +38,11 @@ def _noise(policy: Policy, rows: int, key: tuple[int, int]) -> Tensor:
     return policy.noise((*key, "start"), range(rows))
 
 
+def _at_noise(policy: Policy, rows: int, key: tuple[int, int]) -> Begin:
+    first = torch.zeros(rows, dtype=torch.long)
+    return Begin(_noise(policy, rows, key), first, first.bool())
+
+
 @dataclass(frozen=True)
 class Independent:
     """Every sample has its own start noise (Flow-GRPO, Pro-GRPO)."""
@@ -43,7 +52,7 @@ class Independent:
     def begin(
         self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
     ) -> Begin:
-        return Begin(_noise(policy, len(group), key), torch.zeros(len(group), dtype=torch.long))
+        return _at_noise(policy, len(group), key)
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Shared:
     def begin(
         self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
     ) -> Begin:
-        return Begin(_noise(policy, len(prompts), key), torch.zeros(len(prompts), dtype=torch.long))
+        return _at_noise(policy, len(prompts), key)
 
 
 @dataclass(frozen=True)
@@ -83,9 +92,9 @@ class Reference:
     ) -> Begin:
         eps = _noise(policy, len(group), key)
         chosen = permutation((*key, "reference"), len(prompts))[: round(self.share * len(prompts))]
-        enter = self._enter(grid)
+        enter = self.enter(grid)
         place, x = grid[enter], eps
-        entry = torch.where(torch.isin(group, chosen), enter, 0)
+        references = torch.isin(group, chosen)
         for number in chosen.tolist():
             picture = prompts[number].reference
             if picture is None:
@@ -94,14 +103,19 @@ class Reference:
                 )
             rows = group == number
             x[rows] = place.alpha * policy.encode_images(picture[None]) + place.sigma * eps[rows]
-        return Begin(x, entry)
+        return Begin(x, torch.where(references, enter, 0), references)
 
-    def _enter(self, grid: Sequence[Point]) -> int:
+    def enter(self, grid: Sequence[Point]) -> int:
+        """The step at which rows with a reference begin.
+
+        Raises:
+            ValueError: where ``strength`` lies below every step's start.
+        """
         levels = [sigma / (alpha + sigma) for _, alpha, sigma in grid[:-1]]
         for step, level in enumerate(levels):
             if level <= self.strength:
                 return step
         raise ValueError(
-            f"plan.start.strength = {self.strength:g}: below the noise at which the last of {len(levels)} steps begins "
-            f"({levels[-1]:.3g}), so no step would be left; raise it, or plan.steps"
+            f"start.strength {self.strength:g} lies below the noise at which the last of {len(levels)} steps begins "
+            f"({levels[-1]:.3g}), so no step would be left; raise it, or take more steps"
         )

@@ -12,6 +12,9 @@ class Window(Protocol):
     def steps(self, total: int, iteration: int, seed: int) -> range:
         """The noisy steps among ``total``, a function of its arguments alone."""
 
+    def reach(self, total: int) -> range:
+        """Every step that some iteration may make noisy."""
+
     def check(self, total: int) -> None:
         """Raises ValueError where the window cannot lie within ``total`` steps."""
 
@@ -29,8 +32,11 @@ class Whole:
         if not 0 <= self.skip_last < total:
             raise ValueError(f"skip_last must lie in 0..{total - 1} for {total} steps, got {self.skip_last}")
 
-    def steps(self, total: int, iteration: int, seed: int) -> range:
+    def reach(self, total: int) -> range:
         return range(total - self.skip_last)
+
+    def steps(self, total: int, iteration: int, seed: int) -> range:
+        return self.reach(total)
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,11 @@ class Prefix:
         if not 1 <= self.size <= total:
             raise ValueError(f"size must lie in 1..{total} for {total} steps, got {self.size}")
 
-    def steps(self, total: int, iteration: int, seed: int) -> range:
+    def reach(self, total: int) -> range:
         return range(self.size)
+
+    def steps(self, total: int, iteration: int, seed: int) -> range:
+        return self.reach(total)
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,9 @@ class Random:
                 f"size {self.size}, low {self.low}, high {self.high} must fit in {total} steps: high + size <= {total}"
             )
 
+    def reach(self, total: int) -> range:
+        return range(self.low, self.high + self.size)
+
     def steps(self, total: int, iteration: int, seed: int) -> range:
         draw = uniform((seed, iteration, "window"), 1).item()
         first = self.low + int(draw * (self.high - self.low + 1))
@@ -77,5 +89,8 @@ class Closed:
     def check(self, total: int) -> None:
         """A closed window fits everywhere."""
 
-    def steps(self, total: int, iteration: int, seed: int) -> range:
+    def reach(self, total: int) -> range:
         return range(0)
+
+    def steps(self, total: int, iteration: int, seed: int) -> range:
+        return self.reach(total)

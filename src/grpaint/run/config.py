@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from grpaint.backends.runtime import Device, Precision
 from grpaint.core.errors import ConfigError
 from grpaint.learn.advantage import Advantage, PerReward
-from grpaint.learn.objective import Denoising, Objective, PolicyGradient
+from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient
 from grpaint.learn.table import RewardSet
 from grpaint.rollout.rollout import Plan
 from grpaint.rollout.start import Reference
@@ -154,6 +154,7 @@ class TrainRecipe(Common):
     rewards: dict[str, WeightedReward]
     advantage: Advantage = field(default_factory=PerReward)
     objective: Objective = field(default_factory=PolicyGradient)
+    anchor: Anchor | None = None
     train: Training
 
     def __post_init__(self) -> None:
@@ -170,24 +171,11 @@ class TrainRecipe(Common):
         if self.plan.steps < 1:
             raise ValueError(f"plan.steps must be at least 1, got {self.plan.steps}")
         _prefix("plan.window", self.plan.window.check, self.plan.steps)
-        _prefix("plan.sampler", self._check_likelihood)
         _prefix("plan", self.plan.check, self.model.path, self.train.group_size)
+        if isinstance(self.objective, PolicyGradient) and not self.plan.window.reach(self.plan.steps):
+            raise ValueError("plan.window: no step is noisy, and a policy gradient needs a likelihood; open it")
         if isinstance(self.plan.start, Reference) and not getattr(self.data, "references", True):
             raise ValueError('plan.start.kind = "reference" needs reference images: set data.references = true')
-
-    def _check_likelihood(self) -> None:
-        """Refuse a step without noise in whatever window an iteration may draw, and a window without steps."""
-        plan, grid = self.plan, self.model.path.grid(self.plan.steps)
-        draws = range(min(self.train.iterations, 500))
-        noisy = {k for draw in draws for k in plan.window.steps(plan.steps, draw, self.train.seed)}
-        if isinstance(self.objective, PolicyGradient) and not noisy:
-            raise ValueError("no step is noisy, and a policy gradient needs a likelihood; open plan.window")
-        for k in sorted(noisy):
-            if not plan.sampler(grid[k], grid[k + 1])[1] > 0:
-                raise ValueError(
-                    f"adds no noise at step {k}, which plan.window may train: it has no likelihood there. Use a noisy "
-                    "sampler (an eta above 0), and keep the window off a last step that ends clean"
-                )
 
     def reward_set(self) -> RewardSet:
         """The rewards, ready to score."""
@@ -201,7 +189,7 @@ def _prefix(key: str, check: Any, *values: Any) -> None:
     try:
         check(*values)
     except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
+        raise ValueError(f"{key}.{error}") from error
 
 
 Recipe = TrainRecipe | SftRecipe

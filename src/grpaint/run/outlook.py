@@ -32,7 +32,7 @@ def costs(recipe: Recipe) -> dict[str, Any]:
     train, plan = recipe.train, recipe.plan
     images = train.prompts * train.group_size
     noisy = plan.window.steps(plan.steps, 0, train.seed)
-    fork = noisy.start if len(noisy) else plan.steps
+    fork = min(noisy.start if len(noisy) else plan.steps, *(plan.prune.at if plan.prune else ()), plan.steps)
     live, rollout = train.group_size, 0
     for k in range(plan.steps):
         calls = 1 if plan.start.shared and k < fork else live
@@ -42,6 +42,8 @@ def costs(recipe: Recipe) -> dict[str, Any]:
     kept = train.prompts * live
     penalty = getattr(recipe.objective, "penalty", None)
     update = kept * len(noisy) * (3 + (1 if penalty else 0))
+    if recipe.anchor:
+        update += 3 * recipe.anchor.batch * train.updates
     latent = math.prod(recipe.model.sample_shape) * 4
     return {
         "prompts": train.prompts,
