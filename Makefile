@@ -7,7 +7,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 # Post-trains the built-in model with the default recipe and shows before and after.
 demo: $(VENV)/.demo
-	OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/grpaint train --name demo-$$(date +%Y%m%d-%H%M%S)
+	$(VENV)/bin/grpaint train --name demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(VENV)/.test
 	scripts/test
