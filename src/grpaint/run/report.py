@@ -9,6 +9,7 @@ from typing import Any
 import tomli_w
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -41,9 +42,13 @@ def rows_of_pictures(rows: Sequence[tuple[str, Tensor]], captions: Sequence[str]
     return page
 
 
+def _table(title: str) -> Table:
+    return Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))
+
+
 def _score(line: dict[str, Any], name: str) -> str:
     low, high = line[f"{name}_interval"]
-    return f"{100 * line[name]:.1f}%  [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * line[name]:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _row(title: str, line: dict[str, Any]) -> list[str]:
@@ -59,20 +64,20 @@ def _row(title: str, line: dict[str, Any]) -> list[str]:
 
 def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, list[float]]) -> Table:
     """Before and after, with 95% intervals, and the base at its best guidance."""
-    out = Table(title=f"Held-out prompts ({last['prompts']}), {last['steps']}-step ODE, average weights")
-    for heading in ("", "strict [95% interval]", "soft", "background", "denoising loss"):
-        out.add_column(heading, justify="right" if heading else "left")
+    out = _table(f"Held-out prompts ({last['prompts']}), {last['steps']}-step ODE, average weights")
+    for heading in ("", "strict [95%]", "soft", "background", "denoising"):
+        out.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     out.add_row(*_row("before", first))
     guided = first.get("base_guided")
     if guided:
         out.add_row(*_row(f"before, guidance {guided['guidance']:g}", guided))
-    out.add_row(*_row(f"after {last['iteration']} iterations", last), style="bold")
+    out.add_row(*_row(f"after {last['iteration']}", last), style="bold")
     mean, (low, high) = difference
     out.add_section()
     ratios = [last[name] / first[name] if first[name] else math.nan for name in ("background", "denoising_loss")]
     out.add_row(
-        "difference (paired)",
-        f"{100 * mean:+.1f} points  [{100 * low:+.1f}, {100 * high:+.1f}]",
+        "paired difference",
+        f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
         f"{last['soft'] - first['soft']:+.3f}",
         *(f"x {ratio:.2f}" for ratio in ratios),
     )
@@ -87,7 +92,7 @@ def save_picture(page: Image.Image, file: Path) -> None:
 
 def summary(line: dict[str, Any]) -> Table:
     """One evaluation, by category."""
-    out = Table(title=f"Held-out prompts ({line['prompts']}), {line['steps']}-step ODE, no guidance")
+    out = _table(f"Held-out prompts ({line['prompts']}), {line['steps']}-step ODE, no guidance")
     for heading in ("", "prompts", "strict", "soft", "background"):
         out.add_column(heading, justify="right" if heading else "left")
     for kind, scores in line["by_kind"].items():
