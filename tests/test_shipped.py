@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from grpaint.backends.files import read_weights
 from grpaint.backends.runtime import Runtime

@@ -24,6 +24,7 @@ from grpaint import cli
 TINY = (
     "model.start=random",
     "train.iterations=4",
+    "train.schedule=constant",  # a longer run of a decaying rate is another run
     "train.prompts=3",
     "train.group_size=4",
     "plan.steps=4",
