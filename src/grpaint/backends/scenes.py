@@ -1,150 +1,32 @@
 """The built-in text-to-image model: a small pixel transformer for the embedded world.
 
-Image patches attend to themselves and to the caption. The network emits the clean image, since a patch of 8 x 8 x 3 =
-192 values is wider than the model (160) and noise has no structure to compress; the backend converts that to the
-velocity of a flow or to the epsilon of a variance-preserving path, and everything above reads it as such.
+Its network emits the clean image; the backend converts that to the velocity of a flow or to the epsilon of a
+variance-preserving path, and everything above reads it as such.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grpaint.backends.adapters import Lora, add_adapter, merged_state
 from grpaint.backends.files import check_tensors, read_weights
 from grpaint.backends.runtime import Runtime
+from grpaint.backends.scene_net import Architecture, SceneNet
 from grpaint.backends.weights import WeightSets
 from grpaint.core.path import FlowPath, Path, Point, VpPath
 from grpaint.core.policy import Meter, Prompt, Weights
-from grpaint.core.prediction import Prediction, read
+from grpaint.core.prediction import Prediction, plus, read
 from grpaint.core.rng import Key, noise
-from grpaint.scenes.captions import LONGEST, VOCABULARY, tokens
+from grpaint.scenes.captions import tokens
 from grpaint.scenes.shapes import SIDE
 
 FLOOR = 0.05  # of sigma, where a velocity or epsilon divides by it
 SHIPPED = FilePath(__file__).parent.parent / "recipes"
 START = {"velocity": SHIPPED / "scenes/base.safetensors", "epsilon": SHIPPED / "scenes-epsilon/base.safetensors"}
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Sizes of the network; the defaults make 2.5 M parameters."""
-
-    width: int = 160
-    layers: int = 6
-    heads: int = 5
-    text_width: int = 96
-    text_layers: int = 2
-    patch: int = 8
-
-
-def _sinusoid(level: Tensor, width: int) -> Tensor:
-    """Embedding of a noise level in [0, 1]."""
-    frequency = torch.exp(torch.arange(width // 2, device=level.device) * (-math.log(1000.0) / (width // 2)))
-    angle = 1000 * level[:, None] * frequency
-    return torch.cat([angle.cos(), angle.sin()], 1)
-
-
-class Attention(nn.Module):
-    """Queries from ``x``; keys and values from ``x`` and a second sequence.
-
-    Written out, since the backward of scaled_dot_product_attention is slow in bf16 on CPUs.
-    """
-
-    def __init__(self, width: int, heads: int, text_width: int = 0) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.text = nn.Linear(text_width, 2 * width, bias=False) if text_width else None
-        self.out = nn.Linear(width, width, bias=False)
-
-    def forward(self, x: Tensor, text: Tensor | None = None) -> Tensor:
-        q, k, v = self.qkv(x).chunk(3, -1)
-        if self.text is not None and text is not None:
-            text_k, text_v = self.text(text).chunk(2, -1)
-            k, v = torch.cat([k, text_k], 1), torch.cat([v, text_v], 1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
-        weight = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
-        return self.out((weight.to(v.dtype) @ v).transpose(1, 2).flatten(2))
-
-
-class Mlp(nn.Sequential):
-    """Two linear layers, four times as wide between them."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
-
-
-class TextBlock(nn.Module):
-    """A pre-norm transformer layer over caption tokens."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
-        self.attention, self.mlp = Attention(width, 4), Mlp(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norms[0](x))
-        return x + self.mlp(self.norms[1](x))
-
-
-class ImageBlock(nn.Module):
-    """A transformer layer over patches, modulated by the noise level (one shared table plus its own offsets)."""
-
-    def __init__(self, size: Architecture) -> None:
-        super().__init__()
-        self.attention = Attention(size.width, size.heads, size.text_width)
-        self.mlp = Mlp(size.width)
-        gates_open = torch.tensor([0.0, 0, 1, 0, 0, 1])
-        self.table = nn.Parameter(gates_open[:, None].repeat(1, size.width))
-
-    def forward(self, x: Tensor, text: Tensor, modulation: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).unsqueeze(2).unbind(1)
-        width = x.shape[-1:]
-        x = x + gate1 * self.attention(F.layer_norm(x, width) * (1 + scale1) + shift1, text)
-        return x + gate2 * self.mlp(F.layer_norm(x, width) * (1 + scale2) + shift2)
-
-
-class SceneNet(nn.Module):
-    """Noisy images, noise level and caption tokens to clean images ``[b, 3, 32, 32]`` in about [-1, 1]."""
-
-    def __init__(self, size: Architecture) -> None:
-        super().__init__()
-        self.size = size
-        grid = SIDE // size.patch
-        values = 3 * size.patch**2
-        self.words = nn.Embedding(len(VOCABULARY), size.text_width)
-        self.word_places = nn.Parameter(torch.randn(LONGEST, size.text_width) * 0.25)
-        self.text = nn.Sequential(*(TextBlock(size.text_width) for _ in range(size.text_layers)))
-        self.text.append(nn.LayerNorm(size.text_width))
-        self.places = nn.Parameter(torch.randn(grid * grid, size.width) * 0.5)
-        self.enter, self.leave = nn.Linear(values, size.width), nn.Linear(size.width, values)
-        self.level = nn.Sequential(nn.Linear(256, size.width), nn.SiLU())
-        self.modulate = nn.Linear(size.width, 6 * size.width)
-        self.blocks = nn.ModuleList(ImageBlock(size) for _ in range(size.layers))
-        for layer in (self.leave, self.modulate):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.words.weight, std=0.5)
-
-    def read(self, numbers: Tensor) -> Tensor:
-        """Caption states ``[b, 12, text_width]`` of token numbers."""
-        return self.text(self.words(numbers) + self.word_places)
-
-    def forward(self, x: Tensor, level: Tensor, text: Tensor) -> Tensor:
-        patch = self.size.patch
-        h = self.enter(F.pixel_unshuffle(x, patch).flatten(2).mT) + self.places
-        modulation = self.modulate(self.level(_sinusoid(level, 256))).unflatten(1, (6, -1))
-        for block in self.blocks:
-            h = block(h, text, modulation)
-        out = self.leave(F.layer_norm(h, h.shape[-1:]))
-        # contiguous: pixel_shuffle keeps a channels-last layout, and mixed layouts make all that follows slow
-        return F.pixel_shuffle(out.mT.contiguous().unflatten(2, (SIDE // patch, SIDE // patch)), patch)
 
 
 @dataclass(frozen=True)
@@ -273,17 +155,15 @@ class ScenePolicy:
             nothing = self._empty.rows(torch.zeros(len(x), dtype=torch.long, device=x.device))
             conditional, free = self._clean(x, level, cond), self._clean(x, level, nothing)
             clean = free + self.guidance * (conditional - free)
-        sigma = torch.as_tensor(here.sigma, device=x.device).clamp(min=FLOOR)
-        return (x - clean) / sigma if self.spec.parametrisation == "velocity" else (x - here.alpha * clean) / sigma
+        sigma = here.sigma.clamp(min=FLOOR) if isinstance(here.sigma, Tensor) else max(here.sigma, FLOOR)
+        away = x - clean if self.spec.parametrisation == "velocity" else plus(x, -here.alpha, clean)
+        return away.div_(sigma)
 
     def predict(self, x: Tensor, here: Point, cond: SceneCondition, weights: Weights = "current") -> Prediction:
         """See :class:`grpaint.core.policy.Policy`; rows beyond ``batch`` go in further calls."""
         with self.weights.use(weights):
-            parts = [
-                self._emit(rows, _part(here, rows, start), cond.rows(torch.arange(start, start + len(rows))))
-                for start, rows in _split(x, self.spec.batch)
-            ]
-        return read(torch.cat(parts), x, here, self.spec.parametrisation)
+            parts = [self._emit(*part) for part in _split(x, here, cond, self.spec.batch)]
+        return read(parts[0] if len(parts) == 1 else torch.cat(parts), x, here, self.spec.parametrisation)
 
     def blend(self, into: Weights, keep: float) -> None:
         """See :class:`grpaint.core.policy.Policy`."""
@@ -300,11 +180,10 @@ class ScenePolicy:
         return state, {"model": "scenes", "parametrisation": self.spec.parametrisation}
 
 
-def _split(x: Tensor, batch: int) -> Iterator[tuple[int, Tensor]]:
-    for start in range(0, len(x), batch):
-        yield start, x[start : start + batch]
-
-
-def _part(here: Point, rows: Tensor, start: int) -> Point:
-    """The rows' own place where a point differs between rows."""
-    return Point(*(v[start : start + len(rows)] if isinstance(v, Tensor) and v.ndim else v for v in here))
+def _split(x: Tensor, here: Point, cond: SceneCondition, batch: int) -> Iterator[tuple[Tensor, Point, SceneCondition]]:
+    """What each network call is given: all of it where it fits."""
+    if len(x) <= batch:
+        yield x, here, cond
+        return
+    for rows in torch.arange(len(x)).split(batch):
+        yield x[rows], Point(*(v[rows] if isinstance(v, Tensor) and v.ndim else v for v in here)), cond.rows(rows)

@@ -2,6 +2,7 @@
 
 from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,6 +18,13 @@ class Prediction(NamedTuple):
     eps: Tensor
 
 
+def plus(x: Tensor, factor: float | Tensor, y: Tensor) -> Tensor:
+    """``x + factor * y`` in one pass over memory; a tensor ``factor`` broadcasts."""
+    if isinstance(factor, Tensor):
+        return torch.addcmul(x, factor, y)
+    return torch.add(x, y, alpha=factor)
+
+
 def read(
     output: Float[Tensor, "b *latent"], x: Float[Tensor, "b *latent"], here: Point, kind: Parametrisation
 ) -> Prediction:
@@ -29,9 +37,9 @@ def read(
     _, alpha, sigma = here
     match kind:
         case "velocity":
-            return Prediction(x - sigma * output, x + alpha * output)
+            return Prediction(plus(x, -sigma, output), plus(x, alpha, output))
         case "epsilon":
-            return Prediction((x - sigma * output) / alpha, output)
+            return Prediction(plus(x, -sigma, output) / alpha, output)
         case "v":
-            return Prediction(alpha * x - sigma * output, alpha * output + sigma * x)
+            return Prediction(plus(alpha * x, -sigma, output), plus(alpha * output, sigma, x))
     raise ValueError(f'a network predicts "velocity", "epsilon" or "v", not {kind!r}')

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grpaint.core.path import Point
-from grpaint.core.prediction import Prediction
+from grpaint.core.prediction import Prediction, plus
 
 
 def per_row(values: Float[Tensor, "b *latent"]) -> Float[Tensor, " b"]:
@@ -60,7 +60,7 @@ class Sampler(Protocol):
 def step(sampler: Sampler, prediction: Prediction, here: Point, there: Point) -> Gaussian:
     """The distribution of the latent at ``there``: N(alpha' * x0 + gain * eps, std^2)."""
     gain, std = sampler(here, there)
-    return Gaussian(there.alpha * prediction.x0 + gain * prediction.eps, std)
+    return Gaussian(plus(there.alpha * prediction.x0, gain, prediction.eps), std)
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:

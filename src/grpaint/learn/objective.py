@@ -50,7 +50,8 @@ class PolicyGradient:
             gain = advantage[transition.rows] if advantage.ndim == 1 else advantage[transition.rows, transition.step]
             moving = gain.nonzero()[:, 0]
             for index in moving.split(self.minibatch or max(len(moving), 1)) if len(moving) else ():
-                part = transition.take(index, transition.rows[index])
+                whole = len(index) == len(transition.rows)
+                part = transition if whole else transition.take(index, transition.rows[index])
                 yield self._term(policy, rollout, part, gain[index], total)
 
     def _term(self, policy: Policy, rollout: Rollout, part: Transition, gain: Tensor, total: int) -> Term:

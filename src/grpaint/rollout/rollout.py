@@ -187,7 +187,7 @@ def roll(
                 continue
             sampler = plan.sampler if k in noisy else plan.outside
             rows = cond.rows(walk.owner[going])
-            gaussian, prediction = act(policy, sampler, walk.x[going], here, there, rows, plan.weights)
+            gaussian, prediction = act(policy, sampler, _some(walk.x, going), here, there, rows, plan.weights)
             if plan.prune and k in plan.prune.at:
                 scores = _previews(policy, prediction.x0, walk.owner, prompts, score)
                 alive = plan.prune.survivors(k, walk.owner, scores)
@@ -199,14 +199,21 @@ def roll(
             x_next = gaussian.sample(policy.noise((seed, iteration, k), numbers)) if k in noisy else gaussian.mean
             if k in noisy:
                 logp = gaussian.log_prob(x_next)
-                action = (walk.x[going], x_next, logp, gaussian.mean, gaussian.std)
+                action = (_some(walk.x, going), x_next, logp, gaussian.mean, gaussian.std)
                 transitions.append(Transition(k, numbers, here, there, *action))
-            walk = dataclasses.replace(walk, x=walk.x.index_copy(0, going.to(walk.x.device), x_next))
+            if len(going) < len(walk.x):
+                x_next = walk.x.index_copy(0, going.to(walk.x.device), x_next)
+            walk = dataclasses.replace(walk, x=x_next)
         if plan.start.shared and fork == plan.steps:
             walk = walk.fork(group)
         done = _renumber(transitions, _places(walk.number, torch.arange(len(walk.number)), len(group)))
         ends = cond.rows(walk.owner)
     return Rollout(prompts, walk.owner, ends, plan.sampler, done, walk.x, previews, walk.references, iteration, seed)
+
+
+def _some(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows of ``x`` in ascending order, without a copy where they are all of them."""
+    return x if len(rows) == len(x) else x[rows]
 
 
 def _places(numbers: Tensor, become: Tensor, total: int) -> Tensor:

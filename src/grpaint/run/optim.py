@@ -36,7 +36,12 @@ class Adamw:
         betas = (self.beta1, self.beta2)
         return [
             torch.optim.AdamW(
-                list(parameters), lr=learning_rate, betas=betas, eps=self.eps, weight_decay=self.weight_decay
+                list(parameters),
+                lr=learning_rate,
+                betas=betas,
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+                fused=True,
             )
         ]
 
