@@ -211,6 +211,15 @@ def test_a_reward_in_ten_lines():
     assert {"reward/checker", "reward/red/std"} <= line.keys()
 
 
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "/tmp/run", "..", ".hidden"])
+def test_a_name_that_leaves_runs_is_refused(name, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    end = command("train", "--name", name, sets=TINY)
+    assert end.code == 2
+    assert name in end.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_run_needs_no_name(run):
     assert command("train", "scenes/flow-grpo", sets=[*TINY, tiny_runs.REWARD, "train.iterations=1"]).code == 0
     assert [path.name for path in Path("runs").iterdir()] == ["flow-grpo"]

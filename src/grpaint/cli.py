@@ -48,7 +48,10 @@ def _run(stage: str, recipe: str | None, sets: list[str], name: str | None, *, r
     from grpaint.train import check_resume, start
 
     console = Console()
-    path = Path("runs") / (name or _short(recipe or DEFAULT[stage]))
+    name = name or _short(recipe or DEFAULT[stage])
+    if Path(name).name != name or name.startswith("."):
+        raise ConfigError(f"--name {name}: the name of a folder under runs/, without / and not beginning with a dot.")
+    path = Path("runs") / name
     if resume:
         folder = RunFolder.open(path)
         kept, before = folder.settings(), folder.facts().get("sets", [])

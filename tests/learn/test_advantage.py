@@ -259,6 +259,14 @@ def test_a_history_that_could_never_fill_is_refused(buffer: int, min_count: int)
         History(buffer, min_count)
 
 
+@pytest.mark.parametrize("make", [GroupNorm, PerReward, BatchNorm, History])
+@pytest.mark.parametrize("settings", [{"eps": -1e-6}, {"clip": 0.0}, {"clip": -1.0}], ids=str)
+def test_a_clip_or_an_eps_without_sense_is_refused(make: Callable[..., Advantage], settings: dict[str, float]) -> None:
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"{name} must"):
+        make(**settings)
+
+
 def test_a_total_counts_a_reward_where_it_applies() -> None:
     where = torch.tensor([True, False])
     both = RewardTable({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([10.0, 20.0])}, {"b": 0.5}, {"b": where})

@@ -11,6 +11,7 @@ from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, FlowPath, FlowSde, Policy, Prompt, noise
 from grpaint.learn import AdaptiveKl, GroupNorm, PolicyGradient, PpoClip, Reinforce, RewardTable, StepKl, VelocityMse
+from grpaint.learn.objective import Denoising
 from grpaint.learn.penalty import Penalty
 from grpaint.rollout import Plan, Reference, Rollout, Whole, act, roll
 
@@ -199,3 +200,9 @@ def test_terms_can_run_backward_one_by_one_and_move_no_weights() -> None:
         norms.append(policy.net.shift.grad.norm().item())
     assert all(later > earlier for earlier, later in pairwise(norms))
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("objective", [PolicyGradient, Denoising])
+def test_a_negative_minibatch_is_refused(objective: type) -> None:
+    with pytest.raises(ValueError, match="minibatch must not be negative"):
+        objective(minibatch=-1)

@@ -27,6 +27,13 @@ class Advantage(Protocol):
         """One number a row."""
 
 
+def _check(eps: float, clip: float) -> None:
+    if not eps >= 0:
+        raise ValueError(f"eps must not be negative, got {eps}")
+    if not clip > 0:
+        raise ValueError(f"clip must be positive, got {clip}")
+
+
 def _standardise(
     reward: Float[Tensor, " b"], group: Int[Tensor, " b"], where: Bool[Tensor, " b"], std: Spread, eps: float
 ) -> Float[Tensor, " b"]:
@@ -58,6 +65,9 @@ class GroupNorm:
 
     needs_group = True
 
+    def __post_init__(self) -> None:
+        _check(self.eps, self.clip)
+
     def __call__(self, table: RewardTable, rollout: Rollout, /) -> Float[Tensor, " b"]:
         every = torch.ones_like(rollout.group, dtype=torch.bool)
         advantage = _standardise(table.total(), rollout.group, every, self.std, self.eps)
@@ -77,6 +87,9 @@ class PerReward:
     clip: float = 5.0
 
     needs_group = True
+
+    def __post_init__(self) -> None:
+        _check(self.eps, self.clip)
 
     def __call__(self, table: RewardTable, rollout: Rollout, /) -> Float[Tensor, " b"]:
         return sum(self.shares(table, rollout).values(), torch.zeros(())).clamp(-self.clip, self.clip).float()
@@ -104,6 +117,9 @@ class BatchNorm:
 
     needs_group = False
 
+    def __post_init__(self) -> None:
+        _check(self.eps, self.clip)
+
     def __call__(self, table: RewardTable, rollout: Rollout, /) -> Float[Tensor, " b"]:
         reward = table.total()
         one = torch.zeros_like(rollout.group)
@@ -127,6 +143,7 @@ class History:
     needs_group = False
 
     def __post_init__(self) -> None:
+        _check(self.eps, self.clip)
         if not 1 <= self.min_count <= self.buffer:
             raise ValueError(f"min_count must lie in 1..buffer, got {self.min_count} for buffer {self.buffer}")
 

@@ -32,6 +32,11 @@ class Objective(Protocol):
         """Terms, in a fixed order."""
 
 
+def _check_minibatch(rows: int) -> None:
+    if rows < 0:
+        raise ValueError(f"minibatch must not be negative (0: all rows), got {rows}")
+
+
 @dataclass(frozen=True)
 class PolicyGradient:
     """The likelihood objective: every recorded step is re-taken with current weights and pushed by its advantage.
@@ -43,6 +48,9 @@ class PolicyGradient:
     surrogate: Surrogate = field(default_factory=PpoClip)
     penalty: Penalty | None = None
     minibatch: int = 0
+
+    def __post_init__(self) -> None:
+        _check_minibatch(self.minibatch)
 
     def __call__(self, policy: Policy, rollout: Rollout, advantage: Tensor, /) -> Iterator[Term]:
         total = sum(len(transition.rows) for transition in rollout.transitions)
@@ -85,6 +93,7 @@ class Denoising:
     minibatch: int = 0
 
     def __post_init__(self) -> None:
+        _check_minibatch(self.minibatch)
         if self.snr_gamma is not None and self.target == "velocity":
             raise ValueError('snr_gamma goes with target "epsilon" or "v"; a flow\'s velocity loss has no such weight')
 
