@@ -1,7 +1,7 @@
 """A whole GRPO run on the built-in model, top to bottom: what `grpaint train` does, without the comforts.
 
     python examples/whole_run.py            # about a minute on two cores
-    python examples/whole_run.py 480        # as many iterations as the default recipe
+    python examples/whole_run.py 440        # as many iterations as the default recipe
 
 Post-training a text-to-image model is a loop of five lines: draw prompts, roll out a group of images for each, score
 them, turn scores into advantages within each group, and make the steps that led to better images more likely.

@@ -9,11 +9,17 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from grpaint.core.path import Point
-from grpaint.core.prediction import Prediction, plus
+from grpaint.core.prediction import Prediction
+
+
+def mean_square(x: Float[Tensor, "b *latent"], y: Float[Tensor, "b *latent"]) -> Float[Tensor, " b"]:
+    """Mean of (x - y)^2 over everything but the rows."""
+    return per_row(F.mse_loss(x, y, reduction="none"))
 
 
 def per_row(values: Float[Tensor, "b *latent"]) -> Float[Tensor, " b"]:
@@ -39,7 +45,7 @@ class Gaussian(NamedTuple):
         """
         if not self.std > 0:
             raise ValueError("a deterministic step (std = 0) has no log-probability")
-        return -per_row((x - self.mean) ** 2) / (2 * self.std**2) - math.log(self.std) - 0.5 * math.log(2 * math.pi)
+        return -mean_square(self.mean, x) / (2 * self.std**2) - math.log(self.std) - 0.5 * math.log(2 * math.pi)
 
     def kl(self, other: "Gaussian") -> Float[Tensor, " b"]:
         """KL(self || other), averaged over elements."""
@@ -47,7 +53,7 @@ class Gaussian(NamedTuple):
             raise ValueError("a deterministic step (std = 0) has no KL divergence")
         # the part that does not hang on the means in double precision: where stds agree it is exactly 0
         spread = (self.std / other.std) ** 2 / 2 + math.log(other.std / self.std) - 0.5
-        return per_row((self.mean - other.mean) ** 2) / (2 * other.std**2) + spread
+        return mean_square(self.mean, other.mean) / (2 * other.std**2) + spread
 
 
 class Sampler(Protocol):
@@ -60,7 +66,7 @@ class Sampler(Protocol):
 def step(sampler: Sampler, prediction: Prediction, here: Point, there: Point) -> Gaussian:
     """The distribution of the latent at ``there``: N(alpha' * x0 + gain * eps, std^2)."""
     gain, std = sampler(here, there)
-    return Gaussian(plus(there.alpha * prediction.x0, gain, prediction.eps), std)
+    return Gaussian((there.alpha * prediction.x0).add_(prediction.eps, alpha=gain), std)
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:

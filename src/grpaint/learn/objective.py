@@ -67,7 +67,8 @@ class PolicyGradient:
         now = Acted(*act(policy, rollout.sampler, part.x, part.here, part.there, cond))
         gain = gain.to(part.x.device)
         loss = self.surrogate(now.gaussian, part, gain)
-        ratio = log_ratio(now.gaussian, part).detach().exp()
+        with torch.no_grad():
+            ratio = log_ratio(now.gaussian, part).exp()
         measures = {"ratio_error": (ratio - 1).abs(), "clip_fraction": self.surrogate.clipped(ratio, gain).float()}
         if self.penalty:
             with torch.no_grad():

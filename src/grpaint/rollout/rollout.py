@@ -114,7 +114,9 @@ def _renumber(transitions: Sequence[Transition], place: Tensor) -> tuple[Transit
         rows = place[transition.rows]
         kept = (rows >= 0).nonzero()[:, 0]
         kept = kept[rows[kept].argsort()]
-        if len(kept):
+        if torch.equal(kept, torch.arange(len(rows))):  # all of them, in order: nothing to copy
+            out.append(dataclasses.replace(transition, rows=rows))
+        elif len(kept):
             out.append(transition.take(kept, rows[kept]))
     return tuple(out)
 
