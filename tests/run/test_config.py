@@ -87,10 +87,10 @@ REFUSED = {
     "model.kind=scene": ["model.kind", 'Did you mean "scenes"?'],
     "advantage.kind=groups": ["advantage.kind", 'Did you mean "group"?'],
     "rewards.mine={}": ["rewards.mine.kind is missing", "scenes-checker"],
-    "plan.window.high=9": ["plan.window", "10 steps"],
-    'plan.window={kind="prefix",size=11}': ["plan.window", "1..10"],
-    'plan.window={kind="whole",skip_last=10}': ["plan.window", "0..9"],
-    "plan.window.high=8": ["plan.sampler", "step 9", "likelihood"],
+    "plan.window.high=7": ["plan.window", "8 steps"],
+    'plan.window={kind="prefix",size=11}': ["plan.window", "1..8"],
+    'plan.window={kind="whole",skip_last=8}': ["plan.window", "0..7"],
+    "plan.window.high=6": ["plan.sampler", "step 7", "likelihood"],
     "plan.window.kind=closed": ["plan.window", "likelihood"],
     "plan.sampler.kind=ode": ["plan.sampler", "likelihood"],
     "plan.sampler.eta=0": ["plan.sampler", "likelihood"],
@@ -130,7 +130,7 @@ def test_a_group_of_one_is_for_advantages_that_look_beyond_it():
 
 def test_a_window_is_held_to_the_likelihood_wherever_it_may_be_drawn():
     for seed in range(8):
-        _refused(command("train", sets=["plan.window.high=8", f"train.seed={seed}"]), "step 9")
+        _refused(command("train", sets=["plan.window.high=6", f"train.seed={seed}"]), "step 7")
 
 
 @pytest.mark.parametrize(
