@@ -94,7 +94,7 @@ def test_a_plan_refuses_a_funnel_that_does_not_fit(funnel: Funnel, match: str) -
 def test_survivors_are_chosen_group_by_group() -> None:
     group = torch.tensor([0, 0, 0, 0, 7, 7, 7])
     scores = torch.tensor([5.0, 0.0, 5.1, 9.0, -1.0, 0.0, 3.0])
-    assert Funnel((3,), (2,)).survivors(3, group, scores).tolist() == [1, 3, 4, 6]
+    assert Funnel((3,), (2,)).survivors(2, group, scores, 0).tolist() == [1, 3, 4, 6]
 
 
 def brightness(images: Tensor, prompts: object) -> Tensor:

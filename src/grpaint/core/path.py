@@ -38,6 +38,9 @@ class Path(Protocol):
     def grid(self, steps: int) -> tuple[Point, ...]:
         """``steps + 1`` points from noise to data."""
 
+    def tail(self, steps: int, first: int, parts: int) -> tuple[Point, ...]:
+        """``parts + 1`` points from ``grid(steps)[first]`` to data, evenly spaced in the time before any shift."""
+
 
 def _check_steps(steps: int, most: int) -> None:
     if not 1 <= steps <= most:
@@ -73,14 +76,19 @@ class FlowPath:
     def times(self, uniform: Tensor) -> Tensor:
         return uniform
 
-    def grid(self, steps: int) -> tuple[Point, ...]:
+    def _unshifted(self, steps: int) -> list[float]:
         _check_steps(steps, TRAIN_STEPS)
         if self.spacing == "linear":
-            u = [1 - i / steps for i in range(steps)]
-        else:
-            low = self._shifted(1 / TRAIN_STEPS)
-            u = [1 + (low - 1) * i / max(steps - 1, 1) for i in range(steps)]
-        return tuple(self.at(s) for s in [*map(self._shifted, u), 0.0])
+            return [1 - i / steps for i in range(steps)]
+        low = self._shifted(1 / TRAIN_STEPS)
+        return [1 + (low - 1) * i / max(steps - 1, 1) for i in range(steps)]
+
+    def grid(self, steps: int) -> tuple[Point, ...]:
+        return tuple(self.at(s) for s in [*map(self._shifted, self._unshifted(steps)), 0.0])
+
+    def tail(self, steps: int, first: int, parts: int) -> tuple[Point, ...]:
+        u = self._unshifted(steps)[first]
+        return (*(self.at(self._shifted(u * (1 - i / parts))) for i in range(parts)), self.at(0.0))
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,13 @@ class VpPath:
             return [round(n - i * n / steps) - 1 for i in range(steps)]
         return [round((n - 1) * (1 - i / max(steps - 1, 1))) for i in range(steps)]
 
+    @property
+    def _end(self) -> Point:
+        return self.at(0) if self.final == "first" else Point(0, 1.0, 0.0)
+
     def grid(self, steps: int) -> tuple[Point, ...]:
-        end = self.at(0) if self.final == "first" else Point(0, 1.0, 0.0)
-        return (*map(self.at, self.timesteps(steps)), end)
+        return (*map(self.at, self.timesteps(steps)), self._end)
+
+    def tail(self, steps: int, first: int, parts: int) -> tuple[Point, ...]:
+        t, end = self.timesteps(steps)[first], 0 if self.final == "first" else -1  # clean data lie one below 0
+        return (*(self.at(round(t + (end - t) * i / parts)) for i in range(parts)), self._end)

@@ -64,7 +64,7 @@ class PolicyGradient:
 
     def _term(self, policy: Policy, rollout: Rollout, part: Transition, gain: Tensor, total: int) -> Term:
         cond = rollout.cond.rows(part.rows)
-        now = Acted(*act(policy, rollout.sampler, part.x, part.here, part.there, cond))
+        now = Acted(*(part.live or act(policy, rollout.sampler, part.x, part.here, part.there, cond)))
         gain = gain.to(part.x.device)
         loss = self.surrogate(now.gaussian, part, gain)
         with torch.no_grad():

@@ -2,8 +2,9 @@
 
 from grpaint.rollout.prune import Funnel, optimal_variance
 from grpaint.rollout.rollout import Plan, Rollout, Transition, act, roll
+from grpaint.rollout.solver import Tail, multistep
 from grpaint.rollout.start import Independent, Reference, Shared
-from grpaint.rollout.window import Closed, Prefix, Random, Whole
+from grpaint.rollout.window import Closed, Prefix, Random, Sliding, Subset, Whole
 
 __all__ = [
     "Closed",
@@ -15,9 +16,13 @@ __all__ = [
     "Reference",
     "Rollout",
     "Shared",
+    "Sliding",
+    "Subset",
+    "Tail",
     "Transition",
     "Whole",
     "act",
+    "multistep",
     "optimal_variance",
     "roll",
 ]

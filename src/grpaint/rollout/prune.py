@@ -32,16 +32,26 @@ def optimal_variance(scores: Float[Tensor, " g"], keep: int) -> Int[Tensor, " ke
 
 @dataclass(frozen=True)
 class Funnel:
-    """After ``at[i]`` completed steps, each group is pruned to ``keep[i]`` members by the scores of its previews."""
+    """After ``at[i]`` completed steps, each group is pruned to ``keep[i]`` members by the scores of its previews.
+
+    With ``close`` the last ``keep`` has its checkpoint where the iteration's window closes: from there on nothing is
+    random, and a preview is nearly exact. In every ``audit``-th iteration (0: never) the first group is not pruned and
+    all of it is trained on, so that the rank correlation of previews with final rewards can be seen without selection.
+    """
 
     at: tuple[int, ...] = (5, 7)
     keep: tuple[int, ...] = (24, 12)
+    close: bool = False
+    audit: int = 50
 
     def __post_init__(self) -> None:
-        if len(self.at) != len(self.keep) or list(self.at) != sorted(set(self.at)):
-            raise ValueError(f"at must ascend and be as long as keep, got at {self.at}, keep {self.keep}")
+        if len(self.at) + self.close != len(self.keep) or list(self.at) != sorted(set(self.at)):
+            more = "one shorter than" if self.close else "as long as"
+            raise ValueError(f"at must ascend and be {more} keep, got at {self.at}, keep {self.keep}")
         if list(self.keep) != sorted(self.keep, reverse=True) or any(k < 2 for k in self.keep):
             raise ValueError(f"keep must descend and stay at 2 or more, got {self.keep}")
+        if self.audit < 0:
+            raise ValueError(f"audit must not be negative, got {self.audit}")
 
     def check(self, total: int, group_size: int) -> None:
         """Raises ValueError where a checkpoint lies outside the steps or keeps more than there are."""
@@ -50,8 +60,23 @@ class Funnel:
         if self.keep and self.keep[0] > group_size:
             raise ValueError(f"prune.keep must not exceed the group size {group_size}, got {self.keep}")
 
-    def survivors(self, step: int, group: Int[Tensor, " b"], scores: Float[Tensor, " b"]) -> Int[Tensor, " kept"]:
-        """Rows that go on after ``step`` completed steps, group by group."""
-        keep = self.keep[self.at.index(step)]
-        members = [(group == number).nonzero()[:, 0] for number in group.unique().tolist()]
-        return torch.cat([rows[optimal_variance(scores[rows], keep)] for rows in members])
+    def checkpoints(self, close: int) -> dict[int, int]:
+        """How many of a group go on after which step, for a window that closes after ``close`` steps.
+
+        A checkpoint of ``at`` at or past the close is that of the close.
+        """
+        if not self.close:
+            return dict(zip(self.at, self.keep, strict=True))
+        early = {step: keep for step, keep in zip(self.at, self.keep, strict=False) if step < close}
+        return early | {close: self.keep[-1]}
+
+    def survivors(
+        self, keep: int, group: Int[Tensor, " b"], scores: Float[Tensor, " b"], iteration: int
+    ) -> Int[Tensor, " kept"]:
+        """Rows that go on where ``keep`` of each group do, group by group; an audited group goes on whole."""
+        audited = 0 if self.audit and (iteration + 1) % self.audit == 0 else -1
+        kept = []
+        for number in group.unique().tolist():
+            rows = (group == number).nonzero()[:, 0]
+            kept.append(rows if number == audited else rows[optimal_variance(scores[rows], keep)])
+        return torch.cat(kept)

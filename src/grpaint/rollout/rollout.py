@@ -2,61 +2,31 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from grpaint.core.path import Path, Point
+from grpaint.core.path import Point
 from grpaint.core.policy import Condition, Policy, Prompt, Weights
 from grpaint.core.prediction import Prediction
-from grpaint.core.step import Gaussian, Ode, Sampler, step
-from grpaint.rollout.prune import Funnel
-from grpaint.rollout.start import Independent, Reference, Start
-from grpaint.rollout.window import Whole, Window
+from grpaint.core.step import Gaussian, Sampler, step
+from grpaint.rollout.plan import Course, Leg, Plan
+from grpaint.rollout.solver import multistep
 
+__all__ = ["Plan", "Rollout", "Score", "Transition", "act", "roll"]
+
+Acted = tuple[Gaussian, Prediction]
 Score = Callable[[Tensor, Sequence[Prompt]], Tensor]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a rollout samples: ``sampler`` in the window, ``outside`` (noise-free) elsewhere; and whose ``weights``."""
-
-    steps: int = 10
-    sampler: Sampler = field(default_factory=Ode)
-    window: Window = field(default_factory=Whole)
-    prune: Funnel | None = None
-    start: Start = field(default_factory=Independent)
-    outside: Sampler = field(default_factory=Ode)
-    weights: Weights = "current"
-
-    def check(self, path: Path, group_size: int) -> None:
-        """Refuse what cannot run, before any weight is opened.
-
-        Raises:
-            ValueError: with the reason; the configuration puts the key before it.
-        """
-        self.window.check(self.steps)
-        if self.prune:
-            self.prune.check(self.steps, group_size)
-        grid = path.grid(self.steps)
-        for k in self.window.reach(self.steps):
-            if not self.sampler(grid[k], grid[k + 1])[1] > 0:
-                raise ValueError(
-                    f"sampler adds no noise at step {k}, which the window may train: it has no likelihood there. Use a "
-                    "noisy sampler (an eta above 0), and keep the window off a last step that ends clean"
-                )
-        if isinstance(self.start, Reference):
-            enter = self.start.enter(grid)
-            if self.prune and self.prune.at[0] < enter:
-                raise ValueError(f"prune.at must not come before step {enter}, where rows with a reference begin")
-
-
-@dataclass(frozen=True)
 class Transition:
-    """One trainable action: ``rows`` of the rollout went from ``x`` to ``x_next``, stored as the model saw them."""
+    """One trainable action: ``rows`` of the rollout went from ``x`` to ``x_next``, stored as the model saw them.
+
+    ``live`` is what ``act`` gave, its graph kept, where the rollout retains it.
+    """
 
     step: int
     rows: Int[Tensor, " k"]
@@ -67,11 +37,12 @@ class Transition:
     logp: Float[Tensor, " k"]
     mean: Float[Tensor, "k *latent"]
     std: float
+    live: Acted | None = None
 
     def take(self, index: Tensor, rows: Tensor) -> "Transition":
         """The actions ``index``, now belonging to ``rows``."""
         parts = {name: getattr(self, name)[index] for name in ("x", "x_next", "logp", "mean")}
-        return dataclasses.replace(self, rows=rows, **parts)
+        return dataclasses.replace(self, rows=rows, live=self.live and _pick(self.live, index), **parts)
 
 
 @dataclass(frozen=True)
@@ -129,7 +100,7 @@ def act(
     there: Point,
     cond: Condition,
     weights: Weights = "current",
-) -> tuple[Gaussian, Prediction]:
+) -> Acted:
     """Take one step, in fp32. Rollout and replay both call this, so that the ratio before an update is exactly 1."""
     prediction = policy.predict(x.float(), here, cond, weights)
     prediction = Prediction(prediction.x0.float(), prediction.eps.float())
@@ -154,7 +125,106 @@ class _Walk:
         return dataclasses.replace(self.take(group), owner=group, number=torch.arange(len(group)))
 
 
-def roll(
+class _Roller:
+    """The state of one rollout, and what is done to it at a step."""
+
+    def __init__(
+        self, policy: Policy, prompts: Sequence[Prompt], group_size: int, plan: Plan, key: tuple[int, int]
+    ) -> None:
+        self.policy, self.prompts, self.plan, self.key = policy, prompts, plan, key
+        seed, iteration = key
+        self.course: Course = plan.course(policy.path, iteration, seed)
+        self.group = torch.arange(len(prompts)).repeat_interleave(group_size)
+        owner = torch.arange(len(prompts)) if plan.start.shared else self.group
+        self.cond = policy.encode(prompts)
+        begin = plan.start.begin(policy, prompts, owner, policy.path.grid(plan.steps), key)
+        self.walk = _Walk(*begin, owner, torch.arange(len(owner)))
+        self.transitions: list[Transition] = []
+        self.previews: dict[int, Tensor] = {}
+        self.before: tuple[Tensor, Point] | None = None  # what a solver looks back on
+
+    def fork(self, step: int) -> None:
+        """Where groups first differ, one row a prompt becomes one a sample."""
+        if self.plan.start.shared and step == self.course.fork:
+            self.walk = self.walk.fork(self.group)
+
+    def take(self, leg: Leg, score: Score | None, *, retain: bool) -> None:
+        """One step of every row that is under way."""
+        going = (self.walk.entry <= leg.step).nonzero()[:, 0]
+        if not len(going):
+            return
+        x, rows = _some(self.walk.x, going), self.cond.rows(self.walk.owner[going])
+        base = leg.step >= self.plan.base_after * len(self.course.legs)
+        weights = "reference" if base else self.plan.weights
+        with torch.set_grad_enabled(retain and leg.trained):
+            acted = act(self.policy, leg.sampler, x, leg.here, leg.there, rows, weights)
+        scores = self._preview(leg.step, acted[1].x0.detach(), score)
+        if leg.step in self.course.prune:
+            alive = self._prune(leg.step, scores)
+            acted, x, going = _pick(acted, alive), x[alive], torch.arange(len(alive))
+        x_next = self._next(leg, going, acted)
+        if leg.trained:
+            mean, std = acted[0].mean.detach(), acted[0].std
+            logp = Gaussian(mean, std).log_prob(x_next)
+            numbers = self.walk.number[going]
+            action = (leg.step, numbers, leg.here, leg.there, x, x_next, logp, mean, std, acted if retain else None)
+            self.transitions.append(Transition(*action))
+        if len(going) < len(self.walk.x):
+            x_next = self.walk.x.index_copy(0, going.to(self.walk.x.device), x_next)
+        self.walk = dataclasses.replace(self.walk, x=x_next)
+
+    def _next(self, leg: Leg, going: Tensor, acted: Acted) -> Tensor:
+        """Where the rows go: solved, sampled, or the mean."""
+        gaussian, prediction = acted
+        if leg.solved and self.plan.tail:
+            x_next = multistep(prediction, self.before, leg.here, leg.there, self.plan.tail.order)
+            self.before = prediction.x0, leg.here
+            return x_next
+        if not gaussian.std:
+            return gaussian.mean
+        noise = self.policy.noise((*self.key, leg.step), self.walk.number[going])
+        return Gaussian(gaussian.mean.detach(), gaussian.std).sample(noise)
+
+    def _preview(self, step: int, x0: Tensor, score: Score | None) -> Tensor:
+        """Scores of the clean predictions at a checkpoint, or where step-aware advantages want them; else nothing."""
+        if not (step in self.course.prune or (self.plan.previews and self.course.previewed(step))):
+            return torch.zeros(0)
+        if score is None:
+            raise ValueError("plan.prune: a funnel needs something to score its previews with")
+        self.previews[step] = score(self.policy.decode(x0), [self.prompts[i] for i in self.walk.owner.tolist()])
+        return self.previews[step]
+
+    def _prune(self, step: int, scores: Tensor) -> Tensor:
+        """Drop rows, and free all that was kept of them."""
+        funnel = self.plan.prune
+        if funnel is None:
+            raise ValueError("no funnel to prune with")
+        alive = funnel.survivors(self.course.prune[step], self.walk.owner, scores, self.key[1])
+        self.walk = self.walk.take(alive)
+        places = _places(self.walk.number, self.walk.number, len(self.group))
+        self.transitions = list(_renumber(self.transitions, places))
+        self.previews = {at: old[alive] for at, old in self.previews.items()}
+        return alive
+
+    def end(self) -> Rollout:
+        """The finished rows, renumbered 0 .. b - 1."""
+        places = _places(self.walk.number, torch.arange(len(self.walk.number)), len(self.group))
+        walk, (seed, iteration) = self.walk, self.key
+        return Rollout(
+            self.prompts,
+            walk.owner,
+            self.cond.rows(walk.owner),
+            self.plan.sampler,
+            _renumber(self.transitions, places),
+            walk.x,
+            self.previews,
+            walk.references,
+            iteration,
+            seed,
+        )
+
+
+def roll(  # noqa: PLR0913 - reason: the keyword-only ones are the house's public signature
     policy: Policy,
     prompts: Sequence[Prompt],
     group_size: int,
@@ -163,54 +233,26 @@ def roll(
     iteration: int,
     seed: int,
     score: Score | None = None,
+    retain: bool = False,
 ) -> Rollout:
-    """Sample ``group_size`` images of every prompt, recording the noisy steps.
+    """Sample ``group_size`` images of every prompt, recording the steps of the window.
 
-    With shared start noise a prompt is one row until the first noisy step, where it forks into its group. A funnel asks
-    ``score`` about the clean images predicted at its checkpoints, from the prediction that the survivors' next step
-    uses anyway.
+    With shared start noise a prompt is one row until the first step that adds noise, where it forks into its group. A
+    funnel asks ``score`` about the clean images predicted at its checkpoints, from the prediction that the survivors'
+    next step uses anyway. ``retain`` keeps the graphs of the window's steps for an objective that is asked once.
     """
-    grid = policy.path.grid(plan.steps)
-    noisy = plan.window.steps(plan.steps, iteration, seed)
-    fork = min(noisy.start if len(noisy) else plan.steps, *(plan.prune.at if plan.prune else ()), plan.steps)
-    group = torch.arange(len(prompts)).repeat_interleave(group_size)
-    owner = torch.arange(len(prompts)) if plan.start.shared else group
-    transitions: list[Transition] = []
-    previews: dict[int, Tensor] = {}
     with torch.no_grad():
-        cond = policy.encode(prompts)
-        begin = plan.start.begin(policy, prompts, owner, grid, (seed, iteration))
-        walk = _Walk(*begin, owner, torch.arange(len(owner)))
-        for k, (here, there) in enumerate(pairwise(grid)):
-            if plan.start.shared and k == fork:
-                walk = walk.fork(group)
-            going = (walk.entry <= k).nonzero()[:, 0]
-            if not len(going):
-                continue
-            sampler = plan.sampler if k in noisy else plan.outside
-            rows = cond.rows(walk.owner[going])
-            gaussian, prediction = act(policy, sampler, _some(walk.x, going), here, there, rows, plan.weights)
-            if plan.prune and k in plan.prune.at:
-                scores = _previews(policy, prediction.x0, walk.owner, prompts, score)
-                alive = plan.prune.survivors(k, walk.owner, scores)
-                walk, gaussian = walk.take(alive), Gaussian(gaussian.mean[alive], gaussian.std)
-                going = torch.arange(len(alive))
-                transitions = list(_renumber(transitions, _places(walk.number, walk.number, len(group))))
-                previews = {at: old[alive] for at, old in previews.items()} | {k: scores[alive]}
-            numbers = walk.number[going]
-            x_next = gaussian.sample(policy.noise((seed, iteration, k), numbers)) if k in noisy else gaussian.mean
-            if k in noisy:
-                logp = gaussian.log_prob(x_next)
-                action = (_some(walk.x, going), x_next, logp, gaussian.mean, gaussian.std)
-                transitions.append(Transition(k, numbers, here, there, *action))
-            if len(going) < len(walk.x):
-                x_next = walk.x.index_copy(0, going.to(walk.x.device), x_next)
-            walk = dataclasses.replace(walk, x=x_next)
-        if plan.start.shared and fork == plan.steps:
-            walk = walk.fork(group)
-        done = _renumber(transitions, _places(walk.number, torch.arange(len(walk.number)), len(group)))
-        ends = cond.rows(walk.owner)
-    return Rollout(prompts, walk.owner, ends, plan.sampler, done, walk.x, previews, walk.references, iteration, seed)
+        roller = _Roller(policy, prompts, group_size, plan, (seed, iteration))
+        for leg in roller.course.legs:
+            roller.fork(leg.step)
+            roller.take(leg, score, retain=retain)
+        roller.fork(len(roller.course.legs))
+        return roller.end()
+
+
+def _pick(acted: Acted, rows: Tensor) -> Acted:
+    gaussian, (x0, eps) = acted
+    return Gaussian(gaussian.mean[rows], gaussian.std), Prediction(x0[rows], eps[rows])
 
 
 def _some(x: Tensor, rows: Tensor) -> Tensor:
@@ -223,9 +265,3 @@ def _places(numbers: Tensor, become: Tensor, total: int) -> Tensor:
     place = torch.full((total,), -1)
     place[numbers] = become
     return place
-
-
-def _previews(policy: Policy, x0: Tensor, owner: Tensor, prompts: Sequence[Prompt], score: Score | None) -> Tensor:
-    if score is None:
-        raise ValueError("plan.prune: a funnel needs something to score its previews with")
-    return score(policy.decode(x0), [prompts[i] for i in owner.tolist()])

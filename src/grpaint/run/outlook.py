@@ -1,7 +1,6 @@
 """What a recipe will do, said before it does it, from shapes alone."""
 
 import math
-from itertools import pairwise
 from typing import Any
 
 from grpaint.run.config import Recipe, SftRecipe, TrainRecipe
@@ -11,14 +10,23 @@ def step_table(recipe: Recipe) -> list[dict[str, Any]]:
     """Each step's sigma, gain and std, and whether the first iteration explores there."""
     if not isinstance(recipe, TrainRecipe):
         return []
-    plan, grid = recipe.plan, recipe.model.path.grid(recipe.plan.steps)
-    noisy = plan.window.steps(plan.steps, 0, recipe.train.seed)
     rows = []
-    for k, (here, there) in enumerate(pairwise(grid)):
-        gain, std = (plan.sampler if k in noisy else plan.outside)(here, there)
-        sigmas = {"sigma": here.sigma, "sigma_next": there.sigma}
-        rows.append({"step": k, "t": here.t, **sigmas, "gain": gain, "std": std, "noisy": k in noisy})
+    for leg in recipe.plan.course(recipe.model.path, 0, recipe.train.seed).legs:
+        gain, std = leg.sampler(leg.here, leg.there)
+        place = {"step": leg.step, "t": leg.here.t, "sigma": leg.here.sigma, "sigma_next": leg.there.sigma}
+        rows.append(place | {"gain": gain, "std": std, "noisy": leg.trained})
     return rows
+
+
+def rollout_evaluations(recipe: TrainRecipe, iteration: int) -> tuple[int, int]:
+    """Forwards of a prompt's rollout in an iteration, and how many actions of it are kept, without guidance."""
+    plan, live, calls, actions = recipe.plan, recipe.train.group_size, 0, 0
+    course = plan.course(recipe.model.path, iteration, recipe.train.seed)
+    for leg in course.legs:
+        calls += 1 if plan.start.shared and leg.step < course.fork else live
+        live = course.prune.get(leg.step, live)
+        actions += leg.trained
+    return calls, actions * live
 
 
 def costs(recipe: Recipe) -> dict[str, Any]:
@@ -31,17 +39,10 @@ def costs(recipe: Recipe) -> dict[str, Any]:
         return {"images": recipe.train.batch, "updates": 1, "evaluations_update": 3 * guided * recipe.train.batch}
     train, plan = recipe.train, recipe.plan
     images = train.prompts * train.group_size
-    noisy = plan.window.steps(plan.steps, 0, train.seed)
-    fork = min(noisy.start if len(noisy) else plan.steps, *(plan.prune.at if plan.prune else ()), plan.steps)
-    live, rollout = train.group_size, 0
-    for k in range(plan.steps):
-        calls = 1 if plan.start.shared and k < fork else live
-        rollout += train.prompts * calls
-        if plan.prune and k in plan.prune.at:
-            live = plan.prune.keep[plan.prune.at.index(k)]
-    kept = train.prompts * live
+    calls, actions = (train.prompts * number for number in rollout_evaluations(recipe, 0))
+    kept = train.prompts * (plan.prune.keep[-1] if plan.prune and plan.prune.keep else train.group_size)
     penalty = getattr(recipe.objective, "penalty", None)
-    update = kept * len(noisy) * (3 + (1 if penalty else 0))
+    update = actions * (3 + (1 if penalty else 0))
     if recipe.anchor:
         update += 3 * recipe.anchor.batch * train.updates
     latent = math.prod(recipe.model.sample_shape) * 4
@@ -51,8 +52,8 @@ def costs(recipe: Recipe) -> dict[str, Any]:
         "images": images,
         "updates": train.updates,
         "rows_an_update": math.ceil(kept / train.updates),
-        "evaluations_rollout": rollout * guided,
+        "evaluations_rollout": calls * guided,
         "evaluations_update": update * guided,
-        "evaluations_iteration": (rollout + update) * guided,
-        "kept_mib": round(kept * latent * (3 * len(noisy) + 1) / 2**20, 2),
+        "evaluations_iteration": (calls + update) * guided,
+        "kept_mib": round(latent * (3 * actions + kept) / 2**20, 2),
     }
