@@ -17,7 +17,7 @@ from tiny_runs import TINY, command, flags
 COMMANDS = {
     "train": "recipe --set --name --resume",
     "sft": "recipe --set --name --resume",
-    "sample": "source prompts --seed --out --steps --guidance",
+    "sample": "source prompts --seed --out --steps --guidance --set",
     "evaluate": "source --json --set",
     "show": "recipe --set --json",
     "list": "what --json",

@@ -100,8 +100,9 @@ def sample(
     prompts: Annotated[list[str], typer.Argument(help="Captions, each in quotes.")],
     seed: Annotated[int, typer.Option(help="Of the start noise.")] = 0,
     out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("samples"),
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps of the ODE.")] = 20,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Of the sampler; the run's own if unset.")] = None,
     guidance: Annotated[float, typer.Option(min=0, help="1 is none.")] = 1.0,
+    sets: Sets = None,
 ) -> None:
     """Draw captions with a trained model."""
     from grpaint.core.policy import Prompt
@@ -109,9 +110,9 @@ def sample(
     from grpaint.run.report import save_picture, to_picture
     from grpaint.train import open_model
 
-    policy, _ = open_model(source)
+    policy, recipe = open_model(source, [*(sets or []), *([f"evaluate.steps={steps}"] if steps else [])])
     policy.guidance = guidance
-    images = draw(policy, [Prompt(text) for text in prompts], steps=steps, seed=seed)
+    images = draw(policy, [Prompt(text) for text in prompts], recipe.evaluate, seed=seed)
     for number, (text, image) in enumerate(zip(prompts, images, strict=True)):
         words = "-".join(re.findall(r"\w+", text))
         file = out / f"{number:02d}-{words[:60]}.png"

@@ -1,4 +1,4 @@
-"""Judging a model on held-out prompts: deployment sampler (the ODE), no guidance, fixed noise."""
+"""Judging a model on held-out prompts: deployment sampler (the ODE unless said), no guidance, fixed noise."""
 
 import math
 from collections import defaultdict
@@ -13,17 +13,23 @@ from grpaint.core.policy import Prompt, Weights
 from grpaint.core.step import Ode
 from grpaint.learn.objective import Denoising
 from grpaint.rollout.rollout import Plan, Rollout, roll
-from grpaint.rollout.start import Independent
 from grpaint.rollout.window import Closed
+from grpaint.run.build import dump
 from grpaint.run.config import Evaluation
 from grpaint.run.pieces import Data, Model
 
 NORMAL_95 = 1.959964
 
 
-def sample(policy: Model, prompts: Sequence[Prompt], *, steps: int, seed: int, weights: Weights = "average") -> Tensor:
-    """One image ``[3, h, w]`` in [0, 1] for each prompt; image i depends on its prompt, the seed and i alone."""
-    plan = Plan(steps, Ode(), Closed(), None, Independent(), weights=weights)
+def sample(
+    policy: Model, prompts: Sequence[Prompt], settings: Evaluation, *, seed: int, weights: Weights = "average"
+) -> Tensor:
+    """One image ``[3, h, w]`` in [0, 1] for each prompt; image i depends on its prompt, the seed and i alone.
+
+    ``settings`` say the sampler, its steps, and the share of them that the tuned model takes.
+    """
+    share = 1.0 if weights == "reference" else settings.tuned_share
+    plan = Plan(settings.steps, window=Closed(), outside=settings.sampler, weights=weights, base_after=share)
     with policy.meter.account("evaluation"):
         done = roll(policy, prompts, 1, plan, iteration=0, seed=seed)
         with torch.no_grad():
@@ -70,11 +76,12 @@ def evaluate(
     prompts = data.held_out(settings.prompts, settings.seed)
     before, policy.guidance = policy.guidance, guidance
     try:
-        images = sample(policy, prompts, steps=settings.steps, seed=settings.seed, weights=weights)
+        images = sample(policy, prompts, settings, seed=settings.seed, weights=weights)
     finally:
         policy.guidance = before
     measures = data.measures(images, prompts)
     line: dict[str, Any] = {"guidance": guidance, "prompts": len(prompts), "steps": settings.steps}
+    line |= {"sampler": dump(settings.sampler), "tuned_share": settings.tuned_share}
     for name, values in measures.items():
         line |= {name: values.double().mean().item(), f"{name}_interval": interval(values)}
     line["by_kind"] = _by_category(data, prompts, measures)

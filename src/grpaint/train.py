@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpaint.backends.files import read_weights
+from grpaint.backends.files import read_weights, unflatten
 from grpaint.backends.runtime import Runtime, has_matrix_units
 from grpaint.backends.runtime import resolve as resolve_runtime
 from grpaint.core.errors import ConfigError, RunError
@@ -16,6 +16,7 @@ from grpaint.evaluate import best_guided, captioned, evaluate, sample
 from grpaint.learn.objective import Term
 from grpaint.learn.penalty import AdaptiveKl
 from grpaint.learn.table import RewardTable
+from grpaint.rollout.prune import ranks
 from grpaint.rollout.rollout import Rollout, roll
 from grpaint.run.config import Recipe, SftRecipe, TrainRecipe, locate, override, read_toml, resolve
 from grpaint.run.folder import RunFolder, find_checkpoint
@@ -108,10 +109,9 @@ def _pictures(recipe: Recipe, loop: Loop) -> None:
     if not count:
         return
     prompts = recipe.data.held_out(count, recipe.evaluate.seed)
-    steps, seed = recipe.evaluate.steps, recipe.evaluate.seed
     guidance, loop.policy.guidance = loop.policy.guidance, 1.0
-    before = sample(loop.policy, prompts, steps=steps, seed=seed, weights="reference")
-    after = sample(loop.policy, prompts, steps=steps, seed=seed, weights="average")
+    before = sample(loop.policy, prompts, recipe.evaluate, seed=recipe.evaluate.seed, weights="reference")
+    after = sample(loop.policy, prompts, recipe.evaluate, seed=recipe.evaluate.seed, weights="average")
     loop.policy.guidance = guidance
     page = rows_of_pictures([("before", before), ("after", after)], [prompt.text for prompt in prompts])
     save_picture(page, loop.folder.samples / "before-after.png")
@@ -145,6 +145,7 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
                 iteration=iteration,
                 seed=settings.seed,
                 score=preview,
+                retain=settings.retain,
             )
         with loop.phase("reward"), torch.no_grad():
             images = policy.decode(rollout.x0)
@@ -157,7 +158,7 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
                 if number:  # later updates of a rollout are off-policy: their ratio is not an error
                     measures = {name: value for name, value in measures.items() if "ratio_error" not in name}
                 loop.record({f"policy/{name}": value for name, value in measures.items()})
-        loop.record(_summary(rollout, table, advantage))
+        loop.record(_summary(rollout, table, advantage) | _audit(recipe, rollout, table))
         _observe(recipe, measures)
 
 
@@ -196,6 +197,17 @@ def _summary(rollout: Rollout, table: RewardTable, advantage: Tensor) -> dict[st
     out["advantage/abs_mean"] = advantage.abs().mean().item()
     out["cost/reward_calls"] = len(rollout.group) * len(table.columns)
     return out
+
+
+def _audit(recipe: TrainRecipe, rollout: Rollout, table: RewardTable) -> dict[str, float]:
+    """How well previews ranked a group that was not pruned (Spearman), in the iterations that have one."""
+    funnel = recipe.plan.prune
+    audited = rollout.group == 0
+    if not (funnel and funnel.keep and audited.sum() > funnel.keep[-1]):
+        return {}
+    final = ranks(table.total()[audited])
+    pairs = {k: torch.stack([ranks(scores[audited]), final]) for k, scores in rollout.previews.items()}
+    return {f"prune/rank_correlation/{k}": pair.corrcoef()[0, 1].nan_to_num().item() for k, pair in pairs.items()}
 
 
 def _observe(recipe: TrainRecipe, measures: dict[str, float]) -> None:
@@ -243,5 +255,15 @@ def open_model(source: str, sets: Sequence[str] = ()) -> tuple[Model, Recipe]:
         label = read_weights(file)[1].get("parametrisation", "velocity")
         table = read_toml(locate("scenes-epsilon/sft" if label == "epsilon" else "scenes/sft"))
     recipe, _ = resolve(override(table, sets), table.get("stage", "train"))
-    model = recipe.model.from_file(str(file))
-    return model.load(resolve_runtime(recipe.device, recipe.precision)), recipe
+    runtime = resolve_runtime(recipe.device, recipe.precision)
+    if recipe.evaluate.tuned_share == 1:
+        return recipe.model.from_file(str(file)).load(runtime), recipe
+    training = file.parent / "training.safetensors"
+    if not training.is_file():
+        raise ConfigError(
+            f"evaluate.tuned_share = {recipe.evaluate.tuned_share}: the base takes the other steps, and {source} does "
+            "not hold it; name a run or one of its checkpoint folders."
+        )
+    policy = recipe.model.load(runtime)
+    policy.weights.load(unflatten(read_weights(training)[0]))
+    return policy, recipe

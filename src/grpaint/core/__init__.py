@@ -24,9 +24,10 @@ from grpaint.core.path import FlowPath, Path, Point, VpPath
 from grpaint.core.policy import Condition, Meter, Policy, Prompt, Reward, Weights
 from grpaint.core.prediction import Prediction, read
 from grpaint.core.rng import noise, permutation, uniform
-from grpaint.core.step import Cps, DanceSde, Ddim, FlowSde, Gaussian, Ode, Sampler, step
+from grpaint.core.step import Annealed, Cps, DanceSde, Ddim, FlowSde, Gaussian, Ode, Sampler, step
 
 __all__ = [
+    "Annealed",
     "CheckpointError",
     "Condition",
     "ConfigError",

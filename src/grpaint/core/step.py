@@ -119,6 +119,27 @@ class Cps:
         return there.sigma * math.cos(angle), there.sigma * math.sin(angle)
 
 
+@dataclass(frozen=True)
+class Annealed:
+    """Re-noising with a temperature that falls with the noise (TAFS-GRPO, arXiv 2602.01591: our reconstruction).
+
+    The one-step clean prediction is noised back to the next level; of that noise sin(tau pi/2) is fresh. tau goes from
+    ``first`` at pure noise to ``last`` at clean data, linearly in the level sigma' / (alpha' + sigma'). tau = 1
+    throughout is multistep consistency sampling, tau = 0 the ODE.
+    """
+
+    first: float = 1.0
+    last: float = 0.4
+
+    def __post_init__(self) -> None:
+        _check("first", self.first, 0, 1)
+        _check("last", self.last, 0, 1)
+
+    def __call__(self, here: Point, there: Point, /) -> tuple[float, float]:
+        level = there.sigma / (there.alpha + there.sigma)
+        return Cps(self.last + (self.first - self.last) * level)(here, there)
+
+
 def _euler_maruyama(g: float, here: Point, there: Point) -> tuple[float, float]:
     """Dx = [v + g^2/(2 sigma) * eps] dt + g dW on a flow; a step of length dt = sigma - sigma'."""
     if abs(here.alpha + here.sigma - 1) > 1e-6:

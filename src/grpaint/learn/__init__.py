@@ -3,6 +3,8 @@
 from grpaint.learn.advantage import BatchNorm, GroupNorm, History, PerReward
 from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient, Term
 from grpaint.learn.penalty import AdaptiveKl, StepKl, VelocityMse
+from grpaint.learn.selection import BestWorst, OptimalVariance
+from grpaint.learn.stepwise import StepAware
 from grpaint.learn.surrogate import PpoClip, Reinforce
 from grpaint.learn.table import RewardSet, RewardTable
 
@@ -10,16 +12,19 @@ __all__ = [
     "AdaptiveKl",
     "Anchor",
     "BatchNorm",
+    "BestWorst",
     "Denoising",
     "GroupNorm",
     "History",
     "Objective",
+    "OptimalVariance",
     "PerReward",
     "PolicyGradient",
     "PpoClip",
     "Reinforce",
     "RewardSet",
     "RewardTable",
+    "StepAware",
     "StepKl",
     "Term",
     "VelocityMse",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from grpaint.core.errors import RewardError
@@ -25,6 +25,11 @@ class RewardTable:
     def weight(self, name: str) -> float:
         """A reward's weight, 1 unless said otherwise."""
         return self.weights.get(name, 1.0)
+
+    def rows(self, index: Int[Tensor, " k"]) -> "RewardTable":
+        """The scores of some rows."""
+        columns = {name: column[index] for name, column in self.columns.items()}
+        return RewardTable(columns, self.weights, {name: where[index] for name, where in self.applies.items()})
 
     def total(self) -> Float[Tensor, "b *steps"]:
         """The weighted sum of raw scores (Flow-GRPO's aggregate); a reward counts where it applies."""

@@ -39,9 +39,9 @@ class Course:
     prune: dict[int, int]
 
     def previewed(self, step: int) -> bool:
-        """Whether an action was taken before ``step`` and another step follows: its clean prediction says something."""
-        first = next((leg.step for leg in self.legs if leg.trained), len(self.legs))
-        return first < step < len(self.legs) - 1
+        """Whether ``step`` lies behind the first action and is one itself: what it predicts, some action influenced."""
+        trained = [leg.step for leg in self.legs if leg.trained]
+        return bool(trained) and trained[0] < step <= trained[-1]
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ class Plan:
         if not 0 < self.base_after <= 1:
             raise ValueError(f"base_after must lie in (0, 1], got {self.base_after}")
         if isinstance(self.start, Reference):
+            if self.previews:
+                raise ValueError('previews does not go with start.kind = "reference": rows enter at different steps')
             enter = self.start.enter(grid)
             if self.prune and self.prune.at and self.prune.at[0] < enter:
                 raise ValueError(f"prune.at must not come before step {enter}, where rows with a reference begin")

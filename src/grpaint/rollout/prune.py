@@ -30,6 +30,12 @@ def optimal_variance(scores: Float[Tensor, " g"], keep: int) -> Int[Tensor, " ke
     return torch.cat([order[:split], order[len(scores) - keep + split :]]).sort().values
 
 
+def ranks(scores: Float[Tensor, " g"]) -> Float[Tensor, " g"]:
+    """Ranks from 1, equal scores sharing the mean of theirs: what Spearman's correlation correlates."""
+    _, place, count = scores.double().unique(return_inverse=True, return_counts=True)
+    return (count.cumsum(0) - (count - 1) / 2)[place]
+
+
 @dataclass(frozen=True)
 class Funnel:
     """After ``at[i]`` completed steps, each group is pruned to ``keep[i]`` members by the scores of its previews.

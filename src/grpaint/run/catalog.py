@@ -20,6 +20,7 @@ CATALOG: dict[str, dict[str, str]] = {
     },
     "data": {"scenes": "grpaint.scenes.world:SceneData"},
     "samplers": {
+        "annealed": "grpaint.core.step:Annealed",
         "cps": "grpaint.core.step:Cps",
         "dance-sde": "grpaint.core.step:DanceSde",
         "ddim": "grpaint.core.step:Ddim",
@@ -30,6 +31,8 @@ CATALOG: dict[str, dict[str, str]] = {
         "closed": "grpaint.rollout.window:Closed",
         "prefix": "grpaint.rollout.window:Prefix",
         "random": "grpaint.rollout.window:Random",
+        "sliding": "grpaint.rollout.window:Sliding",
+        "subset": "grpaint.rollout.window:Subset",
         "whole": "grpaint.rollout.window:Whole",
     },
     "starts": {
@@ -43,9 +46,12 @@ CATALOG: dict[str, dict[str, str]] = {
     },
     "advantages": {
         "batch": "grpaint.learn.advantage:BatchNorm",
+        "best-worst": "grpaint.learn.selection:BestWorst",
         "group": "grpaint.learn.advantage:GroupNorm",
         "history": "grpaint.learn.advantage:History",
+        "ovf": "grpaint.learn.selection:OptimalVariance",
         "per-reward": "grpaint.learn.advantage:PerReward",
+        "step-aware": "grpaint.learn.stepwise:StepAware",
     },
     "surrogates": {
         "ppo-clip": "grpaint.learn.surrogate:PpoClip",

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from grpaint.backends.runtime import Device, Precision
 from grpaint.core.errors import ConfigError
+from grpaint.core.step import Ode, Sampler
 from grpaint.learn.advantage import Advantage, PerReward
 from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient
 from grpaint.learn.table import RewardSet
@@ -58,15 +59,23 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class Training(Optimisation):
-    """``[train]``: ``prompts`` groups of ``group_size`` images an iteration, used for ``updates`` optimizer steps."""
+    """``[train]``: ``prompts`` groups of ``group_size`` images an iteration, used for ``updates`` optimizer steps.
+
+    ``retain`` keeps the graphs of the rollout's noisy steps for the update, which then need no second forward.
+    """
 
     prompts: int = 12
     group_size: int = 12
     updates: int = 1
+    retain: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check(self, 1, "prompts", "group_size", "updates")
+        if self.retain and self.updates > 1:
+            raise ValueError(
+                f"retain keeps graphs for one update of a rollout, and updates = {self.updates}; choose one"
+            )
         if self.updates > self.prompts * self.group_size:
             raise ValueError(f"updates must not exceed prompts x group_size = {self.prompts * self.group_size}")
 
@@ -84,14 +93,17 @@ class SftTraining(Optimisation):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``[evaluate]``: held-out prompts, sampled with the ODE in ``steps`` steps, without guidance, average weights.
+    """``[evaluate]``: held-out prompts, sampled in ``steps`` steps of ``sampler``, without guidance, average weights.
 
     ``guided``: guidances at which the base is also judged, once; ``probe``: captioned images for the denoising loss.
+    ``tuned_share`` below 1 leaves the rest of the steps to the base (MixGRPO's hybrid inference).
     """
 
     every: int = 20
     prompts: int = 256
     steps: int = 20
+    sampler: Sampler = field(default_factory=Ode)
+    tuned_share: float = 1.0
     seed: int = 1000
     probe: int = 256
     guided: tuple[float, ...] = (1.5, 2.0, 3.0)
@@ -100,6 +112,8 @@ class Evaluation:
     def __post_init__(self) -> None:
         _check(self, 1, "every", "prompts", "steps", "probe")
         _check(self, 0, "pictures", "seed")
+        if not 0 < self.tuned_share <= 1:
+            raise ValueError(f"tuned_share must lie in (0, 1], got {self.tuned_share}")
         if any(not 0 <= guidance < math.inf for guidance in self.guided):
             raise ValueError(f"guided must not be negative, got {list(self.guided)}")
 
@@ -172,8 +186,16 @@ class TrainRecipe(Common):
             raise ValueError(f"plan.steps must be at least 1, got {self.plan.steps}")
         _prefix("plan.window", self.plan.window.check, self.plan.steps)
         _prefix("plan", self.plan.check, self.model.path, self.train.group_size)
-        if isinstance(self.objective, PolicyGradient) and not self.plan.window.reach(self.plan.steps):
+        likelihood = isinstance(self.objective, PolicyGradient)
+        if likelihood and not self.plan.window.reach(self.plan.steps):
             raise ValueError("plan.window: no step is noisy, and a policy gradient needs a likelihood; open it")
+        if self.train.retain and (not likelihood or getattr(self.objective, "minibatch", 0)):
+            raise ValueError("train.retain is for a policy gradient without minibatches: one graph a step; unset one")
+        if getattr(self.advantage, "needs_previews", False) and not (self.plan.previews and likelihood):
+            raise ValueError(
+                "advantage: step-aware advantages credit a policy gradient's steps with later previews; set "
+                'plan.previews = true and objective.kind = "policy-gradient"'
+            )
         if isinstance(self.plan.start, Reference) and not getattr(self.data, "references", True):
             raise ValueError('plan.start.kind = "reference" needs reference images: set data.references = true')
 
