@@ -1,6 +1,6 @@
 """Does the loop cost more than the model? Rollout + update against the bare network on the same batches, in one run.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/overhead.py [--recipe flow-grpo] [--rounds 9] [--set key=value ...]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/overhead.py [--recipe flow-grpo-fast] [--rounds 9] [--set key=value ...]
 
 Ours: `roll`, the objective's terms with their backward, gradient clipping, optimizer step and EMA. Bare: the network's
 own forward for every call that the rollout made, and forward + backward for every call that the update made, on random
@@ -28,7 +28,7 @@ def seconds(work: Callable[[], None]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="flow-grpo")
+    parser.add_argument("--recipe", default="flow-grpo-fast")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--set", dest="sets", action="append", default=[])
     args = parser.parse_args()

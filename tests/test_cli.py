@@ -76,7 +76,7 @@ def test_list_has_what_the_catalog_has():
     assert "scenes-checker" in found["rewards"]
     assert {"flow-sde", "cps", "ddim", "ode"} <= found["samplers"].keys()
     methods = json.loads(command("list", "--json").out)
-    assert "default" in methods["flow-grpo"]
+    assert "default" in methods["flow-grpo-fast"]
     assert "sft" not in methods
     end = command("list", "sampler")
     assert end.code == 2
@@ -84,7 +84,7 @@ def test_list_has_what_the_catalog_has():
 
 
 def test_show_opens_no_weights():
-    end = command("show", "flow-grpo", "--json", sets=["model.start=nowhere.safetensors"])
+    end = command("show", "flow-grpo-fast", "--json", sets=["model.start=nowhere.safetensors"])
     assert end.code == 0
     shown = json.loads(end.out)
     assert shown["settings"]["model"]["start"] == "nowhere.safetensors"
@@ -221,6 +221,6 @@ def test_a_name_that_leaves_runs_is_refused(name, tmp_path):
 
 
 def test_a_run_needs_no_name(run):
-    assert command("train", "scenes/flow-grpo", sets=[*TINY, tiny_runs.REWARD, "train.iterations=1"]).code == 0
-    assert [path.name for path in Path("runs").iterdir()] == ["flow-grpo"]
+    assert command("train", "scenes/flow-grpo-fast", sets=[*TINY, tiny_runs.REWARD, "train.iterations=1"]).code == 0
+    assert [path.name for path in Path("runs").iterdir()] == ["flow-grpo-fast"]
     assert flags("a=1", "b=2") == ["--set", "a=1", "--set", "b=2"]

@@ -217,8 +217,8 @@ def test_a_finished_run_says_so(short):
 def test_equal_settings_may_be_repeated(short):
     _copy(short)
     _as_if_killed_after(2)
-    _resumed(short, "scenes/flow-grpo", "--set", "train.iterations=4", "--set", "plan.sampler.eta=0.7")
-    for words in (["flow-grpo"], [str(short / "run.toml")], ["--set", "train.prompts=3"]):
+    _resumed(short, "scenes/flow-grpo-fast", "--set", "train.iterations=4", "--set", "plan.sampler.eta=0.7")
+    for words in (["flow-grpo-fast"], [str(short / "run.toml")], ["--set", "train.prompts=3"]):
         end = command("train", *words, "--name", "it", "--resume")
         assert (end.code, end.err) == (0, "")
         assert "finished" in end.out
@@ -238,7 +238,7 @@ def test_equal_settings_may_be_repeated(short):
 def test_a_differing_setting_is_refused_by_key(setting, key, short):
     _copy(short)
     before = (IT / "run.toml").read_bytes()
-    for words in ([], ["flow-grpo"]):
+    for words in ([], ["flow-grpo-fast"]):
         end = command("train", *words, "--name", "it", "--resume", sets=[setting])
         assert end.code == 2
         assert end.err.startswith(f"grpaint: {key}")
@@ -269,7 +269,7 @@ def test_more_iterations_go_on_from_the_end(short):
     assert metrics[:4] == tiny_runs.timeless(short / "metrics.jsonl")
     assert [line["iteration"] for line in lines(IT / "evaluations.jsonl")] == [0, 2, 4, 6]
     assert status(IT)["iterations"] == 6
-    for words in ([], ["flow-grpo"], ["--set", "train.iterations=6"]):
+    for words in ([], ["flow-grpo-fast"], ["--set", "train.iterations=6"]):
         assert "finished its 6" in command("train", *words, "--name", "it", "--resume").out
     straight = [item for item in (*TINY, REWARD) if not item.startswith("train.iterations")]
     assert command("train", "--name", "long", sets=[*straight, "train.iterations=6"]).code == 0

@@ -152,7 +152,7 @@ def test_an_unknown_recipe_is_one_line():
     _refused(command("train", "flow-gpro"), "flow-gpro", 'Did you mean "scenes/flow-grpo"?')
     _refused(command("train", "scenes/flow-gpro"), 'Did you mean "scenes/flow-grpo"?')
     _refused(command("train", "here.toml"), "here.toml", "no such file")
-    _refused(command("sft", "flow-grpo"), "grpaint train")
+    _refused(command("sft", "flow-grpo-fast"), "grpaint train")
     _refused(command("train", "sft"), "grpaint sft")
 
 
@@ -253,7 +253,7 @@ def test_every_setting_comes_back_from_run_toml():
         "train.updates=2",
         "train.optimizer.kind=muon",
     ]
-    recipe, settings = open_recipe("scenes/flow-grpo", "train", sets)
+    recipe, settings = open_recipe("scenes/flow-grpo-fast", "train", sets)
     again, plain = resolve(tomllib.loads(tomli_w.dumps(settings)), "train")
     assert plain == settings
     assert again.model.lora.rank == 4
@@ -271,11 +271,11 @@ def test_a_setting_of_the_contract_is_there(key):
 
 def test_recipes_are_found_from_anywhere_by_short_name():
     default = open_recipe(None, "train")[1]
-    assert open_recipe("flow-grpo", "train")[1] == default == open_recipe("scenes/flow-grpo", "train")[1]
-    assert isinstance(open_recipe("flow-grpo", "train")[0].plan.sampler, Cps)
+    assert open_recipe("flow-grpo-fast", "train")[1] == default == open_recipe("scenes/flow-grpo-fast", "train")[1]
+    assert isinstance(open_recipe("flow-grpo-fast", "train")[0].plan.sampler, Cps)
     assert open_recipe(None, "sft")[1] == open_recipe("sft", "sft")[1]
-    Path("flow-grpo.toml").write_text(tomli_w.dumps(default | {"threads": 3}))
-    assert open_recipe("flow-grpo.toml", "train")[0].threads == 3
+    Path("flow-grpo-fast.toml").write_text(tomli_w.dumps(default | {"threads": 3}))
+    assert open_recipe("flow-grpo-fast.toml", "train")[0].threads == 3
 
 
 def test_a_directory_in_place_of_a_recipe_is_refused():

@@ -22,7 +22,7 @@ from grpaint.run.optim import Adamw, Schedule
 from grpaint.run.pieces import Data, Logger, ModelSpec, Optimizer, WeightedReward
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-DEFAULT = {"train": "scenes/flow-grpo", "sft": "scenes/sft"}
+DEFAULT = {"train": "scenes/flow-grpo-fast", "sft": "scenes/sft"}
 WORLD_OF = {"ddpo": "scenes-epsilon", "sft-flow-grpo": "scenes-epsilon"}  # every other bare name means scenes
 
 

@@ -19,14 +19,14 @@ def step_table(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def rollout_evaluations(recipe: TrainRecipe, iteration: int) -> tuple[int, int]:
-    """Forwards of a prompt's rollout in an iteration, and how many actions of it are kept, without guidance."""
+    """Forwards of a prompt's rollout in an iteration, and how many actions of it are trained on, without guidance."""
     plan, live, calls, actions = recipe.plan, recipe.train.group_size, 0, 0
     course = plan.course(recipe.model.path, iteration, recipe.train.seed)
     for leg in course.legs:
         calls += 1 if plan.start.shared and leg.step < course.fork else live
         live = course.prune.get(leg.step, live)
         actions += leg.trained
-    return calls, actions * live
+    return calls, actions * min(live, getattr(recipe.advantage, "keep", live))
 
 
 def costs(recipe: Recipe) -> dict[str, Any]:
