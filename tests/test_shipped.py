@@ -13,7 +13,8 @@ from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import START, Scenes
 from grpaint.evaluate import evaluate
 from grpaint.run.catalog import CATALOG, find
-from grpaint.run.config import Evaluation, names, open_recipe, stage_of
+from grpaint.run.config import names, open_recipe, stage_of
+from grpaint.run.settings import Evaluation
 from grpaint.scenes.world import SceneData
 
 ROOT = Path(__file__).parent.parent

@@ -15,8 +15,8 @@ from grpaint.learn.objective import Denoising
 from grpaint.rollout.rollout import Plan, Rollout, roll
 from grpaint.rollout.window import Closed
 from grpaint.run.build import dump
-from grpaint.run.config import Evaluation
 from grpaint.run.pieces import Data, Model
+from grpaint.run.settings import Evaluation
 
 NORMAL_95 = 1.959964
 

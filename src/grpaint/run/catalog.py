@@ -49,11 +49,13 @@ CATALOG: dict[str, dict[str, str]] = {
         "best-worst": "grpaint.learn.selection:BestWorst",
         "group": "grpaint.learn.advantage:GroupNorm",
         "history": "grpaint.learn.advantage:History",
+        "leave-one-out": "grpaint.learn.advantage:LeaveOneOut",
         "ovf": "grpaint.learn.selection:OptimalVariance",
         "per-reward": "grpaint.learn.advantage:PerReward",
         "step-aware": "grpaint.learn.stepwise:StepAware",
     },
     "surrogates": {
+        "guard": "grpaint.learn.surrogate:Guard",
         "ppo-clip": "grpaint.learn.surrogate:PpoClip",
         "reinforce": "grpaint.learn.surrogate:Reinforce",
     },
@@ -63,7 +65,10 @@ CATALOG: dict[str, dict[str, str]] = {
         "velocity-mse": "grpaint.learn.penalty:VelocityMse",
     },
     "objectives": {
+        "awm": "grpaint.learn.forward:AdvantageWeightedMatching",
         "denoising": "grpaint.learn.objective:Denoising",
+        "diffusion-nft": "grpaint.learn.forward:DiffusionNft",
+        "epg": "grpaint.learn.forward:ElboPolicyGradient",
         "policy-gradient": "grpaint.learn.objective:PolicyGradient",
     },
     "optimizers": {

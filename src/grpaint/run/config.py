@@ -1,7 +1,6 @@
 """Recipes: TOML in, one frozen object out, checked as a whole before any weight is opened."""
 
 import copy
-import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,127 +9,21 @@ from typing import Any, Literal, get_args
 
 from grpaint.backends.runtime import Device, Precision
 from grpaint.core.errors import ConfigError
-from grpaint.core.step import Ode, Sampler
 from grpaint.learn.advantage import Advantage, PerReward
+from grpaint.learn.forward import Forward
 from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient
 from grpaint.learn.table import RewardSet
 from grpaint.rollout.rollout import Plan
 from grpaint.rollout.start import Reference
 from grpaint.run.build import Plain, build
 from grpaint.run.catalog import did_you_mean
-from grpaint.run.optim import Adamw, Schedule
-from grpaint.run.pieces import Data, Logger, ModelSpec, Optimizer, WeightedReward
+from grpaint.run.optim import Behaviour
+from grpaint.run.pieces import Data, Logger, ModelSpec, WeightedReward
+from grpaint.run.settings import Checkpoints, Evaluation, SftTraining, Training, check_least
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEFAULT = {"train": "scenes/flow-grpo-fast", "sft": "scenes/sft"}
 WORLD_OF = {"ddpo": "scenes-epsilon", "sft-flow-grpo": "scenes-epsilon"}  # every other bare name means scenes
-
-
-def _check(settings: object, low: float, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if value < low:
-            raise ValueError(f"{name} must be at least {low:g}, got {value}")
-
-
-@dataclass(frozen=True)
-class Optimisation:
-    """What both stages' ``[train]`` tables share."""
-
-    iterations: int
-    learning_rate: float
-    seed: int = 0
-    warmup: int = 0
-    schedule: Schedule = "constant"
-    max_grad_norm: float = 1.0
-    ema: float = 0.9
-    optimizer: Optimizer = field(default_factory=Adamw)
-
-    def __post_init__(self) -> None:
-        _check(self, 1, "iterations")
-        _check(self, 0, "warmup", "seed")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        if not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
-
-
-@dataclass(frozen=True)
-class Training(Optimisation):
-    """``[train]``: ``prompts`` groups of ``group_size`` images an iteration, used for ``updates`` optimizer steps.
-
-    ``retain`` keeps the graphs of the rollout's noisy steps for the update, which then need no second forward.
-    """
-
-    prompts: int = 12
-    group_size: int = 12
-    updates: int = 1
-    retain: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check(self, 1, "prompts", "group_size", "updates")
-        if self.retain and self.updates > 1:
-            raise ValueError(
-                f"retain keeps graphs for one update of a rollout, and updates = {self.updates}; choose one"
-            )
-        if self.updates > self.prompts * self.group_size:
-            raise ValueError(f"updates must not exceed prompts x group_size = {self.prompts * self.group_size}")
-
-
-@dataclass(frozen=True)
-class SftTraining(Optimisation):
-    """``[train]`` of a supervised recipe: ``batch`` captioned images an iteration."""
-
-    batch: int = 96
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check(self, 1, "batch")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """``[evaluate]``: held-out prompts, sampled in ``steps`` steps of ``sampler``, without guidance, average weights.
-
-    ``guided``: guidances at which the base is also judged, once; ``probe``: captioned images for the denoising loss.
-    ``tuned_share`` below 1 leaves the rest of the steps to the base (MixGRPO's hybrid inference).
-    """
-
-    every: int = 20
-    prompts: int = 256
-    steps: int = 20
-    sampler: Sampler = field(default_factory=Ode)
-    tuned_share: float = 1.0
-    seed: int = 1000
-    probe: int = 256
-    guided: tuple[float, ...] = (1.5, 2.0, 3.0)
-    pictures: int = 8
-
-    def __post_init__(self) -> None:
-        _check(self, 1, "every", "prompts", "steps", "probe")
-        _check(self, 0, "pictures", "seed")
-        if not 0 < self.tuned_share <= 1:
-            raise ValueError(f"tuned_share must lie in (0, 1], got {self.tuned_share}")
-        if any(not 0 <= guidance < math.inf for guidance in self.guided):
-            raise ValueError(f"guided must not be negative, got {list(self.guided)}")
-
-
-@dataclass(frozen=True)
-class Checkpoints:
-    """``[checkpoint]``: saved ``every`` so many iterations and at the end; the last ``keep`` and the best stay.
-
-    ``precision`` is that of model.safetensors, the stand-alone file; training state is always whole.
-    """
-
-    every: int = 20
-    keep: int = 2
-    precision: Literal["fp32", "fp16"] = "fp32"
-
-    def __post_init__(self) -> None:
-        _check(self, 1, "every", "keep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +40,7 @@ class Common:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        _check(self, 0, "threads")
+        check_least(self, 0, "threads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +62,7 @@ class TrainRecipe(Common):
     advantage: Advantage = field(default_factory=PerReward)
     objective: Objective = field(default_factory=PolicyGradient)
     anchor: Anchor | None = None
+    behaviour: Behaviour | None = None
     train: Training
 
     def __post_init__(self) -> None:
@@ -186,16 +80,20 @@ class TrainRecipe(Common):
             raise ValueError(f"plan.steps must be at least 1, got {self.plan.steps}")
         _prefix("plan.window", self.plan.window.check, self.plan.steps)
         _prefix("plan", self.plan.check, self.model.path, self.train.group_size)
-        likelihood = isinstance(self.objective, PolicyGradient)
+        likelihood = self.objective if isinstance(self.objective, PolicyGradient) else None
         if likelihood and not self.plan.window.reach(self.plan.steps):
             raise ValueError("plan.window: no step is noisy, and a policy gradient needs a likelihood; open it")
-        if self.train.retain and (not likelihood or getattr(self.objective, "minibatch", 0)):
+        if self.train.retain and (not likelihood or likelihood.minibatch):
             raise ValueError("train.retain is for a policy gradient without minibatches: one graph a step; unset one")
         if getattr(self.advantage, "needs_previews", False) and not (self.plan.previews and likelihood):
             raise ValueError(
                 "advantage: step-aware advantages credit a policy gradient's steps with later previews; set "
                 'plan.previews = true and objective.kind = "policy-gradient"'
             )
+        if isinstance(self.objective, Forward):
+            self.objective.check(self.plan)
+        if (self.plan.weights == "behaviour") != bool(self.behaviour):
+            raise ValueError('plan.weights = "behaviour" and a [behaviour] table go together: give both or neither')
         if isinstance(self.plan.start, Reference) and not getattr(self.data, "references", True):
             raise ValueError('plan.start.kind = "reference" needs reference images: set data.references = true')
 

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from grpaint.learn.forward import Forward
 from grpaint.run.config import Recipe, SftRecipe, TrainRecipe
 
 
@@ -42,7 +43,10 @@ def costs(recipe: Recipe) -> dict[str, Any]:
     calls, actions = (train.prompts * number for number in rollout_evaluations(recipe, 0))
     kept = train.prompts * (plan.prune.keep[-1] if plan.prune and plan.prune.keep else train.group_size)
     penalty = getattr(recipe.objective, "penalty", None)
-    update = actions * (3 + (1 if penalty else 0))
+    if isinstance(recipe.objective, Forward):
+        update = kept * recipe.objective.evaluations
+    else:
+        update = actions * (3 + bool(penalty)) + 3 * kept * bool(getattr(recipe.objective, "terminal", 0))
     if recipe.anchor:
         update += 3 * recipe.anchor.batch * train.updates
     latent = math.prod(recipe.model.sample_shape) * 4

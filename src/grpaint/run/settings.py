@@ -1,0 +1,117 @@
+"""The tables of a recipe that are plain numbers: ``[train]``, ``[evaluate]``, ``[checkpoint]``."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from grpaint.core.step import Ode, Sampler
+from grpaint.run.optim import Adamw, Schedule
+from grpaint.run.pieces import Optimizer
+
+
+def check_least(settings: object, low: float, *names: str) -> None:
+    """Refuse settings below ``low``."""
+    for name in names:
+        value = getattr(settings, name)
+        if value < low:
+            raise ValueError(f"{name} must be at least {low:g}, got {value}")
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """What both stages' ``[train]`` tables share."""
+
+    iterations: int
+    learning_rate: float
+    seed: int = 0
+    warmup: int = 0
+    schedule: Schedule = "constant"
+    max_grad_norm: float = 1.0
+    ema: float = 0.9
+    optimizer: Optimizer = field(default_factory=Adamw)
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "iterations")
+        check_least(self, 0, "warmup", "seed")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+
+
+@dataclass(frozen=True)
+class Training(Optimisation):
+    """``[train]``: ``prompts`` groups of ``group_size`` images an iteration, used for ``updates`` optimizer steps.
+
+    ``retain`` keeps the graphs of the rollout's noisy steps for the update, which then need no second forward.
+    """
+
+    prompts: int = 12
+    group_size: int = 12
+    updates: int = 1
+    retain: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, 1, "prompts", "group_size", "updates")
+        if self.retain and self.updates > 1:
+            raise ValueError(
+                f"retain keeps graphs for one update of a rollout, and updates = {self.updates}; choose one"
+            )
+        if self.updates > self.prompts * self.group_size:
+            raise ValueError(f"updates must not exceed prompts x group_size = {self.prompts * self.group_size}")
+
+
+@dataclass(frozen=True)
+class SftTraining(Optimisation):
+    """``[train]`` of a supervised recipe: ``batch`` captioned images an iteration."""
+
+    batch: int = 96
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, 1, "batch")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``[evaluate]``: held-out prompts, sampled in ``steps`` steps of ``sampler``, without guidance, average weights.
+
+    ``guided``: guidances at which the base is also judged, once; ``probe``: captioned images for the denoising loss.
+    ``tuned_share`` below 1 leaves the rest of the steps to the base (MixGRPO's hybrid inference).
+    """
+
+    every: int = 20
+    prompts: int = 256
+    steps: int = 20
+    sampler: Sampler = field(default_factory=Ode)
+    tuned_share: float = 1.0
+    seed: int = 1000
+    probe: int = 256
+    guided: tuple[float, ...] = (1.5, 2.0, 3.0)
+    pictures: int = 8
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "every", "prompts", "steps", "probe")
+        check_least(self, 0, "pictures", "seed")
+        if not 0 < self.tuned_share <= 1:
+            raise ValueError(f"tuned_share must lie in (0, 1], got {self.tuned_share}")
+        if any(not 0 <= guidance < math.inf for guidance in self.guided):
+            raise ValueError(f"guided must not be negative, got {list(self.guided)}")
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """``[checkpoint]``: saved ``every`` so many iterations and at the end; the last ``keep`` and the best stay.
+
+    ``precision`` is that of model.safetensors, the stand-alone file; training state is always whole.
+    """
+
+    every: int = 20
+    keep: int = 2
+    precision: Literal["fp32", "fp16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "every", "keep")
