@@ -174,7 +174,14 @@ class TrainRecipe(Common):
         _prefix("plan", self.plan.check, self.model.path, self.train.group_size)
         if isinstance(self.objective, PolicyGradient) and not self.plan.window.reach(self.plan.steps):
             raise ValueError("plan.window: no step is noisy, and a policy gradient needs a likelihood; open it")
-        if isinstance(self.plan.start, Reference) and not getattr(self.data, "references", True):
+        self._check_references()
+
+    def _check_references(self) -> None:
+        begins = isinstance(self.plan.start, Reference)
+        for name, item in self.rewards.items():
+            if getattr(item.reward, "needs_reference", False) and not begins:
+                raise ValueError(f'rewards.{name} needs rows that begin at a reference: plan.start.kind = "reference"')
+        if begins and not getattr(self.data, "references", True):
             raise ValueError('plan.start.kind = "reference" needs reference images: set data.references = true')
 
     def reward_set(self) -> RewardSet:
