@@ -29,10 +29,21 @@ class SceneChecker:
 
 @dataclass(frozen=True)
 class SceneScorer:
-    """How well image and caption agree by a small learned scorer, the embedded world's stand-in for CLIP: a cosine."""
+    """How well image and caption agree by a small learned scorer, the embedded world's stand-in for CLIP: a cosine.
+
+    ``enough``: an agreement from which on more is no better. What is right still varies a little, and the std of a group
+    that is all right would blow that up to advantages of 1.
+    """
+
+    enough: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not -1 < self.enough <= 1:
+            raise ValueError(f"enough must lie in (-1, 1], got {self.enough}")
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
-        return shipped_scorer().score(images.float().cpu(), [prompt.text for prompt in prompts])
+        cosine = shipped_scorer().score(images.float().cpu(), [prompt.text for prompt in prompts])
+        return cosine.clamp(max=self.enough)
 
 
 @dataclass(frozen=True)
@@ -56,8 +67,8 @@ class SceneDistance:
 class SceneCleanliness:
     """Minus the root-mean-square deviation of the background: it sees the woven pattern that the checker does not.
 
-    ``enough``: a deviation from which on cleaner is no better. A group that is clean enough has no spread; without it
-    the group's own std blows differences of 1e-4 up to advantages of 1.
+    ``enough``: a deviation below which cleaner is no better. Clean images differ by 3e-4 within a group, and its std
+    would blow that up to advantages of 1.
     """
 
     enough: float = 0.0

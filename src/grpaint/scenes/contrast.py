@@ -222,7 +222,7 @@ def main() -> None:
     """Train, measure, write."""
     words = argparse.ArgumentParser(prog="python -m grpaint.scenes.contrast", description=__doc__.splitlines()[0])
     words.add_argument("file", nargs="?", type=Path, default=SHIPPED)
-    words.add_argument("--iterations", type=int, default=2400)
+    words.add_argument("--iterations", type=int, default=1600)
     words.add_argument("--seed", type=int, default=0)
     settings = words.parse_args()
     torch.set_num_threads(1)
