@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpaint.backends.files import read_weights
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import START, Scenes
+from grpaint.core.files import read_weights
 from grpaint.evaluate import evaluate
 from grpaint.run.catalog import CATALOG, find
 from grpaint.run.config import names, open_recipe, stage_of

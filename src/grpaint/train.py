@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpaint.backends.files import read_weights, unflatten
 from grpaint.backends.runtime import Runtime, has_matrix_units
 from grpaint.backends.runtime import resolve as resolve_runtime
 from grpaint.core.errors import ConfigError, RunError
+from grpaint.core.files import read_weights, unflatten
 from grpaint.core.rng import permutation
 from grpaint.evaluate import best_guided, captioned, evaluate, sample
 from grpaint.learn.objective import Term

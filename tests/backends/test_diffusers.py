@@ -12,7 +12,6 @@ from torch import Tensor
 
 from grpaint.backends.adapters import Lora
 from grpaint.backends.diffusers import Diffusers, DiffusersPolicy
-from grpaint.backends.files import write_weights
 from grpaint.backends.runtime import Runtime
 from grpaint.core import (
     CheckpointError,
@@ -28,6 +27,7 @@ from grpaint.core import (
     VpPath,
 )
 from grpaint.core import Path as NoisePath
+from grpaint.core.files import write_weights
 from grpaint.learn.objective import PolicyGradient
 from grpaint.rollout import Closed, Plan, Rollout, Whole, act, roll
 from tiny_pipelines import save_all, stock

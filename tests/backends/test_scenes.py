@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from grpaint.backends.adapters import Lora
-from grpaint.backends.files import write_weights
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import ScenePolicy, Scenes
 from grpaint.core import CheckpointError, Ode, Prompt, noise
+from grpaint.core.files import write_weights
 from grpaint.rollout import Closed, Plan, roll
 
 FP32 = Runtime("cpu", "fp32")

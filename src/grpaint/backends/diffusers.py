@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from grpaint.backends.adapters import Lora, add_adapter
 from grpaint.backends.families import FAMILIES, Family, Folder, find
-from grpaint.backends.files import check_tensors, read_weights
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import CheckpointError, MissingExtra
+from grpaint.core.files import check_tensors, read_weights
 from grpaint.core.path import Path, Point
 from grpaint.core.policy import Meter, Prompt, Weights
 from grpaint.core.prediction import Parametrisation, Prediction, read

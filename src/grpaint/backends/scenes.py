@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from grpaint.backends.adapters import Lora, add_adapter, merged_state
-from grpaint.backends.files import check_tensors, read_weights
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.scene_net import Architecture, SceneNet
 from grpaint.backends.weights import WeightSets
+from grpaint.core.files import check_tensors, read_weights
 from grpaint.core.path import FlowPath, Path, Point, VpPath
 from grpaint.core.policy import Meter, Prompt, Weights
 from grpaint.core.prediction import Prediction, plus, read

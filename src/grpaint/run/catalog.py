@@ -43,6 +43,8 @@ CATALOG: dict[str, dict[str, str]] = {
     "rewards": {
         "scenes-checker": "grpaint.rewards.scenes:SceneChecker",
         "scenes-cleanliness": "grpaint.rewards.scenes:SceneCleanliness",
+        "scenes-distance": "grpaint.rewards.scenes:SceneDistance",
+        "scenes-scorer": "grpaint.rewards.scenes:SceneScorer",
     },
     "advantages": {
         "batch": "grpaint.learn.advantage:BatchNorm",

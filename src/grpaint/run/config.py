@@ -94,7 +94,14 @@ class TrainRecipe(Common):
             self.objective.check(self.plan)
         if (self.plan.weights == "behaviour") != bool(self.behaviour):
             raise ValueError('plan.weights = "behaviour" and a [behaviour] table go together: give both or neither')
-        if isinstance(self.plan.start, Reference) and not getattr(self.data, "references", True):
+        self._check_references()
+
+    def _check_references(self) -> None:
+        begins = isinstance(self.plan.start, Reference)
+        for name, item in self.rewards.items():
+            if getattr(item.reward, "needs_reference", False) and not begins:
+                raise ValueError(f'rewards.{name} needs rows that begin at a reference: plan.start.kind = "reference"')
+        if begins and not getattr(self.data, "references", True):
             raise ValueError('plan.start.kind = "reference" needs reference images: set data.references = true')
 
     def reward_set(self) -> RewardSet:

@@ -13,8 +13,8 @@ from typing import Any
 
 import tomli_w
 
-from grpaint.backends.files import WEIGHTS_FILE
 from grpaint.core.errors import CheckpointError, ConfigError
+from grpaint.core.files import WEIGHTS_FILE
 from grpaint.run.config import read_toml
 
 LINES = ("metrics.jsonl", "evaluations.jsonl")

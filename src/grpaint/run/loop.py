@@ -15,8 +15,8 @@ from typing import Any, Self
 
 import torch
 
-from grpaint.backends.files import WEIGHTS_FILE, flatten, read_weights, unflatten, write_weights
 from grpaint.core.errors import MemoryExhausted
+from grpaint.core.files import WEIGHTS_FILE, flatten, read_weights, unflatten, write_weights
 from grpaint.learn.objective import Term
 from grpaint.run.config import Recipe
 from grpaint.run.folder import RunFolder

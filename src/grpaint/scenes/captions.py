@@ -156,7 +156,8 @@ def _parse_thing(words: list[str]) -> Thing:
     return Thing(count, size, colour, shape)
 
 
-def _checkable(caption: Caption) -> bool:
+def checkable(caption: Caption) -> bool:
+    """Whether the sides of a caption look different, and there are at most ``MOST_THINGS`` objects."""
     looks = {(thing.colour, thing.shape) for thing in caption.things}
     return len(looks) == len(caption.things) <= 2 and sum(thing.count for thing in caption.things) <= MOST_THINGS
 
@@ -174,7 +175,7 @@ def parse(text: str) -> Caption:
         caption = Caption(tuple(_parse_thing(part.split()) for part in parts), relation)
     except (ValueError, KeyError, IndexError):
         caption = None
-    if caption is None or not _checkable(caption):
+    if caption is None or not checkable(caption):
         tokens(text)  # an unknown word is the likelier mistake, and has the better message
         raise ConfigError(
             f'prompt "{text}": not a caption that the checker can read. Say "a red circle", "three blue crosses" or '
