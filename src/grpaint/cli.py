@@ -55,7 +55,7 @@ def _run(stage: str, recipe: str | None, sets: list[str], name: str | None, *, r
     if resume:
         folder = RunFolder.open(path)
         kept, before = folder.settings(), folder.facts().get("sets", [])
-        given = before + [item for item in sets if item not in before]
+        given = [item for item in before if item not in sets] + sets
         again = override(kept, sets) if recipe is None else override(read_toml(locate(recipe)), given)
         loaded, settings = resolve(again, stage)
         check_resume(folder, kept, settings)
@@ -167,8 +167,9 @@ def list_(
 
         raise ConfigError(f"list {what}: no such list. There are: {', '.join(TOPICS)}.")
     found = listing(what)
+    width = max(map(len, found)) + 2
     typer.echo(
-        json.dumps(found) if as_json else "\n".join(f"{name:28}{about}".rstrip() for name, about in found.items())
+        json.dumps(found) if as_json else "\n".join(f"{name:<{width}}{about}".rstrip() for name, about in found.items())
     )
 
 
