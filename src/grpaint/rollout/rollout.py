@@ -252,7 +252,8 @@ def roll(  # noqa: PLR0913 - reason: the keyword-only ones are the house's publi
 
 def _pick(acted: Acted, rows: Tensor) -> Acted:
     gaussian, (x0, eps) = acted
-    return Gaussian(gaussian.mean[rows], gaussian.std), Prediction(x0[rows], eps[rows])
+    with torch.enable_grad():  # a graph that is kept stays one
+        return Gaussian(gaussian.mean[rows], gaussian.std), Prediction(x0[rows], eps[rows])
 
 
 def _some(x: Tensor, rows: Tensor) -> Tensor:

@@ -1,0 +1,105 @@
+"""What an iteration of each method costs, beside the same iteration unforked and unretained, in turn in one process.
+
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/model_calls.py [METHOD ...] [--rounds 5] [--set key=value ...]
+
+Rollout, reward, advantage and the update's backward, without optimizer step and anchor, on the base weights.
+Evaluations are counted by the policy's own meter (a forward 1, a backward 2 more); seconds are medians over the rounds, which take
+iterations spread over a window's places. "Unforked" gives every row its own copy of the shared start noise; "retained"
+keeps the graphs of the rollout's noisy steps. Groups without spread are left out of an update, except where their
+graphs are retained already.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from grpaint.backends.runtime import resolve
+from grpaint.core.path import Point
+from grpaint.core.policy import Policy, Prompt
+from grpaint.learn.objective import PolicyGradient
+from grpaint.rollout.rollout import roll
+from grpaint.rollout.start import Begin, Shared
+from grpaint.run.config import TrainRecipe, names, open_recipe, stage_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Unforked(Shared):
+    """One start noise a prompt, but a row a sample from the first step on."""
+
+    shared = False
+
+    def begin(
+        self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
+    ) -> Begin:
+        return Begin(*(part[group] for part in super().begin(policy, prompts, group, grid, key)))
+
+
+def iteration(recipe: TrainRecipe, policy: Policy, number: int, *, retain: bool) -> None:
+    """One iteration up to its gradients."""
+    rewards = recipe.reward_set()
+    prompts = recipe.data.prompts(recipe.train.prompts, number, 0)
+    rollout = roll(
+        policy,
+        prompts,
+        recipe.train.group_size,
+        recipe.plan,
+        iteration=number,
+        seed=0,
+        score=lambda images, who: rewards.score(images, who).total(),
+        retain=retain,
+    )
+    with torch.no_grad():
+        images = policy.decode(rollout.x0)
+        table = rewards.score(images, [prompts[i] for i in rollout.group.tolist()], rollout.references)
+        advantage = recipe.advantage(table, rollout)
+    for term in recipe.objective(policy, rollout, advantage):
+        term.loss.backward()
+    for parameter in policy.parameters():
+        parameter.grad = None
+
+
+def arrangements(recipe: TrainRecipe) -> dict[str, tuple[TrainRecipe, bool]]:
+    """The recipe as it is, retained where it can be, and unforked where it forks."""
+    out = {"as it is": (recipe, False)}
+    if isinstance(recipe.objective, PolicyGradient) and not recipe.objective.minibatch and recipe.train.updates == 1:
+        out["retained"] = (recipe, True)
+    if recipe.plan.start.shared:
+        out["unforked"] = (dataclasses.replace(recipe, plan=dataclasses.replace(recipe.plan, start=Unforked())), False)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="*", help="recipes; all that train when left out")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--set", dest="sets", action="append", default=[])
+    args = parser.parse_args()
+    print(f"{'method':32}{'arrangement':12}{'evaluations':>12}{'seconds':>9}")
+    for name in args.methods or [name for name in names() if stage_of(name) == "train"]:
+        recipe, _ = open_recipe(name, "train", args.sets)
+        if recipe.threads:
+            torch.set_num_threads(recipe.threads)
+        policy = recipe.model.load(resolve(recipe.device, recipe.precision))
+        if recipe.behaviour:
+            policy.blend("behaviour", 0.0)
+        places = [round(n * recipe.train.iterations / args.rounds) for n in range(args.rounds)]
+        seconds: dict[str, list[float]] = {}
+        evaluations: dict[str, list[int]] = {}
+        for number in [places[0], *places]:  # the first warms up, and is dropped
+            for label, (arranged, retain) in arrangements(recipe).items():
+                before, start = policy.meter.counts["training"], time.perf_counter()
+                iteration(arranged, policy, number, retain=retain)
+                seconds.setdefault(label, []).append(time.perf_counter() - start)
+                evaluations.setdefault(label, []).append(policy.meter.counts["training"] - before)
+        for label, values in seconds.items():
+            calls = statistics.mean(evaluations[label][1:])
+            print(f"{name:32}{label:12}{calls:12.0f}{statistics.median(values[1:]):9.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
