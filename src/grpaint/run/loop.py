@@ -118,24 +118,37 @@ class Loop:
 
     def iterations(self) -> Iterator[int]:
         """Iteration numbers from where the run stands; between them lines, evaluations and checkpoints are written."""
-        total, every = self.recipe.train.iterations, self.recipe.checkpoint.every
+        every = self.recipe.checkpoint.every
         if self.done == 0:
             self._judge()
-        while self.done < total:
+        while not self.finished:
             self._set_rates()
             yield self.done
             self.done += 1
             self._write_line()
-            better = (self.done % self.recipe.evaluate.every == 0 or self.done == total) and self._judge()
+            better = (self.done % self.recipe.evaluate.every == 0 or self.finished) and self._judge()
             stop = self.listener.asked
-            if better or self.done % every == 0 or self.done == total or stop:
+            if better or self.done % every == 0 or self.finished or stop:
                 self.save()
-            if stop and self.done < total:
+            if stop and not self.finished:
                 raise Stopped(stop)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the iterations are done, or the model evaluations used up."""
+        train, used = self.recipe.train, self.policy.meter.counts["training"]
+        return self.done >= train.iterations or bool(train.evaluations and used >= train.evaluations)
+
+    def _total(self) -> int:
+        """Iterations in all: the recipe's, or what the model evaluations would last for at the cost so far."""
+        train, used = self.recipe.train, self.policy.meter.counts["training"]
+        if not (train.evaluations and used):
+            return train.iterations
+        return min(train.iterations, max(self.done + 1, round(self.done * train.evaluations / used)))
 
     def _set_rates(self) -> None:
         train = self.recipe.train
-        factor = learning_rate_factor(train.schedule, train.warmup, self.done, train.iterations)
+        factor = learning_rate_factor(train.schedule, train.warmup, self.done, self._total())
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
@@ -144,12 +157,14 @@ class Loop:
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Book the time under ``name``; out of memory inside says what to lower."""
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), time.process_time()
         try:
             with memory(name):
                 yield
         finally:
             self._times[name] += time.perf_counter() - start
+            if name != "evaluate":
+                self._times["cpu"] += time.process_time() - worked
 
     # -- one optimizer step --------------------------------------------------------------------------------------
 

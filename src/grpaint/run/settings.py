@@ -19,7 +19,10 @@ def check_least(settings: object, low: float, *names: str) -> None:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """What both stages' ``[train]`` tables share."""
+    """What both stages' ``[train]`` tables share.
+
+    ``evaluations`` ends a run where so many model evaluations are used up, and its schedule with it (0: no limit).
+    """
 
     iterations: int
     learning_rate: float
@@ -28,11 +31,12 @@ class Optimisation:
     schedule: Schedule = "constant"
     max_grad_norm: float = 1.0
     ema: float = 0.9
+    evaluations: int = 0
     optimizer: Optimizer = field(default_factory=Adamw)
 
     def __post_init__(self) -> None:
         check_least(self, 1, "iterations")
-        check_least(self, 0, "warmup", "seed")
+        check_least(self, 0, "warmup", "seed", "evaluations")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not self.max_grad_norm > 0:

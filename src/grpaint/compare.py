@@ -1,0 +1,273 @@
+"""Methods against each other: the same base, prompts and evaluations, equal cost, several seeds; in parts, if need be."""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from grpaint.core.errors import ConfigError, RunError
+from grpaint.run.config import TrainRecipe, locate, open_recipe
+from grpaint.run.folder import RunFolder
+from grpaint.run.outlook import costs
+
+EVALUATIONS = 9  # of a run, about
+SEARCH_SEED, SEARCH_SHARE = 100, 0.25
+RATES, CLIPS = (0.5, 1.0, 2.0), (1.0, 0.1)
+MILLISECONDS = 0.6  # of processor time an evaluation, before anything was measured
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a recipe with its settings, and where its record goes."""
+
+    method: str
+    world: str
+    seed: int
+    sets: tuple[str, ...]
+    record: Path
+    evaluations: int
+
+    @property
+    def name(self) -> str:
+        """Also the name of its run folder."""
+        return self.record.stem
+
+    def open(self) -> tuple[TrainRecipe, dict[str, Any]]:
+        """The recipe that this job runs."""
+        recipe, settings = open_recipe(f"{self.world}/{self.method}", "train", self.sets)
+        if not isinstance(recipe, TrainRecipe):
+            raise ConfigError(f"{self.method}: only methods that train can be compared.")
+        return recipe, settings
+
+    def fingerprint(self) -> str:
+        """Of everything that decides the result."""
+        return hashlib.sha256(json.dumps(self.open()[1], sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, and where its files go."""
+
+    methods: tuple[str, ...]
+    world: str
+    seeds: tuple[int, ...]
+    budget: int
+    out: Path
+    sets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            recipe, _ = open_recipe(f"{self.world}/{method}", "train", self.sets)
+            if (
+                recipe.model.parametrisation
+                != open_recipe(f"{self.world}/{self.methods[0]}", "train")[0].model.parametrisation
+            ):  # type: ignore[attr-defined]
+                raise ConfigError(f"{method}: another model than that of {self.methods[0]}.")
+
+    def job(self, method: str, seed: int, folder: str, name: str, budget: int, *extra: str) -> Job:
+        """A run of ``method`` for ``budget`` model evaluations."""
+        recipe, _ = open_recipe(f"{self.world}/{method}", "train", self.sets)
+        iterations = max(1, budget // costs(recipe)["evaluations_iteration"])
+        sets = (
+            *self.sets,
+            f"train.seed={seed}",
+            f"train.evaluations={budget}",
+            "train.iterations=1000000",
+            f"evaluate.every={max(1, iterations // EVALUATIONS)}",
+            f"checkpoint.every={max(1, iterations // EVALUATIONS)}",
+            "evaluate.guided=[]" if folder == "search" else "evaluate.pictures=8",
+            "threads=1",
+            *extra,
+        )
+        return Job(method, self.world, seed, sets, self.out / folder / f"{self.world}-{name}.json", budget)
+
+    def search(self) -> list[Job]:
+        """Three learning rates times two clip ranges (where there is one) for each method, on a seed of its own."""
+        jobs = []
+        for method in self.methods:
+            _, plain = open_recipe(f"{self.world}/{method}", "train", self.sets)
+            surrogate = plain["objective"].get("surrogate", {})
+            for rate in RATES:
+                for clip in CLIPS if "low" in surrogate else CLIPS[:1]:
+                    extra = [f"train.learning_rate={rate * plain['train']['learning_rate']:.6g}"]
+                    if "low" in surrogate:
+                        extra += [f"objective.surrogate.{end}={clip * surrogate[end]:.6g}" for end in ("low", "high")]
+                    name = f"{method}-rate{rate:g}-clip{clip:g}"
+                    jobs.append(
+                        self.job(method, SEARCH_SEED, "search", name, round(self.budget * SEARCH_SHARE), *extra)
+                    )
+        return jobs
+
+    def runs(self) -> list[Job]:
+        """Every method with every seed, seeds outermost, with what the search found best for it where there was one."""
+        best = {method: self.best(method) for method in self.methods}
+        return [
+            self.job(method, seed, "runs", f"{method}-seed{seed}", self.budget, *best[method])
+            for seed in self.seeds
+            for method in self.methods
+        ]
+
+    def best(self, method: str) -> tuple[str, ...]:
+        """The settings with which the search of a method ended highest; none before it is complete."""
+        jobs = [job for job in Comparison((method,), self.world, (), self.budget, self.out, self.sets).search()]
+        found = [(load(job)["scores"][-1]["strict"], job) for job in jobs if job.record.is_file()]
+        if len(found) < len(jobs):
+            return ()
+        return tuple(s for s in max(found, key=lambda pair: pair[0])[1].sets if _searched(s))
+
+
+def _searched(item: str) -> bool:
+    return item.startswith(("train.learning_rate=", "objective.surrogate."))
+
+
+def load(job: Job) -> Record:
+    """A finished run's record.
+
+    Raises:
+        ConfigError: where it was made with other settings.
+    """
+    record: Record = json.loads(job.record.read_text(encoding="utf-8"))
+    if record["fingerprint"] != job.fingerprint():
+        raise ConfigError(
+            f"{job.record}: made with other settings (budget, recipe or search) than this command's; name another --out, "
+            "or remove it to have it made again."
+        )
+    return record
+
+
+def part(jobs: Sequence[Job], shard: str) -> list[Job]:
+    """The jobs of shard "i/n", i from 1."""
+    number, _, count = shard.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise ConfigError(f"--shard {shard}: write it as i/n, for example 1/2.")
+    return list(jobs)[int(number) - 1 :: int(count)]
+
+
+def missing(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs without a record."""
+    return [job for job in jobs if not (job.record.is_file() and load(job))]
+
+
+def outlook(jobs: Sequence[Job], done: Sequence[Record]) -> Iterator[tuple[str, int, float]]:
+    """Name, model evaluations and processor hours of each job, from what finished ones took where there are any."""
+    used = sum(record["evaluations"] for record in done)
+    rate = sum(record["cpu_s"] for record in done) / used if used else MILLISECONDS / 1000
+    for job in jobs:
+        yield job.name, job.evaluations, job.evaluations * rate / 3600
+
+
+def execute(jobs: Sequence[Job], work: Path, log: Callable[[str], None], workers: int) -> None:
+    """Run jobs in processes of their own, as many at once as ``workers``; an interrupted one is taken up where it was.
+
+    Raises:
+        RunError: after all others have ended, naming the runs that failed.
+    """
+    failed = []
+    work.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = {pool.submit(_run, job, work): job for job in jobs}
+        try:
+            for future in as_completed(waiting):
+                job, (code, said) = waiting[future], future.result()
+                if code:
+                    failed.append(f"{job.name} ({said.strip().splitlines()[-1] if said.strip() else code})")
+                else:
+                    log(f"{job.name}  held-out {100 * load(job)['scores'][-1]['strict']:.1f}%")
+        except KeyboardInterrupt:  # children got the signal too, and save
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    if failed:
+        raise RunError(f"{len(failed)} of {len(jobs)} runs did not finish: {'; '.join(failed)}. Run the command again.")
+
+
+def _run(job: Job, work: Path) -> tuple[int, str]:
+    """One job to its end, and its record written; the code and what was said where it failed."""
+    folder = RunFolder(work / "runs" / job.name)
+    words = ["train", f"{job.world}/{job.method}", "--name", job.name]
+    if folder.path.exists():
+        words.append("--resume")
+    for item in job.sets:
+        words += ["--set", item]
+    program = "import sys; from grpaint.cli import main; sys.argv[0] = 'grpaint'; sys.exit(main())"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=work, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0:
+        job.record.parent.mkdir(parents=True, exist_ok=True)
+        aside = job.record.with_suffix(".part")
+        aside.write_text(json.dumps(record_of(job, folder)) + "\n", encoding="utf-8")
+        aside.replace(job.record)
+    return done.returncode, done.stderr
+
+
+def record_of(job: Job, folder: RunFolder) -> Record:
+    """What is kept of a finished run: its settings, its scores over cost, and its pictures, small."""
+    used = {0: (0, 0.0, 0)}
+    cpu, calls = 0.0, 0
+    for line in folder.lines("metrics.jsonl"):
+        cpu, calls = cpu + line["time/cpu_s"], calls + line.get("cost/reward_calls", 0)
+        used[line["iteration"]] = line["cost/model_evaluations"], cpu, calls
+    judged = folder.lines("evaluations.jsonl")
+    scores = []
+    for line in judged:
+        evaluations, seconds, asked = used[line["iteration"]]
+        kept = {name: line[name] for name in ("iteration", "strict", "soft", "background", "denoising_loss")}
+        scores.append(kept | {"evaluations": evaluations, "cpu_s": round(seconds, 2), "reward_calls": asked})
+    guided = judged[0].get("base_guided")
+    return {
+        "method": job.method,
+        "world": job.world,
+        "seed": job.seed,
+        "fingerprint": job.fingerprint(),
+        "settings": job.open()[1],
+        "evaluations": scores[-1]["evaluations"],
+        "cpu_s": scores[-1]["cpu_s"],
+        "scores": scores,
+        "base_guided": guided and {"guidance": guided["guidance"], "strict": guided["strict"]},
+        "pictures": _pictures(folder.samples / "before-after.png"),
+        "versions": folder.facts().get("versions"),
+        "commit": folder.facts().get("commit"),
+    }
+
+
+def _pictures(file: Path) -> str:
+    """A run's page of pictures, half size, as the text of a data address."""
+    if not file.is_file():
+        return ""
+    with Image.open(file) as page:
+        small = page.resize((page.width // 2, page.height // 2), Image.Resampling.LANCZOS).quantize(64)
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def collect(jobs: Sequence[Job]) -> list[Record]:
+    """The records that there are."""
+    return [load(job) for job in jobs if job.record.is_file()]
+
+
+def write(out: Path, records: Sequence[Mapping[str, Any]], page: str) -> None:
+    """comparison.json and the page."""
+    out.mkdir(parents=True, exist_ok=True)
+    plain = [{key: value for key, value in record.items() if key != "pictures"} for record in records]
+    (out / "comparison.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    (out / "comparison.html").write_text(page, encoding="utf-8")
+
+
+def find_method(method: str, world: str) -> str:
+    """A METHOD argument, checked."""
+    locate(f"{world}/{method}")
+    return method

@@ -1,0 +1,70 @@
+"""What may be said from a few seeds: intervals, paired tests, and Holm's correction for asking often."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from grpaint.core.rng import uniform
+
+
+def t_cdf(t: float, freedom: int) -> float:
+    """P(T <= t) of Student's distribution, by Simpson's rule on its density over [0, |t|] mapped to an angle."""
+    # with x = sqrt(n) tan(a) the density becomes c * cos(a)^(n - 1) on [0, atan(|t| / sqrt(n))]
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
+    end, pieces = math.atan(abs(t) / math.sqrt(freedom)), 400
+    values = [
+        math.cos(end * i / pieces) ** (freedom - 1) * (1 if i in (0, pieces) else 2 + 2 * (i % 2))
+        for i in range(pieces + 1)
+    ]
+    half = scale * end / pieces / 3 * sum(values)
+    return 0.5 + math.copysign(half, t)
+
+
+def t_quantile(level: float, freedom: int) -> float:
+    """The t with P(T <= t) = ``level``, for levels in (0.5, 1), by bisection."""
+    low, high = 0.0, 1e4
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_cdf(middle, freedom) < level else (low, middle)
+    return (low + high) / 2
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean, and its 95% interval over seeds (Student); with one value all three are that value."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, mean, mean
+    std = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    half = t_quantile(0.975, len(values) - 1) * std / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def paired_t(differences: Sequence[float]) -> float:
+    """Two-sided p of a paired t-test; 1 where there is nothing to test, 0 where all differences are one number."""
+    count = len(differences)
+    mean = sum(differences) / count
+    spread = math.sqrt(sum((value - mean) ** 2 for value in differences) / max(count - 1, 1))
+    if count < 2 or not mean:
+        return 1.0
+    if not spread:
+        return 0.0
+    return 2 * (1 - t_cdf(abs(mean) / spread * math.sqrt(count), count - 1))
+
+
+def bootstrap_interval(differences: Sequence[float], draws: int = 10_000) -> tuple[float, float]:
+    """95% percentile interval of the mean over resampled seeds, from draws that belong to their number alone."""
+    values = torch.tensor(differences, dtype=torch.float64)
+    count = len(values)
+    rows = (uniform(("bootstrap", count), draws * count) * count).long().view(draws, count)
+    low, high = values[rows].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """Holm's step-down correction: adjusted p by name."""
+    adjusted, worst = {}, 0.0
+    for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
+        worst = max(worst, min(1.0, (len(p) - rank) * p[name]))
+        adjusted[name] = worst
+    return adjusted
