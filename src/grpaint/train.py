@@ -134,6 +134,8 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
     def preview(images: Tensor, prompts: Any) -> Tensor:
         return rewards.score(images, prompts).total()
 
+    if not loop.done:
+        _follow(recipe, policy, -1)
     for iteration in loop.iterations():
         with loop.phase("rollout"):
             prompts = recipe.data.prompts(settings.prompts, iteration, settings.seed)
@@ -159,6 +161,7 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
                 loop.record({f"policy/{name}": value for name, value in measures.items()})
         loop.record(_summary(rollout, table, advantage))
         _observe(recipe, measures)
+        _follow(recipe, policy, iteration)
 
 
 def _terms(recipe: TrainRecipe, policy: Model, part: Rollout, advantage: Tensor, turn: int) -> Iterator[Term]:
@@ -202,6 +205,12 @@ def _observe(recipe: TrainRecipe, measures: dict[str, float]) -> None:
     penalty = getattr(recipe.objective, "penalty", None)
     if isinstance(penalty, AdaptiveKl) and "kl" in measures:
         penalty.observe(measures["kl"])
+
+
+def _follow(recipe: TrainRecipe, policy: Model, iteration: int) -> None:
+    """Move the weights that sample towards the current ones, where they are others; -1 makes them."""
+    if recipe.behaviour:
+        policy.blend("behaviour", recipe.behaviour.keep(iteration))
 
 
 def check_resume(folder: RunFolder, kept: dict[str, Any], asked: dict[str, Any]) -> None:

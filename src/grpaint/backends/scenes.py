@@ -147,7 +147,7 @@ class ScenePolicy:
 
     def _emit(self, x: Tensor, here: Point, cond: SceneCondition) -> Tensor:
         """The raw output of the network as a flow or diffusion model would give it."""
-        level = torch.as_tensor(here.sigma / (here.alpha + here.sigma), dtype=torch.float32, device=x.device)
+        level = torch.as_tensor(here.level, dtype=torch.float32, device=x.device)
         level = level.flatten().expand(len(x))
         if self.guidance == 1:
             clean = self._clean(x, level, cond)

@@ -25,6 +25,11 @@ class Point(NamedTuple):
     alpha: Any
     sigma: Any
 
+    @property
+    def level(self) -> Any:
+        """Sigma / (alpha + sigma), the time of the flow with this signal-to-noise ratio; on flows sigma itself."""
+        return self.sigma / (self.alpha + self.sigma)
+
 
 class Path(Protocol):
     """How data turn into noise, and at which points a sampler visits."""

@@ -1,18 +1,24 @@
 """From trajectories to losses: reward tables, advantages, surrogates, penalties, objectives."""
 
-from grpaint.learn.advantage import BatchNorm, GroupNorm, History, PerReward
+from grpaint.learn.advantage import BatchNorm, GroupNorm, History, LeaveOneOut, PerReward
+from grpaint.learn.forward import AdvantageWeightedMatching, DiffusionNft, ElboPolicyGradient
 from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient, Term
 from grpaint.learn.penalty import AdaptiveKl, StepKl, VelocityMse
-from grpaint.learn.surrogate import PpoClip, Reinforce
+from grpaint.learn.surrogate import Guard, PpoClip, Reinforce
 from grpaint.learn.table import RewardSet, RewardTable
 
 __all__ = [
     "AdaptiveKl",
+    "AdvantageWeightedMatching",
     "Anchor",
     "BatchNorm",
     "Denoising",
+    "DiffusionNft",
+    "ElboPolicyGradient",
     "GroupNorm",
+    "Guard",
     "History",
+    "LeaveOneOut",
     "Objective",
     "PerReward",
     "PolicyGradient",

@@ -75,6 +75,29 @@ class GroupNorm:
 
 
 @dataclass(frozen=True)
+class LeaveOneOut:
+    """The weighted sum of rewards, relative to the mean of the *other* members of the group (Ahmadian et al. 2024).
+
+    G / (G - 1) times the distance to the group's mean, for G members; ``std`` and ``clip`` as in :class:`GroupNorm`.
+    """
+
+    std: Spread = "none"
+    eps: float = 1e-4
+    clip: float = 5.0
+
+    needs_group = True
+
+    def __post_init__(self) -> None:
+        _check(self.eps, self.clip)
+
+    def __call__(self, table: RewardTable, rollout: Rollout, /) -> Float[Tensor, " b"]:
+        every = torch.ones_like(rollout.group, dtype=torch.bool)
+        centred = _standardise(table.total(), rollout.group, every, self.std, self.eps)
+        size = rollout.group.bincount()[rollout.group]
+        return (centred * size / (size - 1).clamp(min=1)).clamp(-self.clip, self.clip).float()
+
+
+@dataclass(frozen=True)
 class PerReward:
     """Each reward normalised within its group first, then weighted: scaling one by 1000 changes nothing.
 

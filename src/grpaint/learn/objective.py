@@ -10,11 +10,14 @@ from torch import Tensor
 
 from grpaint.core.path import Point
 from grpaint.core.policy import Policy, Weights
+from grpaint.core.prediction import Prediction
 from grpaint.core.rng import uniform
 from grpaint.core.step import per_row
 from grpaint.learn.penalty import Acted, Penalty
-from grpaint.learn.surrogate import PpoClip, Surrogate, log_ratio
+from grpaint.learn.surrogate import Clips, PpoClip, Surrogate, log_ratio
 from grpaint.rollout.rollout import Rollout, Transition, act
+
+Target = Literal["velocity", "epsilon", "v"]
 
 
 class Term(NamedTuple):
@@ -32,7 +35,8 @@ class Objective(Protocol):
         """Terms, in a fixed order."""
 
 
-def _check_minibatch(rows: int) -> None:
+def check_minibatch(rows: int) -> None:
+    """Refuse a negative number of rows."""
     if rows < 0:
         raise ValueError(f"minibatch must not be negative (0: all rows), got {rows}")
 
@@ -50,7 +54,7 @@ class PolicyGradient:
     minibatch: int = 0
 
     def __post_init__(self) -> None:
-        _check_minibatch(self.minibatch)
+        check_minibatch(self.minibatch)
 
     def __call__(self, policy: Policy, rollout: Rollout, advantage: Tensor, /) -> Iterator[Term]:
         total = sum(len(transition.rows) for transition in rollout.transitions)
@@ -69,13 +73,27 @@ class PolicyGradient:
         loss = self.surrogate(now.gaussian, part, gain)
         with torch.no_grad():
             ratio = log_ratio(now.gaussian, part).exp()
-        measures = {"ratio_error": (ratio - 1).abs(), "clip_fraction": self.surrogate.clipped(ratio, gain).float()}
+        measures = {"ratio_error": (ratio - 1).abs()}
+        if isinstance(self.surrogate, Clips):
+            with torch.no_grad():
+                measures["clip_fraction"] = self.surrogate.clipped(now.gaussian, part, gain).float()
         if self.penalty:
             with torch.no_grad():
                 reference = Acted(*act(policy, rollout.sampler, part.x, part.here, part.there, cond, "reference"))
             cost, distance = self.penalty(now, reference, part)
             loss, measures["kl"] = loss + cost, distance.detach()
         return Term(loss.sum() / total, measures, part.step)
+
+
+def matching_error(target: Target, seen: Prediction, x0: Tensor, eps: Tensor, here: Point) -> Tensor:
+    """What the network's ``target`` is off by, where it saw ``x0`` noised to ``here`` with ``eps``."""
+    match target:
+        case "velocity":
+            return (seen.eps - seen.x0) - (eps - x0)
+        case "epsilon":
+            return seen.eps - eps
+        case "v":
+            return here.alpha * (seen.eps - eps) - here.sigma * (seen.x0 - x0)
 
 
 @dataclass(frozen=True)
@@ -87,14 +105,14 @@ class Denoising:
     uniform, or the sigmoid of a normal around ``towards_noise``: fewer at both ends (Esser et al. 2024).
     """
 
-    target: Literal["velocity", "epsilon", "v"] = "velocity"
+    target: Target = "velocity"
     snr_gamma: float | None = None
     times: Literal["uniform", "logit-normal"] = "uniform"
     towards_noise: float = 0.0
     minibatch: int = 0
 
     def __post_init__(self) -> None:
-        _check_minibatch(self.minibatch)
+        check_minibatch(self.minibatch)
         if self.snr_gamma is not None and self.target == "velocity":
             raise ValueError('snr_gamma goes with target "epsilon" or "v"; a flow\'s velocity loss has no such weight')
 
@@ -117,13 +135,7 @@ class Denoising:
         """The weighted squared error of each row noised to ``here`` with ``eps``."""
         x0 = rollout.x0
         seen = policy.predict(here.alpha * x0 + here.sigma * eps, here, rollout.cond, weights)
-        match self.target:
-            case "velocity":
-                error = (seen.eps - seen.x0) - (eps - x0)
-            case "epsilon":
-                error = seen.eps - eps
-            case "v":
-                error = here.alpha * (seen.eps - eps) - here.sigma * (seen.x0 - x0)
+        error = matching_error(self.target, seen, x0, eps, here)
         if self.snr_gamma is None:
             return per_row(error**2)
         snr = (here.alpha / here.sigma) ** 2

@@ -51,6 +51,11 @@ class StepKl:
         return self.beta * length * kl, kl
 
 
+def velocity_mse(one: Prediction, other: Prediction) -> Float[Tensor, " k"]:
+    """Mean squared difference of velocities eps - x0."""
+    return per_row(((one.eps - one.x0) - (other.eps - other.x0)) ** 2)
+
+
 @dataclass(frozen=True)
 class VelocityMse:
     """beta * mean squared difference of velocities eps - x0: alike at every noise level, unlike the step KL."""
@@ -61,8 +66,7 @@ class VelocityMse:
         _check_beta(self.beta)
 
     def __call__(self, now: Acted, reference: Acted, transition: Transition, /) -> tuple[Tensor, Tensor]:
-        drift = (now.prediction.eps - now.prediction.x0) - (reference.prediction.eps - reference.prediction.x0)
-        distance = per_row(drift**2)
+        distance = velocity_mse(now.prediction, reference.prediction)
         return self.beta * distance, distance
 
 

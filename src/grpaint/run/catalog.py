@@ -45,9 +45,11 @@ CATALOG: dict[str, dict[str, str]] = {
         "batch": "grpaint.learn.advantage:BatchNorm",
         "group": "grpaint.learn.advantage:GroupNorm",
         "history": "grpaint.learn.advantage:History",
+        "leave-one-out": "grpaint.learn.advantage:LeaveOneOut",
         "per-reward": "grpaint.learn.advantage:PerReward",
     },
     "surrogates": {
+        "guard": "grpaint.learn.surrogate:Guard",
         "ppo-clip": "grpaint.learn.surrogate:PpoClip",
         "reinforce": "grpaint.learn.surrogate:Reinforce",
     },
@@ -57,7 +59,10 @@ CATALOG: dict[str, dict[str, str]] = {
         "velocity-mse": "grpaint.learn.penalty:VelocityMse",
     },
     "objectives": {
+        "awm": "grpaint.learn.forward:AdvantageWeightedMatching",
         "denoising": "grpaint.learn.objective:Denoising",
+        "diffusion-nft": "grpaint.learn.forward:DiffusionNft",
+        "epg": "grpaint.learn.forward:ElboPolicyGradient",
         "policy-gradient": "grpaint.learn.objective:PolicyGradient",
     },
     "optimizers": {

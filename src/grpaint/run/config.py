@@ -11,13 +11,14 @@ from typing import Any, Literal, get_args
 from grpaint.backends.runtime import Device, Precision
 from grpaint.core.errors import ConfigError
 from grpaint.learn.advantage import Advantage, PerReward
+from grpaint.learn.forward import Forward
 from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient
 from grpaint.learn.table import RewardSet
 from grpaint.rollout.rollout import Plan
 from grpaint.rollout.start import Reference
 from grpaint.run.build import Plain, build
 from grpaint.run.catalog import did_you_mean
-from grpaint.run.optim import Adamw, Schedule
+from grpaint.run.optim import Adamw, Behaviour, Schedule
 from grpaint.run.pieces import Data, Logger, ModelSpec, Optimizer, WeightedReward
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -155,6 +156,7 @@ class TrainRecipe(Common):
     advantage: Advantage = field(default_factory=PerReward)
     objective: Objective = field(default_factory=PolicyGradient)
     anchor: Anchor | None = None
+    behaviour: Behaviour | None = None
     train: Training
 
     def __post_init__(self) -> None:
@@ -174,6 +176,10 @@ class TrainRecipe(Common):
         _prefix("plan", self.plan.check, self.model.path, self.train.group_size)
         if isinstance(self.objective, PolicyGradient) and not self.plan.window.reach(self.plan.steps):
             raise ValueError("plan.window: no step is noisy, and a policy gradient needs a likelihood; open it")
+        if isinstance(self.objective, Forward):
+            self.objective.check(self.plan)
+        if (self.plan.weights == "behaviour") != bool(self.behaviour):
+            raise ValueError('plan.weights = "behaviour" and a [behaviour] table go together: give both or neither')
         if isinstance(self.plan.start, Reference) and not getattr(self.data, "references", True):
             raise ValueError('plan.start.kind = "reference" needs reference images: set data.references = true')
 

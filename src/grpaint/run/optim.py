@@ -70,6 +70,29 @@ class MuonAdamw:
         return [muon, adamw]
 
 
+@dataclass(frozen=True)
+class Behaviour:
+    """``[behaviour]``: how the weights that sample follow the current ones.
+
+    After iteration n (from 0) they keep min(``most``, ``slope`` * (n - ``flat``)) of themselves, none up to ``flat``.
+    DiffusionNFT's presets are slope 0.001, most 0.5; slope 0.0075, flat 75, most 0.999; AWM's is 0.001, most 0.3. With
+    slope 0 the current weights sample.
+    """
+
+    slope: float = 0.001
+    flat: int = 0
+    most: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_share(most=self.most)
+        if not 0 <= self.slope < math.inf or self.flat < 0:
+            raise ValueError(f"slope and flat must not be negative, got {self.slope} and {self.flat}")
+
+    def keep(self, iteration: int) -> float:
+        """The share that stays after ``iteration``."""
+        return min(self.most, self.slope * max(iteration - self.flat, 0))
+
+
 def learning_rate_factor(schedule: Schedule, warmup: int, iteration: int, iterations: int) -> float:
     """Share of the full learning rate at ``iteration`` (0-based): a linear warm-up, then the schedule down to 0."""
     if iteration < warmup:

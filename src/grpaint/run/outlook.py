@@ -4,6 +4,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+from grpaint.learn.forward import Forward
 from grpaint.run.config import Recipe, SftRecipe, TrainRecipe
 
 
@@ -41,7 +42,10 @@ def costs(recipe: Recipe) -> dict[str, Any]:
             live = plan.prune.keep[plan.prune.at.index(k)]
     kept = train.prompts * live
     penalty = getattr(recipe.objective, "penalty", None)
-    update = kept * len(noisy) * (3 + (1 if penalty else 0))
+    if isinstance(recipe.objective, Forward):
+        update = kept * recipe.objective.evaluations
+    else:
+        update = kept * len(noisy) * (3 + (1 if penalty else 0))
     if recipe.anchor:
         update += 3 * recipe.anchor.batch * train.updates
     latent = math.prod(recipe.model.sample_shape) * 4

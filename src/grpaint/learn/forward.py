@@ -1,0 +1,227 @@
+"""Objectives on the forward process: finished samples are noised afresh, and no step's likelihood is asked for.
+
+How well the network restores a noised sample stands in for how likely the sample is. The current weights and those that
+sampled, the behaviour weights, are compared on the same draws of (t, eps), so that before the first update their
+difference is exactly 0. All of it is written in ``Prediction(x0, eps)``: a mixture of two networks' outputs at one
+``x`` is the same mixture of their x0, whatever they predict, so flows and diffusion models share these lines.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from grpaint.core.path import Path, Point
+from grpaint.core.policy import Policy
+from grpaint.core.prediction import Prediction
+from grpaint.core.rng import Key, permutation, uniform
+from grpaint.core.step import per_row
+from grpaint.learn.objective import Target, Term, check_minibatch, matching_error
+from grpaint.learn.penalty import velocity_mse
+from grpaint.learn.surrogate import check_clip, clip_loss, clip_stops
+from grpaint.rollout.rollout import Plan, Rollout
+
+Measures = dict[str, Tensor]
+
+
+class Seen(NamedTuple):
+    """Samples ``x0`` noised to ``here`` with ``eps``, and what the current and the behaviour weights see there."""
+
+    x0: Float[Tensor, "k *latent"]
+    eps: Float[Tensor, "k *latent"]
+    here: Point
+    now: Prediction
+    old: Prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forward(ABC):
+    """What the objectives of this file share.
+
+    ``draws``: how often each sample is noised; ``kl_reference``: weight of the mean squared difference of velocities to
+    the reference's. Rows without advantage ask nothing of the model, but the mean divides by all rows. ``minibatch`` is
+    the number of rows of one graph (0: all); it changes memory, not the gradient.
+    """
+
+    kl_reference: float = 1e-4
+    draws: int = 2
+    minibatch: int = 0
+
+    def __post_init__(self) -> None:
+        check_minibatch(self.minibatch)
+        if self.draws < 1:
+            raise ValueError(f"draws must be at least 1, got {self.draws}")
+        if not self.kl_reference >= 0:
+            raise ValueError(f"kl_reference must not be negative, got {self.kl_reference}")
+
+    @property
+    def evaluations(self) -> int:
+        """Model evaluations a row and update."""
+        return self.draws * (4 + bool(self.kl_reference))
+
+    @abstractmethod
+    def contrast(self, seen: Seen, advantage: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Measures]:
+        """The method itself: a loss a row, and what to record."""
+
+    def check(self, plan: Plan) -> None:
+        """Refuse a rollout that makes no sense for these objectives.
+
+        Raises:
+            ValueError: naming the key, the reason and the way out.
+        """
+        if plan.window.reach(plan.steps):
+            raise ValueError(
+                "plan.window: this objective reads finished images and no step's likelihood, so noisy steps would be "
+                'kept for nothing; use plan.window = { kind = "closed" }'
+            )
+        if plan.start.shared:
+            raise ValueError(
+                "plan.start: without noisy steps all images of a prompt that begin at one noise are the same image; "
+                'use plan.start = { kind = "independent" }'
+            )
+        if plan.weights != "behaviour":
+            raise ValueError(
+                f'plan.weights = "{plan.weights}": this objective compares the current weights with those that '
+                'sampled; use plan.weights = "behaviour" and a [behaviour] table (slope = 0: current weights sample)'
+            )
+
+    def __call__(self, policy: Policy, rollout: Rollout, advantage: Tensor, /) -> Iterator[Term]:
+        moving = advantage.nonzero()[:, 0]
+        if not len(moving):
+            return
+        key = (rollout.seed, rollout.iteration, "forward")
+        for draw, times in enumerate(spread_times(policy.path, key, len(advantage), self.draws)):
+            for index in moving.split(self.minibatch or len(moving)):
+                eps = policy.noise((*key, draw), index)
+                t = times[index].to(eps.device).view(-1, *[1] * (eps.ndim - 1))
+                loss, measures = self._rows(policy, rollout.rows(index), advantage[index], policy.path.at(t), eps)
+                yield Term(loss.sum() / (len(advantage) * self.draws), measures)
+
+    def _rows(
+        self, policy: Policy, part: Rollout, advantage: Tensor, here: Point, eps: Tensor
+    ) -> tuple[Tensor, Measures]:
+        x = here.alpha * part.x0 + here.sigma * eps
+        now = policy.predict(x, here, part.cond)
+        with torch.no_grad():
+            old = policy.predict(x, here, part.cond, "behaviour")
+        loss, measures = self.contrast(Seen(part.x0, eps, here, now, old), advantage.to(eps.device))
+        measures["behind"] = velocity_mse(now, old).detach()
+        if self.kl_reference:
+            with torch.no_grad():
+                reference = policy.predict(x, here, part.cond, "reference")
+            distance = velocity_mse(now, reference)
+            loss, measures["kl"] = loss + self.kl_reference * distance, distance.detach()
+        return loss, measures
+
+
+def spread_times(path: Path, key: Key, count: int, draws: int) -> list[Tensor]:
+    """``draws`` times for each of ``count`` rows: each draw stratified over the rows, each row over its draws."""
+    strata = (permutation(key, count) + uniform(key, count)) / count
+    return [path.times((strata + draw / draws) % 1) for draw in range(draws)]
+
+
+def self_normalised(error: Float[Tensor, "k *latent"]) -> Float[Tensor, " k"]:
+    """Mean square over the mean magnitude, which gives no gradient: errors of every noise level in one unit."""
+    return per_row(error**2) / per_row(error.detach().abs()).clamp(min=1e-5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionNft(Forward):
+    """Negative-aware fine-tuning (arXiv 2509.16117): an implicit good policy and an implicit bad one around the old.
+
+    x0+- = (1 -+ beta) x0_old +- beta x0_now; an advantage becomes the probability r = (A / clip + 1) / 2 that a sample
+    is good; loss = clip / beta * (r * error(x0+) + (1 - r) * error(x0-)), errors self-normalised in x0.
+    """
+
+    beta: float = 1.0
+    clip: float = 5.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(beta=self.beta, clip=self.clip)
+
+    def contrast(self, seen: Seen, advantage: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Measures]:
+        step = self.beta * (seen.now.x0 - seen.old.x0)
+        good = (advantage / self.clip).clamp(-1, 1) / 2 + 0.5
+        towards, away = (self_normalised(seen.old.x0 + moved - seen.x0) for moved in (step, -step))
+        return self.clip / self.beta * (good * towards + (1 - good) * away), {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElboPolicyGradient(Forward):
+    """Policy gradient on the ELBO (arXiv 2602.04663): E = -self-normalised error of x0, in place of log-likelihood.
+
+    With d = E - E_old and sg, what gives no gradient: "epg" -sg(e^d) A E; "pepg" -sg(e^d) (A - sg d) E, which holds the
+    policy near the old one; "par" sg(e^d) (A - d)^2 / 2, which regresses d on A.
+    """
+
+    form: Literal["epg", "pepg", "par"] = "epg"
+
+    def contrast(self, seen: Seen, advantage: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Measures]:
+        elbo, elbo_old = (-self_normalised(sight.x0 - seen.x0) for sight in (seen.now, seen.old))
+        gap = elbo - elbo_old
+        fixed = gap.detach()
+        match self.form:
+            case "epg":
+                loss = -fixed.exp() * advantage * elbo
+            case "pepg":
+                loss = -fixed.exp() * (advantage - fixed) * elbo
+            case "par":
+                loss = fixed.exp() * (advantage - gap) ** 2 / 2
+        return loss, {"log_ratio": fixed.abs()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvantageWeightedMatching(Forward):
+    """Advantage weighted matching (arXiv 2509.25050): minus the pre-training loss takes the place of log-likelihood.
+
+    l = -h(u) with u the mean squared error of ``target``; PPO's clipped surrogate on exp(l - l_old) with A / ``clip``,
+    plus ``kl_behaviour`` times the mean squared difference of velocities to the behaviour weights. ``weight`` is h: u,
+    t u, t^2 u, or "ghuber" (t / p) ((u + 1e-10)^p - 1e-10^p) with p = 1/4; t = sigma / (alpha + sigma).
+    """
+
+    kl_reference: float = 1e-3
+    kl_behaviour: float = 1.0
+    target: Target = "velocity"
+    weight: Literal["uniform", "t", "t2", "ghuber"] = "ghuber"
+    clip: float = 5.0
+    low: float = 1.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_clip(self.low, self.high)
+        _check_positive(clip=self.clip)
+        if not self.kl_behaviour >= 0:
+            raise ValueError(f"kl_behaviour must not be negative, got {self.kl_behaviour}")
+
+    def contrast(self, seen: Seen, advantage: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Measures]:
+        gain = (advantage / self.clip).clamp(-1, 1)
+        gap = self._likelihood(seen, seen.now) - self._likelihood(seen, seen.old)
+        ratio = gap.exp()
+        loss = clip_loss(ratio, gain, self.low, self.high) + self.kl_behaviour * velocity_mse(seen.now, seen.old)
+        stopped = clip_stops(ratio.detach(), gain, self.low, self.high)
+        return loss, {"log_ratio": gap.detach().abs(), "clip_fraction": stopped.float()}
+
+    def _likelihood(self, seen: Seen, sight: Prediction) -> Float[Tensor, " k"]:
+        u = per_row(matching_error(self.target, sight, seen.x0, seen.eps, seen.here) ** 2)
+        t = seen.here.level.flatten()
+        match self.weight:
+            case "uniform":
+                return -u
+            case "t":
+                return -t * u
+            case "t2":
+                return -(t**2) * u
+            case "ghuber":
+                return -4 * t * ((u + 1e-10) ** 0.25 - 1e-10**0.25)
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
