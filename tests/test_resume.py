@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from grpaint.backends.files import read_weights, unflatten
 
 import tiny_runs
 from grpaint.run.config import read_toml
@@ -291,6 +292,37 @@ def test_the_state_of_pieces_is_in_the_checkpoint(straight):
     remembered = state["pieces"]["advantage"]
     assert max(map(len, remembered.values())) == 6  # a full buffer: captions came up more than once
     assert {"seed", "iteration"} <= state["random"].keys()
+
+
+LAGGING = [
+    *TINY,
+    REWARD,
+    'plan.window={kind="closed"}',
+    'plan.start={kind="independent"}',
+    "plan.weights=behaviour",
+    "behaviour={slope=0.3,most=0.6}",
+    'objective={kind="epg",form="pepg"}',
+    "train.updates=2",
+    "checkpoint.every=1",
+    "checkpoint.keep=4",
+]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_behaviour_weights_are_resumed(lora, tmp_path_factory):
+    lora_sets = [item for item in LAGGING if item != "model.start=random"]  # whose last layer hides the adapters
+    sets = [*lora_sets, "model.lora.rank=2"] if lora else LAGGING
+    run = _reference(tmp_path_factory.mktemp("lagging"), "train", *sets)
+    _copy(run)
+    _as_if_killed_after(2)
+    _resumed(run)
+    sets = unflatten(read_weights(IT / "checkpoints/000004/training.safetensors")[0])
+    gaps = [(sets["behaviour"][name] - now).norm().item() for name, now in sets["current"].items()]
+    assert max(gaps) > 0
+    second = unflatten(read_weights(run / "checkpoints/000003/training.safetensors")[0])
+    for name, now in sets["current"].items():  # the last blend, after iteration 3, kept 0.6
+        expected = 0.6 * second["behaviour"][name] + 0.4 * now
+        assert (sets["behaviour"][name] - expected).abs().max() <= 1e-6
 
 
 COUNTING = """

@@ -1,6 +1,7 @@
-"""Methods against each other: the same base, prompts and evaluations, equal cost, several seeds; in parts, if need be."""
+"""Methods against each other: the same base, prompts and cost, several seeds; in parts, if need be."""
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -16,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from grpaint.core.errors import ConfigError, RunError
-from grpaint.run.config import TrainRecipe, locate, open_recipe
+from grpaint.run.config import TrainRecipe, open_recipe
 from grpaint.run.folder import RunFolder
 from grpaint.run.outlook import costs
 
@@ -67,15 +68,6 @@ class Comparison:
     out: Path
     sets: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        for method in self.methods:
-            recipe, _ = open_recipe(f"{self.world}/{method}", "train", self.sets)
-            if (
-                recipe.model.parametrisation
-                != open_recipe(f"{self.world}/{self.methods[0]}", "train")[0].model.parametrisation
-            ):  # type: ignore[attr-defined]
-                raise ConfigError(f"{method}: another model than that of {self.methods[0]}.")
-
     def job(self, method: str, seed: int, folder: str, name: str, budget: int, *extra: str) -> Job:
         """A run of ``method`` for ``budget`` model evaluations."""
         recipe, _ = open_recipe(f"{self.world}/{method}", "train", self.sets)
@@ -121,7 +113,7 @@ class Comparison:
 
     def best(self, method: str) -> tuple[str, ...]:
         """The settings with which the search of a method ended highest; none before it is complete."""
-        jobs = [job for job in Comparison((method,), self.world, (), self.budget, self.out, self.sets).search()]
+        jobs = dataclasses.replace(self, methods=(method,)).search()
         found = [(load(job)["scores"][-1]["strict"], job) for job in jobs if job.record.is_file()]
         if len(found) < len(jobs):
             return ()
@@ -141,8 +133,8 @@ def load(job: Job) -> Record:
     record: Record = json.loads(job.record.read_text(encoding="utf-8"))
     if record["fingerprint"] != job.fingerprint():
         raise ConfigError(
-            f"{job.record}: made with other settings (budget, recipe or search) than this command's; name another --out, "
-            "or remove it to have it made again."
+            f"{job.record}: made with other settings (budget, recipe or search) than this command's. Name another --out, "
+            "or remove it."
         )
     return record
 
@@ -265,9 +257,3 @@ def write(out: Path, records: Sequence[Mapping[str, Any]], page: str) -> None:
     plain = [{key: value for key, value in record.items() if key != "pictures"} for record in records]
     (out / "comparison.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
     (out / "comparison.html").write_text(page, encoding="utf-8")
-
-
-def find_method(method: str, world: str) -> str:
-    """A METHOD argument, checked."""
-    locate(f"{world}/{method}")
-    return method

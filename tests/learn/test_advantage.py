@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grpaint.backends.gaussian import GaussianCondition
 from grpaint.core import Ode, Prompt
-from grpaint.learn import BatchNorm, GroupNorm, History, PerReward, RewardTable
+from grpaint.learn import BatchNorm, GroupNorm, History, LeaveOneOut, PerReward, RewardTable
 from grpaint.learn.advantage import Advantage
 from grpaint.rollout import Rollout
 
@@ -76,8 +76,21 @@ def test_group_norm_sums_weighted_raw_rewards() -> None:
     close(GroupNorm()(both, rollout(EVEN)), normalised(2 * a - 0.5 * b, EVEN, "group", 1e-4))
 
 
-EVERY = [GroupNorm(), GroupNorm("batch"), GroupNorm("none"), PerReward(), PerReward("batch"), BatchNorm(), History()]
-RELATIVE = EVERY[:5]
+@pytest.mark.parametrize("group", [EVEN, RAGGED], ids=["even", "ragged"])
+@pytest.mark.parametrize("std", ["group", "batch", "none"])
+def test_leave_one_out_is_relative_to_the_others(group: list[int], std: str) -> None:
+    reward, numbers = scores(1), np.array(group)
+    expected = np.zeros(12)
+    for row in range(12):
+        own = numbers == numbers[row]
+        others = own & (np.arange(12) != row)
+        divisor = {"group": reward[own].std() + 1e-4, "batch": reward.std() + 1e-4, "none": 1.0}[std]
+        expected[row] = (reward[row] - reward[others].mean()) / divisor
+    close(LeaveOneOut(std)(table(r=reward), rollout(group)), expected)  # type: ignore[arg-type]
+
+
+RELATIVE = [GroupNorm(), GroupNorm("batch"), GroupNorm("none"), LeaveOneOut(), PerReward(), PerReward("batch")]
+EVERY = [*RELATIVE, BatchNorm(), History()]
 
 
 @pytest.mark.parametrize("advantage", RELATIVE, ids=str)

@@ -1,6 +1,7 @@
 """Methods learn: a closed-form reward rises within a few dozen updates of a closed-form policy."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +10,23 @@ from torch import Tensor
 from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
 from grpaint.backends.runtime import Runtime
 from grpaint.core import Cps, Ddim, FlowPath, FlowSde, Path, Prompt, VpPath
-from grpaint.learn import BatchNorm, GroupNorm, History, PerReward, PolicyGradient, RewardTable, StepKl
+from grpaint.learn import (
+    AdvantageWeightedMatching,
+    BatchNorm,
+    DiffusionNft,
+    ElboPolicyGradient,
+    GroupNorm,
+    Guard,
+    History,
+    LeaveOneOut,
+    PerReward,
+    PolicyGradient,
+    RewardTable,
+    StepKl,
+)
 from grpaint.learn.advantage import Advantage
-from grpaint.rollout import Funnel, Plan, Random, Shared, Whole, roll
+from grpaint.learn.objective import Objective
+from grpaint.rollout import Closed, Funnel, Plan, Random, Shared, Whole, roll
 
 PROMPTS = [Prompt(text) for text in ("a red circle", "a blue cross", "a green square", "a white triangle")]
 TARGET = 0.4  # the grey, in [-1, 1], that the reward asks for
@@ -33,7 +48,7 @@ def trained(
     path: Path,
     plan: Plan,
     advantage: Advantage,
-    objective: PolicyGradient | None = None,
+    objective: Objective | None = None,
     updates: int = 40,
     prompts: list[Prompt] = PROMPTS,
     score: Callable[[Tensor], Tensor] = reward,
@@ -44,6 +59,7 @@ def trained(
     optimizer = torch.optim.Adam(policy.parameters(), lr=0.03)
     before = distance(policy, prompts)
     for iteration in range(updates):
+        policy.blend("behaviour", min(0.5, 0.05 * iteration))
         rollout = roll(policy, prompts, 12, plan, iteration=iteration, seed=0, score=reward)
         gains = advantage(RewardTable({"grey": score(policy.decode(rollout.x0))}), rollout)
         optimizer.zero_grad()
@@ -67,6 +83,35 @@ METHODS = {
 def test_a_method_raises_its_reward(name: str) -> None:
     path, plan, advantage = METHODS[name]
     before, after = trained(path, plan, advantage)
+    assert after < 0.5 * before
+
+
+ODE = Plan(8, window=Closed(), weights="behaviour")
+FORWARD = {
+    "diffusion-nft": (FlowPath(), ODE, DiffusionNft()),
+    "diffusion-nft-vp": (VpPath(), ODE, DiffusionNft(beta=0.1)),
+    "diffusion-nft-funnel": (FlowPath(), replace(ODE, prune=Funnel((3, 5), (8, 4))), DiffusionNft()),
+    "epg": (FlowPath(), ODE, ElboPolicyGradient()),
+    "epg-vp": (VpPath(), ODE, ElboPolicyGradient()),
+    "pepg": (FlowPath(), ODE, ElboPolicyGradient(form="pepg")),
+    "par": (FlowPath(), ODE, ElboPolicyGradient(form="par")),
+    "awm": (FlowPath(), ODE, AdvantageWeightedMatching()),
+    "awm-vp": (VpPath(), ODE, AdvantageWeightedMatching(target="epsilon", weight="uniform")),
+}
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_a_method_without_likelihoods_raises_its_reward(name: str) -> None:
+    path, plan, objective = FORWARD[name]
+    objective.check(plan)
+    before, after = trained(path, plan, GroupNorm("batch"), objective)
+    assert after < 0.5 * before
+
+
+@pytest.mark.parametrize("advantage", [GroupNorm(), LeaveOneOut()], ids=str)
+def test_guard_raises_its_reward(advantage: Advantage) -> None:
+    path, plan, _ = METHODS["flow-grpo"]
+    before, after = trained(path, plan, advantage, PolicyGradient(Guard()))
     assert after < 0.5 * before
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import Scenes
-from grpaint.core import Cps, FlowPath, FlowSde, Policy, Prompt, noise
+from grpaint.core import Cps, FlowPath, FlowSde, Gaussian, Policy, Prompt, noise
 from grpaint.learn import AdaptiveKl, GroupNorm, PolicyGradient, PpoClip, Reinforce, RewardTable, StepKl, VelocityMse
 from grpaint.learn.objective import Denoising
 from grpaint.learn.penalty import Penalty
-from grpaint.rollout import Plan, Reference, Rollout, Whole, act, roll
+from grpaint.rollout import Plan, Reference, Rollout, Transition, Whole, act, roll
 
 PROMPTS = [Prompt("a red circle"), Prompt("two blue squares"), Prompt("a green cross")]
 ADVANTAGE = torch.tensor([1.0, -0.5, 2.0, -1.5, 0.3, 0.7, -0.2, 1.1, -2.0, 0.4, 0.9, -0.6])
@@ -206,3 +206,16 @@ def test_terms_can_run_backward_one_by_one_and_move_no_weights() -> None:
 def test_a_negative_minibatch_is_refused(objective: type) -> None:
     with pytest.raises(ValueError, match="minibatch must not be negative"):
         objective(minibatch=-1)
+
+
+def plain(now: Gaussian, transition: Transition, advantage: Tensor) -> Tensor:
+    """A surrogate of a user's own."""
+    return -advantage * now.log_prob(transition.x_next)
+
+
+def test_a_plain_function_is_enough_for_a_surrogate() -> None:
+    policy, rollout = off_policy()
+    ours = gradient(PolicyGradient(plain), policy, rollout, ADVANTAGE)
+    assert torch.equal(ours, gradient(PolicyGradient(Reinforce()), policy, rollout, ADVANTAGE))
+    (term, *_) = PolicyGradient(plain)(policy, rollout, ADVANTAGE)
+    assert term.measures.keys() == {"ratio_error"}

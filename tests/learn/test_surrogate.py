@@ -1,11 +1,13 @@
 """Surrogates against their formulas."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
 
-from grpaint.core import FlowPath, Gaussian
-from grpaint.learn import PpoClip, Reinforce
+from grpaint.core import FlowPath, FlowSde, Gaussian, Prediction, step
+from grpaint.learn import Guard, PpoClip, Reinforce
 from grpaint.learn.surrogate import Clips, Surrogate, log_ratio
 from grpaint.rollout import Transition
 
@@ -108,3 +110,58 @@ def test_a_clip_range_that_leaves_no_room_is_refused(settings: dict[str, float])
     (name,) = settings
     with pytest.raises(ValueError, match=f"{name} must be positive"):
         PpoClip(**settings)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.3])
+def test_guard_is_its_published_loss(scale: float) -> None:
+    """Section 5 of GRPO-Guard as its code has it: the bias added back, times the std, clipped, over |dt|."""
+    mean, action = moved(scale)
+    ours = Guard(2e-5, 1e-5)(Gaussian(mean, STD), action, ADVANTAGE)
+    for row in range(4):
+        old, new = (
+            torch.distributions.Normal(m[row], STD).log_prob(action.x_next[row]).mean() for m in (action.mean, mean)
+        )
+        bias = ((mean[row] - action.mean[row]) ** 2).mean() / (2 * STD**2)
+        ratio = ((new - old + bias) * STD).exp().item()
+        gain = ADVANTAGE[row].item()
+        expected = max(-gain * ratio, -gain * min(max(ratio, 1 - 2e-5), 1 + 1e-5)) / 0.25
+        assert ours[row].item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_guards_log_ratio_is_the_mean_of_noise_times_drift_and_exactly_0_before_an_update() -> None:
+    mean, action = moved(0.2)
+    noise = (action.x_next - action.mean) / STD
+    ours = Guard().ratio(Gaussian(mean, STD), action).log()
+    torch.testing.assert_close(ours, (noise * (mean - action.mean)).flatten(1).mean(1))
+    assert torch.equal(Guard().ratio(Gaussian(action.mean, STD), action), torch.ones(4, dtype=torch.float64))
+
+
+def test_guard_weighs_every_step_of_flow_sde_alike() -> None:
+    """By the network's velocity the gradient is -A z (1 + eta^2 / 2) / D at every step; without it, late steps rule."""
+    grid, sizes = FlowPath().grid(8), {Guard: [], PpoClip: []}
+    x, v, noise = (
+        torch.randn(4, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (1, 2, 3)
+    )
+    for here, there in pairwise(grid[1:]):
+        for make, found in sizes.items():
+            leaf = v.clone().requires_grad_()
+            now = step(FlowSde(0.7), Prediction(x - here.sigma * leaf, x + here.alpha * leaf), here, there)
+            mean, std = now.mean.detach(), now.std
+            x_next = mean + std * noise
+            logp = Gaussian(mean, std).log_prob(x_next)
+            action = Transition(1, torch.arange(4), here, there, x, x_next, logp, mean, std)
+            (gradient,) = torch.autograd.grad(make()(now, action, ADVANTAGE).sum(), leaf)
+            found.append(gradient)
+    expected = ADVANTAGE.view(4, 1, 1, 1) * noise * (1 + 0.7**2 / 2) / 9
+    for gradient in sizes[Guard]:
+        torch.testing.assert_close(gradient, expected)
+    assert sizes[PpoClip][-1].norm() > 5 * sizes[PpoClip][0].norm()
+
+
+def test_guard_says_what_it_clips_by_its_own_ratio() -> None:
+    mean, action = moved(1e-3)
+    ratio, guard = Guard().ratio(Gaussian(mean, STD), action), Guard(1e-5, 1e-5)
+    stopped = ((ratio > 1 + 1e-5) & (ADVANTAGE > 0)) | ((ratio < 1 - 1e-5) & (ADVANTAGE < 0))
+    assert torch.equal(guard.clipped(Gaussian(mean, STD), action, ADVANTAGE), stopped)
+    (gradient,) = torch.autograd.grad(guard(Gaussian(mean, STD), action, ADVANTAGE).sum(), mean)
+    assert (gradient.flatten(1).any(1) == (~stopped & ADVANTAGE.ne(0))).all()

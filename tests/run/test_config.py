@@ -262,6 +262,24 @@ def test_every_setting_comes_back_from_run_toml():
     assert again.objective == recipe.objective
 
 
+CLOSED = ['plan.window={kind="closed"}', "objective.kind=epg"]
+SENSELESS = [
+    (["objective.kind=diffusion-nft"], ["plan.window", "finished images", 'kind = "closed"']),
+    (CLOSED, ["plan.start", "the same image", 'kind = "independent"']),
+    ([*CLOSED, "plan.start.kind=independent"], ['plan.weights = "current"', "sampled", "[behaviour]"]),
+    ([*CLOSED, "plan.start.kind=independent", "plan.weights=behaviour"], ["plan.weights", "[behaviour]", "both"]),
+    (["behaviour={slope=0.1}"], ["plan.weights", "[behaviour]", "neither"]),
+    (["plan.weights=behaviour", "behaviour={slope=-1}"], ["behaviour.slope and flat", "not be negative"]),
+    (["plan.weights=behaviour", "behaviour={most=1}"], ["behaviour.most", "[0, 1)"]),
+    (['plan.window={kind="closed"}'], ["plan.window", "likelihood"]),
+]
+
+
+@pytest.mark.parametrize(("sets", "words"), SENSELESS, ids=str)
+def test_pieces_that_do_not_go_together_are_refused_before_weights_are_opened(sets, words):
+    _refused(command("train", sets=["model.start=nowhere.safetensors", *sets]), *words)
+
+
 @pytest.mark.parametrize("key", CONTRACT)
 def test_a_setting_of_the_contract_is_there(key):
     node = open_recipe(None, "train")[1]

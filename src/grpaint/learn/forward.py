@@ -175,7 +175,7 @@ class AdvantageWeightedMatching(Forward):
     """Advantage weighted matching (arXiv 2509.25050): minus the pre-training loss takes the place of log-likelihood.
 
     l = -h(u) with u the mean squared error of ``target``; PPO's clipped surrogate on exp(l - l_old) with A / ``clip``,
-    plus ``kl_behaviour`` times the mean squared difference of velocities to the behaviour weights. ``weight`` is h: u,
+    plus ``kl_behaviour`` times the mean squared difference of ``target`` to the behaviour weights'. ``weight`` is h: u,
     t u, t^2 u, or "ghuber" (t / p) ((u + 1e-10)^p - 1e-10^p) with p = 1/4; t = sigma / (alpha + sigma).
     """
 
@@ -198,7 +198,8 @@ class AdvantageWeightedMatching(Forward):
         gain = (advantage / self.clip).clamp(-1, 1)
         gap = self._likelihood(seen, seen.now) - self._likelihood(seen, seen.old)
         ratio = gap.exp()
-        loss = clip_loss(ratio, gain, self.low, self.high) + self.kl_behaviour * velocity_mse(seen.now, seen.old)
+        drift = per_row(matching_error(self.target, seen.now, seen.old.x0, seen.old.eps, seen.here) ** 2)
+        loss = clip_loss(ratio, gain, self.low, self.high) + self.kl_behaviour * drift
         stopped = clip_stops(ratio.detach(), gain, self.low, self.high)
         return loss, {"log_ratio": gap.detach().abs(), "clip_fraction": stopped.float()}
 
