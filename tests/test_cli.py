@@ -66,7 +66,7 @@ def test_list_says_a_line_about_each(topic):
     assert plain.code == 0
     assert [line.split()[0] for line in plain.out.splitlines()] == list(found)
     for name, about in found.items():
-        assert f"{name:28}{about}".rstrip() in plain.out.splitlines()
+        assert f"{name:32}{about}".rstrip() in plain.out.splitlines()
 
 
 def test_list_has_what_the_catalog_has():

@@ -167,7 +167,7 @@ def list_(
         raise ConfigError(f"list {what}: no such list. There are: {', '.join(TOPICS)}.")
     found = listing(what)
     typer.echo(
-        json.dumps(found) if as_json else "\n".join(f"{name:28}{about}".rstrip() for name, about in found.items())
+        json.dumps(found) if as_json else "\n".join(f"{name:32}{about}".rstrip() for name, about in found.items())
     )
 
 

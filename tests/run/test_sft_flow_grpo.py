@@ -47,7 +47,7 @@ def test_a_resumed_run_equals_the_straight_one(straight, tmp_path):
 
 
 def test_half_of_the_groups_enter_at_a_reference_and_the_distance_speaks_of_them_alone():
-    recipe, _ = open_recipe(RECIPE, "train", [*(f"train.{n}" for n in ("prompts=4", "group_size=3")), "precision=fp32"])
+    recipe, _ = open_recipe(RECIPE, "train", ["train.prompts=4", "train.group_size=3", "plan.window.low=4"])
     policy = recipe.model.load(Runtime("cpu", "fp32"))
     levels = [sigma / (alpha + sigma) for _, alpha, sigma in policy.path.grid(recipe.plan.steps)]
     enter = next(step for step, level in enumerate(levels) if level <= recipe.plan.start.strength)
