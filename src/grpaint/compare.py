@@ -133,8 +133,8 @@ def load(job: Job) -> Record:
     record: Record = json.loads(job.record.read_text(encoding="utf-8"))
     if record["fingerprint"] != job.fingerprint():
         raise ConfigError(
-            f"{job.record}: made with other settings (budget, recipe or search) than this command's. Name another --out, "
-            "or remove it."
+            f"{job.record}: made with other settings (budget, recipe or search) than this command's. Take another "
+            "--out, or remove it."
         )
     return record
 

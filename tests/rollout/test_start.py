@@ -154,3 +154,14 @@ def test_rows_that_enter_at_the_first_step_are_still_references() -> None:
     _, entry, references = begin(Reference(strength=0.95), policy, members(4, 3))
     assert not entry.any()
     assert references.sum() == 6
+
+
+def test_reference_rows_of_a_group_can_share_their_noise() -> None:
+    policy, group = model(VP), members(4, 3)
+    x, entry, references = begin(Reference(noise="group"), policy, group)
+    assert len(x.flatten(1).unique(dim=0)) == 4
+    _, other_entry, other_references = begin(Reference(), policy, group)
+    assert torch.equal(entry, other_entry)
+    assert torch.equal(references, other_references)
+    fresh = policy.noise((0, 0, "start"), range(4))[group]
+    assert torch.equal(x[~references], fresh[~references])

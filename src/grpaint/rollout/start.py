@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -75,10 +75,12 @@ class Reference:
     """A ``share`` of the groups begins at its prompt's reference image, noised to ``strength``; the rest at noise.
 
     Such rows enter at the first grid point whose noise level sigma / (alpha + sigma) is at or below ``strength``.
+    ``noise``: each sample its own, or one a prompt, so that only the noisy steps make a group differ.
     """
 
     strength: float = 0.6
     share: float = 0.5
+    noise: Literal["own", "group"] = "own"
 
     shared = False
 
@@ -90,7 +92,7 @@ class Reference:
     def begin(
         self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
     ) -> Begin:
-        eps = _noise(policy, len(group), key)
+        eps = _noise(policy, len(group), key) if self.noise == "own" else _noise(policy, len(prompts), key)[group]
         chosen = permutation((*key, "reference"), len(prompts))[: round(self.share * len(prompts))]
         enter = self.enter(grid)
         place, x = grid[enter], eps

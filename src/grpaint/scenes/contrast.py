@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,6 @@ from grpaint.core.files import write_weights
 from grpaint.core.rng import noise, uniform
 from grpaint.scenes.captions import (
     COLOURS,
-    COUNTS,
     HELD_OUT_KINDS,
     KINDS,
     RELATIONS,
@@ -42,8 +42,8 @@ from grpaint.scenes.render import draw_of, render
 from grpaint.scenes.scorer import SHIPPED, Scorer
 
 WRONG = 6  # further wrong captions an image
-EVERY = 200
-_WORDS = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "count": range(2, len(COUNTS) + 1)}
+EVERY = 200  # iterations between two lines of output
+_WORDS: dict[str, Sequence[Any]] = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "count": (2, 3, 4)}
 
 
 # -- wrong captions ---------------------------------------------------------------------------------------------------
@@ -158,10 +158,8 @@ def contrast(scorer: Scorer, images: Tensor, captions: Sequence[Caption], wrong:
     """
     count = len(captions)
     every = [str(caption) for caption in captions] + [str(other) for row in wrong for other in row]
-    texts, back = list(dict.fromkeys(every)), {}
-    for text in texts:
-        back[text] = len(back)
-    features = scorer.text_features(texts)[[back[text] for text in every]]
+    texts = {text: number for number, text in enumerate(dict.fromkeys(every))}
+    features = scorer.text_features(list(texts))[[texts[text] for text in every]]
     with torch.autocast("cpu", torch.bfloat16):
         seen = scorer.image_features(images).float()
     scale = scorer.log_scale.clamp(max=4.6).exp()
@@ -176,7 +174,7 @@ def train(iterations: int, seed: int, batch: int = 128, learning_rate: float = 1
     """A scorer after every so many iterations and at the end."""
     with torch.random.fork_rng(devices=[]):  # module initialisation reads the global generator
         torch.manual_seed(seed)
-        scorer = Scorer().to(memory_format=torch.channels_last)
+        scorer = Scorer().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(scorer.parameters(), learning_rate, (0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, iterations, pct_start=0.05)
     for iteration in range(iterations):
