@@ -169,11 +169,7 @@ def list_(
     found = listing(what)
     width = max(map(len, found)) + 2
     typer.echo(
-<<<<<<< HEAD
         json.dumps(found) if as_json else "\n".join(f"{name:<{width}}{about}".rstrip() for name, about in found.items())
-=======
-        json.dumps(found) if as_json else "\n".join(f"{name:32}{about}".rstrip() for name, about in found.items())
->>>>>>> scorer
     )
 
 

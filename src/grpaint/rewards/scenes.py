@@ -31,13 +31,8 @@ class SceneChecker:
 class SceneScorer:
     """How well image and caption agree by a small learned scorer, the embedded world's stand-in for CLIP: a cosine.
 
-<<<<<<< HEAD
-    ``enough``: an agreement from which on more is no better. What is right still varies, and the std of a group
-    that is all right would blow that up to advantages of 1.
-=======
     ``enough``: an agreement from which on more is no better. What is right still varies a little, and the std of a
     group that is all right would blow that up to advantages of 1.
->>>>>>> scorer
     """
 
     enough: float = 1.0
