@@ -154,6 +154,34 @@ def show(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False) 
         show_recipe(Console(), name, settings, step_table(loaded), costs(loaded))
 
 
+@app.command()
+def compare(  # noqa: PLR0913 - reason: one argument a flag
+    methods: Annotated[list[str], typer.Argument(metavar="METHOD...", help="Recipes of one world.")],
+    seeds: Annotated[str, typer.Option(help="Numbers, separated by commas.")] = "0,1,2,3,4",
+    budget_evaluations: Annotated[int, typer.Option(help="Model evaluations of a run.")] = 0,
+    budget_minutes: Annotated[float, typer.Option(help="Or processor minutes of a run, by a calibration.")] = 0.0,
+    world: Annotated[str, typer.Option(help="scenes, scenes-epsilon, ..")] = "scenes",
+    only: Annotated[list[str] | None, typer.Option(help="Run these methods alone; the page shows all.")] = None,
+    shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts.")] = "1/1",
+    search: Annotated[bool, typer.Option("--search", help="First search rates and clip ranges.")] = False,
+    baseline: Annotated[str | None, typer.Option(help="Compared with; the first method if unset.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run.")] = False,
+    out: Annotated[Path, typer.Option(help="Records, comparison.json, the page.")] = Path("comparison"),
+    sets: Sets = None,
+) -> None:
+    """Train methods against each other at equal cost, over several seeds; repeat the command to go on."""
+    from grpaint.compare import Comparison, asked
+
+    numbers = asked("--seeds", seeds)
+    comparison = Comparison(
+        tuple(methods), world, numbers, budget_evaluations, budget_minutes, out.resolve(), tuple(sets or [])
+    )
+    comparison.check(only or [], baseline)
+    comparison.go(
+        only=only or methods, shard=shard, search=search, baseline=baseline or methods[0], dry=dry_run, log=typer.echo
+    )
+
+
 @app.command(name="list")
 def list_(
     what: Annotated[str, typer.Argument(help="methods, recipes, models, rewards or samplers")] = "methods",

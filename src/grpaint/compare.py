@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from grpaint.core.errors import ConfigError, RunError
+from grpaint.run.comparison_page import COSTS, page, plot, summaries
 from grpaint.run.config import TrainRecipe, open_recipe
 from grpaint.run.folder import RunFolder
 from grpaint.run.outlook import costs
@@ -25,6 +26,7 @@ EVALUATIONS = 9  # of a run, about
 SEARCH_SEED, SEARCH_SHARE = 100, 0.25
 RATES, CLIPS = (0.5, 1.0, 2.0), (1.0, 0.1)
 MILLISECONDS = 0.6  # of processor time an evaluation, before anything was measured
+WORKERS = len(os.sched_getaffinity(0))
 
 Record = dict[str, Any]
 
@@ -64,9 +66,39 @@ class Comparison:
     methods: tuple[str, ...]
     world: str
     seeds: tuple[int, ...]
-    budget: int
+    evaluations: int
+    minutes: float
     out: Path
     sets: tuple[str, ...] = ()
+
+    def check(self, only: Sequence[str], baseline: str | None) -> None:
+        """Refuse what cannot be compared, in one line.
+
+        Raises:
+            ConfigError: with the reason and the way out.
+        """
+        if (self.evaluations > 0) == (self.minutes > 0):
+            raise ConfigError("compare: give --budget-evaluations or --budget-minutes, one of them and above 0.")
+        for name in (*only, *([baseline] if baseline else [])):
+            if name not in self.methods:
+                raise ConfigError(f"{name}: not among the methods compared: {', '.join(self.methods)}.")
+        for method in self.methods:
+            self.job(method, 0, "runs", method, 1).open()
+
+    def budget(self, method: str) -> int:
+        """Model evaluations of a run; from minutes, by what the method's calibration took for one."""
+        if self.evaluations:
+            return self.evaluations
+        file, rate = self.calibration(method).record, MILLISECONDS / 1000
+        if file.is_file():
+            record = load(self.calibration(method))
+            rate = record["cpu_s"] / record["evaluations"]
+        return max(1, round(60 * self.minutes / rate))
+
+    def calibration(self, method: str) -> Job:
+        """A few iterations, to learn what a model evaluation of this method takes."""
+        recipe, _ = open_recipe(f"{self.world}/{method}", "train", self.sets)
+        return self.job(method, 0, "calibration", method, 5 * costs(recipe).get("evaluations_iteration", 0))
 
     def job(self, method: str, seed: int, folder: str, name: str, budget: int, *extra: str) -> Job:
         """A run of ``method`` for ``budget`` model evaluations."""
@@ -97,16 +129,15 @@ class Comparison:
                     if "low" in surrogate:
                         extra += [f"objective.surrogate.{end}={clip * surrogate[end]:.6g}" for end in ("low", "high")]
                     name = f"{method}-rate{rate:g}-clip{clip:g}"
-                    jobs.append(
-                        self.job(method, SEARCH_SEED, "search", name, round(self.budget * SEARCH_SHARE), *extra)
-                    )
+                    share = round(self.budget(method) * SEARCH_SHARE)
+                    jobs.append(self.job(method, SEARCH_SEED, "search", name, share, *extra))
         return jobs
 
     def runs(self) -> list[Job]:
         """Every method with every seed, seeds outermost, with what the search found best for it where there was one."""
         best = {method: self.best(method) for method in self.methods}
         return [
-            self.job(method, seed, "runs", f"{method}-seed{seed}", self.budget, *best[method])
+            self.job(method, seed, "runs", f"{method}-seed{seed}", self.budget(method), *best[method])
             for seed in self.seeds
             for method in self.methods
         ]
@@ -118,6 +149,29 @@ class Comparison:
         if len(found) < len(jobs):
             return ()
         return tuple(s for s in max(found, key=lambda pair: pair[0])[1].sets if _searched(s))
+
+    def go(
+        self, *, only: Sequence[str], shard: str, search: bool, baseline: str, dry: bool, log: Callable[[str], None]
+    ) -> None:
+        """Make what is missing, then comparison.json, the plots and the page from all that is there."""
+        mine = dataclasses.replace(self, methods=tuple(only))
+        stages = [mine.search] if search else []
+        if self.minutes:
+            stages.insert(0, lambda: [mine.calibration(method) for method in only])
+        for stage in (*stages, mine.runs):
+            jobs = missing(part(stage(), shard))
+            if dry:
+                _say(jobs, collect(self.runs()), log)
+            elif jobs:
+                log(f"{len(jobs)} runs, {min(WORKERS, len(jobs))} at once")
+                execute(jobs, self.out / "work", log, WORKERS)
+        if dry:
+            return
+        every = self.runs()
+        records = collect(every)
+        absent = [job.name for job in every if not job.record.is_file()]
+        write(self.out, records, title=f"grpaint: methods compared on {self.world}", baseline=baseline, absent=absent)
+        log(f"{len(records)} of {len(every)} runs; {self.out / 'comparison.html'}")
 
 
 def _searched(item: str) -> bool:
@@ -152,12 +206,15 @@ def missing(jobs: Sequence[Job]) -> list[Job]:
     return [job for job in jobs if not (job.record.is_file() and load(job))]
 
 
-def outlook(jobs: Sequence[Job], done: Sequence[Record]) -> Iterator[tuple[str, int, float]]:
-    """Name, model evaluations and processor hours of each job, from what finished ones took where there are any."""
+def _say(jobs: Sequence[Job], done: Sequence[Record], log: Callable[[str], None]) -> None:
+    """Runs, model evaluations and processor hours, from what finished runs took where there are any."""
     used = sum(record["evaluations"] for record in done)
     rate = sum(record["cpu_s"] for record in done) / used if used else MILLISECONDS / 1000
     for job in jobs:
-        yield job.name, job.evaluations, job.evaluations * rate / 3600
+        log(f"{job.name:48}{job.evaluations:>10,} evaluations{job.evaluations * rate / 3600:7.2f} h")
+    total = sum(job.evaluations for job in jobs)
+    hours = total * rate / 3600
+    log(f"{len(jobs)} runs, {total:,} model evaluations, {hours:.1f} processor hours, {hours / WORKERS:.1f} h here")
 
 
 def execute(jobs: Sequence[Job], work: Path, log: Callable[[str], None], workers: int) -> None:
@@ -251,9 +308,25 @@ def collect(jobs: Sequence[Job]) -> list[Record]:
     return [load(job) for job in jobs if job.record.is_file()]
 
 
-def write(out: Path, records: Sequence[Mapping[str, Any]], page: str) -> None:
-    """comparison.json and the page."""
+def write(out: Path, records: Sequence[Record], *, title: str, baseline: str, absent: Sequence[str]) -> None:
+    """comparison.json, the plots, and the page."""
     out.mkdir(parents=True, exist_ok=True)
     plain = [{key: value for key, value in record.items() if key != "pictures"} for record in records]
     (out / "comparison.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-    (out / "comparison.html").write_text(page, encoding="utf-8")
+    found = summaries(records)
+    for cost in COSTS if found else ():
+        (out / f"strict-by-{cost.replace('_', '-')}.svg").write_text(plot(found, cost) + "\n", encoding="utf-8")
+    text = page(records, title=title, baseline=baseline, missing=absent)
+    (out / "comparison.html").write_text(text, encoding="utf-8")
+
+
+def asked(key: str, numbers: str) -> tuple[int, ...]:
+    """Numbers separated by commas.
+
+    Raises:
+        ConfigError: where they are none, or not whole numbers from 0, or repeat.
+    """
+    parts = [part.strip() for part in numbers.split(",")]
+    if not all(part.isdigit() for part in parts) or len(set(parts)) < len(parts):
+        raise ConfigError(f"{key} {numbers}: whole numbers from 0, separated by commas, each once; for example 0,1,2.")
+    return tuple(map(int, parts))
