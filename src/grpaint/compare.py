@@ -18,7 +18,7 @@ from PIL import Image
 
 from grpaint.core.errors import ConfigError, RunError
 from grpaint.run.comparison_page import COSTS, page, plot, summaries
-from grpaint.run.config import TrainRecipe, open_recipe
+from grpaint.run.config import TrainRecipe, locate, open_recipe, override, read_toml
 from grpaint.run.folder import RunFolder
 from grpaint.run.outlook import costs
 
@@ -55,8 +55,9 @@ class Job:
         return recipe, settings
 
     def fingerprint(self) -> str:
-        """Of everything that decides the result."""
-        return hashlib.sha256(json.dumps(self.open()[1], sort_keys=True).encode()).hexdigest()[:16]
+        """Of the recipe and the settings given to it; a default that is added later changes nothing."""
+        given = override(read_toml(locate(f"{self.world}/{self.method}")), self.sets)
+        return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -103,19 +104,14 @@ class Comparison:
     def job(self, method: str, seed: int, folder: str, name: str, budget: int, *extra: str) -> Job:
         """A run of ``method`` for ``budget`` model evaluations."""
         recipe, _ = open_recipe(f"{self.world}/{method}", "train", self.sets)
-        iterations = max(1, budget // costs(recipe)["evaluations_iteration"])
-        sets = (
-            *self.sets,
-            f"train.seed={seed}",
-            f"train.evaluations={budget}",
-            "train.iterations=1000000",
-            f"evaluate.every={max(1, iterations // EVALUATIONS)}",
-            f"checkpoint.every={max(1, iterations // EVALUATIONS)}",
-            "evaluate.guided=[]" if folder == "search" else "evaluate.pictures=8",
-            "threads=1",
-            *extra,
-        )
-        return Job(method, self.world, seed, sets, self.out / folder / f"{self.world}-{name}.json", budget)
+        every = max(1, budget // costs(recipe)["evaluations_iteration"] // EVALUATIONS)
+        sets = [*self.sets, f"train.seed={seed}", f"train.evaluations={budget}", "train.iterations=1000000"]
+        sets += [f"checkpoint.every={every}", "threads=1"]
+        if folder == "runs":
+            sets += [f"evaluate.every={every}"]
+        else:  # their last score is all that is asked
+            sets += ["evaluate.every=1000000", "evaluate.guided=[]", "evaluate.pictures=0"]
+        return Job(method, self.world, seed, (*sets, *extra), self.out / folder / f"{self.world}-{name}.json", budget)
 
     def search(self) -> list[Job]:
         """Three learning rates times two clip ranges (where there is one) for each method, on a seed of its own."""
