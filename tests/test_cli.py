@@ -20,6 +20,8 @@ COMMANDS = {
     "sample": "source prompts --seed --out --steps --guidance --set",
     "evaluate": "source --json --set",
     "show": "recipe --set --json",
+    "compare": "methods --seeds --budget-evaluations --budget-minutes --world --only --shard --search --baseline "
+    "--dry-run --out --set",
     "list": "what --json",
 }
 

@@ -47,9 +47,9 @@ def paired_t(differences: Sequence[float]) -> float:
     spread = math.sqrt(sum((value - mean) ** 2 for value in differences) / max(count - 1, 1))
     if count < 2 or not mean:
         return 1.0
-    if not spread:
+    if spread <= 1e-9 * abs(mean):
         return 0.0
-    return 2 * (1 - t_cdf(abs(mean) / spread * math.sqrt(count), count - 1))
+    return max(0.0, 2 * (1 - t_cdf(abs(mean) / spread * math.sqrt(count), count - 1)))
 
 
 def bootstrap_interval(differences: Sequence[float], draws: int = 10_000) -> tuple[float, float]:
