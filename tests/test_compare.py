@@ -16,7 +16,7 @@ METHODS = ("flow-grpo-fast", "diffusion-nft")
 SMALL = (
     "train.prompts=2",
     "train.group_size=3",
-    "plan.steps=6",
+    "plan.steps=8",
     "model.start=random",
     "rewards={bright={kind='" + "FILE" + ":score'}}",
     "evaluate.prompts=6",
