@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from grpaint.backends.files import read_weights, unflatten
 
 import tiny_runs
+from grpaint.core.files import read_weights, unflatten
 from grpaint.run.config import read_toml
 from grpaint.run.loop import stateful
 from tiny_runs import REWARD, TINY, TINY_SFT, command, lines, process, status
