@@ -13,7 +13,21 @@ from torch import Tensor
 from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
 from grpaint.backends.runtime import Runtime
 from grpaint.core import Cps, FlowPath, FlowSde, Prompt
-from grpaint.rollout import Funnel, Plan, Random, Rollout, Shared, Whole, act, optimal_variance, roll
+from grpaint.rollout import (
+    Closed,
+    Funnel,
+    Plan,
+    Random,
+    Rollout,
+    Shared,
+    Sliding,
+    Tail,
+    Whole,
+    act,
+    optimal_variance,
+    roll,
+)
+from grpaint.rollout.prune import ranks
 
 PROMPTS = [Prompt("one"), Prompt("two"), Prompt("three")]
 FUNNEL = Funnel(at=(2, 4), keep=(4, 2))
@@ -215,3 +229,59 @@ def test_a_funnel_behind_the_fork_prunes_groups_of_shared_noise() -> None:
 def test_a_funnel_without_a_score_says_so() -> None:
     with pytest.raises(ValueError, match=r"plan\.prune: a funnel needs something to score"):
         roll(model(), PROMPTS, 8, Plan(steps=6, sampler=Cps(), prune=FUNNEL), iteration=0, seed=0)
+
+
+def test_a_checkpoint_may_stand_where_the_window_closes() -> None:
+    plan = Plan(10, FlowSde(), Sliding(3, 1, 1), prune=Funnel((2,), (6, 3), close=True))
+    plan.check(FlowPath(), 8)
+    assert [plan.course(FlowPath(), iteration, 0).prune for iteration in range(3)] == [
+        {2: 6, 3: 3},
+        {2: 6, 4: 3},
+        {2: 6, 5: 3},
+    ]
+    pruned = rolled_with(plan)
+    assert pruned.group.bincount().tolist() == [3, 3, 3]
+    assert set(pruned.previews) == {2, 6}  # iteration 3: the window is 3, 4, 5
+
+
+def test_a_funnel_at_the_close_goes_with_a_tail() -> None:
+    plan = Plan(10, FlowSde(), Sliding(3, 1, 1), prune=Funnel((), (3,), close=True), tail=Tail(0.5))
+    plan.check(FlowPath(), 8)
+    pruned = rolled_with(plan)
+    assert pruned.group.bincount().tolist() == [3, 3, 3]
+    assert pruned.x0.isfinite().all()
+
+
+def rolled_with(plan: Plan) -> Rollout:
+    return roll(model(), PROMPTS, 8, plan, iteration=3, seed=5, score=brightness)
+
+
+def test_an_audited_group_is_left_whole_in_every_so_manyth_iteration() -> None:
+    plan = Plan(6, FlowSde(), prune=Funnel((2, 4), (4, 2), audit=4))
+    whole = rolled_with(plan)  # iteration 3 is the fourth
+    assert whole.group.bincount().tolist() == [8, 2, 2]
+    assert len(whole.previews[2]) == 12
+    later = roll(model(), PROMPTS, 8, plan, iteration=4, seed=5, score=brightness)
+    assert later.group.bincount().tolist() == [2, 2, 2]
+
+
+def test_ranks_share_what_is_equal() -> None:
+    assert ranks(torch.tensor([3.0, 1.0, 3.0, -2.0, 3.0])).tolist() == [4, 2, 4, 1, 4]
+    assert ranks(torch.tensor([0.5, 0.5])).tolist() == [1.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("plan", "match"),
+    [
+        (Plan(6, FlowSde(), Closed(), prune=Funnel((), (3,), close=True)), "close needs a window"),
+        (Plan(6, Cps(), Random(2, 1, 1), prune=Funnel((3,), (3,)), tail=Tail()), r"prune\.at does not go with a tail"),
+    ],
+)
+def test_funnels_that_make_no_sense_are_refused(plan: Plan, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        plan.check(FlowPath(), 8)
+
+
+def test_a_funnel_of_unequal_lists_is_refused() -> None:
+    with pytest.raises(ValueError, match="one shorter than keep"):
+        Funnel((2,), (3,), close=True)

@@ -1,0 +1,98 @@
+"""Graphs kept from the rollout: the same actions, the same gradients, and no second forward."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from grpaint.backends.gaussian import GaussianModel
+from grpaint.backends.runtime import Runtime
+from grpaint.backends.scenes import Scenes
+from grpaint.core import Cps, FlowSde, Policy, Prompt, noise
+from grpaint.learn import PolicyGradient, StepKl, VelocityMse
+from grpaint.rollout import Funnel, Plan, Random, Rollout, Shared, Sliding, Whole, roll
+
+PROMPTS = [Prompt("a red circle"), Prompt("two blue squares")]
+PLANS = {
+    "whole": Plan(5, FlowSde(), Whole()),
+    "shared window": Plan(6, Cps(0.7), Random(2, 2, 2), start=Shared()),
+    "sliding": Plan(6, Cps(0.7), Sliding(3, 1, 1), start=Shared()),
+    "pruned": Plan(5, FlowSde(), Whole(), prune=Funnel((2,), (3,))),
+}
+ADVANTAGE = torch.tensor([1.0, -0.5, 2.0, 0.0, -1.5, 0.3, 0.7, -0.2])
+
+
+def gaussian() -> Policy:
+    return GaussianModel(spread=1.0).load(Runtime())
+
+
+def scenes() -> Policy:
+    policy = Scenes(start="random").load(Runtime())
+    with torch.no_grad():
+        for number, parameter in enumerate(policy.parameters()):
+            parameter.add_(noise(("perturb",), [number], parameter.shape)[0], alpha=0.03)
+    return policy
+
+
+def rolled(policy: Policy, plan: Plan, *, retain: bool) -> Rollout:
+    def score(images: Tensor, prompts: object) -> Tensor:
+        return images.flatten(1).mean(1)
+
+    return roll(policy, PROMPTS, 4, plan, iteration=1, seed=2, score=score, retain=retain)
+
+
+def gradient(policy: Policy, objective: PolicyGradient, rollout: Rollout) -> Tensor:
+    for parameter in policy.parameters():
+        parameter.grad = None
+    for term in objective(policy, rollout, ADVANTAGE[: len(rollout.group)]):
+        assert (term.measures["ratio_error"] <= 1e-6).all()
+        term.loss.backward()
+    return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("make", [gaussian, scenes])
+@pytest.mark.parametrize("name", PLANS)
+def test_the_same_actions_and_the_same_gradient(name: str, make: object) -> None:
+    policy = make()  # type: ignore[operator]
+    kept, plain = (rolled(policy, PLANS[name], retain=retain) for retain in (True, False))
+    assert torch.equal(kept.x0, plain.x0)
+    for ours, theirs in zip(kept.transitions, plain.transitions, strict=True):
+        assert ours.live
+        assert ours.live[0].mean.requires_grad
+        assert theirs.live is None
+        for part in ("rows", "x", "x_next", "mean", "logp"):
+            assert torch.equal(getattr(ours, part), getattr(theirs, part))
+            assert not getattr(ours, part).requires_grad
+    one, other = (gradient(policy, PolicyGradient(), rollout) for rollout in (kept, plain))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6 * other.abs().max().item())
+    assert one.abs().max() > 0
+
+
+@pytest.mark.parametrize("penalty", [StepKl(0.1), VelocityMse(0.1)], ids=str)
+def test_a_penalty_reads_the_kept_prediction(penalty: StepKl | VelocityMse) -> None:
+    policy = gaussian()
+    policy.blend("reference", 0.0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1)
+    objective = PolicyGradient(penalty=penalty)
+    kept, plain = (rolled(policy, PLANS["whole"], retain=retain) for retain in (True, False))
+    one, other = (gradient(policy, objective, rollout) for rollout in (kept, plain))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_no_forward_is_repeated() -> None:
+    policy = gaussian()
+    kept = rolled(policy, PLANS["shared window"], retain=True)
+    after = policy.meter.counts["training"]
+    assert after == 2 * 2 + 8 * (2 * 3 + 2)  # forward and backward of the window's steps are booked where they run
+    gradient(policy, PolicyGradient(), kept)
+    assert policy.meter.counts["training"] == after
+    gradient(policy, PolicyGradient(), rolled(policy, PLANS["shared window"], retain=False))
+    moving = int((ADVANTAGE != 0).sum())
+    assert policy.meter.counts["training"] == after + 2 * 2 + 8 * 4 + moving * 2 * 3
+
+
+def test_rows_without_advantage_give_no_gradient() -> None:
+    policy = gaussian()
+    kept = rolled(policy, PLANS["whole"], retain=True)
+    assert list(PolicyGradient()(policy, kept, torch.zeros(8))) == []
