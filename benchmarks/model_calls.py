@@ -3,10 +3,10 @@
     OMP_WAIT_POLICY=PASSIVE python benchmarks/model_calls.py [METHOD ...] [--rounds 5] [--set key=value ...]
 
 Rollout, reward, advantage and the update's backward, without optimizer step and anchor, on the base weights.
-Evaluations are counted by the policy's own meter (a forward 1, a backward 2 more); seconds are medians over the rounds, which take
-iterations spread over a window's places. "Unforked" gives every row its own copy of the shared start noise; "retained"
-keeps the graphs of the rollout's noisy steps. Groups without spread are left out of an update, except where their
-graphs are retained already.
+Evaluations are counted by the policy's own meter (a forward 1, a backward 2 more); seconds are medians over the
+rounds, which take iterations spread over a window's places. "Unforked" gives every row its own copy of the shared start
+noise; "retained" keeps the graphs of the rollout's noisy steps. Groups without spread are left out of an update, except
+where their graphs are kept already.
 """
 
 import argparse
