@@ -293,7 +293,8 @@ def _pictures(file: Path) -> str:
     if not file.is_file():
         return ""
     with Image.open(file) as page:
-        small = page.resize((page.width // 2, page.height // 2), Image.Resampling.LANCZOS).quantize(64)
+        small = page.convert("RGB").resize((page.width // 2, page.height // 2), Image.Resampling.LANCZOS)
+        small = small.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     small.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
