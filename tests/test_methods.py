@@ -109,6 +109,7 @@ def test_the_tuned_model_may_leave_the_last_steps_to_the_base(tmp_path: Path) ->
         ("scenes/mix-grpo", "plan.window.size=9", "must fit in 8 steps"),
         ("scenes/dance-grpo", "plan.sampler.kind=ode", "likelihood"),
         ("scenes/ovf", "advantage.keep=1", "keep must be at least 2"),
+        ("scenes/mix-grpo", "plan.base_after=0.8", "evaluate.tuned_share"),
     ],
 )
 def test_pieces_that_do_not_go_together_are_refused_before_weights_load(

@@ -89,6 +89,11 @@ class Plan:
             if self.prune and self.prune.at and self.prune.at[0] < enter:
                 raise ValueError(f"prune.at must not come before step {enter}, where rows with a reference begin")
         reach = self.window.reach(self.steps)
+        if self.base_after < 1 and len(reach):
+            raise ValueError(
+                "base_after leaves steps to the base, which training cannot credit; it is for a closed window. To judge "
+                "or sample that way set evaluate.tuned_share"
+            )
         if self.prune and self.prune.close and not (len(reach) and reach[-1] + 1 < self.steps):
             raise ValueError("prune.close needs a window that closes before the last step; set prune.at instead")
         if self.tail:
