@@ -91,8 +91,8 @@ class Plan:
         reach = self.window.reach(self.steps)
         if self.base_after < 1 and len(reach):
             raise ValueError(
-                "base_after leaves steps to the base, which training cannot credit; it is for a closed window. To judge "
-                "or sample that way set evaluate.tuned_share"
+                "base_after leaves steps to the base, which training cannot credit; it is for a closed window. To "
+                "judge or sample that way set evaluate.tuned_share"
             )
         if self.prune and self.prune.close and not (len(reach) and reach[-1] + 1 < self.steps):
             raise ValueError("prune.close needs a window that closes before the last step; set prune.at instead")
