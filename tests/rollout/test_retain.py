@@ -10,6 +10,8 @@ from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, FlowSde, Policy, Prompt, noise
 from grpaint.learn import PolicyGradient, StepKl, VelocityMse
 from grpaint.rollout import Funnel, Plan, Random, Rollout, Shared, Sliding, Whole, roll
+from grpaint.run.config import open_recipe
+from grpaint.run.outlook import costs
 
 PROMPTS = [Prompt("a red circle"), Prompt("two blue squares")]
 PLANS = {
@@ -96,3 +98,23 @@ def test_rows_without_advantage_give_no_gradient() -> None:
     policy = gaussian()
     kept = rolled(policy, PLANS["whole"], retain=True)
     assert list(PolicyGradient()(policy, kept, torch.zeros(8))) == []
+
+
+def test_show_says_what_the_graphs_hold_and_what_the_iteration_costs() -> None:
+    sets = ["train.retain=true", "train.prompts=2", "train.group_size=4", "precision=fp32", "model.start=random"]
+    recipe, _ = open_recipe("mix-grpo", "train", sets)
+    said = costs(recipe)
+    seen: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    policy = recipe.model.load(Runtime("cpu", "fp32"))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        rollout = roll(policy, recipe.data.prompts(2, 0, 0), 4, recipe.plan, iteration=0, seed=0, retain=True)
+    for parameter in policy.parameters():
+        seen.pop(parameter.data_ptr(), None)
+    assert sum(seen.values()) / 2**20 == pytest.approx(said["retained_mib"], rel=0.1)
+    assert policy.meter.counts["training"] == said["evaluations_rollout"]
+    assert len(rollout.transitions) == 3

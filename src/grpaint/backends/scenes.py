@@ -82,6 +82,25 @@ class Scenes:
         """Shape of one latent."""
         return 3, SIDE, SIDE
 
+    def graph_bytes(self, runtime: Runtime) -> int:
+        """Bytes that autograd keeps of one row's forward, measured on a network never trained."""
+        policy = replace(self, start="random", batch=512).load(runtime)
+        place = self.path.grid(10)[5]
+
+        def kept(rows: int) -> int:
+            seen: dict[int, int] = {}
+
+            def note(tensor: Tensor) -> Tensor:
+                seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+                return tensor
+
+            cond = policy.encode([Prompt("")] * rows)
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                policy.predict(policy.noise(("graph",), range(rows)), place, cond)
+            return sum(seen.values())
+
+        return (kept(3) - kept(1)) // 2
+
     def load(self, runtime: Runtime) -> "ScenePolicy":
         """Open the weights.
 

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from grpaint.backends.runtime import resolve
 from grpaint.learn.forward import Forward
 from grpaint.run.config import Recipe, SftRecipe, TrainRecipe
 
@@ -30,6 +31,16 @@ def rollout_evaluations(recipe: TrainRecipe, iteration: int) -> tuple[int, int]:
     return calls, actions * min(live, getattr(recipe.advantage, "keep", live))
 
 
+def retained_rows(recipe: TrainRecipe) -> int:
+    """Rows whose graphs a rollout of the first iteration keeps, if it keeps them; those that are pruned later too."""
+    live, rows = recipe.train.group_size, 0
+    course = recipe.plan.course(recipe.model.path, 0, recipe.train.seed)
+    for leg in course.legs:
+        rows += live * leg.trained
+        live = course.prune.get(leg.step, live)
+    return recipe.train.prompts * rows
+
+
 def costs(recipe: Recipe) -> dict[str, Any]:
     """The batch plan, the model evaluations of an iteration (a backward counts 2), and the memory of what is kept.
 
@@ -50,6 +61,12 @@ def costs(recipe: Recipe) -> dict[str, Any]:
     if recipe.anchor:
         update += 3 * recipe.anchor.batch * train.updates
     latent = math.prod(recipe.model.sample_shape) * 4
+    held: dict[str, float] = {}
+    if train.retain:  # forward and backward of the noisy steps are booked in the rollout, dead and flat rows' too
+        rows, measure = retained_rows(recipe), getattr(recipe.model, "graph_bytes", None)
+        calls, update = calls + 2 * rows, update - 3 * actions
+        if measure:
+            held["retained_mib"] = round(rows * measure(resolve(recipe.device, recipe.precision)) / 2**20, 1)
     return {
         "prompts": train.prompts,
         "group_size": train.group_size,
@@ -60,4 +77,4 @@ def costs(recipe: Recipe) -> dict[str, Any]:
         "evaluations_update": update * guided,
         "evaluations_iteration": (calls + update) * guided,
         "kept_mib": round(latent * (3 * actions + kept) / 2**20, 2),
-    }
+    } | held
