@@ -125,7 +125,7 @@ class Plan:
                 k,
                 here,
                 there,
-                self.sampler if k in trained else self.outside,
+                self.sampler if k in trained else self.outside if there.sigma else Ode(),  # images end clean
                 k in trained,
                 bool(self.tail) and k >= close,
             )
