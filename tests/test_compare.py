@@ -1,5 +1,6 @@
 """Comparing methods: what runs, what is kept, what is not repeated, and what the page says."""
 
+import dataclasses
 import html.parser
 import json
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tiny_runs
-from grpaint.compare import Comparison, asked
+from grpaint.compare import KEPT, Comparison, Entry, asked
 from grpaint.core.errors import ConfigError
 from grpaint.run.comparison_page import differences, page, plot, summaries
 from tiny_runs import command
@@ -69,7 +70,7 @@ def test_a_record_has_equal_cost_and_scores_over_it(made):
         assert record["cpu_s"] > 0
         assert record["settings"]["train"]["evaluations"] == 500
         assert record["base_guided"]["guidance"] == 1.5
-        assert {"strict", "soft", "background", "denoising_loss", "reward_calls"} <= record["scores"][-1].keys()
+        assert set(KEPT) | {"evaluations", "cpu_s", "reward_calls"} == record["scores"][-1].keys()
 
 
 def test_records_of_other_settings_are_refused_by_name(made):
@@ -101,7 +102,7 @@ def test_a_dry_run_says_and_does_nothing(tmp_path):
         end = command("compare", *METHODS, "--seeds", "0,1,2", "--budget-evaluations", "1000", "--search", "--dry-run")
         assert not Path("comparison").exists()
     assert end.code == 0
-    assert "9 runs, 2,250 model evaluations" in end.out  # six for the clipped one, three for the other, at a quarter
+    assert "6 runs, 1,500 model evaluations" in end.out  # three rates each, at a quarter
     assert "6 runs, 6,000 model evaluations" in end.out
 
 
@@ -117,6 +118,9 @@ def test_a_dry_run_says_and_does_nothing(tmp_path):
         (["flow-grpo-fast", "--budget-evaluations", "9", "--shard", "3/2", "--dry-run"], "--shard 3/2"),
         (["flow-grpo-fast", "--budget-evaluations", "9", "--baseline", "ddpo"], "not among"),
         (["flow-grpo-fast", "--budget-evaluations", "9", "--only", "ddpo"], "not among"),
+        (["flow-grpo-fast", "flow-grpo-fast", "--budget-evaluations", "9"], "named twice"),
+        (["short=flow-grpo-fast", "--budget-evaluations", "9"], "NAME=METHOD:KEY=VALUE"),
+        (["short=flow-grpo-fast:plan.stops=4", "--budget-evaluations", "9"], "plan.stops: no such setting"),
     ],
 )
 def test_bad_input_is_one_line(words, said, tmp_path):
@@ -128,9 +132,11 @@ def test_bad_input_is_one_line(words, said, tmp_path):
 
 
 def test_the_search_decides_the_settings_of_the_runs(tmp_path):
-    comparison = Comparison(("flow-grpo-fast",), "scenes", (0,), 1000, 0.0, tmp_path)
+    twice = ("train.updates=2",)
+    comparison = Comparison((Entry.read("flow-grpo-fast"),), "scenes", (0,), 1000, 0.0, tmp_path, twice)
     jobs = comparison.search()
     assert len(jobs) == 6
+    assert len(dataclasses.replace(comparison, sets=()).search()) == 3  # with one update no clip range ever binds
     assert {job.seed for job in jobs} == {100}
     assert {job.evaluations for job in jobs} == {250}
     plain = comparison.runs()[0]
@@ -145,9 +151,19 @@ def test_the_search_decides_the_settings_of_the_runs(tmp_path):
     assert comparison.runs()[0].fingerprint() == plain.fingerprint()  # an unfinished search decides nothing
 
 
+def test_a_variant_is_a_recipe_under_a_name_of_its_own(tmp_path):
+    entries = Entry.read("pro-grpo"), Entry.read("early=pro-grpo:plan.prune.at=[2,4];train.prompts=3")
+    plain, early = Comparison(entries, "scenes", (0,), 1000, 0.0, tmp_path).runs()
+    assert early.name == "scenes-early-seed0"
+    assert plain.open()[0].plan.prune.at == (5, 7)
+    assert early.open()[0].plan.prune.at == (2, 4)
+    assert early.open()[0].train.prompts == 3
+    assert plain.fingerprint() != early.fingerprint()
+
+
 def _record(method, seed, strict):
     scores = [
-        {"strict": value, "soft": 0.8, "background": 0.01, "denoising_loss": 0.03}
+        {"strict": value, "soft": 0.8, "background": 0.01, "patch_energy": 1e-5, "denoising_loss": 0.03}
         | {"iteration": at, "evaluations": 1000 * at, "cpu_s": 1.0 * at, "reward_calls": 10 * at}
         for at, value in enumerate(strict)
     ]

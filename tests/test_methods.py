@@ -106,7 +106,7 @@ def test_the_tuned_model_may_leave_the_last_steps_to_the_base(tmp_path: Path) ->
         ("scenes/mix-grpo-flash", "plan.prune={at=[5],keep=[4]}", "prune.close"),
         ("scenes/mix-grpo-flash", 'plan.outside={kind="cps",eta=0.5}', "noise-free"),
         ("scenes/pro-grpo", "plan.prune.at=[5, 10]", "prune.at must lie in 1..9"),
-        ("scenes/mix-grpo", "plan.window.size=9", "must fit in 8 steps"),
+        ("scenes/mix-grpo", "plan.window.size=11", "must fit in 10 steps"),
         ("scenes/dance-grpo", "plan.sampler.kind=ode", "likelihood"),
         ("scenes/ovf", "advantage.keep=1", "keep must be at least 2"),
         ("scenes/mix-grpo", "plan.base_after=0.8", "evaluate.tuned_share"),

@@ -156,7 +156,9 @@ def show(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False) 
 
 @app.command()
 def compare(  # noqa: PLR0913 - reason: one argument a flag
-    methods: Annotated[list[str], typer.Argument(metavar="METHOD...", help="Recipes of one world.")],
+    methods: Annotated[
+        list[str], typer.Argument(metavar="METHOD...", help="Recipes of one world, or NAME=METHOD:KEY=VALUE;KEY=VALUE.")
+    ],
     seeds: Annotated[str, typer.Option(help="Numbers, separated by commas.")] = "0,1,2,3,4",
     budget_evaluations: Annotated[int, typer.Option(help="Model evaluations of a run.")] = 0,
     budget_minutes: Annotated[float, typer.Option(help="Or processor minutes of a run, by a calibration.")] = 0.0,
@@ -170,15 +172,16 @@ def compare(  # noqa: PLR0913 - reason: one argument a flag
     sets: Sets = None,
 ) -> None:
     """Train methods against each other at equal cost, over several seeds; repeat the command to go on."""
-    from grpaint.compare import Comparison, asked
+    from grpaint.compare import Comparison, Entry, asked
 
-    numbers = asked("--seeds", seeds)
+    numbers, entries = asked("--seeds", seeds), tuple(Entry.read(word) for word in methods)
     comparison = Comparison(
-        tuple(methods), world, numbers, budget_evaluations, budget_minutes, out.resolve(), tuple(sets or [])
+        entries, world, numbers, budget_evaluations, budget_minutes, out.resolve(), tuple(sets or [])
     )
     comparison.check(only or [], baseline)
+    names = [entry.name for entry in entries]
     comparison.go(
-        only=only or methods, shard=shard, search=search, baseline=baseline or methods[0], dry=dry_run, log=typer.echo
+        only=only or names, shard=shard, search=search, baseline=baseline or names[0], dry=dry_run, log=typer.echo
     )
 
 

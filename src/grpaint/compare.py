@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from grpaint.run.config import TrainRecipe, locate, open_recipe, override, read_
 from grpaint.run.folder import RunFolder
 from grpaint.run.outlook import costs
 
+KEPT = ("iteration", "strict", "soft", "background", "patch_energy", "denoising_loss")
 EVALUATIONS = 9  # of a run, about
 SEARCH_SEED, SEARCH_SHARE = 100, 0.25
 RATES, CLIPS = (0.5, 1.0, 2.0), (1.0, 0.1)
@@ -32,15 +34,47 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A method in a comparison: a recipe, or a variant of one under a name of its own."""
+
+    name: str
+    recipe: str
+    sets: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, word: str) -> "Entry":
+        """``METHOD``, or ``NAME=METHOD:KEY=VALUE;KEY=VALUE``.
+
+        Raises:
+            ConfigError: where it is neither.
+        """
+        name, equals, rest = word.partition("=")
+        recipe, colon, sets = rest.partition(":")
+        if not equals:
+            return cls(word, word)
+        if not (colon and recipe and sets and re.fullmatch(r"[\w.-]+", name)):
+            raise ConfigError(
+                f"{word}: write a variant as NAME=METHOD:KEY=VALUE;KEY=VALUE, for example "
+                '"early=pro-grpo:plan.prune.at=[2,4]".'
+            )
+        return cls(name, recipe, tuple(sets.split(";")))
+
+
+@dataclass(frozen=True)
 class Job:
     """One run: a recipe with its settings, and where its record goes."""
 
-    method: str
+    entry: "Entry"
     world: str
     seed: int
     sets: tuple[str, ...]
     record: Path
     evaluations: int
+
+    @property
+    def recipe(self) -> str:
+        """WORLD/METHOD."""
+        return f"{self.world}/{self.entry.recipe}"
 
     @property
     def name(self) -> str:
@@ -49,14 +83,14 @@ class Job:
 
     def open(self) -> tuple[TrainRecipe, dict[str, Any]]:
         """The recipe that this job runs."""
-        recipe, settings = open_recipe(f"{self.world}/{self.method}", "train", self.sets)
+        recipe, settings = open_recipe(self.recipe, "train", self.sets)
         if not isinstance(recipe, TrainRecipe):
-            raise ConfigError(f"{self.method}: only methods that train can be compared.")
+            raise ConfigError(f"{self.entry.recipe}: only methods that train can be compared.")
         return recipe, settings
 
     def fingerprint(self) -> str:
         """Of the recipe and the settings given to it; a default that is added later changes nothing."""
-        given = override(read_toml(locate(f"{self.world}/{self.method}")), self.sets)
+        given = override(read_toml(locate(self.recipe)), self.sets)
         return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -64,7 +98,7 @@ class Job:
 class Comparison:
     """What is compared, and where its files go."""
 
-    methods: tuple[str, ...]
+    entries: tuple[Entry, ...]
     world: str
     seeds: tuple[int, ...]
     evaluations: int
@@ -80,67 +114,81 @@ class Comparison:
         """
         if (self.evaluations > 0) == (self.minutes > 0):
             raise ConfigError("compare: give --budget-evaluations or --budget-minutes, one of them and above 0.")
+        methods = [entry.name for entry in self.entries]
         for name in (*only, *([baseline] if baseline else [])):
-            if name not in self.methods:
-                raise ConfigError(f"{name}: not among the methods compared: {', '.join(self.methods)}.")
-        for method in self.methods:
-            self.job(method, 0, "runs", method, 1).open()
+            if name not in methods:
+                raise ConfigError(f"{name}: not among the methods compared: {', '.join(methods)}.")
+        for name in methods:
+            if methods.count(name) > 1:
+                raise ConfigError(f"{name}: named twice among the methods compared.")
+        for entry in self.entries:
+            self.job(entry, 0, "runs", entry.name, 1).open()
 
-    def budget(self, method: str) -> int:
+    def budget(self, entry: Entry) -> int:
         """Model evaluations of a run; from minutes, by what the method's calibration took for one."""
         if self.evaluations:
             return self.evaluations
-        file, rate = self.calibration(method).record, MILLISECONDS / 1000
+        file, rate = self.calibration(entry).record, MILLISECONDS / 1000
         if file.is_file():
-            record = load(self.calibration(method))
+            record = load(self.calibration(entry))
             rate = record["cpu_s"] / record["evaluations"]
         return max(1, round(60 * self.minutes / rate))
 
-    def calibration(self, method: str) -> Job:
-        """A few iterations, to learn what a model evaluation of this method takes."""
-        recipe, _ = open_recipe(f"{self.world}/{method}", "train", self.sets)
-        return self.job(method, 0, "calibration", method, 5 * costs(recipe).get("evaluations_iteration", 0))
+    def open(self, entry: Entry) -> tuple[TrainRecipe, dict[str, Any]]:
+        """The recipe of an entry, before budgets and seeds."""
+        return Job(entry, self.world, 0, (*self.sets, *entry.sets), self.out, 0).open()
 
-    def job(self, method: str, seed: int, folder: str, name: str, budget: int, *extra: str) -> Job:
-        """A run of ``method`` for ``budget`` model evaluations."""
-        recipe, _ = open_recipe(f"{self.world}/{method}", "train", self.sets)
+    def calibration(self, entry: Entry) -> Job:
+        """A few iterations, to learn what a model evaluation of this method takes."""
+        recipe, _ = self.open(entry)
+        return self.job(entry, 0, "calibration", entry.name, 5 * costs(recipe).get("evaluations_iteration", 0))
+
+    def job(self, entry: Entry, seed: int, folder: str, name: str, budget: int, *extra: str) -> Job:
+        """A run of a method for ``budget`` model evaluations."""
+        recipe, _ = self.open(entry)
         every = max(1, budget // costs(recipe)["evaluations_iteration"] // EVALUATIONS)
-        sets = [*self.sets, f"train.seed={seed}", f"train.evaluations={budget}", "train.iterations=1000000"]
-        sets += [f"checkpoint.every={every}", "threads=1"]
+        sets = [*self.sets, *entry.sets, f"train.seed={seed}", f"train.evaluations={budget}"]
+        sets += ["train.iterations=1000000", f"checkpoint.every={every}", "threads=1"]
         if folder == "runs":
             sets += [f"evaluate.every={every}"]
         else:  # their last score is all that is asked
             sets += ["evaluate.every=1000000", "evaluate.guided=[]", "evaluate.pictures=0"]
-        return Job(method, self.world, seed, (*sets, *extra), self.out / folder / f"{self.world}-{name}.json", budget)
+        return Job(entry, self.world, seed, (*sets, *extra), self.out / folder / f"{self.world}-{name}.json", budget)
 
     def search(self) -> list[Job]:
-        """Three learning rates times two clip ranges (where there is one) for each method, on a seed of its own."""
+        """Three learning rates times two clip ranges for each method, on a seed of its own.
+
+        A clip range acts from the second update of a rollout on: before the first the ratio is exactly 1. Where a
+        rollout is used for one update the second range would repeat the first bit for bit, and is left out.
+        """
         jobs = []
-        for method in self.methods:
-            _, plain = open_recipe(f"{self.world}/{method}", "train", self.sets)
+        for entry in self.entries:
+            recipe, plain = self.open(entry)
             surrogate = plain["objective"].get("surrogate", {})
+            clips = recipe.train.updates > 1 and "low" in surrogate
             for rate in RATES:
-                for clip in CLIPS if "low" in surrogate else CLIPS[:1]:
-                    extra = [f"train.learning_rate={rate * plain['train']['learning_rate']:.6g}"]
-                    if "low" in surrogate:
+                for clip in CLIPS if clips else CLIPS[:1]:
+                    extra = [f"train.learning_rate={rate * recipe.train.learning_rate:.6g}"]
+                    name = f"{entry.name}-rate{rate:g}"
+                    if clips:
                         extra += [f"objective.surrogate.{end}={clip * surrogate[end]:.6g}" for end in ("low", "high")]
-                    name = f"{method}-rate{rate:g}-clip{clip:g}"
-                    share = round(self.budget(method) * SEARCH_SHARE)
-                    jobs.append(self.job(method, SEARCH_SEED, "search", name, share, *extra))
+                        name += f"-clip{clip:g}"
+                    share = round(self.budget(entry) * SEARCH_SHARE)
+                    jobs.append(self.job(entry, SEARCH_SEED, "search", name, share, *extra))
         return jobs
 
     def runs(self) -> list[Job]:
         """Every method with every seed, seeds outermost, with what the search found best for it where there was one."""
-        best = {method: self.best(method) for method in self.methods}
+        best = {entry: self.best(entry) for entry in self.entries}
         return [
-            self.job(method, seed, "runs", f"{method}-seed{seed}", self.budget(method), *best[method])
+            self.job(entry, seed, "runs", f"{entry.name}-seed{seed}", self.budget(entry), *best[entry])
             for seed in self.seeds
-            for method in self.methods
+            for entry in self.entries
         ]
 
-    def best(self, method: str) -> tuple[str, ...]:
+    def best(self, entry: Entry) -> tuple[str, ...]:
         """The settings with which the search of a method ended highest; none before it is complete."""
-        jobs = dataclasses.replace(self, methods=(method,)).search()
+        jobs = dataclasses.replace(self, entries=(entry,)).search()
         found = [(load(job)["scores"][-1]["strict"], job) for job in jobs if job.record.is_file()]
         if len(found) < len(jobs):
             return ()
@@ -150,10 +198,10 @@ class Comparison:
         self, *, only: Sequence[str], shard: str, search: bool, baseline: str, dry: bool, log: Callable[[str], None]
     ) -> None:
         """Make what is missing, then comparison.json, the plots and the page from all that is there."""
-        mine = dataclasses.replace(self, methods=tuple(only))
+        mine = dataclasses.replace(self, entries=tuple(entry for entry in self.entries if entry.name in only))
         stages = [mine.search] if search else []
         if self.minutes:
-            stages.insert(0, lambda: [mine.calibration(method) for method in only])
+            stages.insert(0, lambda: [mine.calibration(entry) for entry in mine.entries])
         for stage in (*stages, mine.runs):
             jobs = missing(part(stage(), shard))
             if dry:
@@ -240,7 +288,7 @@ def execute(jobs: Sequence[Job], work: Path, log: Callable[[str], None], workers
 def _run(job: Job, work: Path) -> tuple[int, str]:
     """One job to its end, and its record written; the code and what was said where it failed."""
     folder = RunFolder(work / "runs" / job.name)
-    words = ["train", f"{job.world}/{job.method}", "--name", job.name]
+    words = ["train", job.recipe, "--name", job.name]
     if folder.path.exists():
         words.append("--resume")
     for item in job.sets:
@@ -269,11 +317,12 @@ def record_of(job: Job, folder: RunFolder) -> Record:
     scores = []
     for line in judged:
         evaluations, seconds, asked = used[line["iteration"]]
-        kept = {name: line[name] for name in ("iteration", "strict", "soft", "background", "denoising_loss")}
+        kept = {name: line[name] for name in KEPT}
         scores.append(kept | {"evaluations": evaluations, "cpu_s": round(seconds, 2), "reward_calls": asked})
     guided = judged[0].get("base_guided")
     return {
-        "method": job.method,
+        "method": job.entry.name,
+        "recipe": job.entry.recipe,
         "world": job.world,
         "seed": job.seed,
         "fingerprint": job.fingerprint(),

@@ -1,6 +1,7 @@
 """The two loops: supervised, and reinforcement learning. Neither knows which method it runs."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from grpaint.backends.runtime import Runtime, has_matrix_units
 from grpaint.backends.runtime import resolve as resolve_runtime
 from grpaint.core.errors import ConfigError, RunError
 from grpaint.core.files import read_weights, unflatten
+from grpaint.core.policy import Prompt
 from grpaint.core.rng import permutation
 from grpaint.evaluate import best_guided, captioned, evaluate, sample
 from grpaint.learn.objective import Term
@@ -131,8 +133,12 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
     """Stage two: roll out groups, score them, and move towards what scored above its group."""
     settings, policy, rewards = recipe.train, loop.policy, recipe.reward_set()
 
-    def preview(images: Tensor, prompts: Any) -> Tensor:
-        return rewards.score(images, prompts).total()
+    asked: list[int] = []
+
+    def score(images: Tensor, prompts: Sequence[Prompt], references: Tensor) -> RewardTable:
+        table = rewards.score(images, prompts, references)
+        asked.append(len(images) * len(table.columns))
+        return table
 
     if not loop.done:
         _follow(recipe, policy, -1)
@@ -146,12 +152,12 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
                 recipe.plan,
                 iteration=iteration,
                 seed=settings.seed,
-                score=preview,
+                score=lambda *seen: score(*seen).total(),
                 retain=settings.retain,
             )
         with loop.phase("reward"), torch.no_grad():
             images = policy.decode(rollout.x0)
-            table = rewards.score(images, [prompts[i] for i in rollout.group.tolist()], rollout.references)
+            table = score(images, [prompts[i] for i in rollout.group.tolist()], rollout.references)
             advantage = recipe.advantage(table, rollout)
         with loop.phase("update"):
             for number, rows in enumerate(_parts(rollout, settings.updates)):
@@ -161,6 +167,8 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
                     measures = {name: value for name, value in measures.items() if "ratio_error" not in name}
                 loop.record({f"policy/{name}": value for name, value in measures.items()})
         loop.record(_summary(rollout, table, advantage) | _audit(recipe, rollout, table))
+        loop.record({"cost/reward_calls": sum(asked)})
+        asked.clear()
         _observe(recipe, measures)
         _follow(recipe, policy, iteration)
 
@@ -198,7 +206,6 @@ def _summary(rollout: Rollout, table: RewardTable, advantage: Tensor) -> dict[st
     flat = sum(not moving[rollout.group == number].any() for number in groups.tolist())
     out["advantage/zero_spread_groups"] = int(flat)
     out["advantage/abs_mean"] = advantage.abs().mean().item()
-    out["cost/reward_calls"] = len(rollout.group) * len(table.columns)
     return out
 
 
@@ -210,7 +217,8 @@ def _audit(recipe: TrainRecipe, rollout: Rollout, table: RewardTable) -> dict[st
         return {}
     final = ranks(table.total()[audited])
     pairs = {k: torch.stack([ranks(scores[audited]), final]) for k, scores in rollout.previews.items()}
-    return {f"prune/rank_correlation/{k}": pair.corrcoef()[0, 1].nan_to_num().item() for k, pair in pairs.items()}
+    found = {f"prune/rank_correlation/{k}": pair.corrcoef()[0, 1].item() for k, pair in pairs.items()}
+    return {name: value for name, value in found.items() if not math.isnan(value)}  # without spread there is none
 
 
 def _observe(recipe: TrainRecipe, measures: dict[str, float]) -> None:

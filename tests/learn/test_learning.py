@@ -32,7 +32,7 @@ PROMPTS = [Prompt(text) for text in ("a red circle", "a blue cross", "a green sq
 TARGET = 0.4  # the grey, in [-1, 1], that the reward asks for
 
 
-def reward(images: Tensor, _: object = None) -> Tensor:
+def reward(images: Tensor, *_: object) -> Tensor:
     """Minus the squared distance to a flat grey image."""
     return -((2 * images - 1 - TARGET) ** 2).mean((1, 2, 3))
 

@@ -31,7 +31,7 @@ def scenes(parametrisation: str, guidance: float = 1.0) -> Policy:
 
 def rolled(policy: Policy, sampler: Sampler, **settings: object) -> Rollout:
     plan = Plan(**{"steps": 5, "sampler": sampler} | settings)  # type: ignore[arg-type]
-    return roll(policy, PROMPTS, 3, plan, iteration=0, seed=0, score=lambda images, _: images.flatten(1).mean(1))
+    return roll(policy, PROMPTS, 3, plan, iteration=0, seed=0, score=lambda images, *_: images.flatten(1).mean(1))
 
 
 def replayed(policy: Policy, rollout: Rollout) -> list[tuple[Tensor, Tensor]]:
@@ -104,7 +104,7 @@ def test_other_shapes_leave_no_more_than_rounding_and_it_is_measured(
 def test_pruned_and_late_rows_are_replayed_as_they_were_rolled() -> None:
     policy = GaussianModel().load(Runtime())
     given = [Prompt(p.text, reference=torch.rand(3, 4, 4)) for p in PROMPTS]
-    score = {"score": lambda images, _: images.flatten(1).mean(1)}
+    score = {"score": lambda images, *_: images.flatten(1).mean(1)}
     plans = [Plan(5, Cps(), prune=Funnel((2,), (2,))), Plan(5, Cps(), start=Reference(0.5, 0.6))]
     for plan in plans:
         rollout = roll(policy, given, 3, plan, iteration=0, seed=0, **score)

@@ -111,7 +111,7 @@ def test_survivors_are_chosen_group_by_group() -> None:
     assert Funnel((3,), (2,)).survivors(2, group, scores, 0).tolist() == [1, 3, 4, 6]
 
 
-def brightness(images: Tensor, prompts: object) -> Tensor:
+def brightness(images: Tensor, prompts: object, references: object = None) -> Tensor:
     return images.flatten(1).mean(1)
 
 
@@ -188,7 +188,7 @@ def test_a_checkpoint_costs_nothing_but_the_prediction_of_those_that_die() -> No
 def test_the_score_sees_the_clean_prediction_of_every_live_row_and_its_prompt() -> None:
     asked: list[tuple[int, list[str]]] = []
 
-    def score(images: Tensor, prompts: list[Prompt]) -> Tensor:
+    def score(images: Tensor, prompts: list[Prompt], references: object) -> Tensor:
         assert images.shape[1:] == (3, 4, 4)
         asked.append((len(images), [prompt.text for prompt in prompts]))
         return brightness(images, prompts)

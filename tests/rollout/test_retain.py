@@ -36,7 +36,7 @@ def scenes() -> Policy:
 
 
 def rolled(policy: Policy, plan: Plan, *, retain: bool) -> Rollout:
-    def score(images: Tensor, prompts: object) -> Tensor:
+    def score(images: Tensor, prompts: object, references: object = None) -> Tensor:
         return images.flatten(1).mean(1)
 
     return roll(policy, PROMPTS, 4, plan, iteration=1, seed=2, score=score, retain=retain)
@@ -117,4 +117,4 @@ def test_show_says_what_the_graphs_hold_and_what_the_iteration_costs() -> None:
         seen.pop(parameter.data_ptr(), None)
     assert sum(seen.values()) / 2**20 == pytest.approx(said["retained_mib"], rel=0.1)
     assert policy.meter.counts["training"] == said["evaluations_rollout"]
-    assert len(rollout.transitions) == 3
+    assert len(rollout.transitions) == 2

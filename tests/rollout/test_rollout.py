@@ -32,7 +32,7 @@ def scenes(**settings: object) -> ScenePolicy:
 
 def rolled(policy: Policy, given: Sequence[Prompt] = PROMPTS, **settings: object) -> Rollout:
     plan = Plan(**{"steps": 6, "sampler": FlowSde()} | settings)  # type: ignore[arg-type]
-    return roll(policy, given, 3, plan, iteration=4, seed=9, score=lambda images, _: images.flatten(1).mean(1))
+    return roll(policy, given, 3, plan, iteration=4, seed=9, score=lambda images, *_: images.flatten(1).mean(1))
 
 
 def mixed() -> Rollout:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from grpaint.core.errors import ConfigError
 from grpaint.scenes.captions import KINDS, SHAPES, Caption, draw_caption, parse
-from grpaint.scenes.checker import Verdict, background, check, find
+from grpaint.scenes.checker import Verdict, background, check, find, patch_energy
 from grpaint.scenes.render import Layout, draw, lay_out, render
 from grpaint.scenes.shapes import BACKGROUND, PALETTE, SIDE
 
@@ -317,3 +317,14 @@ def test_drawn_objects_leave_the_background_alone() -> None:
     pattern = 0.03 * torch.randn(3, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
     levels = [background(images + pattern).mean().item() for images in (one, four)]
     assert levels == pytest.approx([0.03, 0.03], rel=0.05)
+
+
+def test_patch_energy_is_that_of_what_repeats_with_the_patches():
+    clean = torch.tensor(BACKGROUND)[:, None, None].expand(2, 3, 32, 32)
+    x = torch.arange(32)
+    woven = 0.01 * torch.cos(2 * math.pi * x / 8)  # one wave a patch: its mean square is half its amplitude's
+    faster = 0.01 * torch.cos(2 * math.pi * x / 4)  # a multiple of it
+    slower = 0.01 * torch.cos(2 * math.pi * x / 16)  # alternates from patch to patch
+    even = torch.full((32,), 0.01)
+    for pattern, energy in ((woven, 5e-5), (faster, 5e-5), (slower, 0.0), (even, 0.0)):
+        assert patch_energy(clean + pattern) == pytest.approx([energy] * 2, rel=1e-4, abs=1e-9)

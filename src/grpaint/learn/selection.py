@@ -23,9 +23,14 @@ def _keep(advantage: Tensor, rows: Tensor) -> Tensor:
     return out
 
 
-def _check_keep(keep: int) -> None:
+def _check(keep: int, of: Advantage) -> None:
     if keep < 2:
         raise ValueError(f"keep must be at least 2, got {keep}")
+    if getattr(of, "needs_previews", False):
+        raise ValueError(
+            "of: which images to keep is chosen by one number an image, and step-aware advantages have one a step; "
+            "choose one of the two"
+        )
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class OptimalVariance:
     needs_group = True
 
     def __post_init__(self) -> None:
-        _check_keep(self.keep)
+        _check(self.keep, self.of)
 
     def __call__(self, table: RewardTable, rollout: Rollout, /) -> Float[Tensor, " b"]:
         total = table.total()
@@ -61,7 +66,7 @@ class BestWorst:
     needs_group = True
 
     def __post_init__(self) -> None:
-        _check_keep(self.keep)
+        _check(self.keep, self.of)
         if self.keep % 2:
             raise ValueError(f"keep must be even, got {self.keep}")
 

@@ -18,7 +18,7 @@ from grpaint.rollout.solver import multistep
 __all__ = ["Plan", "Rollout", "Score", "Transition", "act", "roll"]
 
 Acted = tuple[Gaussian, Prediction]
-Score = Callable[[Tensor, Sequence[Prompt]], Tensor]
+Score = Callable[[Tensor, Sequence[Prompt], Tensor], Tensor]  # of images, for prompts; True where one has a reference
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,8 @@ class _Roller:
             return torch.zeros(0)
         if score is None:
             raise ValueError("plan.prune: a funnel needs something to score its previews with")
-        self.previews[step] = score(self.policy.decode(x0), [self.prompts[i] for i in self.walk.owner.tolist()])
+        prompts = [self.prompts[i] for i in self.walk.owner.tolist()]
+        self.previews[step] = score(self.policy.decode(x0), prompts, self.walk.references)
         return self.previews[step]
 
     def _prune(self, step: int, scores: Tensor) -> Tensor:

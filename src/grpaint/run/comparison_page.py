@@ -70,8 +70,9 @@ def _percent(values: Sequence[float], *, sign: bool = False) -> str:
 
 
 def _times(summary: Summary, name: str) -> str:
-    ratios = [record["scores"][-1][name] / record["scores"][0][name] for record in summary.records]
-    return f"x {mean_interval(ratios)[0]:.2f}"
+    ends = [(record["scores"][0][name], record["scores"][-1][name]) for record in summary.records]
+    ratios = [last / first for first, last in ends if first]
+    return f"x {mean_interval(ratios)[0]:.2f}" if ratios else "-"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -88,13 +89,15 @@ def _finals(found: Sequence[Summary]) -> str:
             _percent(s.final("strict")),
             f"{mean_interval(s.final('soft'))[0]:.3f}",
             _times(s, "background"),
+            _times(s, "patch_energy"),
             _times(s, "denoising_loss"),
             f"{mean_interval([r['evaluations'] for r in s.records])[0]:,.0f}",
             f"{mean_interval([r['cpu_s'] for r in s.records])[0]:.0f}",
         ]
         for s in found
     ]
-    head = ("method", "seeds", "held-out strict, %", "soft", "background", "denoising loss", "evaluations", "CPU s")
+    head = ("method", "seeds", "held-out strict, %", "soft", "background", "patch energy")
+    head += ("denoising loss", "evaluations", "CPU s")
     return _table(head, rows)
 
 
@@ -236,8 +239,9 @@ sample is 1, a backward 2). Score: the share of held-out prompts whose image sho
 guidance. {_base(records)} Intervals are over seeds (Student, 95%).</p>
 {absent}
 <h2>Final scores</h2>{_finals(found)}
-<p class="note">Background and denoising loss as multiples of the base's: what no reward sees. CPU s: processor seconds
-of training, evaluation apart.</p>
+<p class="note">Background (its deviation from the true colour), patch energy (the mean square of what repeats there
+with the model's patches) and denoising loss as multiples of the base's. CPU s: processor seconds of training,
+evaluation apart.</p>
 <h2>Against {html.escape(baseline)}</h2>{_against(found, baseline)}
 <h2>Model evaluations to reach a score</h2>{_targets(found, targets)}
 <p class="note">Mean over the seeds that reached it, and how many did; at the resolution of the evaluations.</p>

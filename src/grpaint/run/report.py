@@ -51,21 +51,19 @@ def _score(line: dict[str, Any], name: str) -> str:
     return f"{100 * line[name]:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def _measures(line: dict[str, Any]) -> list[str]:
+    return [f"{line['soft']:.3f}", f"{line['background']:.4f}", f"{line['patch_energy']:.1e}"]
+
+
 def _row(title: str, line: dict[str, Any]) -> list[str]:
     loss = line.get("denoising_loss")
-    return [
-        title,
-        _score(line, "strict"),
-        f"{line['soft']:.3f}",
-        f"{line['background']:.4f}",
-        "-" if loss is None else f"{loss:.4f}",
-    ]
+    return [title, _score(line, "strict"), *_measures(line), "-" if loss is None else f"{loss:.4f}"]
 
 
 def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, list[float]]) -> Table:
     """Before and after, with 95% intervals, and the base at its best guidance."""
     out = _table(f"Held-out prompts ({last['prompts']}), {last['steps']}-step ODE, average weights")
-    for heading in ("", "strict [95%]", "soft", "background", "denoising"):
+    for heading in ("", "strict [95%]", "soft", "background", "patch", "denoising"):
         out.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     out.add_row(*_row("before", first))
     guided = first.get("base_guided")
@@ -74,7 +72,8 @@ def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, 
     out.add_row(*_row(f"after {last['iteration']}", last), style="bold")
     mean, (low, high) = difference
     out.add_section()
-    ratios = [last[name] / first[name] if first[name] else math.nan for name in ("background", "denoising_loss")]
+    judges = ("background", "patch_energy", "denoising_loss")
+    ratios = [last[name] / first[name] if first.get(name) else math.nan for name in judges]
     out.add_row(
         "paired difference",
         f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
@@ -93,13 +92,12 @@ def save_picture(page: Image.Image, file: Path) -> None:
 def summary(line: dict[str, Any]) -> Table:
     """One evaluation, by category."""
     out = _table(f"Held-out prompts ({line['prompts']}), {line['steps']}-step ODE, no guidance")
-    for heading in ("", "prompts", "strict", "soft", "background"):
+    for heading in ("", "prompts", "strict", "soft", "background", "patch"):
         out.add_column(heading, justify="right" if heading else "left")
     for kind, scores in line["by_kind"].items():
-        numbers = f"{100 * scores['strict']:.1f}%", f"{scores['soft']:.3f}", f"{scores['background']:.4f}"
-        out.add_row(kind, str(scores["prompts"]), *numbers)
+        out.add_row(kind, str(scores["prompts"]), f"{100 * scores['strict']:.1f}%", *_measures(scores))
     out.add_section()
-    out.add_row("all", str(line["prompts"]), _score(line, "strict"), f"{line['soft']:.3f}", f"{line['background']:.4f}")
+    out.add_row("all", str(line["prompts"]), _score(line, "strict"), *_measures(line))
     out.caption = f"denoising loss {line['denoising_loss']:.4f}"
     return out
 

@@ -22,6 +22,7 @@ SEEN = 6  # components of an image that are looked at, the largest first
 SMALLEST = 4  # pixels; below that a component is dirt, not an object
 SHAPE_OVERLAP = 0.72  # soft intersection over union that a shape must reach
 SMALL_BELOW, LARGE_ABOVE = 3.7, 4.7  # radius of the disc of equal area, in pixels
+PATCH = 8  # pixels: the side of a patch of the built-in model
 ASIDE = 1.5  # pixels that an object must lie to the named side
 
 
@@ -32,6 +33,7 @@ class Verdict:
     strict: Float[Tensor, " b"]
     soft: Float[Tensor, " b"]
     background: Float[Tensor, " b"]
+    patch_energy: Float[Tensor, " b"]
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,16 @@ def check(images: Float[Tensor, "b 3 h w"], captions: Sequence[Caption]) -> Verd
     soft = (score * (0.7 + 0.3 * clean) + 0.35 * related * side * (0.5 + 0.5 * straight)) / weight
     strict = right & holds & (extra == 0)
     # what is right is not to be made righter: a group that is all right has no spread, and teaches nothing
-    return Verdict(strict.float(), torch.where(strict, 1.0, soft.clamp(0, 1)), background(images))
+    off, free = _background(images)
+    verdict = strict.float(), torch.where(strict, 1.0, soft.clamp(0, 1))
+    return Verdict(*verdict, _rms(off, free), _patch_energy(off, free))
+
+
+def _background(images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 1 h w"]]:
+    """Deviation from the true background colour, and 1 where a pixel lies two or more away from any covered one."""
+    colour, along = _read_colours(images)
+    covered = along.gather(1, colour[:, None]) > 0.5
+    return images - torch.tensor(BACKGROUND)[:, None, None], 1 - F.max_pool2d(covered.float(), 5, 1, 2)
 
 
 def background(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
@@ -209,8 +220,28 @@ def background(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
 
     Pixels two or more away from any covered one count. It sees what the checker does not: grain and woven patterns.
     """
-    colour, along = _read_colours(images)
-    covered = along.gather(1, colour[:, None]) > 0.5
-    free = 1 - F.max_pool2d(covered.float(), 5, 1, 2)
-    off = (images - torch.tensor(BACKGROUND)[:, None, None]).square().mean(1, keepdim=True)
-    return ((off * free).sum((1, 2, 3)) / free.sum((1, 2, 3)).clamp(min=1)).sqrt()
+    return _rms(*_background(images))
+
+
+def patch_energy(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+    """Mean square of what repeats in the background with the period of the model's patches, in units of [0, 1]^2.
+
+    Averaging over patches keeps, of a spectrum, the multiples of the patch frequency; their mean is taken out. Where an
+    object covers a pixel of a patch, the other patches speak for it.
+    """
+    return _patch_energy(*_background(images))
+
+
+def _rms(off: Tensor, free: Tensor) -> Tensor:
+    square = off.square().mean(1, keepdim=True) * free
+    return (square.sum((1, 2, 3)) / free.sum((1, 2, 3)).clamp(min=1)).sqrt()
+
+
+def _patch_energy(off: Tensor, free: Tensor) -> Tensor:
+    def folded(values: Tensor) -> Tensor:
+        height, width = values.shape[-2:]
+        patches = values.unflatten(3, (width // PATCH, PATCH)).unflatten(2, (height // PATCH, PATCH))
+        return patches.sum((2, 4))
+
+    mean = folded(off * free) / folded(free).clamp(min=1)
+    return (mean - mean.mean((2, 3), keepdim=True)).square().mean((1, 2, 3))

@@ -79,9 +79,8 @@ class SceneData:
         return render([caption_of(prompt) for prompt in prompts], (seed, "true")), prompts
 
     def measures(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """What an evaluation records of each image: ``strict``, ``soft``, ``background``."""
-        verdict = judge(images, prompts)
-        return {"strict": verdict.strict, "soft": verdict.soft, "background": verdict.background}
+        """What an evaluation records of each image: ``strict``, ``soft``, ``background``, ``patch_energy``."""
+        return vars(judge(images, prompts))
 
     def category(self, prompt: Prompt) -> str:
         """The task kind under which a prompt is reported."""
