@@ -9,24 +9,27 @@ from torch import Tensor
 
 from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
 from grpaint.backends.runtime import Runtime
-from grpaint.core import Cps, Ddim, FlowPath, FlowSde, Path, Prompt, VpPath
+from grpaint.core import Annealed, Cps, DanceSde, Ddim, FlowPath, FlowSde, Path, Prompt, VpPath
 from grpaint.learn import (
     AdvantageWeightedMatching,
     BatchNorm,
+    BestWorst,
     DiffusionNft,
     ElboPolicyGradient,
     GroupNorm,
     Guard,
     History,
     LeaveOneOut,
+    OptimalVariance,
     PerReward,
     PolicyGradient,
     RewardTable,
+    StepAware,
     StepKl,
 )
 from grpaint.learn.advantage import Advantage
 from grpaint.learn.objective import Objective
-from grpaint.rollout import Closed, Funnel, Plan, Random, Shared, Whole, roll
+from grpaint.rollout import Closed, Funnel, Plan, Random, Shared, Sliding, Subset, Tail, Whole, roll
 
 PROMPTS = [Prompt(text) for text in ("a red circle", "a blue cross", "a green square", "a white triangle")]
 TARGET = 0.4  # the grey, in [-1, 1], that the reward asks for
@@ -69,12 +72,23 @@ def trained(
     return before, distance(policy, prompts)
 
 
+MIX = Plan(8, Cps(0.8), Sliding(2, every=5), start=Shared())
+DANCE = Plan(8, DanceSde(0.3), Subset(0.6), outside=DanceSde(0.3), start=Shared())
 METHODS = {
     "flow-grpo": (FlowPath(3), Plan(8, FlowSde(0.7)), GroupNorm()),
     "flow-grpo-batch-std": (FlowPath(3), Plan(8, FlowSde(0.7)), GroupNorm("batch")),
     "flow-grpo-cps": (FlowPath(), Plan(8, Cps(0.8)), GroupNorm()),
     "fast-window": (FlowPath(), Plan(8, Cps(0.8), Random(2, 0, 4), start=Shared()), PerReward()),
     "pro-grpo": (FlowPath(3), Plan(8, FlowSde(0.7), prune=Funnel((3, 5), (8, 4))), GroupNorm()),
+    "pro-grpo-vp": (VpPath(), Plan(8, Ddim(1.0), Whole(skip_last=0), Funnel((5, 6), (10, 8))), GroupNorm()),
+    "ovf": (FlowPath(3), Plan(8, FlowSde(0.7)), OptimalVariance(6, GroupNorm())),
+    "dance-grpo": (FlowPath(), DANCE, BestWorst(8)),
+    "dance-grpo-vp": (VpPath(), replace(DANCE, sampler=Ddim(1.0), outside=Ddim(1.0)), BestWorst(8)),
+    "mix-grpo": (FlowPath(), MIX, PerReward()),
+    "mix-grpo-vp": (VpPath(), MIX, PerReward()),
+    "mix-grpo-flash": (FlowPath(), replace(MIX, tail=Tail(0.5)), PerReward()),
+    "mix-grpo-flash-star": (FlowPath(), replace(MIX, window=Sliding(2, stride=0), tail=Tail(0.4)), PerReward()),
+    "mix-grpo-pruned": (FlowPath(), replace(MIX, prune=Funnel((), (6,), close=True)), PerReward()),
     "ddpo": (VpPath(), Plan(8, Ddim(1.0), Whole(skip_last=0)), History()),
 }
 
@@ -83,6 +97,13 @@ METHODS = {
 def test_a_method_raises_its_reward(name: str) -> None:
     path, plan, advantage = METHODS[name]
     before, after = trained(path, plan, advantage)
+    assert after < 0.5 * before
+
+
+@pytest.mark.parametrize("steps", [2, 4, 8])
+def test_annealed_few_step_sampling_with_step_aware_advantages_raises_its_reward(steps: int) -> None:
+    plan = Plan(steps, Annealed(), previews=True)
+    before, after = trained(FlowPath(), plan, StepAware(), PolicyGradient(terminal=0.5))
     assert after < 0.5 * before
 
 

@@ -96,9 +96,8 @@ def _finals(found: Sequence[Summary]) -> str:
         ]
         for s in found
     ]
-    head = ("method", "seeds", "held-out strict, %", "soft", "background", "patch energy")
-    head += ("denoising loss", "evaluations", "CPU s")
-    return _table(head, rows)
+    judged = ("held-out strict, %", "soft", "background", "patch energy", "denoising loss")
+    return _table(("method", "seeds", *judged, "evaluations", "CPU s"), rows)
 
 
 def _against(found: Sequence[Summary], baseline: str) -> str:
