@@ -151,6 +151,19 @@ def test_the_search_decides_the_settings_of_the_runs(tmp_path):
     assert comparison.runs()[0].fingerprint() == plain.fingerprint()  # an unfinished search decides nothing
 
 
+def test_minutes_become_evaluations_by_a_calibration(made):
+    here, *_, sets = made
+    with tiny_runs.folder(here):
+        words = ["compare", "flow-grpo-fast", "--seeds", "0", "--budget-minutes", "0.01", "--out", "timed"]
+        end = command(*words, sets=sets)
+        assert end.code == 0, end.err
+        rate = json.loads(Path("timed/calibration/scenes-flow-grpo-fast.json").read_text())
+        run = json.loads(Path("timed/runs/scenes-flow-grpo-fast-seed0.json").read_text())
+    asked_for = run["settings"]["train"]["evaluations"]
+    assert asked_for == round(0.6 * rate["evaluations"] / rate["cpu_s"])
+    assert asked_for <= run["evaluations"] < asked_for + 200
+
+
 def test_a_variant_is_a_recipe_under_a_name_of_its_own(tmp_path):
     entries = Entry.read("pro-grpo"), Entry.read("early=pro-grpo:plan.prune.at=[2,4];train.prompts=3")
     plain, early = Comparison(entries, "scenes", (0,), 1000, 0.0, tmp_path).runs()

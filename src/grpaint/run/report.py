@@ -52,7 +52,8 @@ def _score(line: dict[str, Any], name: str) -> str:
 
 
 def _measures(line: dict[str, Any]) -> list[str]:
-    return [f"{line['soft']:.3f}", f"{line['background']:.4f}", f"{line['patch_energy']:.1e}"]
+    energy = line.get("patch_energy")
+    return [f"{line['soft']:.3f}", f"{line['background']:.4f}", "-" if energy is None else f"{energy:.1e}"]
 
 
 def _row(title: str, line: dict[str, Any]) -> list[str]:
@@ -73,7 +74,7 @@ def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, 
     mean, (low, high) = difference
     out.add_section()
     judges = ("background", "patch_energy", "denoising_loss")
-    ratios = [last[name] / first[name] if first.get(name) else math.nan for name in judges]
+    ratios = [last[name] / first[name] if first.get(name) and name in last else math.nan for name in judges]
     out.add_row(
         "paired difference",
         f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
