@@ -1,12 +1,15 @@
 """What an iteration of each method costs, beside the same iteration unforked and unretained, in turn in one process.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/model_calls.py [METHOD ...] [--rounds 5] [--set key=value ...]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/model_calls.py --published --rounds 21 [--set train.prompts=4 ...]
 
 Rollout, reward, advantage and the update's backward, without optimizer step and anchor, on the base weights.
-Evaluations are counted by the policy's own meter (a forward 1, a backward 2 more); seconds are medians over the
-rounds, which take iterations spread over a window's places. "Unforked" gives every row its own copy of the shared start
-noise; "retained" keeps the graphs of the rollout's noisy steps. Groups without spread are left out of an update, except
-where their graphs are kept already.
+Evaluations are counted by the policy's own meter (a forward 1, a backward 2 more); seconds are processor seconds, means
+over the rounds, which take iterations spread over a window's places; "of the first" divides by those of the first
+method, as it is. ``--published`` takes the shape of MixGRPO's table (25 steps, window 4, 14 trained steps in
+DanceGRPO, groups of 12) for the methods of that table, and a place a round. "Unforked" gives every row its own copy of
+the shared start noise; "retained" keeps the graphs of the rollout's noisy steps. Groups without spread are left out of
+an update, except where their graphs are kept already.
 """
 
 import argparse
@@ -39,6 +42,16 @@ class Unforked(Shared):
         return Begin(*(part[group] for part in super().begin(policy, prompts, group, grid, key)))
 
 
+SHAPE = ("plan.steps=25", "train.group_size=12", "train.iterations=21")
+SLIDE = (*SHAPE, "plan.window.size=4", "plan.window.every=1")
+PUBLISHED = {
+    "dance-grpo": (*SHAPE, "plan.window.share=0.56", "advantage.keep=12"),
+    "mix-grpo": SLIDE,
+    "mix-grpo-flash": SLIDE,
+    "mix-grpo-flash-star": (*SLIDE, "plan.tail.ratio=0.2"),
+}
+
+
 def iteration(recipe: TrainRecipe, policy: Policy, number: int, *, retain: bool) -> None:
     """One iteration up to its gradients."""
     rewards = recipe.reward_set()
@@ -50,7 +63,7 @@ def iteration(recipe: TrainRecipe, policy: Policy, number: int, *, retain: bool)
         recipe.plan,
         iteration=number,
         seed=0,
-        score=lambda images, who: rewards.score(images, who).total(),
+        score=lambda *seen: rewards.score(*seen).total(),
         retain=retain,
     )
     with torch.no_grad():
@@ -76,12 +89,15 @@ def arrangements(recipe: TrainRecipe) -> dict[str, tuple[TrainRecipe, bool]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", help="recipes; all that train when left out")
+    parser.add_argument("--published", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--set", dest="sets", action="append", default=[])
     args = parser.parse_args()
-    print(f"{'method':32}{'arrangement':12}{'evaluations':>12}{'seconds':>9}")
-    for name in args.methods or [name for name in names() if stage_of(name) == "train"]:
-        recipe, _ = open_recipe(name, "train", args.sets)
+    print(f"{'method':32}{'arrangement':12}{'evaluations':>12}{'seconds':>9}{'of the first':>14}")
+    asked = PUBLISHED if args.published else dict.fromkeys(args.methods or _trained(), ())
+    first = 0.0
+    for name, sets in asked.items():
+        recipe, _ = open_recipe(name, "train", [*sets, *args.sets])
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
         policy = recipe.model.load(resolve(recipe.device, recipe.precision))
@@ -92,13 +108,18 @@ def main() -> None:
         evaluations: dict[str, list[int]] = {}
         for number in [places[0], *places]:  # the first warms up, and is dropped
             for label, (arranged, retain) in arrangements(recipe).items():
-                before, start = policy.meter.counts["training"], time.perf_counter()
+                before, start = policy.meter.counts["training"], time.process_time()
                 iteration(arranged, policy, number, retain=retain)
-                seconds.setdefault(label, []).append(time.perf_counter() - start)
+                seconds.setdefault(label, []).append(time.process_time() - start)
                 evaluations.setdefault(label, []).append(policy.meter.counts["training"] - before)
         for label, values in seconds.items():
-            calls = statistics.mean(evaluations[label][1:])
-            print(f"{name:32}{label:12}{calls:12.0f}{statistics.median(values[1:]):9.3f}", flush=True)
+            calls, mean = statistics.mean(evaluations[label][1:]), statistics.mean(values[1:])
+            first = first or mean
+            print(f"{name:32}{label:12}{calls:12.0f}{mean:9.3f}{mean / first:14.2f}", flush=True)
+
+
+def _trained() -> list[str]:
+    return [name for name in names() if stage_of(name) == "train"]
 
 
 if __name__ == "__main__":
