@@ -36,7 +36,7 @@ def _here(tmp_path):
 def run(tmp_path_factory):
     """A finished run."""
     with tiny_runs.folder(tmp_path_factory.mktemp("cli")) as here:
-        assert command("train", "--name", "one", sets=[*TINY, tiny_runs.REWARD]).code == 0
+        assert command("train", "flow-grpo-fast", "--name", "one", sets=[*TINY, tiny_runs.REWARD]).code == 0
     return here / "runs/one"
 
 
@@ -78,7 +78,7 @@ def test_list_has_what_the_catalog_has():
     assert "scenes-checker" in found["rewards"]
     assert {"flow-sde", "cps", "ddim", "ode"} <= found["samplers"].keys()
     methods = json.loads(command("list", "--json").out)
-    assert "default" in methods["flow-grpo-fast"]
+    assert "default" in methods["diffusion-nft"]
     assert "sft" not in methods
     end = command("list", "sampler")
     assert end.code == 2
@@ -95,7 +95,9 @@ def test_show_opens_no_weights():
 
 def test_show_has_steps_batches_costs_and_memory():
     sets = ["plan.steps=4", 'plan.window={kind="prefix",size=2}', "plan.sampler.kind=flow-sde", "plan.sampler.eta=0.7"]
-    end = command("show", "--json", sets=[*sets, "train.prompts=3", "train.group_size=4", "train.updates=5"])
+    end = command(
+        "show", "flow-grpo-fast", "--json", sets=[*sets, "train.prompts=3", "train.group_size=4", "train.updates=5"]
+    )
     shown = json.loads(end.out)
     steps, costs = shown["steps"], shown["costs"]
     assert [row["sigma"] for row in steps] == pytest.approx([1, 0.75, 0.5, 0.25])
@@ -111,7 +113,9 @@ def test_show_has_steps_batches_costs_and_memory():
     assert costs["evaluations_update"] == 3 * 2 * 12 + 5 * 3 * 48  # and the anchor, in every update
     assert costs["evaluations_iteration"] == costs["evaluations_rollout"] + costs["evaluations_update"]
     assert costs["kept_mib"] == pytest.approx(12 * 3072 * 4 * (3 * 2 + 1) / 2**20, abs=0.01)
-    said = command("show", sets=[*sets, "train.prompts=3", "train.group_size=4", "train.updates=5"]).out
+    said = command(
+        "show", "flow-grpo-fast", sets=[*sets, "train.prompts=3", "train.group_size=4", "train.updates=5"]
+    ).out
     for word in (
         "sigma",
         "gain",
@@ -206,7 +210,13 @@ def test_a_reward_in_ten_lines():
     Path("reddish.py").write_text(
         'def reddish(images, prompts):\n    """How red an image is."""\n    return images[:, 0].mean((1, 2))\n'
     )
-    end = command("train", "--name", "red", sets=[*TINY, "rewards.red.kind=reddish.py:reddish", "train.iterations=1"])
+    end = command(
+        "train",
+        "flow-grpo-fast",
+        "--name",
+        "red",
+        sets=[*TINY, "rewards.red.kind=reddish.py:reddish", "train.iterations=1"],
+    )
     assert end.code == 0
     (line,) = tiny_runs.lines(Path("runs/red/metrics.jsonl"))
     assert line["reward/red"] == pytest.approx(0.5)
@@ -216,7 +226,7 @@ def test_a_reward_in_ten_lines():
 @pytest.mark.parametrize("name", ["../elsewhere", "a/b", "/tmp/run", "..", ".hidden"])
 def test_a_name_that_leaves_runs_is_refused(name, tmp_path):
     before = sorted(tmp_path.rglob("*"))
-    end = command("train", "--name", name, sets=TINY)
+    end = command("train", "flow-grpo-fast", "--name", name, sets=TINY)
     assert end.code == 2
     assert name in end.err
     assert sorted(tmp_path.rglob("*")) == before

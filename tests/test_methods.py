@@ -89,6 +89,8 @@ def test_the_tuned_model_may_leave_the_last_steps_to_the_base(tmp_path: Path) ->
         first = lines(Path("runs/it/evaluations.jsonl"))[0]
         assert f'"soft": {first["soft"]}' in base or first["soft"] != 0
         assert len({tuned.partition('"soft"')[2], mixed.partition('"soft"')[2], base.partition('"soft"')[2]}) == 3
+        drawn = command("sample", "it", "a red circle", sets=["evaluate.tuned_share=0.5"])
+        assert drawn.out.strip().endswith("00-a-red-circle-tuned-0.5.png")
         file = "runs/it/checkpoints/000004/model.safetensors"
         Path("alone.safetensors").write_bytes(Path(file).read_bytes())
         end = command("evaluate", "alone.safetensors", sets=["evaluate.tuned_share=0.5"])

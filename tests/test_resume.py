@@ -35,7 +35,7 @@ SETS = [
 
 def _reference(base, stage, *sets):
     with tiny_runs.folder(base) as here:
-        assert command(stage, "--name", "it", sets=sets).code == 0
+        assert command(*RECIPE[stage], "--name", "it", sets=sets).code == 0
     return here / "runs/it"
 
 
@@ -58,6 +58,7 @@ def _here(tmp_path):
 
 
 IT = Path("runs/it")
+RECIPE = {"train": ("train", "flow-grpo-fast"), "sft": ("sft",)}
 
 
 def _copy(run):
@@ -95,7 +96,7 @@ def _kill_when(running, lines_wanted, more):
 
 def test_kill_9_at_random_moments_changes_nothing(straight):
     draw = random.Random()
-    words = ["train", "--name", "it"]
+    words = [*RECIPE["train"], "--name", "it"]
     for wanted in (0, 1, 3, 6):  # 0: in the first evaluation or the first iteration
         began = process(*words, sets=SETS if "--resume" not in words else [])
         _kill_when(began, wanted, draw.uniform(0, 0.5))
@@ -115,7 +116,7 @@ def test_a_resumed_sft_run_is_the_same(tmp_path_factory):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_finishes_the_iteration_saves_and_stops(name, short):
     Path("fault").write_text(name)  # sent from within the third iteration
-    end = command("train", "--name", "it", sets=[*TINY, REWARD])
+    end = command("train", "flow-grpo-fast", "--name", "it", sets=[*TINY, REWARD])
     assert end.code == 128 + getattr(signal, name)
     assert end.err == f"grpaint: stopped by {name} after saving; go on with --resume.\n"
     assert (status(IT)["status"], status(IT)["reason"]) == ("interrupted", name)
@@ -129,7 +130,7 @@ def test_a_signal_finishes_the_iteration_saves_and_stops(name, short):
 
 def test_a_second_signal_stops_at_once(short):
     Path("fault").write_text("SIGTERM SIGINT")
-    end = command("train", "--name", "it", sets=[*TINY, REWARD])
+    end = command("train", "flow-grpo-fast", "--name", "it", sets=[*TINY, REWARD])
     assert end.code == 130
     assert "Traceback" not in end.err
     assert status(IT)["status"] == "interrupted"
@@ -139,7 +140,7 @@ def test_a_second_signal_stops_at_once(short):
 
 
 def test_a_process_stopped_from_outside_as_soon_as_it_runs(short):
-    running = process("train", "--name", "it", sets=[*TINY, REWARD])
+    running = process("train", "flow-grpo-fast", "--name", "it", sets=[*TINY, REWARD])
     while running.poll() is None and not ((IT / "run.json").is_file() and status(IT)["status"] == "running"):
         time.sleep(0.005)
     running.send_signal(signal.SIGTERM)
@@ -154,7 +155,7 @@ def test_a_process_stopped_from_outside_as_soon_as_it_runs(short):
 def test_handlers_are_put_back(short):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     Path("fault").write_text("raise")
-    assert command("train", "--name", "it", sets=[*TINY, REWARD]).code == 1
+    assert command("train", "flow-grpo-fast", "--name", "it", sets=[*TINY, REWARD]).code == 1
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
@@ -179,7 +180,7 @@ def test_half_written_checkpoints_are_no_checkpoints(short):
 def test_a_folder_begun_and_not_named_yet_is_in_nobodys_way(short):
     Path("runs/.it.part").mkdir(parents=True)
     Path("runs/.it.part/run.toml").write_text("half = ")
-    assert command("train", "--name", "it", sets=[*TINY, REWARD]).code == 0
+    assert command("train", "flow-grpo-fast", "--name", "it", sets=[*TINY, REWARD]).code == 0
     tiny_runs.same(short, IT)
     assert [path.name for path in Path("runs").iterdir()] == ["it"]
 
@@ -273,7 +274,7 @@ def test_more_iterations_go_on_from_the_end(short):
     for words in ([], ["flow-grpo-fast"], ["--set", "train.iterations=6"]):
         assert "finished its 6" in command("train", *words, "--name", "it", "--resume").out
     straight = [item for item in (*TINY, REWARD) if not item.startswith("train.iterations")]
-    assert command("train", "--name", "long", sets=[*straight, "train.iterations=6"]).code == 0
+    assert command("train", "flow-grpo-fast", "--name", "long", sets=[*straight, "train.iterations=6"]).code == 0
     tiny_runs.same(IT, Path("runs/long"))
 
 
@@ -349,7 +350,7 @@ def test_a_reward_with_a_state_of_its_own_is_resumed(tmp_path_factory):
     sets = [*TINY, 'rewards={mine={kind="counting.py:Counting"}}']
     with tiny_runs.folder(tmp_path_factory.mktemp("counting")) as here:
         Path("counting.py").write_text(COUNTING)
-        assert command("train", "--name", "it", sets=sets).code == 0
+        assert command("train", "flow-grpo-fast", "--name", "it", sets=sets).code == 0
     Path("counting.py").write_text(COUNTING)
     _copy(here / "runs/it")
     _as_if_killed_after(2)

@@ -113,9 +113,11 @@ def sample(
     policy, recipe = open_model(source, [*(sets or []), *([f"evaluate.steps={steps}"] if steps else [])])
     policy.guidance = guidance
     images = draw(policy, [Prompt(text) for text in prompts], recipe.evaluate, seed=seed)
+    share = recipe.evaluate.tuned_share
+    mixed = f"-tuned-{share:g}" if share < 1 else ""  # hybrid inference is named wherever its result goes
     for number, (text, image) in enumerate(zip(prompts, images, strict=True)):
         words = "-".join(re.findall(r"\w+", text))
-        file = out / f"{number:02d}-{words[:60]}.png"
+        file = out / f"{number:02d}-{words[:60]}{mixed}.png"
         save_picture(to_picture(image, 256), file)
         typer.echo(str(file))
 

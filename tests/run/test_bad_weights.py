@@ -101,7 +101,7 @@ BAD = {
 @pytest.mark.parametrize("make", BAD, ids=lambda make: make.__name__.strip("_"))
 def test_bad_weights_are_one_line(make, whole):
     make(Path("w.safetensors"), whole)
-    end = command("train", "--name", "new", sets=[*TINY, "model.start=w.safetensors"])
+    end = command("train", "flow-grpo-fast", "--name", "new", sets=[*TINY, "model.start=w.safetensors"])
     assert end.code == 2
     assert end.err.startswith("grpaint: w.safetensors")
     assert end.err.count("\n") == 1
@@ -124,9 +124,9 @@ def test_bad_weights_are_one_line_to_evaluate_and_sample_too(make, words, whole)
 
 def test_after_bad_weights_the_name_is_free(whole):
     sets = [*TINY, tiny_runs.REWARD, "train.iterations=1", "model.start=w.safetensors"]
-    assert command("train", "--name", "new", sets=sets).code == 2
+    assert command("train", "flow-grpo-fast", "--name", "new", sets=sets).code == 2
     write_weights(Path("w.safetensors"), *whole)
-    assert command("train", "--name", "new", sets=sets).code == 0
+    assert command("train", "flow-grpo-fast", "--name", "new", sets=sets).code == 0
 
 
 def test_a_checkpoint_folder_and_half_precision_are_good_starts(whole):

@@ -111,26 +111,29 @@ REFUSED = {
 
 @pytest.mark.parametrize("setting", REFUSED)
 def test_a_bad_setting_is_one_line(setting):
-    _refused(command("train", sets=[setting]), *REFUSED[setting])
+    _refused(command("train", "flow-grpo-fast", sets=[setting]), *REFUSED[setting])
 
 
 @pytest.mark.parametrize("sampler", ["flow-sde", "dance-sde"])
 def test_a_flow_sampler_is_refused_on_a_diffusion_path(sampler):
     sets = ["model.parametrisation=epsilon", f"plan.sampler.kind={sampler}"]
-    _refused(command("train", sets=sets), "plan", "flows", "ddim")
-    open_recipe(None, "train", ["model.parametrisation=epsilon", "plan.sampler.kind=ddim"])
+    _refused(command("train", "flow-grpo-fast", sets=sets), "plan", "flows", "ddim")
+    open_recipe("flow-grpo-fast", "train", ["model.parametrisation=epsilon", "plan.sampler.kind=ddim"])
 
 
 def test_a_group_of_one_is_for_advantages_that_look_beyond_it():
     for kind in ("batch", "history"):
-        open_recipe(None, "train", ["train.group_size=1", f"advantage.kind={kind}"])
+        open_recipe("flow-grpo-fast", "train", ["train.group_size=1", f"advantage.kind={kind}"])
     for kind in ("group", "per-reward"):
-        _refused(command("train", sets=["train.group_size=1", f"advantage.kind={kind}"]), "train.group_size")
+        _refused(
+            command("train", "flow-grpo-fast", sets=["train.group_size=1", f"advantage.kind={kind}"]),
+            "train.group_size",
+        )
 
 
 def test_a_window_is_held_to_the_likelihood_wherever_it_may_be_drawn():
     for seed in range(8):
-        _refused(command("train", sets=["plan.window.high=6", f"train.seed={seed}"]), "step 7")
+        _refused(command("train", "flow-grpo-fast", sets=["plan.window.high=6", f"train.seed={seed}"]), "step 7")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +162,11 @@ def test_an_unknown_recipe_is_one_line():
 @pytest.mark.parametrize("body", ["x = 1 / 0", "def score(:", "raise RuntimeError('one\\ntwo')"])
 def test_a_reward_file_that_cannot_be_imported_is_one_line(body):
     Path("mine.py").write_text(body)
-    _refused(command("train", sets=["rewards.mine.kind=mine.py:score"]), "rewards.mine.kind", "cannot be imported")
+    _refused(
+        command("train", "flow-grpo-fast", sets=["rewards.mine.kind=mine.py:score"]),
+        "rewards.mine.kind",
+        "cannot be imported",
+    )
 
 
 def test_a_class_of_ones_own_takes_settings_when_it_is_a_dataclass():
@@ -169,9 +176,9 @@ def test_a_class_of_ones_own_takes_settings_when_it_is_a_dataclass():
         "class Asks(Plain):\n    def __init__(self, share): pass\n"
         "@dataclass(frozen=True)\nclass Scaled(Plain):\n    share: float = 0.5\n"
     )
-    _, plain = open_recipe(None, "train", ["rewards.mine.kind=mine.py:Plain"])
+    _, plain = open_recipe("flow-grpo-fast", "train", ["rewards.mine.kind=mine.py:Plain"])
     assert plain["rewards"]["mine"] == {"kind": "mine.py:Plain", "weight": 1.0}
-    recipe, settings = open_recipe(None, "train", ['rewards.mine={kind="mine.py:Scaled",share=2,weight=3}'])
+    recipe, settings = open_recipe("flow-grpo-fast", "train", ['rewards.mine={kind="mine.py:Scaled",share=2,weight=3}'])
     assert settings["rewards"]["mine"] == {"kind": "mine.py:Scaled", "share": 2.0, "weight": 3.0}
     assert recipe.rewards["mine"].reward.share == 2.0
     for bad, word in {
@@ -180,7 +187,7 @@ def test_a_class_of_ones_own_takes_settings_when_it_is_a_dataclass():
         "rewards.mine.kind=mine.py:Asks": "share",
         'rewards.mine={kind="mine.py:Scaled",shore=1}': 'Did you mean "share"?',
     }.items():
-        _refused(command("train", sets=[bad]), "rewards.mine", word)
+        _refused(command("train", "flow-grpo-fast", sets=[bad]), "rewards.mine", word)
 
 
 def test_set_values_are_toml_or_else_texts():
@@ -213,18 +220,18 @@ def test_a_new_kind_forgets_the_settings_of_the_old():
 
 def test_settings_reach_the_pieces():
     sets = ["plan.sampler.kind=flow-sde", "plan.sampler.eta=1", "data.kinds=[\"two\", 'count']", "evaluate.prompts=1"]
-    recipe, settings = open_recipe(None, "train", [*sets, "train.learning_rate=1"])
+    recipe, settings = open_recipe("flow-grpo-fast", "train", [*sets, "train.learning_rate=1"])
     assert recipe.plan.sampler == FlowSde(1.0)
     assert recipe.data.kinds == ("two", "count")
     assert recipe.evaluate.prompts == 1
     assert (recipe.train.learning_rate, settings["train"]["learning_rate"]) == (1.0, 1.0)
-    assert open_recipe(None, "train", ["plan.sampler.kind=ddim"])[0].plan.sampler == Ddim()
+    assert open_recipe("flow-grpo-fast", "train", ["plan.sampler.kind=ddim"])[0].plan.sampler == Ddim()
 
 
 def test_none_leaves_an_optional_table_out():
     sets = ["objective.penalty.kind=step-kl", "objective.penalty.beta=0.1"]
     table = override({}, sets)
-    recipe, settings = open_recipe(None, "train", sets)
+    recipe, settings = open_recipe("flow-grpo-fast", "train", sets)
     assert recipe.objective.penalty.beta == 0.1
     again, plain = resolve(override(settings, ["objective.penalty=none", "plan.prune=none"]), "train")
     assert again.objective.penalty is None
@@ -277,23 +284,23 @@ SENSELESS = [
 
 @pytest.mark.parametrize(("sets", "words"), SENSELESS, ids=str)
 def test_pieces_that_do_not_go_together_are_refused_before_weights_are_opened(sets, words):
-    _refused(command("train", sets=["model.start=nowhere.safetensors", *sets]), *words)
+    _refused(command("train", "flow-grpo-fast", sets=["model.start=nowhere.safetensors", *sets]), *words)
 
 
 @pytest.mark.parametrize("key", CONTRACT)
 def test_a_setting_of_the_contract_is_there(key):
-    node = open_recipe(None, "train")[1]
+    node = open_recipe("flow-grpo-fast", "train")[1]
     for part in key.split("."):
         node = node[part]
 
 
 def test_recipes_are_found_from_anywhere_by_short_name():
     default = open_recipe(None, "train")[1]
-    assert open_recipe("flow-grpo-fast", "train")[1] == default == open_recipe("scenes/flow-grpo-fast", "train")[1]
+    assert open_recipe("diffusion-nft", "train")[1] == default == open_recipe("scenes/diffusion-nft", "train")[1]
     assert isinstance(open_recipe("flow-grpo-fast", "train")[0].plan.sampler, Cps)
     assert open_recipe(None, "sft")[1] == open_recipe("sft", "sft")[1]
-    Path("flow-grpo-fast.toml").write_text(tomli_w.dumps(default | {"threads": 3}))
-    assert open_recipe("flow-grpo-fast.toml", "train")[0].threads == 3
+    Path("diffusion-nft.toml").write_text(tomli_w.dumps(default | {"threads": 3}))
+    assert open_recipe("diffusion-nft.toml", "train")[0].threads == 3
 
 
 def test_a_directory_in_place_of_a_recipe_is_refused():

@@ -22,7 +22,7 @@ SETS = [*TINY, REWARD]
 def unharmed(tmp_path_factory):
     """The same run without a fault."""
     with tiny_runs.folder(tmp_path_factory.mktemp("unharmed")) as here:
-        assert command("train", "--name", "it", sets=SETS).code == 0
+        assert command("train", "flow-grpo-fast", "--name", "it", sets=SETS).code == 0
     return here / "runs/it"
 
 
@@ -62,9 +62,9 @@ def _resumed(unharmed):
 )
 def test_a_reward_that_fails_stops_the_run(fault, words, unharmed):
     Path("fault").write_text(fault)
-    prompts = open_recipe(None, "train", SETS)[0].data.prompts(3, 2, 0)
+    prompts = open_recipe("flow-grpo-fast", "train", SETS)[0].data.prompts(3, 2, 0)
     row = 5 // 4 if fault == "nan" else 0
-    _stopped(command("train", "--name", "it", sets=SETS), *words, f'"{prompts[row].text}"')
+    _stopped(command("train", "flow-grpo-fast", "--name", "it", sets=SETS), *words, f'"{prompts[row].text}"')
     assert [line["iteration"] for line in lines(Path("runs/it/metrics.jsonl"))] == [1, 2]
     Path("fault").unlink()
     _resumed(unharmed)
@@ -74,7 +74,7 @@ def test_a_disk_that_fills_while_saving_leaves_the_last_checkpoint(unharmed):
     Path("fault").write_text("small files")  # from here on no file may grow past 12 MiB; training.safetensors must
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        end = command("train", "--name", "it", sets=SETS)
+        end = command("train", "flow-grpo-fast", "--name", "it", sets=SETS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     _stopped(end, "000004", "could not be written", "last good checkpoint stays", "--resume")
@@ -85,7 +85,7 @@ def test_a_disk_that_fills_while_saving_leaves_the_last_checkpoint(unharmed):
 def test_a_disk_that_is_full_to_the_last_byte(unharmed, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("grpaint.run.folder.os.fsync", _full_after(2))
-        end = command("train", "--name", "it", sets=SETS)
+        end = command("train", "flow-grpo-fast", "--name", "it", sets=SETS)
         assert end.code == 1
         assert end.err.count("\n") == 1
         assert "No space left on device" in end.err
@@ -119,7 +119,7 @@ def test_a_line_that_cannot_be_written_stops_the_run(unharmed, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "append", half)
-        end = command("train", "--name", "it", sets=SETS)
+        end = command("train", "flow-grpo-fast", "--name", "it", sets=SETS)
     assert end.code == 1
     assert "No space left on device" in end.err
     assert end.err.count("\n") == 1
@@ -146,14 +146,14 @@ def test_out_of_memory_names_the_phase_and_what_to_lower(phase, error, monkeypat
         "evaluate": "grpaint.train.evaluate",
     }[phase]
     monkeypatch.setattr(where, exhausted)
-    end = command("train", "--name", "it", sets=[*SETS, "advantage.kind=group"])
+    end = command("train", "flow-grpo-fast", "--name", "it", sets=[*SETS, "advantage.kind=group"])
     assert end.code == 1
     assert end.err == f"grpaint: out of memory in {phase}: lower {loop.LOWER[phase]}. The run can be resumed.\n"
     assert status(Path("runs/it"))["status"] == "failed"
 
 
 def test_what_to_lower_are_settings():
-    recipe = open_recipe(None, "train")[0]
+    recipe = open_recipe("flow-grpo-fast", "train")[0]
     for advice in loop.LOWER.values():
         for key in [word for word in advice.replace(",", " ").split() if "." in word]:
             node = recipe
@@ -173,7 +173,7 @@ def test_out_of_memory_in_the_midst_of_a_run_can_be_resumed(unharmed, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(ScenePolicy, "predict", exhausted)
-        _stopped(command("train", "--name", "it", sets=SETS), "update", "objective.minibatch")
+        _stopped(command("train", "flow-grpo-fast", "--name", "it", sets=SETS), "update", "objective.minibatch")
     _resumed(unharmed)
 
 
@@ -183,7 +183,7 @@ def test_an_error_of_our_own_making_is_not_dressed_up(monkeypatch):
 
     monkeypatch.setattr("grpaint.train.roll", broken)
     with pytest.raises(RuntimeError, match="channels-last"):
-        command("train", "--name", "it", sets=SETS)
+        command("train", "flow-grpo-fast", "--name", "it", sets=SETS)
     assert status(Path("runs/it"))["status"] == "failed"
     assert "channels-last" in status(Path("runs/it"))["reason"]
 
@@ -191,7 +191,7 @@ def test_an_error_of_our_own_making_is_not_dressed_up(monkeypatch):
 def test_a_batch_of_flat_groups_moves_nothing_and_is_counted():
     Path("reward.py").write_text("def score(images, prompts):\n    return [1.0] * len(images)\n")
     sets = [*SETS, "train.optimizer.weight_decay=0.5", "train.updates=2"]
-    assert command("train", "--name", "flat", sets=sets).code == 0
+    assert command("train", "flow-grpo-fast", "--name", "flat", sets=sets).code == 0
     metrics = lines(Path("runs/flat/metrics.jsonl"))
     for number, line in enumerate(metrics, 1):
         assert line["train/skipped_updates"] == 2
@@ -207,7 +207,7 @@ def test_a_batch_of_flat_groups_moves_nothing_and_is_counted():
 def test_a_flat_batch_between_others_keeps_the_optimizer_and_the_average_still():
     Path("fault").write_text("flat")
     sets = [*SETS, "checkpoint.every=1", "checkpoint.keep=9", "train.optimizer.weight_decay=0.5"]
-    assert command("train", "--name", "once", sets=sets).code == 0
+    assert command("train", "flow-grpo-fast", "--name", "once", sets=sets).code == 0
     metrics = lines(Path("runs/once/metrics.jsonl"))
     assert [line.get("train/skipped_updates", 0) for line in metrics] == [0, 0, 1, 0]
     kept = [Path(f"runs/once/checkpoints/{n:06d}") for n in (2, 3, 4)]
@@ -220,7 +220,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_is_counted(monkeypatch)
 
     surrogate = PpoClip.__call__
     monkeypatch.setattr(PpoClip, "__call__", lambda *args: surrogate(*args) * float("inf"))
-    assert command("train", "--name", "wild", sets=SETS).code == 0
+    assert command("train", "flow-grpo-fast", "--name", "wild", sets=SETS).code == 0
     assert [line["train/nonfinite_updates"] for line in lines(Path("runs/wild/metrics.jsonl"))] == [1] * 4
     early, late = (Path(f"runs/wild/checkpoints/{n:06d}/training.safetensors").read_bytes() for n in (2, 4))
     assert early == late

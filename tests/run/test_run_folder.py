@@ -22,7 +22,7 @@ SETS = [*TINY, REWARD, PENALTY]
 def run(tmp_path_factory):
     """A finished run with a penalty."""
     with tiny_runs.folder(tmp_path_factory.mktemp("run")) as here:
-        assert command("train", "--name", "one", sets=SETS).code == 0
+        assert command("train", "flow-grpo-fast", "--name", "one", sets=SETS).code == 0
     return here / "runs/one"
 
 
@@ -47,7 +47,7 @@ def test_the_folder_has_what_the_contract_names(run):
 def test_run_json_says_what_ran_and_how_it_ended(run):
     facts = status(run)
     assert facts["status"] == "finished"
-    assert facts["command"][:4] == ["grpaint", "train", "--name", "one"]
+    assert facts["command"][:5] == ["grpaint", "train", "flow-grpo-fast", "--name", "one"]
     assert {"grpaint", "torch", "safetensors"} <= facts["versions"].keys()
     assert {"commit", "device", "precision", "threads"} <= facts.keys()
     start, end = (datetime.datetime.fromisoformat(facts[key]) for key in ("start", "end"))
@@ -75,7 +75,7 @@ def test_a_line_an_iteration_with_the_names_of_the_contract(run):
 
 
 def test_kl_is_absent_without_a_penalty():
-    assert command("train", "--name", "plain", sets=[*TINY, REWARD, "train.iterations=1"]).code == 0
+    assert command("train", "flow-grpo-fast", "--name", "plain", sets=[*TINY, REWARD, "train.iterations=1"]).code == 0
     (line,) = lines(Path("runs/plain/metrics.jsonl"))
     assert not [key for key in line if "kl" in key]
 
@@ -97,7 +97,7 @@ def test_evaluations_begin_before_training_and_end_after_it(run):
 
 def test_the_base_is_also_judged_at_its_best_guidance():
     sets = [*SETS, "train.iterations=1", "evaluate.guided=[1.5, 3]", "evaluate.every=5", "evaluate.prompts=1"]
-    assert command("train", "--name", "guided", sets=sets).code == 0
+    assert command("train", "flow-grpo-fast", "--name", "guided", sets=sets).code == 0
     first, last = lines(Path("runs/guided/evaluations.jsonl"))
     assert first["base_guided"]["guidance"] in (1.5, 3)
     assert {"strict", "soft", "strict_interval", "by_kind"} <= first["base_guided"].keys()
@@ -126,25 +126,30 @@ def test_evaluations_judge_the_average_weights(run):
 )  # fmt: skip
 def test_costs_are_what_show_predicts(sets):
     sets = [*TINY, REWARD, "train.iterations=2", 'plan.window={kind="prefix",size=2}', "evaluate.every=9", *sets]
-    wanted = json.loads(command("show", "--json", sets=sets).out)["costs"]["evaluations_iteration"]
-    assert command("train", "--name", "cost", sets=sets).code == 0
+    wanted = json.loads(command("show", "flow-grpo-fast", "--json", sets=sets).out)["costs"]["evaluations_iteration"]
+    assert command("train", "flow-grpo-fast", "--name", "cost", sets=sets).code == 0
     metrics = lines(Path("runs/cost/metrics.jsonl"))
     assert [line["advantage/zero_spread_groups"] for line in metrics] == [0, 0]
     assert [line["cost/model_evaluations"] for line in metrics] == [wanted, 2 * wanted]
     assert metrics[0]["cost/evaluation_model_evaluations"] == 6 * 2 + 6
 
 
-@pytest.mark.parametrize(("stage", "sets"), [("train", SETS), ("sft", TINY_SFT)])
-def test_equal_runs_differ_in_time_alone(stage, sets, tmp_path):
+@pytest.mark.parametrize(("words", "sets"), [(("train", "flow-grpo-fast"), SETS), (("sft",), TINY_SFT)], ids=str)
+def test_equal_runs_differ_in_time_alone(words, sets, tmp_path):
     for name in ("one", "two"):
-        assert command(stage, "--name", name, sets=[*sets, "train.iterations=2"]).code == 0
+        assert command(*words, "--name", name, sets=[*sets, "train.iterations=2"]).code == 0
     tiny_runs.same(tmp_path / "runs/one", tmp_path / "runs/two")
     assert Path("runs/one/run.toml").read_bytes() == Path("runs/two/run.toml").read_bytes()
 
 
 def test_another_seed_is_another_run():
     for seed in (0, 1):
-        assert command("train", "--name", str(seed), sets=[*SETS, "train.iterations=1", f"train.seed={seed}"]).code == 0
+        assert (
+            command(
+                "train", "flow-grpo-fast", "--name", str(seed), sets=[*SETS, "train.iterations=1", f"train.seed={seed}"]
+            ).code
+            == 0
+        )
     one, other = (tiny_runs.timeless(Path(f"runs/{seed}/metrics.jsonl")) for seed in (0, 1))
     assert one[0]["policy/grad_norm"] != other[0]["policy/grad_norm"]
 
@@ -166,7 +171,7 @@ def test_a_guided_run_is_judged_without_guidance(run):
 
 def _guided():
     start = ["train.iterations=1", "model.guidance=2.0"]
-    assert command("train", "--name", "guided", sets=[*SETS, *start]).code == 0
+    assert command("train", "flow-grpo-fast", "--name", "guided", sets=[*SETS, *start]).code == 0
     return Path("runs/guided")
 
 
@@ -177,7 +182,12 @@ def test_an_sft_run_keeps_the_same_folder():
     assert [line["cost/model_evaluations"] for line in metrics] == [3 * 4 * n for n in (1, 2, 3, 4)]
     assert metrics[-1]["sft/denoising"] < metrics[0]["sft/denoising"]
     assert [line["iteration"] for line in judged] == [0, 2, 4]
-    assert command("train", "--name", "rl", sets=[*SETS, "model.start=runs/base/checkpoints/000004"]).code == 0
+    assert (
+        command(
+            "train", "flow-grpo-fast", "--name", "rl", sets=[*SETS, "model.start=runs/base/checkpoints/000004"]
+        ).code
+        == 0
+    )
     first = lines(Path("runs/rl/evaluations.jsonl"))[0]
     assert first["denoising_loss"] == pytest.approx(judged[-1]["denoising_loss"], rel=1e-3)  # stored in fp16
 
@@ -186,7 +196,7 @@ def test_the_newest_checkpoints_and_the_best_stay(monkeypatch):
     scores = {0: 0.2, 1: 0.3, 2: 0.9, 3: 0.5, 4: 0.9, 5: 0.1, 6: 0.4}
     monkeypatch.setattr("grpaint.train._judge", _judge_as(scores))
     sets = [*SETS, "train.iterations=6", "evaluate.every=1", "checkpoint.every=1", "evaluate.pictures=0"]
-    assert command("train", "--name", "best", sets=[*sets, "checkpoint.keep=2"]).code == 0
+    assert command("train", "flow-grpo-fast", "--name", "best", sets=[*sets, "checkpoint.keep=2"]).code == 0
     assert [path.name for path in sorted(Path("runs/best/checkpoints").iterdir())] == ["000002", "000005", "000006"]
     assert not list(Path("runs/best/samples").iterdir())
 
@@ -194,7 +204,7 @@ def test_the_newest_checkpoints_and_the_best_stay(monkeypatch):
 def test_a_better_evaluation_is_saved_between_checkpoints(monkeypatch):
     monkeypatch.setattr("grpaint.train._judge", _judge_as({0: 0.5, 1: 0.9, 2: 0.4, 3: 0.3}))
     sets = [*SETS, "train.iterations=3", "evaluate.every=1", "checkpoint.every=9", "checkpoint.keep=1"]
-    assert command("train", "--name", "best", sets=[*sets, "evaluate.pictures=0"]).code == 0
+    assert command("train", "flow-grpo-fast", "--name", "best", sets=[*sets, "evaluate.pictures=0"]).code == 0
     assert [path.name for path in sorted(Path("runs/best/checkpoints").iterdir())] == ["000001", "000003"]
 
 
@@ -211,7 +221,7 @@ def _judge_as(scores):
 
 def test_an_adapter_run_saves_a_whole_model_and_little_else():
     sets = [*SETS, "train.iterations=1", "model.lora={rank=2,alpha=4}"]
-    assert command("train", "--name", "lora", sets=sets).code == 0
+    assert command("train", "flow-grpo-fast", "--name", "lora", sets=sets).code == 0
     checkpoint = Path("runs/lora/checkpoints/000001")
     stored = load_file(checkpoint / "training.safetensors")
     assert all("lora" in name for name in stored if name.startswith("current/"))
@@ -222,7 +232,7 @@ def test_an_adapter_run_saves_a_whole_model_and_little_else():
 
 def test_half_precision_checkpoints_halve_the_file_not_the_state():
     sets = [*SETS, "train.iterations=1"]
-    assert command("train", "--name", "half", sets=[*sets, "checkpoint.precision=fp16"]).code == 0
+    assert command("train", "flow-grpo-fast", "--name", "half", sets=[*sets, "checkpoint.precision=fp16"]).code == 0
     checkpoint = Path("runs/half/checkpoints/000001")
     assert {str(t.dtype) for t in load_file(checkpoint / "model.safetensors").values()} == {"torch.float16"}
     assert {str(t.dtype) for t in load_file(checkpoint / "training.safetensors").values()} == {"torch.float32"}
@@ -231,7 +241,7 @@ def test_half_precision_checkpoints_halve_the_file_not_the_state():
 def test_loggers_see_the_same_numbers():
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     sets = [*SETS, "train.iterations=1", "loggers.board.kind=tensorboard"]
-    assert command("train", "--name", "logged", sets=sets).code == 0
+    assert command("train", "flow-grpo-fast", "--name", "logged", sets=sets).code == 0
     events = accumulator.EventAccumulator("runs/logged/tensorboard").Reload()
     (line,) = lines(Path("runs/logged/metrics.jsonl"))
     assert events.Scalars("policy/grad_norm")[0].value == pytest.approx(line["policy/grad_norm"])
@@ -240,7 +250,7 @@ def test_loggers_see_the_same_numbers():
 
 def test_a_logger_that_is_not_installed_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    end = command("train", "--name", "logged", sets=[*SETS, "loggers.mine.kind=wandb"])
+    end = command("train", "flow-grpo-fast", "--name", "logged", sets=[*SETS, "loggers.mine.kind=wandb"])
     assert end.code == 2
     assert end.err == "grpaint: logger wandb needs an optional package: pip install 'grpaint[wandb]'\n"
     assert not list(Path("runs").iterdir())

@@ -22,7 +22,7 @@ from grpaint.run.pieces import Data, Logger, ModelSpec, WeightedReward
 from grpaint.run.settings import Checkpoints, Evaluation, SftTraining, Training, check_least
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-DEFAULT = {"train": "scenes/flow-grpo-fast", "sft": "scenes/sft"}
+DEFAULT = {"train": "scenes/diffusion-nft", "sft": "scenes/sft"}
 WORLD_OF = {"ddpo": "scenes-epsilon", "sft-flow-grpo": "scenes-epsilon"}  # every other bare name means scenes
 
 
