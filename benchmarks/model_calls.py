@@ -28,6 +28,7 @@ from grpaint.learn.objective import PolicyGradient
 from grpaint.rollout.rollout import roll
 from grpaint.rollout.start import Begin, Shared
 from grpaint.run.config import TrainRecipe, names, open_recipe, stage_of
+from grpaint.run.pieces import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,29 +94,36 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--set", dest="sets", action="append", default=[])
     args = parser.parse_args()
-    print(f"{'method':32}{'arrangement':12}{'evaluations':>12}{'seconds':>9}{'of the first':>14}")
     asked = PUBLISHED if args.published else dict.fromkeys(args.methods or _trained(), ())
-    first = 0.0
-    for name, sets in asked.items():
-        recipe, _ = open_recipe(name, "train", [*sets, *args.sets])
-        if recipe.threads:
-            torch.set_num_threads(recipe.threads)
-        policy = recipe.model.load(resolve(recipe.device, recipe.precision))
-        if recipe.behaviour:
-            policy.blend("behaviour", 0.0)
-        places = [round(n * recipe.train.iterations / args.rounds) for n in range(args.rounds)]
-        seconds: dict[str, list[float]] = {}
-        evaluations: dict[str, list[int]] = {}
-        for number in [places[0], *places]:  # the first warms up, and is dropped
+    recipes = {name: open_recipe(name, "train", [*sets, *args.sets])[0] for name, sets in asked.items()}
+    policies = {name: _load(recipe) for name, recipe in recipes.items()}
+    seconds: dict[tuple[str, str], list[float]] = {}
+    evaluations: dict[tuple[str, str], list[int]] = {}
+    for turn in range(
+        args.rounds + 1
+    ):  # the first warms up, and is dropped; all take their turns, so that noise is shared
+        for name, recipe in recipes.items():
+            meter = policies[name].meter
+            number = round(max(turn - 1, 0) * recipe.train.iterations / args.rounds)
             for label, (arranged, retain) in arrangements(recipe).items():
-                before, start = policy.meter.counts["training"], time.process_time()
-                iteration(arranged, policy, number, retain=retain)
-                seconds.setdefault(label, []).append(time.process_time() - start)
-                evaluations.setdefault(label, []).append(policy.meter.counts["training"] - before)
-        for label, values in seconds.items():
-            calls, mean = statistics.mean(evaluations[label][1:]), statistics.mean(values[1:])
-            first = first or mean
-            print(f"{name:32}{label:12}{calls:12.0f}{mean:9.3f}{mean / first:14.2f}", flush=True)
+                before, start = meter.counts["training"], time.process_time()
+                iteration(arranged, policies[name], number, retain=retain)
+                seconds.setdefault((name, label), []).append(time.process_time() - start)
+                evaluations.setdefault((name, label), []).append(meter.counts["training"] - before)
+    first = statistics.mean(next(iter(seconds.values()))[1:])
+    print(f"{'method':32}{'arrangement':12}{'evaluations':>12}{'seconds':>9}{'of the first':>14}")
+    for (name, label), values in seconds.items():
+        calls, mean = statistics.mean(evaluations[name, label][1:]), statistics.mean(values[1:])
+        print(f"{name:32}{label:12}{calls:12.0f}{mean:9.3f}{mean / first:14.2f}")
+
+
+def _load(recipe: TrainRecipe) -> Model:
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    policy = recipe.model.load(resolve(recipe.device, recipe.precision))
+    if recipe.behaviour:
+        policy.blend("behaviour", 0.0)
+    return policy
 
 
 def _trained() -> list[str]:
