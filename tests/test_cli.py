@@ -1,5 +1,6 @@
 """The command line: what it offers, what it imports, what it prints."""
 
+import io
 import json
 import os
 import subprocess
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from rich.console import Console
 
 import tiny_runs
 from grpaint import cli
 from grpaint.run.config import names
+from grpaint.run.report import table
 from tiny_runs import TINY, command, flags
 
 COMMANDS = {
@@ -236,3 +239,21 @@ def test_a_run_needs_no_name(run):
     assert command("train", "scenes/flow-grpo-fast", sets=[*TINY, tiny_runs.REWARD, "train.iterations=1"]).code == 0
     assert [path.name for path in Path("runs").iterdir()] == ["flow-grpo-fast"]
     assert flags("a=1", "b=2") == ["--set", "a=1", "--set", "b=2"]
+
+
+def test_the_table_of_a_run_fits_a_terminal():
+    line = {
+        "prompts": 320,
+        "steps": 20,
+        "iteration": 10_000,
+        "strict": 1.0,
+        "strict_interval": [0.99, 1.0],
+        "soft": 1.0,
+    }
+    line |= {"background": 0.0042, "patch_energy": 1e-12, "denoising_loss": 0.04}
+    console = Console(width=80, file=io.StringIO())
+    console.print(table(line | {"base_guided": line | {"guidance": 1.5}}, line, (0.5, [0.41, 0.59])))
+    said = console.file.getvalue()
+    assert "…" not in said
+    for word in ("at guidance 1.5", "100.0% [99.0, 100.0]", "+50.0 [+41.0, +59.0]", "x 1.00"):
+        assert word in said

@@ -43,7 +43,7 @@ def rows_of_pictures(rows: Sequence[tuple[str, Tensor]], captions: Sequence[str]
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))
+    return Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def _score(line: dict[str, Any], name: str) -> str:
@@ -69,14 +69,14 @@ def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, 
     out.add_row(*_row("before", first))
     guided = first.get("base_guided")
     if guided:
-        out.add_row(*_row(f"before, guidance {guided['guidance']:g}", guided))
+        out.add_row(*_row(f"at guidance {guided['guidance']:g}", guided))
     out.add_row(*_row(f"after {last['iteration']}", last), style="bold")
     mean, (low, high) = difference
     out.add_section()
     judges = ("background", "patch_energy", "denoising_loss")
     ratios = [last[name] / first[name] if first.get(name) and name in last else math.nan for name in judges]
     out.add_row(
-        "paired difference",
+        "paired",
         f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
         f"{last['soft'] - first['soft']:+.3f}",
         *(f"x {ratio:.2f}" for ratio in ratios),
