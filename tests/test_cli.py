@@ -257,3 +257,16 @@ def test_the_table_of_a_run_fits_a_terminal():
     assert "…" not in said
     for word in ("at guidance 1.5", "100.0% [99.0, 100.0]", "+50.0 [+41.0, +59.0]", "x 1.00"):
         assert word in said
+
+
+@pytest.mark.parametrize(("given", "spins"), [({}, "10000"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)], ids=str)
+def test_threads_do_not_spin_for_long_unless_told(given, spins):
+    program = (
+        "import os\nfrom grpaint.cli import main\n"
+        "try: main()\nexcept SystemExit: print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    kept = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, "list"], capture_output=True, text=True, check=True, env=kept | given
+    )
+    assert done.stdout.splitlines()[-1] == str(spins)

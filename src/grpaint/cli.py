@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported until a command needs it."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -208,6 +209,8 @@ def list_(
 
 def main() -> None:
     """The entry point: our errors are one line, a bad setting exits with 2, a stopped run with 130 or 143."""
+    if "OMP_WAIT_POLICY" not in os.environ:  # before PyTorch loads: threads that spin for long stall on busy cores
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app()
     except KeyboardInterrupt:
