@@ -7,9 +7,9 @@ Rollout, reward, advantage and the update's backward, without optimizer step and
 Evaluations are counted by the policy's own meter (a forward 1, a backward 2 more); seconds are processor seconds, means
 over the rounds, which take iterations spread over a window's places; "of the first" divides by those of the first
 method, as it is. ``--published`` takes the shape of MixGRPO's table (25 steps, window 4, 14 trained steps in
-DanceGRPO, groups of 12) for the methods of that table, and a place a round. "Unforked" gives every row its own copy of
-the shared start noise; "retained" keeps the graphs of the rollout's noisy steps. Groups without spread are left out of
-an update, except where their graphs are kept already.
+DanceGRPO, groups of 12) for the methods of that table; 21 rounds are a place each. "Unforked" gives every row its own
+copy of the shared start noise; "retained" keeps the graphs of the rollout's noisy steps. Groups without spread are
+left out of an update, except where their graphs are kept already.
 """
 
 import argparse
@@ -94,6 +94,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--set", dest="sets", action="append", default=[])
     args = parser.parse_args()
+    if args.published and args.methods:
+        parser.error("--published has methods of its own")
     asked = PUBLISHED if args.published else dict.fromkeys(args.methods or _trained(), ())
     recipes = {name: open_recipe(name, "train", [*sets, *args.sets])[0] for name, sets in asked.items()}
     policies = {name: _load(recipe) for name, recipe in recipes.items()}

@@ -1,7 +1,7 @@
-"""A whole GRPO run on the built-in model, top to bottom: what `grpaint train` does, without the comforts.
+"""A whole GRPO run on the built-in model, top to bottom: `grpaint train flow-grpo-fast` without the comforts.
 
     python examples/whole_run.py            # about a minute on two cores
-    python examples/whole_run.py 440        # as many iterations as the default recipe
+    python examples/whole_run.py 440        # as many iterations as that recipe
 
 Post-training a text-to-image model is a loop of five lines: draw prompts, roll out a group of images for each, score
 them, turn scores into advantages within each group, and make the steps that led to better images more likely.
@@ -49,7 +49,7 @@ def main(iterations: int) -> None:
     plan = Plan(steps=8, sampler=Cps(eta=0.7), window=Random(size=2, low=0, high=4), start=Shared())
 
     # What is good. The checker reads shapes, colours, counts, sizes and places off the image. What it does not look at,
-    # the background, slowly grows a woven pattern; the default recipe holds that down with an anchor to drawn scenes.
+    # the background, slowly grows a woven pattern; the recipes hold that down with an anchor to drawn scenes.
     rewards = RewardSet({"checker": SceneChecker()}, {"checker": 1.0})
 
     # What to do about it. Advantage: how far above its own group a sample scored. Objective: re-take each noisy step

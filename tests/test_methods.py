@@ -86,8 +86,6 @@ def test_the_tuned_model_may_leave_the_last_steps_to_the_base(tmp_path: Path) ->
             for share in (1.0, 0.5, 0.01)
         )
         assert '"tuned_share": 0.5' in mixed
-        first = lines(Path("runs/it/evaluations.jsonl"))[0]
-        assert f'"soft": {first["soft"]}' in base or first["soft"] != 0
         assert len({tuned.partition('"soft"')[2], mixed.partition('"soft"')[2], base.partition('"soft"')[2]}) == 3
         drawn = command("sample", "it", "a red circle", sets=["evaluate.tuned_share=0.5"])
         assert drawn.out.strip().endswith("00-a-red-circle-tuned-0.5.png")

@@ -158,14 +158,15 @@ class Comparison:
     def search(self) -> list[Job]:
         """Three learning rates times two clip ranges for each method, on a seed of its own.
 
-        A clip range acts from the second update of a rollout on: before the first the ratio is exactly 1. Where a
-        rollout is used for one update the second range would repeat the first bit for bit, and is left out.
+        A surrogate's clip range acts from the second update of a rollout on: before the first the ratio is exactly 1,
+        unless other weights sampled. Where it never acts the second range would repeat the first bit for bit, and is
+        left out.
         """
         jobs = []
         for entry in self.entries:
             recipe, plain = self.open(entry)
             surrogate = plain["objective"].get("surrogate", {})
-            clips = recipe.train.updates > 1 and "low" in surrogate
+            clips = "low" in surrogate and (recipe.train.updates > 1 or recipe.behaviour is not None)
             for rate in RATES:
                 for clip in CLIPS if clips else CLIPS[:1]:
                     extra = [f"train.learning_rate={rate * recipe.train.learning_rate:.6g}"]
@@ -317,7 +318,7 @@ def record_of(job: Job, folder: RunFolder) -> Record:
     scores = []
     for line in judged:
         evaluations, seconds, asked = used[line["iteration"]]
-        kept = {name: line[name] for name in KEPT}
+        kept = {name: line[name] for name in KEPT if name in line}
         scores.append(kept | {"evaluations": evaluations, "cpu_s": round(seconds, 2), "reward_calls": asked})
     guided = judged[0].get("base_guided")
     return {

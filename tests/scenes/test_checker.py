@@ -328,3 +328,5 @@ def test_patch_energy_is_that_of_what_repeats_with_the_patches():
     even = torch.full((32,), 0.01)
     for pattern, energy in ((woven, 5e-5), (faster, 5e-5), (slower, 0.0), (even, 0.0)):
         assert patch_energy(clean + pattern) == pytest.approx([energy] * 2, rel=1e-4, abs=1e-9)
+    grain = noisy(clean.repeat(100, 1, 1, 1), 0.02)
+    assert patch_energy(grain).mean().item() == pytest.approx(0.02**2 / 16, rel=0.05)

@@ -70,8 +70,8 @@ def _percent(values: Sequence[float], *, sign: bool = False) -> str:
 
 
 def _times(summary: Summary, name: str) -> str:
-    ends = [(record["scores"][0][name], record["scores"][-1][name]) for record in summary.records]
-    ratios = [last / first for first, last in ends if first]
+    ends = [(record["scores"][0].get(name), record["scores"][-1].get(name)) for record in summary.records]
+    ratios = [last / first for first, last in ends if first and last is not None]
     return f"x {mean_interval(ratios)[0]:.2f}" if ratios else "-"
 
 

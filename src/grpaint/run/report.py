@@ -1,6 +1,5 @@
 """What a run shows a person: the table of before and after, and pictures."""
 
-import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,12 +73,12 @@ def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, 
     mean, (low, high) = difference
     out.add_section()
     judges = ("background", "patch_energy", "denoising_loss")
-    ratios = [last[name] / first[name] if first.get(name) and name in last else math.nan for name in judges]
+    pairs = [(first.get(name), last.get(name)) for name in judges]
     out.add_row(
         "paired",
         f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
         f"{last['soft'] - first['soft']:+.3f}",
-        *(f"x {ratio:.2f}" for ratio in ratios),
+        *(f"x {after / before:.2f}" if before and after is not None else "-" for before, after in pairs),
     )
     return out
 
