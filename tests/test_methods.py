@@ -35,6 +35,13 @@ FITTED = {
 }
 
 
+REWARD_CALLS = {  # of the first iteration, two prompts: previews, then finished images
+    "scenes/pro-grpo": 2 * (8 + 6) + 2 * 4,
+    "scenes/tafs-grpo": 2 * (4 + 4) + 2 * 4,
+    "scenes/flow-grpo-fast": 2 * 4,
+}
+
+
 def fitted(method: str) -> list[str]:
     extra = FITTED.get(method.partition("/")[2], ("train.group_size=4",))
     anchor = ["anchor.batch=2"] if "[anchor]" in locate(method).read_text() else []
@@ -53,6 +60,8 @@ def test_a_method_runs_and_is_resumed_exactly(method: str, tmp_path: Path) -> No
     first = lines(tmp_path / "runs/straight/metrics.jsonl")
     assert all(line.get("policy/ratio_error", 0) <= 1e-6 for line in first)
     assert any(line.get("policy/grad_norm", 0) > 0 for line in first)
+    if method in REWARD_CALLS:
+        assert first[0]["cost/reward_calls"] == REWARD_CALLS[method]
     if method == "scenes/pro-grpo":
         assert [n for n, line in enumerate(first, 1) if "prune/rank_correlation/5" in line] == [2, 4]
 
@@ -109,6 +118,8 @@ def test_the_tuned_model_may_leave_the_last_steps_to_the_base(tmp_path: Path) ->
         ("scenes/mix-grpo", "plan.window.size=11", "must fit in 10 steps"),
         ("scenes/dance-grpo", "plan.sampler.kind=ode", "likelihood"),
         ("scenes/ovf", "advantage.keep=1", "keep must be at least 2"),
+        ("scenes/ovf", 'advantage.of={kind="step-aware"}', "one a step"),
+        ("scenes/dance-grpo", 'advantage.of={kind="step-aware"}', "one a step"),
         ("scenes/mix-grpo", "plan.base_after=0.8", "evaluate.tuned_share"),
     ],
 )

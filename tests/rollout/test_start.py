@@ -8,7 +8,7 @@ from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, Ddim, FlowPath, Path, Prompt, VpPath
-from grpaint.rollout import Independent, Plan, Reference, Shared, Whole, roll
+from grpaint.rollout import Funnel, Independent, Plan, Reference, Shared, Whole, roll
 from grpaint.rollout.start import Begin, Start
 
 VP = VpPath(betas="cosine", spacing="trailing", final="one")
@@ -165,3 +165,16 @@ def test_reference_rows_of_a_group_can_share_their_noise() -> None:
     assert torch.equal(references, other_references)
     fresh = policy.noise((0, 0, "start"), range(4))[group]
     assert torch.equal(x[~references], fresh[~references])
+
+
+def test_a_funnel_is_told_which_rows_have_a_reference() -> None:
+    policy, told = model(), []
+
+    def score(images: Tensor, _: object, references: Tensor) -> Tensor:
+        told.append(references)
+        return images.mean((1, 2, 3))
+
+    plan = Plan(8, Cps(0.7), Whole(), Funnel((5,), (2,)), Reference(0.8, 0.5))
+    rollout = roll(policy, prompts(4), 3, plan, iteration=0, seed=0, score=score)
+    assert [mask.sum().item() for mask in told] == [2 * 3]
+    assert rollout.references.sum() == 2 * 2
