@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 import tiny_runs
-from grpaint.compare import KEPT, Comparison, Entry, asked
+from grpaint.compare import Comparison, asked
 from grpaint.core.errors import ConfigError
 from grpaint.run.comparison_page import differences, page, plot, summaries
+from grpaint.run.jobs import KEPT, Entry
 from tiny_runs import command
 
 METHODS = ("flow-grpo-fast", "diffusion-nft")

@@ -7,23 +7,10 @@ import pytest
 
 import tiny_runs
 from grpaint.run.config import locate, names, stage_of
-from tiny_runs import command, lines
+from tiny_runs import QUICK, command, lines
 
 METHODS = [name for name in names() if stage_of(name) == "train"]
-SMALL = (
-    "train.iterations=4",
-    "train.schedule=constant",
-    "train.prompts=2",
-    "evaluate.every=2",
-    "evaluate.prompts=5",
-    "evaluate.probe=4",
-    "evaluate.guided=[]",
-    "evaluate.pictures=1",
-    "checkpoint.every=2",
-    "device=cpu",
-    "precision=fp32",
-    "threads=1",
-)
+SMALL = (*QUICK, "train.prompts=2", "evaluate.prompts=5", "evaluate.probe=4")
 FITTED = {
     "pro-grpo": ("train.group_size=8", "plan.prune.keep=[6, 4]", "plan.prune.audit=2"),
     "pro-grpo-flash": ("train.group_size=6", "plan.prune.keep=[5, 4]"),

@@ -21,24 +21,27 @@ import pytest
 
 from grpaint import cli
 
-TINY = (
-    "model.start=random",
+QUICK = (
     "train.iterations=4",
     "train.schedule=constant",  # a longer run of a decaying rate is another run
-    "train.prompts=3",
-    "train.group_size=4",
-    "plan.steps=4",
-    "plan.window.high=1",
     "evaluate.every=2",
-    "evaluate.prompts=6",
-    "evaluate.steps=2",
-    "evaluate.probe=6",
     "evaluate.guided=[]",
     "evaluate.pictures=1",
     "checkpoint.every=2",
     "device=cpu",
     "precision=fp32",
     "threads=1",
+)
+TINY = (
+    *QUICK,
+    "model.start=random",
+    "train.prompts=3",
+    "train.group_size=4",
+    "plan.steps=4",
+    "plan.window.high=1",
+    "evaluate.prompts=6",
+    "evaluate.steps=2",
+    "evaluate.probe=6",
 )
 REWARD = 'rewards={bright={kind="reward.py:score"}}'
 TINY_SFT = (

@@ -175,7 +175,8 @@ def compare(  # noqa: PLR0913 - reason: one argument a flag
     sets: Sets = None,
 ) -> None:
     """Train methods against each other at equal cost, over several seeds; repeat the command to go on."""
-    from grpaint.compare import Comparison, Entry, asked
+    from grpaint.compare import Comparison, asked
+    from grpaint.run.jobs import Entry
 
     numbers, entries = asked("--seeds", seeds), tuple(Entry.read(word) for word in methods)
     comparison = Comparison(

@@ -133,16 +133,17 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
     """Stage two: roll out groups, score them, and move towards what scored above its group."""
     settings, policy, rewards = recipe.train, loop.policy, recipe.reward_set()
 
-    asked: list[int] = []
+    asked = 0
 
     def score(images: Tensor, prompts: Sequence[Prompt], references: Tensor) -> RewardTable:
-        table = rewards.score(images, prompts, references)
-        asked.append(len(images) * len(table.columns))
-        return table
+        nonlocal asked
+        asked += len(images) * len(rewards.rewards)
+        return rewards.score(images, prompts, references)
 
     if not loop.done:
         _follow(recipe, policy, -1)
     for iteration in loop.iterations():
+        asked = 0
         with loop.phase("rollout"):
             prompts = recipe.data.prompts(settings.prompts, iteration, settings.seed)
             rollout = roll(
@@ -167,8 +168,7 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
                     measures = {name: value for name, value in measures.items() if "ratio_error" not in name}
                 loop.record({f"policy/{name}": value for name, value in measures.items()})
         loop.record(_summary(rollout, table, advantage) | _audit(recipe, rollout, table))
-        loop.record({"cost/reward_calls": sum(asked)})
-        asked.clear()
+        loop.record({"cost/reward_calls": asked})
         _observe(recipe, measures)
         _follow(recipe, policy, iteration)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from grpaint.core.errors import ConfigError
 from grpaint.scenes.captions import KINDS, SHAPES, Caption, draw_caption, parse
-from grpaint.scenes.checker import Verdict, background, check, find, patch_energy
+from grpaint.scenes.checker import Verdict, background, check, find
 from grpaint.scenes.render import Layout, draw, lay_out, render
 from grpaint.scenes.shapes import BACKGROUND, PALETTE, SIDE
 
@@ -317,6 +317,10 @@ def test_drawn_objects_leave_the_background_alone() -> None:
     pattern = 0.03 * torch.randn(3, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
     levels = [background(images + pattern).mean().item() for images in (one, four)]
     assert levels == pytest.approx([0.03, 0.03], rel=0.05)
+
+
+def patch_energy(images: Tensor) -> Tensor:
+    return check(images, [parse("a red circle")] * len(images)).patch_energy
 
 
 def test_patch_energy_is_that_of_what_repeats_with_the_patches():

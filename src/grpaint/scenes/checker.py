@@ -223,21 +223,18 @@ def background(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
     return _rms(*_background(images))
 
 
-def patch_energy(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-    """Mean square of what repeats in the background with the period of the model's patches, in units of [0, 1]^2.
-
-    Averaging over patches keeps, of a spectrum, the multiples of the patch frequency; their mean is taken out. Where an
-    object covers a pixel of a patch, the other patches speak for it.
-    """
-    return _patch_energy(*_background(images))
-
-
 def _rms(off: Tensor, free: Tensor) -> Tensor:
     square = off.square().mean(1, keepdim=True) * free
     return (square.sum((1, 2, 3)) / free.sum((1, 2, 3)).clamp(min=1)).sqrt()
 
 
-def _patch_energy(off: Tensor, free: Tensor) -> Tensor:
+def _patch_energy(off: Float[Tensor, "b 3 h w"], free: Float[Tensor, "b 1 h w"]) -> Float[Tensor, " b"]:
+    """Mean square of what repeats in the background with the period of the model's patches, in units of [0, 1]^2.
+
+    Averaging over patches keeps, of a spectrum, the multiples of the patch frequency; their mean is taken out. Where an
+    object covers a pixel of a patch, the other patches speak for it.
+    """
+
     def folded(values: Tensor) -> Tensor:
         height, width = values.shape[-2:]
         patches = values.unflatten(3, (width // PATCH, PATCH)).unflatten(2, (height // PATCH, PATCH))
