@@ -1,17 +1,28 @@
 """Tiny diffusers pipelines with random weights: the offline stand-in for real ones."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     DDIMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from torch import nn
 from transformers import (
@@ -19,6 +30,11 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -132,6 +148,176 @@ def sd15(**scheduler: Any) -> StableDiffusionPipeline:
     return ready(pipe)
 
 
+def sdxl(**unet: Any) -> StableDiffusionXLPipeline:
+    torch.manual_seed(0)
+    shape = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2),
+        **unet,
+    }
+    pipe = StableDiffusionXLPipeline(
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            cross_attention_dim=48,
+            attention_head_dim=(2, 4),
+            norm_num_groups=4,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=32 + 6 * 8,
+            **shape,
+        ),
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            timestep_spacing="leading",
+            steps_offset=1,
+        ),
+        vae=autoencoder(4, None),
+        text_encoder=CLIPTextModel(clip_config(16)),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config(32)),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        add_watermarker=False,
+    )
+    return ready(pipe)
+
+
+def ssd1b() -> StableDiffusionXLPipeline:
+    """SDXL with attention blocks cut out, unevenly on the way down and up, as SSD-1B has them."""
+    return sdxl(
+        transformer_layers_per_block=[1, [2]],
+        reverse_transformer_layers_per_block=[[2, 1], 1],
+        mid_block_type="UNetMidBlock2D",
+    )
+
+
+def flux(*, distilled: bool) -> FluxPipeline:
+    torch.manual_seed(0)
+    text_encoder_2, tokenizer_2 = t5()
+    shift = {"use_dynamic_shifting": True, "shift": 3.0} if distilled else {"shift": 1.0}
+    pipe = FluxPipeline(
+        transformer=FluxTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=16,
+            guidance_embeds=distilled,
+            axes_dims_rope=(4, 4, 8),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(base_shift=0.5, max_shift=1.15, **shift),
+        vae=autoencoder(4, 0.06),
+        text_encoder=CLIPTextModel(clip_config(16)),
+        text_encoder_2=text_encoder_2,
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=tokenizer_2,
+    )
+    return ready(pipe)
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    marks = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+    letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
+    tokenizer = Qwen2Tokenizer(vocab={piece: i for i, piece in enumerate([*letters, *marks])}, merges=[])
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return tokenizer
+
+
+def language_settings(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+    }
+
+
+def qwen_image() -> QwenImagePipeline:
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
+    config = Qwen2_5_VLConfig(
+        text_config={
+            **language_settings(tokenizer),
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "fullatt_block_indexes": [0],
+        },
+    )
+    pipe = QwenImagePipeline(
+        transformer=QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+        ),
+        vae=AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False],
+            latents_mean=[0.1, -0.2, 0.3, 0.0],
+            latents_std=[1.5, 0.5, 1.0, 2.0],
+        ),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=tokenizer,
+    )
+    return ready(pipe)
+
+
+def z_image() -> ZImagePipeline:
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
+    pipe = ZImagePipeline(
+        transformer=ZImageTransformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=1,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=32,
+            axes_dims=[4, 6, 6],
+            axes_lens=[1024, 64, 64],
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder(4, 0.06),
+        text_encoder=Qwen3Model(Qwen3Config(**language_settings(tokenizer), head_dim=16)),
+        tokenizer=tokenizer,
+    )
+    for name, parameter in pipe.transformer.named_parameters():
+        if name.endswith("pad_token"):  # not set by its constructor
+            torch.nn.init.normal_(parameter)
+    return ready(pipe)
+
+
 def ready(pipe: Any) -> Any:
     """In eval mode: a model built from a configuration begins in train mode, and T5 has dropout."""
     for part in pipe.components.values():
@@ -141,19 +327,30 @@ def ready(pipe: Any) -> Any:
     return pipe
 
 
-def save_all(root: Path) -> dict[str, Path]:
+PIPELINES = {
+    "sd3": sd3,
+    "sd15": sd15,
+    "sd15-v": lambda: sd15(prediction_type="v_prediction", timestep_spacing="trailing", set_alpha_to_one=True),
+    "sdxl": sdxl,
+    "ssd-1b": ssd1b,
+    "flux-dev": lambda: flux(distilled=True),
+    "flux-schnell": lambda: flux(distilled=False),
+    "qwen-image": qwen_image,
+    "z-image": z_image,
+}
+
+
+def save(name: str, root: Path) -> Path:
+    """The folder of a saved pipeline."""
+    PIPELINES[name]().save_pretrained(root / name)
+    return root / name
+
+
+def save_all(root: Path, names: Iterable[str] = ("sd3", "sd15", "sd15-v")) -> dict[str, Path]:
     """Folders of saved pipelines by name."""
-    pipes = {
-        "sd3": sd3(),
-        "sd15": sd15(),
-        "sd15-v": sd15(prediction_type="v_prediction", timestep_spacing="trailing", set_alpha_to_one=True),
-    }
-    for name, pipe in pipes.items():
-        pipe.save_pretrained(root / name)
-    return {name: root / name for name in pipes}
+    return {name: save(name, root) for name in names}
 
 
 def stock(folder: Path) -> Any:
     """The pipeline as any diffusers user opens it."""
-    kind = StableDiffusion3Pipeline if "sd3" in folder.name else StableDiffusionPipeline
-    return ready(kind.from_pretrained(folder))
+    return ready(DiffusionPipeline.from_pretrained(folder))

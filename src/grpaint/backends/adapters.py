@@ -22,8 +22,12 @@ class Lora:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
 
 
-def add_adapter(module: nn.Module, lora: Lora, targets: Sequence[str], *, within: str = "") -> None:
+def add_adapter(
+    module: nn.Module, lora: Lora, targets: Sequence[str], *, within: str = "", idle: tuple[str, ...] = ()
+) -> None:
     """Freeze ``module`` and add trainable fp32 adapters to the linear layers whose names end like ``targets``.
+
+    ``within``: only where the name begins so; ``idle``: not to layers that end so, since no gradient reaches them.
 
     Raises:
         MissingExtra: without peft.
@@ -37,7 +41,10 @@ def add_adapter(module: nn.Module, lora: Lora, targets: Sequence[str], *, within
     names = [
         name
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and name.startswith(within) and name.endswith(wanted)
+        if isinstance(layer, nn.Linear)
+        and name.startswith(within)
+        and name.endswith(wanted)
+        and not (idle and name.endswith(idle))
     ]
     if not names:
         raise ConfigError(f"model.lora.targets = {list(wanted)}: no linear layer has a name that ends so.")

@@ -5,21 +5,23 @@ The house samples; the pipeline lends its text encoders, its network and its VAE
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path as FilePath
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn import functional
 
 from grpaint.backends.adapters import Lora, add_adapter
-from grpaint.backends.families import FAMILIES, Family, Folder, find
+from grpaint.backends.families import FAMILIES, Family, Folder, Guidance, find
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.weights import WeightSets
-from grpaint.core.errors import CheckpointError, MissingExtra
+from grpaint.core.errors import CheckpointError, ConfigError, MissingExtra
 from grpaint.core.files import check_tensors, read_weights
 from grpaint.core.path import Path, Point
 from grpaint.core.policy import Meter, Prompt, Weights
@@ -51,32 +53,45 @@ class TextCondition:
 class Diffusers:
     """The ``[model]`` table ``kind = "diffusers"``.
 
-    ``folder``: a local folder in the diffusers layout. ``family`` "auto" goes by its pipeline class. ``guidance`` w
-    extrapolates from the empty caption (1 is none; else two network calls a prediction). ``height``, ``width``: pixels,
-    0 for the model's own. ``batch``: rows of one network call. ``checkpointing`` computes activations a second time in
-    the backward instead of keeping them. ``start``: a ``.safetensors`` file or checkpoint folder made by an earlier
-    run, a whole network or an adapter; an adapter goes on being trained, and the reference is the model that it made.
+    - ``folder``: a local folder in the diffusers layout. ``family`` "auto" goes by its pipeline class; one of your own
+      is "module:Name".
+    - ``guidance`` w: with ``guidance_kind`` "cfg" it extrapolates from the empty caption (1 is none; else two network
+      calls a prediction); "distilled" models are told it and called once; "auto" takes what the model can do.
+    - ``height``, ``width``: pixels, 0 for the model's own. ``chunks``: windows of 77 tokens that a caption may fill
+      (SD and SDXL).
+    - ``batch``: rows of one network call; ``vae_batch``: images of one VAE call, ``vae_tiling`` a tile of them at a
+      time. ``checkpointing`` computes activations a second time in the backward instead of keeping them.
+    - ``start``: a ``.safetensors`` file or checkpoint folder made by an earlier run, a whole network or an adapter; an
+      adapter goes on being trained, and the reference is the model that it made.
     """
 
     folder: str
     family: str = "auto"
     guidance: float = 1.0
+    guidance_kind: Literal["auto", "none", "cfg", "distilled"] = "auto"
     height: int = 0
     width: int = 0
     lora: Lora | None = None
+    chunks: int = 1
     batch: int = 8
+    vae_batch: int = 4
+    vae_tiling: bool = False
     checkpointing: bool = False
     start: str = ""
 
     def __post_init__(self) -> None:
         if not self.folder:
             raise ValueError("folder must name a local folder in the diffusers layout")
-        if self.family not in ("auto", *FAMILIES):
-            raise ValueError(f'family must be auto, {" or ".join(FAMILIES)}, got "{self.family}"')
-        if not self.guidance >= 0:
+        if self.family not in ("auto", *FAMILIES) and ":" not in self.family:
+            known = ", ".join(("auto", *FAMILIES))
+            raise ValueError(f'family must be {known}, or your own as module:Name, got "{self.family}"')
+        if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance must not be negative, got {self.guidance}")
-        if self.batch < 1:
-            raise ValueError(f"batch must be at least 1, got {self.batch}")
+        if self.guidance_kind == "none" and self.guidance != 1:
+            raise ValueError(f'guidance must be 1 where guidance_kind = "none", got {self.guidance}')
+        for key in ("batch", "vae_batch", "chunks"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
         for key, pixels in (("height", self.height), ("width", self.width)):
             if pixels < 0:
                 raise ValueError(f"{key} must not be negative, got {pixels}")
@@ -99,15 +114,34 @@ class Diffusers:
         return find(self.family, self._folder)
 
     @cached_property
+    def guided_by(self) -> Guidance:
+        """How this model is guided.
+
+        Raises:
+            ConfigError: where it cannot be guided as the settings say.
+        """
+        name, family = self.named_family
+        kinds = family.guidance(self._folder)
+        if self.guidance_kind == "auto":
+            return kinds[0] if kinds == ("distilled",) or self.guidance == 1 else "cfg"
+        if self.guidance_kind not in kinds:
+            raise ConfigError(
+                f'model.guidance_kind = "{self.guidance_kind}": this {name} model takes {" or ".join(kinds)}. '
+                'Leave it at "auto".'
+            )
+        return self.guidance_kind
+
+    @cached_property
     def path(self) -> Path:
         """The noising path, read from the scheduler's settings without opening weights.
 
         Raises:
             ConfigError, CheckpointError: where the settings are missing or beyond what a path can express.
         """
-        return self.named_family[1].path(self._folder)
+        _ = self.guided_by  # refused with the path, before weights are opened
+        return self.named_family[1].path(self._folder, self.sample_shape)
 
-    @property
+    @cached_property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one latent, read without opening weights."""
         return self.named_family[1].latent_shape(self._folder, self.height, self.width)
@@ -125,7 +159,7 @@ class Diffusers:
             CheckpointError: where weights are missing, damaged, or of another architecture.
         """
         name, family = self.named_family
-        pipe = _open(self._folder.path, name, family, DTYPES[runtime.precision], frozen=self.lora is not None)
+        pipe = _open(self._folder.path, family, DTYPES[runtime.precision], frozen=self.lora is not None)
         network = getattr(pipe, family.NETWORK)
         file = FilePath(self.start)
         stored, metadata = read_weights(file) if self.start else ({}, {})
@@ -136,7 +170,7 @@ class Diffusers:
             check_tensors(file, stored, network.state_dict(), metadata, {"family": name})
             network.load_state_dict(stored)
         if self.lora:
-            add_adapter(network, self.lora, family.TARGETS)
+            add_adapter(network, self.lora, family.TARGETS, idle=family.idle(network))
         trainable = {key: p for key, p in network.named_parameters() if p.requires_grad}
         if adapter and self.lora:
             wanted = {_file_name(family, key): p for key, p in trainable.items()}
@@ -146,12 +180,14 @@ class Diffusers:
                 p.data.copy_(stored[key].float() * (factor if ".lora_B." in key else 1))
         if self.checkpointing:
             network.enable_gradient_checkpointing()
+        if self.vae_tiling:
+            pipe.vae.enable_tiling()
         pipe.to(runtime.device)
         weights = WeightSets(network, trainable, adapters=self.lora is not None and not adapter)
         return DiffusersPolicy(self, pipe, weights, runtime)
 
 
-def _open(folder: FilePath, name: str, family: Family, dtype: torch.dtype, *, frozen: bool) -> Any:
+def _open(folder: FilePath, family: Family, dtype: torch.dtype, *, frozen: bool) -> Any:
     """The pipeline in eval mode, with gradients for its network alone.
 
     Text encoders and a frozen network are kept in the precision that computes; a trained network and the VAE in fp32.
@@ -163,16 +199,28 @@ def _open(folder: FilePath, name: str, family: Family, dtype: torch.dtype, *, fr
         raise MissingExtra("A diffusers model", "diffusers") from error
     dtypes = {"default": dtype, "vae": torch.float32, family.NETWORK: dtype if frozen else torch.float32}
     try:
-        pipe = getattr(diffusers, FAMILIES[name]).from_pretrained(
+        pipe = getattr(diffusers, family.PIPELINE).from_pretrained(
             folder, dtype=dtypes, local_files_only=True, use_safetensors=True, **family.WITHOUT
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder}: diffusers cannot open it as a {FAMILIES[name]}: {reason}") from error
+        raise CheckpointError(f"{folder}: diffusers cannot open it as a {family.PIPELINE}: {reason}") from error
     for key, part in pipe.components.items():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(key == family.NETWORK)
     return pipe
+
+
+def _batches(count: int, size: int) -> Iterator[slice]:
+    return (slice(first, first + size) for first in range(0, count, size))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Rows of several tensors; shorter ones are filled with zeros along dimension 1."""
+    if parts[0].ndim < 3:
+        return torch.cat(list(parts))
+    most = max(part.shape[1] for part in parts)
+    return torch.cat([functional.pad(part, (0, 0, 0, most - part.shape[1])) for part in parts])
 
 
 def _file_name(family: Family, name: str) -> str:
@@ -194,50 +242,56 @@ class DiffusersPolicy:
         self.spec, self.pipe, self.weights, self.runtime = spec, pipe, weights, runtime
         self.name, self.family = spec.named_family
         self.path, self.kind, self.meter = spec.path, spec.parametrisation, Meter()
-        self.guidance, self._shape = spec.guidance, spec.sample_shape
+        self.guidance = spec.guidance if spec.guided_by == "cfg" else 1.0  # a distilled model's stays what it is told
+        self._shape = spec.sample_shape
         self._dtype = next(getattr(pipe, self.family.NETWORK).parameters()).dtype
         self._empty = self.encode([Prompt("")])
 
     def encode(self, prompts: Sequence[Prompt]) -> TextCondition:
         """Captions to embeddings of the frozen text encoders, ``batch`` at a time."""
         texts = [prompt.text for prompt in prompts]
-        encoded = [self.family.encode(self.pipe, texts[rows]) for rows in self._batches(len(texts))]
-        return TextCondition(tuple(map(torch.cat, zip(*encoded, strict=True))), torch.arange(len(texts)))
+        encoded = [
+            self.family.encode(self.pipe, texts[rows], self.spec.chunks)
+            for rows in _batches(len(texts), self.spec.batch)
+        ]
+        return TextCondition(tuple(map(_joined, zip(*encoded, strict=True))), torch.arange(len(texts)))
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Images in [0, 1] to the mean of their latents."""
         pixels = (images * 2 - 1).to(self.runtime.device)
-        return torch.cat([self.family.encode_images(self.pipe, pixels[rows]) for rows in self._batches(len(images))])
+        return torch.cat(
+            [self.family.encode_images(self.pipe, pixels[rows]) for rows in self._vae_batches(len(images))]
+        )
 
     def decode(self, x0: Tensor) -> Tensor:
         """Latents to images in [0, 1], clamped."""
-        images = torch.cat([self.family.decode(self.pipe, x0[rows]) for rows in self._batches(len(x0))])
+        images = torch.cat([self.family.decode(self.pipe, x0[rows]) for rows in self._vae_batches(len(x0))])
         return ((images + 1) / 2).clamp(0, 1)
 
     def noise(self, key: Key, rows: Sequence[int] | Tensor) -> Tensor:
         """Keyed start or step noise on the model's device."""
         return noise(key, rows, self._shape).to(self.runtime.device)
 
-    def _batches(self, count: int) -> Iterator[slice]:
-        return (slice(first, first + self.spec.batch) for first in range(0, count, self.spec.batch))
+    def _vae_batches(self, count: int) -> Iterator[slice]:
+        return _batches(count, self.spec.vae_batch)
 
     def _output(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
         self.meter.forward(len(x), recomputed=self.spec.checkpointing)
         with self.runtime.autocast():
-            return self.family.call(self.pipe, x.to(self._dtype), t, cond).float()
+            return self.family.call(self.pipe, x.to(self._dtype), t, cond, self.spec.guidance).float()
 
     def _guided(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
         conditional = self._output(x, t, cond)
         if self.guidance == 1:
             return conditional
         free = self._output(x, t, tuple(part.expand(len(x), *part.shape[1:]) for part in self._empty.parts))
-        return free + self.guidance * (conditional - free)
+        return self.family.combine(free, conditional, self.guidance)
 
     def predict(self, x: Tensor, here: Point, cond: TextCondition, weights: Weights = "current") -> Prediction:
         """See :class:`grpaint.core.policy.Policy`; rows beyond ``batch`` go in further calls."""
         t = torch.as_tensor(here.t, device=x.device).flatten().expand(len(x))
         with self.weights.use(weights):
-            parts = [self._guided(x[rows], t[rows], cond.tensors(rows)) for rows in self._batches(len(x))]
+            parts = [self._guided(x[rows], t[rows], cond.tensors(rows)) for rows in _batches(len(x), self.spec.batch)]
         return read(torch.cat(parts), x, here, self.kind)
 
     def blend(self, into: Weights, keep: float) -> None:

@@ -63,14 +63,19 @@ class FlowPath:
     - ``"sd3"``: what diffusers' FlowMatchEulerDiscreteScheduler makes of a static shift: T values from 1 down to the
       *already shifted* smallest sigma of 1000 training steps, shifted a second time, then 0. Its last step but one is
       therefore almost at zero (T = 10, shift 3: .., .2781, .0089, 0).
+
+    ``terminal`` above 0 stretches what precedes the 0 so that it ends there (Qwen-Image: 0.02).
     """
 
     shift: float = 1.0
     spacing: Literal["linear", "sd3"] = "linear"
+    terminal: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.shift > 0:
             raise ValueError(f"shift must be positive, got {self.shift}")
+        if not 0 <= self.terminal < 1:
+            raise ValueError(f"terminal must lie in [0, 1), got {self.terminal}")
 
     def _shifted(self, u: float) -> float:
         return self.shift * u / (1 + (self.shift - 1) * u)
@@ -88,12 +93,23 @@ class FlowPath:
         low = self._shifted(1 / TRAIN_STEPS)
         return [1 + (low - 1) * i / max(steps - 1, 1) for i in range(steps)]
 
+    def _stretched(self, sigmas: list[float], start: float) -> list[float]:
+        """``sigmas`` moved linearly so that they run from ``start`` to ``terminal``."""
+        if not self.terminal or len(sigmas) == 1:
+            return [start, *sigmas[1:]]
+        scale = (start - self.terminal) / (sigmas[0] - sigmas[-1])
+        return [start - (sigmas[0] - s) * scale for s in sigmas]
+
+    def _noisy(self, steps: int) -> list[float]:
+        return self._stretched([self._shifted(u) for u in self._unshifted(steps)], 1.0)
+
     def grid(self, steps: int) -> tuple[Point, ...]:
-        return tuple(self.at(s) for s in [*map(self._shifted, self._unshifted(steps)), 0.0])
+        return tuple(self.at(s) for s in [*self._noisy(steps), 0.0])
 
     def tail(self, steps: int, first: int, parts: int) -> tuple[Point, ...]:
-        u = self._unshifted(steps)[first]
-        return (*(self.at(self._shifted(u * (1 - i / parts))) for i in range(parts)), self.at(0.0))
+        u, start = self._unshifted(steps)[first], self._noisy(steps)[first]
+        sigmas = [self._shifted(u * (1 - i / parts)) for i in range(parts)]
+        return tuple(self.at(s) for s in [*self._stretched(sigmas, start), 0.0])
 
 
 @dataclass(frozen=True)

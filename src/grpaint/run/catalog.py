@@ -4,14 +4,10 @@ A user's own piece needs no entry: ``kind = "my_module:MyReward"`` or ``kind = "
 """
 
 import difflib
-import importlib
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from grpaint.core.errors import ConfigError
+from grpaint.core.importing import imported
 
 CATALOG: dict[str, dict[str, str]] = {
     "models": {
@@ -104,26 +100,10 @@ def find(group: str, kind: str, key: str) -> Any:
             f'{key}.kind = "{kind}": no such {group.removesuffix("s")}.{did_you_mean(kind, names)} '
             f"There are: {', '.join(names)}; or your own, as module:Name or file.py:name."
         )
-    target = known.get(kind, kind)
-    place, _, name = target.rpartition(":")
     try:
-        return getattr(_module(place), name)
+        return imported(known.get(kind, kind))
     except Exception as error:  # a user's own file may raise anything
         raise ConfigError(f'{key}.kind = "{kind}": cannot be imported: {type(error).__name__}: {error}') from error
-
-
-def _module(place: str) -> ModuleType:
-    if not place.endswith(".py"):
-        return importlib.import_module(place)
-    file = Path(place).resolve()
-    name = f"grpaint_user_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None or not file.is_file():
-        raise ImportError(f"no file {place}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def kind_of(cls: type) -> tuple[str, str] | None:

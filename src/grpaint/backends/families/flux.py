@@ -1,0 +1,48 @@
+"""FLUX.1: a rectified flow over packed latents; the dev model has its guidance distilled into it."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from grpaint.backends.families.base import JOINT, Guidance, ScaledFlow, pack, unpack
+from grpaint.backends.families.folder import Folder
+
+
+class Flux(ScaledFlow):
+    PIPELINE = "FluxPipeline"
+    TARGETS = JOINT
+    WITHOUT: ClassVar[dict[str, Any]] = {"image_encoder": None, "feature_extractor": None}
+    PACKED = 4
+
+    def guidance(self, folder: Folder) -> tuple[Guidance, ...]:
+        return ("distilled",) if folder.settings("transformer/config.json").get("guidance_embeds") else ("none", "cfg")
+
+    def arguments(self, guidance: float, kind: Guidance) -> dict[str, Any]:
+        if kind == "distilled":
+            return {"guidance_scale": guidance}
+        return {"true_cfg_scale": guidance, "negative_prompt": ""}
+
+    def encode(self, pipe: Any, texts: list[str], chunks: int) -> tuple[Tensor, ...]:
+        embeddings, pooled, _ = pipe.encode_prompt(texts, None)
+        return embeddings, pooled
+
+    def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:
+        embeddings, pooled = cond
+        height, width = x.shape[-2] // 2, x.shape[-1] // 2
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        places = torch.stack([torch.zeros_like(rows), rows, columns], -1).view(-1, 3)
+        told = pipe.transformer.config.guidance_embeds
+        return unpack(
+            pipe.transformer(
+                hidden_states=pack(x),
+                timestep=t,
+                guidance=t.new_full((len(x),), guidance) if told else None,
+                encoder_hidden_states=embeddings,
+                pooled_projections=pooled,
+                txt_ids=x.new_zeros(embeddings.shape[1], 3),
+                img_ids=places.to(x),
+                return_dict=False,
+            )[0],
+            x,
+        )

@@ -1,0 +1,57 @@
+"""Qwen-Image: a rectified flow over packed latents that reads a language model's states of any length."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpaint.backends.families.base import JOINT, Guidance, ScaledFlow, pack, unpack
+from grpaint.backends.families.folder import Folder
+
+
+class QwenImage(ScaledFlow):
+    PIPELINE = "QwenImagePipeline"
+    TARGETS = JOINT
+    PACKED = 4
+
+    def factor(self, folder: Folder) -> int:
+        return int(2 ** len(folder.settings("vae/config.json")["temperal_downsample"]))
+
+    def idle(self, network: Any) -> tuple[str, ...]:
+        last = f"transformer_blocks.{len(network.transformer_blocks) - 1}.attn"  # its text tokens are dropped
+        return f"{last}.add_q_proj", f"{last}.to_add_out"
+
+    def arguments(self, guidance: float, kind: Guidance) -> dict[str, Any]:
+        return {"true_cfg_scale": guidance, "negative_prompt": ""}
+
+    def encode(self, pipe: Any, texts: list[str], chunks: int) -> tuple[Tensor, ...]:
+        embeddings, mask = pipe.encode_prompt(texts)
+        lengths = torch.full((len(texts),), embeddings.shape[1]) if mask is None else mask.sum(1).cpu()
+        return embeddings, lengths
+
+    def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:
+        embeddings, lengths = cond
+        most = int(lengths.max())
+        mask = torch.arange(most) < lengths[:, None]
+        return unpack(
+            pipe.transformer(
+                hidden_states=pack(x),
+                timestep=t,
+                encoder_hidden_states=embeddings[:, :most],
+                encoder_hidden_states_mask=None if mask.all() else mask.to(x.device),
+                img_shapes=[[(1, x.shape[-2] // 2, x.shape[-1] // 2)]] * len(x),
+                return_dict=False,
+            )[0],
+            x,
+        )
+
+    def combine(self, free: Tensor, conditional: Tensor, weight: float) -> Tensor:
+        """Guidance that keeps the length of every token's prediction, as its pipeline does."""
+        told, guided = pack(conditional), pack(super().combine(free, conditional, weight))
+        return unpack(guided * (told.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)), conditional)
+
+    def decode(self, pipe: Any, latents: Tensor) -> Tensor:
+        return super().decode(pipe, latents.unsqueeze(2))[:, :, 0]
+
+    def encode_images(self, pipe: Any, images: Tensor) -> Tensor:
+        return super().encode_images(pipe, images.unsqueeze(2))[:, :, 0]

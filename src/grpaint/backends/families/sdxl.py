@@ -1,0 +1,52 @@
+"""SDXL and what is cut out of it (SSD-1B, Segmind Vega): a U-Net that reads two CLIP encoders and the image's size."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from grpaint.backends.families.base import Family, windows
+from grpaint.backends.families.folder import Folder
+from grpaint.backends.families.schedule import diffusion_kind, diffusion_path
+from grpaint.core.path import Path
+from grpaint.core.prediction import Parametrisation
+
+
+class StableDiffusionXl(Family):
+    PIPELINE = "StableDiffusionXLPipeline"
+    NETWORK = "unet"
+    WITHOUT: ClassVar[dict[str, Any]] = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
+
+    def path(self, folder: Folder, latent: tuple[int, ...]) -> Path:
+        return diffusion_path(folder)
+
+    def parametrisation(self, folder: Folder) -> Parametrisation:
+        return diffusion_kind(folder)
+
+    def encode(self, pipe: Any, texts: list[str], chunks: int) -> tuple[Tensor, ...]:
+        """The last hidden states but one of both encoders, and the second's pooled text, of the first window.
+
+        An empty caption is zeros where the pipeline says so, since that is what guidance extrapolates from.
+        """
+        found = []
+        for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
+            tokens = windows(tokenizer, texts, chunks).to(pipe.device)
+            out = encoder(tokens.flatten(0, 1), output_hidden_states=True)
+            found.append(out.hidden_states[-2].unflatten(0, tokens.shape[:2]).flatten(1, 2))
+        embeddings, pooled = torch.cat(found, -1), out.text_embeds[::chunks]
+        if pipe.config.force_zeros_for_empty_prompt:
+            told = torch.tensor([bool(text) for text in texts], device=pooled.device)
+            embeddings, pooled = embeddings * told[:, None, None], pooled * told[:, None]
+        return embeddings, pooled
+
+    def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:
+        embeddings, pooled = cond
+        height, width = (side * pipe.vae_scale_factor for side in x.shape[-2:])
+        sizes = x.new_tensor([height, width, 0, 0, height, width]).expand(len(x), 6)  # original, corner, target
+        return pipe.unet(
+            x,
+            t,
+            encoder_hidden_states=embeddings,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes},
+            return_dict=False,
+        )[0]

@@ -1,0 +1,26 @@
+"""Z-Image: a rectified flow whose single-stream transformer reads a language model's states of any length."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from grpaint.backends.families.base import Guidance, ScaledFlow
+
+
+class ZImage(ScaledFlow):
+    PIPELINE = "ZImagePipeline"
+
+    def arguments(self, guidance: float, kind: Guidance) -> dict[str, Any]:
+        return {"guidance_scale": guidance - 1}  # of the difference that is added
+
+    def encode(self, pipe: Any, texts: list[str], chunks: int) -> tuple[Tensor, ...]:
+        embeddings, _ = pipe.encode_prompt(list(texts), do_classifier_free_guidance=False)  # it changes its list
+        return pad_sequence(embeddings, batch_first=True), torch.tensor([len(states) for states in embeddings])
+
+    def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:
+        """It runs from 0 at noise to 1 at data, and points from noise to data: the velocity with its sign turned."""
+        states = [row[:length] for row, length in zip(cond[0], cond[1].tolist(), strict=True)]
+        frames = list(x.unsqueeze(2).unbind())
+        return -torch.stack(pipe.transformer(frames, 1 - t, states, return_dict=False)[0])[:, :, 0]
