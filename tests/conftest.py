@@ -17,6 +17,7 @@ if str(NOSOCKET) not in _paths:  # child processes run the same guard at start-u
 
 import hypothesis  # noqa: E402  what follows may read the settings above
 import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
 import torch  # noqa: E402
 from beartype import BeartypeConf, beartype  # noqa: E402
 from beartype.roar import BeartypeDecorHintException  # noqa: E402
@@ -24,6 +25,15 @@ from beartype.roar import BeartypeDecorHintException  # noqa: E402
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("grpaint", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("grpaint")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
 
 _WHOLE_NUMBERS_ARE_FLOATS = beartype(conf=BeartypeConf(is_pep484_tower=True))
 

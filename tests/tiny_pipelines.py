@@ -1,4 +1,4 @@
-"""Tiny diffusers pipelines with random weights: the offline stand-in for real ones."""
+"""Tiny diffusers pipelines with random weights: the offline stand-in for real ones; and a recipe for them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,6 +39,8 @@ from transformers import (
     T5EncoderModel,
     T5TokenizerFast,
 )
+
+from grpaint.run.config import TrainRecipe, resolve
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -354,3 +356,31 @@ def save_all(root: Path, names: Iterable[str] = ("sd3", "sd15", "sd15-v")) -> di
 def stock(folder: Path) -> Any:
     """The pipeline as any diffusers user opens it."""
     return ready(DiffusionPipeline.from_pretrained(folder))
+
+
+FLOWS = ("sd3", "flux-dev", "flux-schnell", "qwen-image", "z-image")
+
+
+def recipe(folder: Path, **model: Any) -> TrainRecipe:
+    """GRPO on a pipeline's folder, in four steps of 16 x 16 pixels."""
+    tokens = {"tokens": 16} if folder.name in ("sd3", "flux-dev", "flux-schnell") else {}
+    table = {
+        "model": {
+            "kind": "diffusers",
+            "folder": str(folder),
+            "height": 16,
+            "width": 16,
+            "batch": 64,
+            "vae_batch": 64,
+            "lora": {"rank": 4},
+            **tokens,
+            **model,
+        },
+        "data": {"kind": "scenes"},
+        "plan": {"steps": 4, "sampler": {"kind": "flow-sde" if folder.name in FLOWS else "ddim"}},
+        "rewards": {"checker": {"kind": "scenes-checker"}},
+        "train": {"iterations": 1, "learning_rate": 1e-3},
+    }
+    found = resolve(table, "train")[0]
+    assert isinstance(found, TrainRecipe)
+    return found

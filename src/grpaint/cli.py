@@ -25,6 +25,7 @@ RunName = Annotated[str | None, typer.Option("--name", help="The folder's name u
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of this name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Source = Annotated[str, typer.Argument(metavar="RUN-OR-CHECKPOINT", help="A run, a checkpoint folder, or a file.")]
+WORDS = {True: "PASS", False: "FAIL", None: "  - "}
 
 
 @app.command()
@@ -155,6 +156,28 @@ def show(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False) 
         typer.echo(json.dumps({"settings": settings, "steps": step_table(loaded), "costs": costs(loaded)}))
     else:
         show_recipe(Console(), name, settings, step_table(loaded), costs(loaded))
+
+
+@app.command()
+def doctor(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False) -> None:
+    """Check a recipe on this machine and model before it runs: PASS or FAIL, the likely cause and the mend."""
+    from grpaint.backends.runtime import resolve
+    from grpaint.doctor import examine
+    from grpaint.run.config import TrainRecipe, open_recipe
+
+    loaded, _ = open_recipe(recipe, "train", sets or [])
+    assert isinstance(loaded, TrainRecipe)
+    failed = 0
+    for finding in examine(loaded, resolve(loaded.device, loaded.precision)):
+        failed += finding.passed is False
+        if as_json:
+            typer.echo(json.dumps(vars(finding)))
+            continue
+        typer.echo(f"{WORDS[finding.passed]}  {finding.check}: {finding.found}")
+        if finding.passed is False:
+            typer.echo(f"      likely: {finding.mend}")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -354,7 +354,7 @@ REFUSED = [
     ("sd15", {"prediction_type": "sample"}),
     ("sd15", {"beta_schedule": "sigmoid"}),
     ("sd15", {"num_train_timesteps": 500}),
-    ("sd15", {"_class_name": "EulerDiscreteScheduler"}),
+    ("sd15", {"_class_name": "HeunDiscreteScheduler"}),
 ]
 
 

@@ -57,8 +57,8 @@ class Diffusers:
       is "module:Name".
     - ``guidance`` w: with ``guidance_kind`` "cfg" it extrapolates from the empty caption (1 is none; else two network
       calls a prediction); "distilled" models are told it and called once; "auto" takes what the model can do.
-    - ``height``, ``width``: pixels, 0 for the model's own. ``chunks``: windows of 77 tokens that a caption may fill
-      (SD and SDXL).
+    - ``height``, ``width``: pixels, 0 for the model's own. ``tokens``: of a caption that are read, 0 for as many as the
+      stock pipeline reads; SD and SDXL read more than 75 in windows of 75.
     - ``batch``: rows of one network call; ``vae_batch``: images of one VAE call, ``vae_tiling`` a tile of them at a
       time. ``checkpointing`` computes activations a second time in the backward instead of keeping them.
     - ``start``: a ``.safetensors`` file or checkpoint folder made by an earlier run, a whole network or an adapter; an
@@ -72,7 +72,7 @@ class Diffusers:
     height: int = 0
     width: int = 0
     lora: Lora | None = None
-    chunks: int = 1
+    tokens: int = 0
     batch: int = 8
     vae_batch: int = 4
     vae_tiling: bool = False
@@ -89,12 +89,12 @@ class Diffusers:
             raise ValueError(f"guidance must not be negative, got {self.guidance}")
         if self.guidance_kind == "none" and self.guidance != 1:
             raise ValueError(f'guidance must be 1 where guidance_kind = "none", got {self.guidance}')
-        for key in ("batch", "vae_batch", "chunks"):
+        for key in ("batch", "vae_batch"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
-        for key, pixels in (("height", self.height), ("width", self.width)):
-            if pixels < 0:
-                raise ValueError(f"{key} must not be negative, got {pixels}")
+        for key in ("height", "width", "tokens"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
 
     def from_file(self, file: str) -> "Diffusers":
         """The same model, starting from weights that a run of it saved."""
@@ -147,6 +147,12 @@ class Diffusers:
         return self.named_family[1].latent_shape(self._folder, self.height, self.width)
 
     @property
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of an image."""
+        factor = self.named_family[1].factor(self._folder)
+        return self.sample_shape[-2] * factor, self.sample_shape[-1] * factor
+
+    @property
     def parametrisation(self) -> Parametrisation:
         """What the network's raw output means, read from the scheduler's settings."""
         return self.named_family[1].parametrisation(self._folder)
@@ -197,6 +203,7 @@ def _open(folder: FilePath, family: Family, dtype: torch.dtype, *, frozen: bool)
         import transformers  # noqa: F401  # without it diffusers offers stand-ins that fail when used
     except ImportError as error:
         raise MissingExtra("A diffusers model", "diffusers") from error
+    diffusers.logging.set_verbosity_error()  # it would print every caption that it cuts, in every iteration
     dtypes = {"default": dtype, "vae": torch.float32, family.NETWORK: dtype if frozen else torch.float32}
     try:
         pipe = getattr(diffusers, family.PIPELINE).from_pretrained(
@@ -205,6 +212,7 @@ def _open(folder: FilePath, family: Family, dtype: torch.dtype, *, frozen: bool)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: diffusers cannot open it as a {family.PIPELINE}: {reason}") from error
+    pipe.set_progress_bar_config(disable=True)
     for key, part in pipe.components.items():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(key == family.NETWORK)
@@ -251,7 +259,7 @@ class DiffusersPolicy:
         """Captions to embeddings of the frozen text encoders, ``batch`` at a time."""
         texts = [prompt.text for prompt in prompts]
         encoded = [
-            self.family.encode(self.pipe, texts[rows], self.spec.chunks)
+            self.family.encode(self.pipe, texts[rows], self.spec.tokens)
             for rows in _batches(len(texts), self.spec.batch)
         ]
         return TextCondition(tuple(map(_joined, zip(*encoded, strict=True))), torch.arange(len(texts)))
@@ -293,6 +301,27 @@ class DiffusersPolicy:
         with self.weights.use(weights):
             parts = [self._guided(x[rows], t[rows], cond.tensors(rows)) for rows in _batches(len(x), self.spec.batch)]
         return read(torch.cat(parts), x, here, self.kind)
+
+    def stock(self, texts: Sequence[str], start: Tensor, steps: int) -> Tensor:
+        """The latents that the pipeline itself makes of ``start``.
+
+        Raises:
+            ConfigError: where captions are longer than it reads.
+        """
+        family, (height, width) = self.family, self.spec.pixels
+        if self.spec.tokens and family.NETWORK == "unet":
+            raise ConfigError(f"model.tokens = {self.spec.tokens}: the stock pipeline reads 75.")
+        made = self.pipe(
+            prompt=list(texts),
+            latents=family.to_stock(start).to(self._dtype),
+            num_inference_steps=steps,
+            height=height,
+            width=width,
+            output_type="latent",
+            **family.arguments(self.spec.guidance, self.spec.guided_by),
+            **family.length(self.spec.tokens),
+        )
+        return family.from_stock(made.images.float(), start)
 
     def blend(self, into: Weights, keep: float) -> None:
         """See :class:`grpaint.core.policy.Policy`."""

@@ -72,11 +72,11 @@ class Family(ABC):
         return ()
 
     @abstractmethod
-    def encode(self, pipe: Any, texts: list[str], chunks: int) -> tuple[Tensor, ...]:
+    def encode(self, pipe: Any, texts: list[str], tokens: int) -> tuple[Tensor, ...]:
         """What the network is told about captions: tensors with one row each.
 
         Where captions differ in length, zeros fill dimension 1, and the last tensor holds the lengths, on the CPU.
-        ``chunks``: encoder windows of a caption, for encoders that read 77 tokens.
+        ``tokens``: of a caption that are read, 0 for as many as the stock pipeline reads.
         """
 
     @abstractmethod
@@ -91,8 +91,16 @@ class Family(ABC):
         """What the stock pipeline is called with to be guided alike."""
         return {"guidance_scale": guidance}
 
+    def length(self, tokens: int) -> dict[str, Any]:
+        """What the stock pipeline and its encoder are called with to read as many tokens."""
+        return {"max_sequence_length": tokens} if tokens else {}
+
     def to_stock(self, latents: Tensor) -> Tensor:
-        """Latents as the stock pipeline takes and gives them."""
+        """Latents as the stock pipeline takes them."""
+        return latents
+
+    def from_stock(self, latents: Tensor, like: Tensor) -> Tensor:
+        """Latents that the stock pipeline gave, in the shape of ``like``."""
         return latents
 
     def decode(self, pipe: Any, latents: Tensor) -> Tensor:
@@ -123,6 +131,9 @@ class ScaledFlow(Family):
     def to_stock(self, latents: Tensor) -> Tensor:
         return latents if self.PACKED == 1 else pack(latents)
 
+    def from_stock(self, latents: Tensor, like: Tensor) -> Tensor:
+        return latents if self.PACKED == 1 else unpack(latents, like)
+
 
 def _spread(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and scale of a VAE's latents: by channel where its file has them, else one number each."""
@@ -135,18 +146,19 @@ def _spread(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     return like.new_tensor(mean).view(shape), like.new_tensor(std).view(shape) * scale
 
 
-def windows(tokenizer: Any, texts: list[str], chunks: int) -> Tensor:
-    """Token ids ``[b, chunks, 77]``: a caption cut into windows of their own begin and end marks.
+def windows(tokenizer: Any, texts: list[str], tokens: int) -> Tensor:
+    """Token ids ``[b, n, 77]``: a caption cut into windows, each with its begin and end marks.
 
     With one window it is what the stock pipelines make of a caption; further ones are filled like an empty caption's.
     """
     room = tokenizer.model_max_length - 2
+    count = max(1, -(-tokens // room))
     rows = []
     for ids in tokenizer(texts, add_special_tokens=False, verbose=False).input_ids:
-        for first in range(0, chunks * room, room):
+        for first in range(0, count * room, room):
             row = [tokenizer.bos_token_id, *ids[first : first + room], tokenizer.eos_token_id]
             rows.append(row + [tokenizer.pad_token_id] * (room + 2 - len(row)))
-    return torch.tensor(rows).view(len(texts), chunks, room + 2)
+    return torch.tensor(rows).view(len(texts), count, room + 2)
 
 
 def pack(latents: Tensor) -> Tensor:

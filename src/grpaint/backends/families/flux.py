@@ -23,8 +23,8 @@ class Flux(ScaledFlow):
             return {"guidance_scale": guidance}
         return {"true_cfg_scale": guidance, "negative_prompt": ""}
 
-    def encode(self, pipe: Any, texts: list[str], chunks: int) -> tuple[Tensor, ...]:
-        embeddings, pooled, _ = pipe.encode_prompt(texts, None)
+    def encode(self, pipe: Any, texts: list[str], tokens: int) -> tuple[Tensor, ...]:
+        embeddings, pooled, _ = pipe.encode_prompt(texts, None, **self.length(tokens))
         return embeddings, pooled
 
     def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:

@@ -24,8 +24,8 @@ class QwenImage(ScaledFlow):
     def arguments(self, guidance: float, kind: Guidance) -> dict[str, Any]:
         return {"true_cfg_scale": guidance, "negative_prompt": ""}
 
-    def encode(self, pipe: Any, texts: list[str], chunks: int) -> tuple[Tensor, ...]:
-        embeddings, mask = pipe.encode_prompt(texts)
+    def encode(self, pipe: Any, texts: list[str], tokens: int) -> tuple[Tensor, ...]:
+        embeddings, mask = pipe.encode_prompt(texts, **self.length(tokens))
         lengths = torch.full((len(texts),), embeddings.shape[1]) if mask is None else mask.sum(1).cpu()
         return embeddings, lengths
 

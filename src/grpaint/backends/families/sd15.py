@@ -27,10 +27,10 @@ class StableDiffusion(Family):
     def parametrisation(self, folder: Folder) -> Parametrisation:
         return diffusion_kind(folder)
 
-    def encode(self, pipe: Any, texts: list[str], chunks: int) -> tuple[Tensor, ...]:
-        tokens = windows(pipe.tokenizer, texts, chunks).to(pipe.device)
-        states = pipe.text_encoder(tokens.flatten(0, 1))[0]
-        return (states.unflatten(0, tokens.shape[:2]).flatten(1, 2),)
+    def encode(self, pipe: Any, texts: list[str], tokens: int) -> tuple[Tensor, ...]:
+        ids = windows(pipe.tokenizer, texts, tokens).to(pipe.device)
+        states = pipe.text_encoder(ids.flatten(0, 1))[0]
+        return (states.unflatten(0, ids.shape[:2]).flatten(1, 2),)
 
     def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:
         return pipe.unet(x, t, encoder_hidden_states=cond[0], return_dict=False)[0]

@@ -23,8 +23,10 @@ class StableDiffusion3(Family):
     def idle(self, network: Any) -> tuple[str, ...]:
         return (f"transformer_blocks.{len(network.transformer_blocks) - 1}.attn.add_q_proj",)  # its tokens are dropped
 
-    def encode(self, pipe: Any, texts: list[str], chunks: int) -> tuple[Tensor, ...]:
-        embeddings, _, pooled, _ = pipe.encode_prompt(texts, None, None, do_classifier_free_guidance=False)
+    def encode(self, pipe: Any, texts: list[str], tokens: int) -> tuple[Tensor, ...]:
+        embeddings, _, pooled, _ = pipe.encode_prompt(
+            texts, None, None, do_classifier_free_guidance=False, **self.length(tokens)
+        )
         return embeddings, pooled
 
     def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:

@@ -23,17 +23,17 @@ class StableDiffusionXl(Family):
     def parametrisation(self, folder: Folder) -> Parametrisation:
         return diffusion_kind(folder)
 
-    def encode(self, pipe: Any, texts: list[str], chunks: int) -> tuple[Tensor, ...]:
+    def encode(self, pipe: Any, texts: list[str], tokens: int) -> tuple[Tensor, ...]:
         """The last hidden states but one of both encoders, and the second's pooled text, of the first window.
 
         An empty caption is zeros where the pipeline says so, since that is what guidance extrapolates from.
         """
         found = []
         for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
-            tokens = windows(tokenizer, texts, chunks).to(pipe.device)
-            out = encoder(tokens.flatten(0, 1), output_hidden_states=True)
-            found.append(out.hidden_states[-2].unflatten(0, tokens.shape[:2]).flatten(1, 2))
-        embeddings, pooled = torch.cat(found, -1), out.text_embeds[::chunks]
+            ids = windows(tokenizer, texts, tokens).to(pipe.device)
+            out = encoder(ids.flatten(0, 1), output_hidden_states=True)
+            found.append(out.hidden_states[-2].unflatten(0, ids.shape[:2]).flatten(1, 2))
+        embeddings, pooled = torch.cat(found, -1), out.text_embeds[:: ids.shape[1]]
         if pipe.config.force_zeros_for_empty_prompt:
             told = torch.tensor([bool(text) for text in texts], device=pooled.device)
             embeddings, pooled = embeddings * told[:, None, None], pooled * told[:, None]

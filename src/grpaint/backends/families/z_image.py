@@ -15,8 +15,12 @@ class ZImage(ScaledFlow):
     def arguments(self, guidance: float, kind: Guidance) -> dict[str, Any]:
         return {"guidance_scale": guidance - 1}  # of the difference that is added
 
-    def encode(self, pipe: Any, texts: list[str], chunks: int) -> tuple[Tensor, ...]:
-        embeddings, _ = pipe.encode_prompt(list(texts), do_classifier_free_guidance=False)  # it changes its list
+    def encode(self, pipe: Any, texts: list[str], tokens: int) -> tuple[Tensor, ...]:
+        embeddings, _ = pipe.encode_prompt(
+            list(texts),  # which it changes
+            do_classifier_free_guidance=False,
+            **self.length(tokens),
+        )
         return pad_sequence(embeddings, batch_first=True), torch.tensor([len(states) for states in embeddings])
 
     def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:

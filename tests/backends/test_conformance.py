@@ -1,0 +1,66 @@
+"""The conformance suite that every family passes, ours and a stranger's: the checks of ``grpaint doctor``."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from grpaint.backends.runtime import Runtime
+from grpaint.doctor import CHECKS, Check, Examination, examine, fits, floor, learns, noise, parity, ratio
+from tiny_pipelines import PIPELINES, recipe, save
+
+
+@pytest.fixture(scope="module")
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(request.param, tmp_path_factory.mktemp("pipelines"))
+
+
+def failures(folder: Path, runtime: Runtime, checks: tuple[Check, ...] = CHECKS, **model: Any) -> list[str]:
+    found = list(examine(recipe(folder, **model), runtime, checks))
+    assert len(found) == len(checks)
+    return [f"{finding.check}: {finding.found}" for finding in found if not finding.passed]
+
+
+FAST = tuple(check for check in CHECKS if check not in (learns, fits))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.5])
+@pytest.mark.parametrize("folder", PIPELINES, indirect=True)
+def test_a_family_conforms(folder: Path, guidance: float) -> None:
+    assert not failures(folder, Runtime(), FAST, guidance=guidance)
+
+
+@pytest.mark.parametrize("folder", PIPELINES, indirect=True)
+def test_a_family_learns(folder: Path) -> None:
+    case = Examination(recipe(folder), recipe(folder).model.load(Runtime()), Runtime())
+    updates = 48 if folder.name.startswith("flux") else 12  # its random network hardly reaches the mean of an image
+    for finding in (fits(case), learns(case, updates, group=32)):
+        assert finding.passed, finding
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.5])
+@pytest.mark.parametrize("folder", PIPELINES, indirect=True)
+def test_a_family_conforms_in_bf16(folder: Path, guidance: float) -> None:
+    assert not failures(folder, Runtime(precision="bf16"), (parity, noise, ratio), guidance=guidance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("folder", PIPELINES, indirect=True)
+def test_a_family_conforms_on_a_gpu(folder: Path) -> None:
+    checks = tuple(check for check in CHECKS if check is not floor)
+    assert not failures(folder, Runtime("cuda", "bf16"), checks, guidance=3.5)
+
+
+@pytest.mark.parametrize("folder", ["sd15"], indirect=True)
+def test_a_strangers_family_conforms(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "my_family.py"
+    file.write_text(
+        "from grpaint.backends.families.sd15 import StableDiffusion\n\n\n"
+        "class Mine(StableDiffusion):\n    TARGETS = ('to_q', 'to_v')\n"
+    )
+    assert not failures(folder, Runtime(), FAST, family=f"{file}:Mine")
+    policy = recipe(folder, family=f"{file}:Mine").model.load(Runtime())
+    names = [name for name, p in policy.weights.trainable.items() if isinstance(p, torch.Tensor)]
+    assert names
+    assert all(".to_q." in name or ".to_v." in name for name in names)

@@ -1,0 +1,177 @@
+"""What families read from a folder and say of captions, against diffusers' own schedulers and pipelines."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from grpaint.backends.diffusers import Diffusers
+from grpaint.backends.families.base import pack, unpack, windows
+from grpaint.backends.families.folder import Folder
+from grpaint.backends.families.schedule import diffusion_path, flow_path
+from grpaint.backends.runtime import Runtime
+from grpaint.core import ConfigError, FlowPath, Prompt, VpPath
+from tiny_pipelines import clip_tokenizer, save, sdxl, stock
+
+QWEN = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192}
+FLUX = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "max_image_seq_len": 4096}
+SCHEDULES = [FLUX, {**FLUX, "time_shift_type": "linear"}, {**QWEN, "shift_terminal": 0.02}, {"shift": 6.0}]
+
+
+def written(folder: Path, **settings: Any) -> Folder:
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(settings))
+    return Folder(folder)
+
+
+@pytest.mark.parametrize("tokens", [256, 1024, 4096])
+@pytest.mark.parametrize("settings", SCHEDULES)
+def test_shifts_by_size_are_the_schedulers(tmp_path: Path, settings: dict[str, Any], tokens: int) -> None:
+    theirs = FlowMatchEulerDiscreteScheduler(**settings)
+    theirs.save_pretrained(tmp_path / "scheduler")
+    low, high = theirs.config.base_shift or 0.5, theirs.config.max_shift or 1.15
+    mu = low + (high - low) * (tokens - 256) / (theirs.config.max_image_seq_len - 256)
+    theirs.set_timesteps(sigmas=np.linspace(1, 1 / 8, 8), mu=mu if settings.get("use_dynamic_shifting") else None)
+    ours = [point.sigma for point in flow_path(Folder(tmp_path), "linear", tokens).grid(8)]
+    torch.testing.assert_close(torch.tensor(ours), theirs.sigmas, rtol=0, atol=1e-6)
+
+
+def test_a_tail_keeps_its_begin_and_the_terminal() -> None:
+    path = FlowPath(shift=2.0, terminal=0.02)
+    grid, tail = path.grid(10), path.tail(10, 4, 3)
+    assert tail[0].sigma == pytest.approx(grid[4].sigma)
+    assert tail[-2].sigma == pytest.approx(grid[-2].sigma) == pytest.approx(0.02)
+    assert tail[-1].sigma == 0
+    assert [point.sigma for point in path.tail(10, 4, 1)] == pytest.approx([grid[4].sigma, 0])
+    assert FlowPath(terminal=0.02).grid(1)[0].sigma == 1
+    with pytest.raises(ValueError, match="terminal"):
+        FlowPath(terminal=1.0)
+
+
+def test_eulers_schedule_is_read_where_it_stays_on_the_path(tmp_path: Path) -> None:
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    euler = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading", **settings}
+    (tmp_path / "good").mkdir()
+    assert diffusion_path(written(tmp_path / "good", **euler)) == VpPath(final="one")
+    for key, value in (("timestep_spacing", "trailing"), ("timestep_type", "continuous"), ("use_karras_sigmas", True)):
+        (tmp_path / key).mkdir()
+        with pytest.raises(ConfigError, match=f"{key} = {json.dumps(value)}: no sampler here can follow"):
+            diffusion_path(written(tmp_path / key, **{**euler, key: value}))
+
+
+def test_latents_are_packed_as_the_pipelines_pack_them() -> None:
+    from diffusers import FluxPipeline
+
+    x = torch.randn(2, 4, 6, 8)
+    assert torch.equal(pack(x), FluxPipeline._pack_latents(x, 2, 4, 6, 8))
+    assert torch.equal(unpack(pack(x), x), x)
+
+
+def test_captions_are_read_in_windows() -> None:
+    tokenizer, texts = clip_tokenizer(), ["a cat", "abcdefghijklmnopqrstuvwxyz"]
+    theirs = tokenizer(texts, padding="max_length", max_length=16, truncation=True, return_tensors="pt").input_ids
+    assert torch.equal(windows(tokenizer, texts, 0)[:, 0], theirs)
+    long = windows(tokenizer, texts, 20)
+    assert long.shape == (2, 2, 16)
+    assert torch.equal(long[:, 0], theirs)
+    second = tokenizer(["", texts[1][14:]], add_special_tokens=False).input_ids
+    assert long[0, 1].tolist() == [52, 53, *[53] * 14]
+    assert long[1, 1, 1 : 1 + len(second[1])].tolist()[1:] == second[1][1:]  # a piece within a word has no end mark
+
+
+def test_long_captions_change_the_image_and_short_ones_keep_their_first_window(tmp_path: Path) -> None:
+    sdxl().save_pretrained(tmp_path / "sdxl")
+    short, long = (Diffusers(str(tmp_path / "sdxl"), tokens=t).load(Runtime()) for t in (0, 28))
+    first, both = short.encode([Prompt("a cat")]), long.encode([Prompt("a cat")])
+    assert both.parts[0].shape[1] == 32
+    torch.testing.assert_close(both.parts[0][:, :16], first.parts[0])
+    torch.testing.assert_close(both.parts[1], first.parts[1])
+    texts = ["a cat that is long", "a cat that is long and then longer"]
+    apart = long.encode([Prompt(text) for text in texts]).parts[0]
+    cut = short.encode([Prompt(text) for text in texts]).parts[0]
+    torch.testing.assert_close(cut[0], cut[1])
+    assert not torch.equal(apart[0], apart[1])
+
+
+def test_an_empty_caption_of_sdxl_is_zeros(tmp_path: Path) -> None:
+    sdxl().save_pretrained(tmp_path / "sdxl")
+    cond = Diffusers(str(tmp_path / "sdxl")).load(Runtime()).encode([Prompt(""), Prompt("a")])
+    assert not cond.parts[0][0].any()
+    assert not cond.parts[1][0].any()
+    assert cond.parts[0][1].all()
+
+
+@pytest.mark.parametrize("name", ["qwen-image", "z-image"])
+def test_captions_of_other_lengths_share_a_batch(tmp_path: Path, name: str) -> None:
+    policy = Diffusers(str(save(name, tmp_path)), height=16, width=16, batch=2).load(Runtime())
+    prompts = [Prompt("a"), Prompt("a much longer caption than that"), Prompt("two")]
+    x, here = policy.noise((1,), range(3)), policy.path.grid(4)[1]
+    with torch.no_grad():
+        together = policy.predict(x, here, policy.encode(prompts))
+        for row, prompt in enumerate(prompts):
+            alone = policy.predict(x[row : row + 1], here, policy.encode([prompt]))
+            torch.testing.assert_close(together.x0[row], alone.x0[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "kind"),
+    [
+        ("flux-dev", {"guidance": 3.5}, "distilled"),
+        ("flux-schnell", {}, "none"),
+        ("flux-schnell", {"guidance": 2.0}, "cfg"),
+        ("sdxl", {"guidance": 1.0, "guidance_kind": "cfg"}, "cfg"),
+        ("flux-dev", {"guidance_kind": "cfg"}, "this flux model takes distilled"),
+        ("flux-schnell", {"guidance_kind": "distilled"}, "this flux model takes none or cfg"),
+        ("sdxl", {"guidance_kind": "distilled"}, "this sdxl model takes none or cfg"),
+    ],
+)
+def test_guidance_is_checked_before_weights_load(
+    tmp_path: Path, name: str, settings: dict[str, Any], kind: str
+) -> None:
+    folder = save(name, tmp_path)
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    spec = Diffusers(str(folder), **settings)
+    if "takes" not in kind:
+        assert spec.path
+        assert spec.guided_by == kind
+    else:
+        with pytest.raises(ConfigError, match=kind):
+            assert spec.path
+
+
+def test_a_distilled_models_guidance_reaches_the_network_in_one_call(tmp_path: Path) -> None:
+    folder = save("flux-dev", tmp_path)
+    seen = []
+    for guidance in (1.0, 5.0):
+        policy = Diffusers(str(folder), height=16, width=16, tokens=16, guidance=guidance).load(Runtime())
+        x = policy.noise((1,), range(2))
+        with torch.no_grad():
+            seen.append(policy.predict(x, policy.path.grid(4)[1], policy.encode([Prompt("a"), Prompt("b")])).x0)
+        assert policy.meter.counts["training"] == 2
+    assert not torch.equal(*seen)
+
+
+def test_images_of_qwen_go_through_its_video_autoencoder(tmp_path: Path) -> None:
+    folder = save("qwen-image", tmp_path)
+    policy, pipe = Diffusers(str(folder), height=16, width=16).load(Runtime()), stock(folder)
+    latents = policy.noise((1,), range(2))
+    mean, std = (torch.tensor(getattr(pipe.vae.config, f"latents_{name}")).view(1, 4, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        theirs = pipe.vae.decode((latents * std + mean)[:, :, None], return_dict=False)[0][:, :, 0]
+        images = policy.decode(latents)
+        encoded = pipe.vae.encode(images[:, :, None] * 2 - 1).latent_dist.mode()[:, :, 0]
+    torch.testing.assert_close(images, ((theirs + 1) / 2).clamp(0, 1))
+    torch.testing.assert_close(policy.encode_images(images) * std + mean, encoded)
+
+
+@pytest.mark.parametrize(
+    ("family", "said"), [("nowhere:Mine", "cannot be imported"), ("json:loads", "not a subclass|cannot be imported")]
+)
+def test_families_that_are_none_are_refused(tmp_path: Path, family: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        assert Diffusers(str(save("sd15", tmp_path)), family=family).path
