@@ -1,8 +1,10 @@
 """The two loops: supervised, and reinforcement learning. Neither knows which method it runs."""
 
 import contextlib
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -258,8 +260,8 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, 
         yield key, old, new
 
 
-def open_model(source: str, sets: Sequence[str] = ()) -> tuple[Model, Recipe]:
-    """The model of a run, checkpoint or weight file, and the recipe to judge it by.
+def find_model(source: str) -> tuple[Path, dict[str, Any]]:
+    """The weight file that a run, checkpoint, export or file means, and the recipe's table that goes with it.
 
     Raises:
         ConfigError, CheckpointError: where there is none, or it cannot be read.
@@ -267,10 +269,21 @@ def open_model(source: str, sets: Sequence[str] = ()) -> tuple[Model, Recipe]:
     file = find_checkpoint(source)
     run = next((parent for parent in file.parents if (parent / "run.toml").is_file()), None)
     if run:
-        table = read_toml(run / "run.toml")
-    else:
-        label = read_weights(file)[1].get("parametrisation", "velocity")
-        table = read_toml(locate("scenes-epsilon/sft" if label == "epsilon" else "scenes/sft"))
+        return file, read_toml(run / "run.toml")
+    header = read_weights(file)[1]
+    if "grpaint" in header:
+        return file, json.loads(header["grpaint"])["recipe"]
+    epsilon = header.get("parametrisation") == "epsilon"
+    return file, read_toml(locate("scenes-epsilon/sft" if epsilon else "scenes/sft"))
+
+
+def open_model(source: str, sets: Sequence[str] = ()) -> tuple[Model, Recipe]:
+    """The model of a run, checkpoint or weight file, and the recipe to judge it by.
+
+    Raises:
+        ConfigError, CheckpointError: where there is none, or it cannot be read.
+    """
+    file, table = find_model(source)
     recipe, _ = resolve(override(table, sets), table.get("stage", "train"))
     runtime = resolve_runtime(recipe.device, recipe.precision)
     if recipe.evaluate.tuned_share == 1:

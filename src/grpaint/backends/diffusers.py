@@ -104,6 +104,11 @@ class Diffusers:
     def _folder(self) -> Folder:
         return Folder(FilePath(self.folder).expanduser())
 
+    @property
+    def local(self) -> FilePath:
+        """The folder on this machine."""
+        return self._folder.path
+
     @cached_property
     def named_family(self) -> tuple[str, Family]:
         """The family's name and functions.
@@ -322,6 +327,10 @@ class DiffusersPolicy:
             **family.length(self.spec.tokens),
         )
         return family.from_stock(made.images.float(), start)
+
+    def open_base(self, folder: FilePath | None = None) -> Any:
+        """A fresh stock pipeline: of the base, or of a folder made from it."""
+        return _open(folder or self.spec.local, self.family, self._dtype, frozen=True)
 
     def blend(self, into: Weights, keep: float) -> None:
         """See :class:`grpaint.core.policy.Policy`."""

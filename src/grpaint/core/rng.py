@@ -13,9 +13,14 @@ from torch import Tensor
 Key = tuple[int | str, ...]
 
 
-def _generator(*key: int | str) -> torch.Generator:
+def seed_of(*key: int | str) -> int:
+    """The seed of the torch generator that belongs to a key; for noise, the row is its last part."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _generator(*key: int | str) -> torch.Generator:
+    return torch.Generator().manual_seed(seed_of(*key))
 
 
 def noise(key: Key, rows: Sequence[int] | Tensor, shape: Sequence[int]) -> Float[Tensor, "b *latent"]:

@@ -168,7 +168,7 @@ class RunFolder:
 
 
 def find_checkpoint(name: str) -> Path:
-    """The weight file that RUN-or-CHECKPOINT means: a run folder's last, a checkpoint folder, or a .safetensors file.
+    """The weight file that RUN-or-CHECKPOINT means: a run's last, that of a checkpoint or export folder, or a file.
 
     Raises:
         ConfigError: where there is nothing of the kind, or a run has no checkpoint yet.
@@ -180,7 +180,8 @@ def find_checkpoint(name: str) -> Path:
                 raise ConfigError(f"{path}: this run has saved no checkpoint yet.")
             return latest / WEIGHTS_FILE
         if path.is_dir():
-            return path / WEIGHTS_FILE
+            files = [path / WEIGHTS_FILE, *path.glob("*.safetensors")]
+            return next((file for file in files if file.is_file()), files[0])
         if path.is_file():
             return path
     raise ConfigError(f"{name}: neither a run folder, nor a checkpoint folder, nor a .safetensors file.")

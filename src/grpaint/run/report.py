@@ -8,6 +8,7 @@ from typing import Any
 import tomli_w
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -83,10 +84,10 @@ def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, 
     return out
 
 
-def save_picture(page: Image.Image, file: Path) -> None:
-    """Write a PNG."""
+def save_picture(page: Image.Image, file: Path, info: PngInfo | None = None) -> None:
+    """Write a PNG, and what it says of itself."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    page.save(file)
+    page.save(file, pnginfo=info)
 
 
 def summary(line: dict[str, Any]) -> Table:

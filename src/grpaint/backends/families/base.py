@@ -32,6 +32,7 @@ class Family(ABC):
     TARGETS: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")  # layers that take adapters
     WITHOUT: ClassVar[dict[str, Any]] = {}  # parts that the pipeline is opened without
     PATCH: ClassVar[int] = 1  # latents a side of what the network reads as one
+    PACKED: ClassVar[int] = 1  # latents that arrive at the network as channels of one
 
     @abstractmethod
     def path(self, folder: Folder, latent: tuple[int, ...]) -> Path:
@@ -95,13 +96,18 @@ class Family(ABC):
         """What the stock pipeline and its encoder are called with to read as many tokens."""
         return {"max_sequence_length": tokens} if tokens else {}
 
+    @property
+    def packs(self) -> bool:
+        """Whether the stock pipeline takes and gives latents as :func:`pack` arranges them."""
+        return self.PACKED > 1
+
     def to_stock(self, latents: Tensor) -> Tensor:
         """Latents as the stock pipeline takes them."""
-        return latents
+        return pack(latents) if self.packs else latents
 
     def from_stock(self, latents: Tensor, like: Tensor) -> Tensor:
         """Latents that the stock pipeline gave, in the shape of ``like``."""
-        return latents
+        return unpack(latents, like) if self.packs else latents
 
     def decode(self, pipe: Any, latents: Tensor) -> Tensor:
         """Images in about [-1, 1]."""
@@ -119,7 +125,6 @@ class ScaledFlow(Family):
     """A flow over patches of 2 x 2 latents, whose schedule may go by the image's size; its own is 1024 pixels."""
 
     PATCH = 2
-    PACKED: ClassVar[int] = 1  # latents that the network reads as channels of one token
 
     def path(self, folder: Folder, latent: tuple[int, ...]) -> Path:
         return flow_path(folder, "linear", latent[-2] * latent[-1] // 4)
@@ -127,12 +132,6 @@ class ScaledFlow(Family):
     def latent_shape(self, folder: Folder, height: int, width: int) -> tuple[int, ...]:
         network = folder.settings("transformer/config.json")
         return network["in_channels"] // self.PACKED, *self.sides(folder, height, width, 1024 // self.factor(folder))
-
-    def to_stock(self, latents: Tensor) -> Tensor:
-        return latents if self.PACKED == 1 else pack(latents)
-
-    def from_stock(self, latents: Tensor, like: Tensor) -> Tensor:
-        return latents if self.PACKED == 1 else unpack(latents, like)
 
 
 def _spread(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:

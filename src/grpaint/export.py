@@ -1,0 +1,176 @@
+"""``grpaint export``: an adapter or a pipeline for other programs, reloaded and compared before it counts as done."""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from grpaint.backends.adapters import merged_state
+from grpaint.backends.diffusers import DiffusersPolicy
+from grpaint.core.errors import CheckpointError, ConfigError
+from grpaint.core.files import read_weights, write_weights
+
+Target = Literal["diffusers", "comfyui", "merged"]
+TEXTS = ("a red circle", "")
+ADAPTER = "pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Match:
+    """The layers of an adapter file that a network has, and those that it does not."""
+
+    matched: tuple[str, ...]
+    unmatched: tuple[str, ...]
+
+
+def export(policy: Any, recipe: Mapping[str, Any], steps: int, target: Target, out: Path) -> float:
+    """Write ``out``, open it as its reader would, and compare what it draws in ``steps``; the relative difference.
+
+    ``recipe`` is the table that the file carries.
+
+    Raises:
+        ConfigError: where this model has no such form, or ``out`` is taken.
+        CheckpointError: where what was written draws something else; nothing stays of it.
+    """
+    if not isinstance(policy, DiffusersPolicy):
+        raise ConfigError(
+            "export: the built-in model is its own file, checkpoints/NUMBER/model.safetensors of the run."
+        )
+    if target != "merged" and not policy.spec.lora:
+        raise ConfigError(
+            f"export --for {target}: the run trained the whole network, not an adapter; use --for merged."
+        )
+    if out.exists():
+        raise ConfigError(f"--out {out}: exists already; take another name, or remove it.")
+    start = policy.noise((0, 0, "export"), range(len(TEXTS)))
+    wanted = policy.stock(TEXTS, start, steps)
+    aside = out.with_name(out.name + ".part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        _write(policy, recipe, target, aside)
+        found = _reopened(policy, target, aside).stock(TEXTS, start, steps)
+        off = ((found - wanted).double().norm() / wanted.double().norm()).item()
+        if not off <= (1e-3 if policy.runtime.precision == "fp32" else 0.1):
+            raise CheckpointError(f"{out}: reloaded, it draws other images (latents differ by {off:.1e}); not kept.")
+        aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return off
+
+
+def _write(policy: DiffusersPolicy, recipe: Mapping[str, Any], target: Target, folder: Path) -> None:
+    about = description(policy, recipe)
+    if target == "merged":
+        network = getattr(policy.pipe, policy.family.NETWORK)
+        whole = policy.open_base()
+        getattr(whole, policy.family.NETWORK).load_state_dict(merged_state(network))
+        whole.save_pretrained(folder)
+        (folder / "grpaint.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        return
+    tensors, header = policy.export("current")
+    if target == "comfyui":
+        config = getattr(policy.pipe, policy.family.NETWORK).config
+        tensors = kohya(tensors, policy.family.NETWORK, config["layers_per_block"] if policy.name == "sdxl" else 0)
+    write_weights(folder / ADAPTER, tensors, header | {"grpaint": json.dumps(about)})
+
+
+def _reopened(policy: DiffusersPolicy, target: Target, folder: Path) -> DiffusersPolicy:
+    """A policy around a stock pipeline that loaded what was written, by diffusers' own loader."""
+    pipe = policy.open_base(folder if target == "merged" else None)
+    if target != "merged":
+        pipe.load_lora_weights(folder, weight_name=ADAPTER)
+    pipe.to(policy.runtime.device)
+    return DiffusersPolicy(policy.spec, pipe, policy.weights, policy.runtime)
+
+
+def kohya(tensors: Mapping[str, Tensor], network: str, layers: int) -> dict[str, Tensor]:
+    """An adapter with diffusers' names under those of kohya's scripts, which ComfyUI and A1111 read.
+
+    U-Nets: ``lora_unet_..`` with ``lora_down``, ``lora_up`` and ``alpha`` (the rank, since the strength is in the
+    second matrix); with ``layers`` in a block (SDXL: 2) blocks are numbered as SDXL's first code did. Transformers are
+    read by their diffusers names.
+    """
+    out = {}
+    for key, tensor in tensors.items():
+        layer, _, part = key.partition(".lora_")
+        if network == "unet":
+            name = layer.removeprefix("unet.")
+            layer = "lora_unet_" + (_sgm(name, layers) if layers else name).replace(".", "_")
+            out[f"{layer}.lora_{'down' if part.startswith('A') else 'up'}.weight"] = tensor
+            if part.startswith("A"):
+                out[f"{layer}.alpha"] = torch.tensor(float(len(tensor)))
+        else:
+            out[key] = tensor
+    return out
+
+
+def _sgm(name: str, layers: int) -> str:
+    """``down_blocks.1.attentions.0`` to ``input_blocks.4.1``: a number a layer, and one to change size."""
+    step = layers + 1
+    name = re.sub(r"^mid_block\.attentions\.0", "middle_block.1", name)
+    for place, number, first in (("down", "input", 1), ("up", "output", 0)):
+        pattern = rf"^{place}_blocks\.(\d+)\.attentions\.(\d+)"
+        found = re.match(pattern, name)
+        if found:
+            block = first + step * int(found[1]) + int(found[2])
+            name = f"{number}_blocks.{block}.1{name[found.end() :]}"
+    return name
+
+
+def description(policy: DiffusersPolicy, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What an exported file says of itself: its base with a hash, the recipe, and the base's license."""
+    folder = policy.spec.local
+    card = folder / "README.md"
+    found = re.search(r"^license:\s*(\S+)", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
+    return {
+        "base": str(policy.spec.folder),
+        "base_sha256": base_hash(folder, policy.family.NETWORK),
+        "family": policy.name,
+        "license": found[1] if found else "not said by the base's folder",
+        "recipe": recipe,
+    }
+
+
+def base_hash(folder: Path, network: str) -> str:
+    """SHA-256 over the weight files of the network that was tuned."""
+    digest = hashlib.sha256()
+    for file in sorted((folder / network).glob("*.safetensors")):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def match(policy: Any, file: Path) -> Match:
+    """Which layers of an adapter file this model's network has; diffusers reads the file's dialect.
+
+    Raises:
+        ConfigError: where the model takes no adapters.
+        CheckpointError: where the file cannot be read, or is in no dialect that is known.
+    """
+    if not isinstance(policy, DiffusersPolicy):
+        raise ConfigError("export --check: the built-in model takes no adapter files.")
+    tensors, _ = read_weights(file)
+    network = getattr(policy.pipe, policy.family.NETWORK)
+    try:
+        found = type(policy.pipe).lora_state_dict(tensors, unet_config=getattr(network, "config", None))
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{file}: not an adapter that diffusers reads: {' '.join(str(error).split())}") from error
+    names = {name.replace(".base_layer", "") for name, _ in network.named_modules()}
+    prefix = policy.family.NETWORK + "."
+    layers = {_layer(key) for key in (found[0] if isinstance(found, tuple) else found)}
+    known = {layer for layer in layers if layer.removeprefix(prefix) in names and layer.startswith(prefix)}
+    return Match(tuple(sorted(known)), tuple(sorted(layers - known)))
+
+
+def _layer(key: str) -> str:
+    """The layer that a tensor of an adapter belongs to, in the names that diffusers used before peft too."""
+    older = re.sub(r"\.processor\.(to_[a-z]+)_lora\.", r".\1.lora.", key).replace(".to_out.lora.", ".to_out.0.lora.")
+    return re.split(r"\.lora[._]|\.alpha|\.dora", older)[0]

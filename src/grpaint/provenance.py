@@ -1,0 +1,138 @@
+"""What a saved picture says of itself, so that it can be drawn again, by us or by diffusers alone."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from grpaint.backends.diffusers import DiffusersPolicy
+from grpaint.core.errors import ConfigError
+from grpaint.core.rng import seed_of
+from grpaint.core.step import Ode
+from grpaint.run.build import dump
+from grpaint.run.config import Recipe
+
+KEY = "grpaint"
+
+
+def facts(source: str, file: Path, recipe: Recipe, prompt: str, seed: int) -> dict[str, Any]:
+    """Sampler, steps, guidance, seed, model and weights of one picture."""
+    return {
+        "source": source,
+        "weights_sha256": digest(file),
+        "prompt": prompt,
+        "seed": seed,
+        "steps": recipe.evaluate.steps,
+        "sampler": dump(recipe.evaluate.sampler),
+        "tuned_share": recipe.evaluate.tuned_share,
+        "guidance": getattr(recipe.model, "guidance", 1.0),
+        "model": dump(recipe.model),
+    }
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def info(said: dict[str, Any]) -> PngInfo:
+    """As a PNG keeps it."""
+    out = PngInfo()
+    out.add_text(KEY, json.dumps(said))
+    return out
+
+
+def read(file: Path) -> dict[str, Any]:
+    """What a picture says of itself.
+
+    Raises:
+        ConfigError: where it is no picture, or says nothing.
+    """
+    try:
+        with Image.open(file) as picture:
+            said = picture.info.get(KEY)
+    except (OSError, UnidentifiedImageError) as error:
+        raise ConfigError(f"--like {file}: not a picture that can be read ({error}).") from error
+    if not said:
+        raise ConfigError(f"--like {file}: it does not say how it was drawn; only pictures of `grpaint sample` do.")
+    found: dict[str, Any] = json.loads(said)
+    return found
+
+
+def sets(said: dict[str, Any]) -> list[str]:
+    """The ``--set`` arguments that draw alike."""
+    sampler = {f"sampler.{key}": value for key, value in said["sampler"].items()}
+    model = [f"model.guidance={said['guidance']}"]
+    values = {"steps": said["steps"], "tuned_share": said["tuned_share"], **sampler}
+    return model + [f"evaluate.{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def check(picture: Path, said: dict[str, Any], file: Path) -> None:
+    """Hold the weights to what a picture was drawn with.
+
+    Raises:
+        ConfigError: where they are others.
+    """
+    found = digest(file)
+    if found != said["weights_sha256"]:
+        raise ConfigError(
+            f"--like {picture}: drawn with other weights than {file} holds (SHA-256 "
+            f"{said['weights_sha256'][:12]}.., here {found[:12]}..); name the checkpoint that has them."
+        )
+
+
+def snippet(policy: Any, recipe: Recipe, prompt: str, seed: int, adapter: Path) -> str:
+    """A script that draws the picture with diffusers alone.
+
+    Raises:
+        ConfigError: where diffusers has no such model or sampler.
+    """
+    if not isinstance(policy, DiffusersPolicy):
+        raise ConfigError("--snippet: diffusers cannot draw the built-in model.")
+    if not isinstance(recipe.evaluate.sampler, Ode) or recipe.evaluate.tuned_share < 1:
+        raise ConfigError("--snippet: a stock pipeline draws with the ODE alone and one model; unset evaluate.sampler.")
+    spec, family = policy.spec, policy.family
+    height, width = spec.pixels
+    number = seed_of(seed, 0, "start", 0)
+    called = {
+        "num_inference_steps": recipe.evaluate.steps,
+        "height": height,
+        "width": width,
+        **family.arguments(spec.guidance, spec.guided_by),
+        **family.length(spec.tokens),
+    }
+    words = "".join(f"    {key}={value!r},\n" for key, value in called.items())
+    shape = (1, *spec.sample_shape)
+    packed = ""
+    if family.packs:
+        packed = (
+            "b, c, h, w = latents.shape\n"
+            "latents = latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)\n"
+            "latents = latents.reshape(b, h * w // 4, 4 * c)\n"
+        )
+    load = f"pipe.load_lora_weights({str(adapter.parent)!r}, weight_name={adapter.name!r})\n" if spec.lora else ""
+    if not spec.lora:
+        load = (
+            "from safetensors.torch import load_file\n"
+            f"pipe.{family.NETWORK}.load_state_dict(load_file({str(adapter)!r}))\n"
+        )
+    dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[policy.runtime.precision]
+    return (
+        "import torch\n"
+        "from diffusers import DiffusionPipeline\n\n"
+        f"pipe = DiffusionPipeline.from_pretrained({str(spec.local)!r}, dtype=torch.{dtype})\n"
+        f'pipe.to("{policy.runtime.device}")\n'
+        f"{load}"
+        f"latents = torch.empty({shape}).normal_(generator=torch.Generator().manual_seed({number}))\n"
+        f"{packed}"
+        "image = pipe(\n"
+        f"    {prompt!r},\n"
+        "    latents=latents.to(pipe.device, pipe.dtype),\n"
+        f"{words}"
+        ").images[0]\n"
+        'image.save("image.png")\n'
+    )

@@ -1,0 +1,212 @@
+"""What is written for other programs is what was trained: their own loaders draw the same images."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer.testing
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from grpaint import export as exporting
+from grpaint.backends.adapters import Lora
+from grpaint.backends.diffusers import Diffusers, DiffusersPolicy
+from grpaint.backends.runtime import Runtime
+from grpaint.cli import app
+from grpaint.core import CheckpointError, ConfigError
+from tiny_pipelines import PIPELINES, save
+
+FAMILIES = [name for name in PIPELINES if name != "sd15-v"]
+
+
+def tuned(folder: Path) -> DiffusersPolicy:
+    """A policy whose adapter has left its zeros."""
+    tokens = 16 if folder.name in ("sd3", "flux-dev", "flux-schnell") else 0
+    spec = Diffusers(str(folder), height=16, width=16, tokens=tokens, lora=Lora(rank=4, alpha=12))
+    policy = spec.load(Runtime())
+    torch.manual_seed(1)
+    for parameter in policy.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return policy
+
+
+@pytest.mark.parametrize("target", ["diffusers", "comfyui", "merged"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_exported_draws_the_same(tmp_path: Path, name: str, target: exporting.Target) -> None:
+    policy = tuned(save(name, tmp_path))
+    off = exporting.export(policy, {"stage": "train"}, 2, target, tmp_path / "out")
+    assert off < 1e-4
+    start = policy.noise((0, 0, "export"), range(2))
+    with policy.weights.use("reference"):
+        base = policy.stock(exporting.TEXTS, start, 2)
+    assert (policy.stock(exporting.TEXTS, start, 2) - base).norm() / base.norm() > 1e-2  # it could have failed
+    assert not list(tmp_path.glob("*.part"))
+    if target == "merged":
+        about = json.loads((tmp_path / "out/grpaint.json").read_text())
+    else:
+        with safe_open(tmp_path / "out" / exporting.ADAPTER, "pt") as file:
+            about = json.loads(file.metadata()["grpaint"])
+    assert about["base"].endswith(name)
+    assert len(about["base_sha256"]) == 64
+    assert about["recipe"] == {"stage": "train"}
+    assert about["license"] == "not said by the base's folder"
+
+
+def test_a_file_that_draws_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tuned(save("sdxl", tmp_path))
+    plain = exporting.kohya
+    monkeypatch.setattr(exporting, "kohya", lambda t, n, layers: plain({k: 2 * v for k, v in t.items()}, n, layers))
+    with pytest.raises(CheckpointError, match="reloaded, it draws other images"):
+        exporting.export(policy, {}, 2, "comfyui", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.part").exists()
+
+
+# Layers of the real models as kohya's scripts, ComfyUI (comfy/lora.py) and A1111 name them.
+KOHYA = {
+    "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q": (
+        0,
+        "lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_attn1_to_q",
+    ),
+    "mid_block.attentions.0.transformer_blocks.0.attn2.to_k": (
+        0,
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k",
+    ),
+    "down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q": (
+        2,
+        "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q",
+    ),
+    "down_blocks.2.attentions.1.transformer_blocks.9.attn2.to_v": (
+        2,
+        "lora_unet_input_blocks_8_1_transformer_blocks_9_attn2_to_v",
+    ),
+    "mid_block.attentions.0.transformer_blocks.9.attn1.to_out.0": (
+        2,
+        "lora_unet_middle_block_1_transformer_blocks_9_attn1_to_out_0",
+    ),
+    "up_blocks.0.attentions.2.transformer_blocks.0.attn1.to_k": (
+        2,
+        "lora_unet_output_blocks_2_1_transformer_blocks_0_attn1_to_k",
+    ),
+    "up_blocks.1.attentions.1.transformer_blocks.1.attn2.to_q": (
+        2,
+        "lora_unet_output_blocks_4_1_transformer_blocks_1_attn2_to_q",
+    ),
+}
+
+
+@pytest.mark.parametrize("layer", KOHYA)
+def test_kohya_names(layer: str) -> None:
+    layers, theirs = KOHYA[layer]
+    pair = {f"unet.{layer}.lora_A.weight": torch.zeros(4, 8), f"unet.{layer}.lora_B.weight": torch.zeros(6, 4)}
+    found = exporting.kohya(pair, "unet", layers)
+    assert {key: tuple(tensor.shape) for key, tensor in found.items()} == {
+        f"{theirs}.lora_down.weight": (4, 8),
+        f"{theirs}.lora_up.weight": (6, 4),
+        f"{theirs}.alpha": (),
+    }
+    assert found[f"{theirs}.alpha"] == 4
+
+
+@pytest.mark.parametrize("target", ["diffusers", "comfyui"])
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux-dev"])
+def test_layers_of_a_file_are_matched(tmp_path: Path, name: str, target: exporting.Target) -> None:
+    policy = tuned(save(name, tmp_path))
+    exporting.export(policy, {}, 1, target, tmp_path / "out")
+    found = exporting.match(policy, tmp_path / "out" / exporting.ADAPTER)
+    assert not found.unmatched
+    assert 2 * len(found.matched) == len(policy.weights.trainable)
+    tensors = load_file(tmp_path / "out" / exporting.ADAPTER)
+    renamed = {key.replace("_0_", "_9_").replace("blocks.0", "blocks.9"): tensor for key, tensor in tensors.items()}
+    save_file(renamed, tmp_path / "other.safetensors")
+    assert exporting.match(policy, tmp_path / "other.safetensors").unmatched
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one iteration on a tiny SDXL, in a folder of its own."""
+    root = tmp_path_factory.mktemp("run")
+    folder = save("sdxl", root)
+    (root / "mine.toml").write_text(
+        f"""
+        precision = "fp32"
+        [model]
+        kind = "diffusers"
+        folder = "{folder}"
+        guidance = 3.0
+        height = 32
+        width = 32
+        lora = {{ rank = 4 }}
+        [data]
+        kind = "scenes"
+        [plan]
+        steps = 3
+        sampler = {{ kind = "ddim" }}
+        [rewards.bright]
+        kind = "{root / "bright.py"}:bright"
+        [train]
+        iterations = 1
+        prompts = 2
+        group_size = 2
+        learning_rate = 1e-2
+        [evaluate]
+        prompts = 4
+        probe = 4
+        steps = 3
+        guided = []
+        pictures = 0
+        """
+    )
+    (root / "bright.py").write_text("def bright(images, prompts):\n    return images.mean((1, 2, 3))\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        done = typer.testing.CliRunner().invoke(app, ["train", "mine.toml"])
+        assert done.exit_code == 0, done.output + repr(done.exception)
+    return root
+
+
+def command(*words: str) -> typer.testing.Result:
+    return typer.testing.CliRunner().invoke(app, list(words))
+
+
+def test_sample_repeats_a_picture_from_run_export_and_snippet(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+    first = command("sample", "mine", "a red circle", "a blue square", "--seed", "5", "--out", "first")
+    assert first.exit_code == 0, first.output
+    files = first.output.split()
+    said = json.loads(Image.open(files[1]).info["grpaint"])
+    assert (said["prompt"], said["seed"], said["steps"], said["guidance"]) == ("a blue square", 6, 3, 3.0)
+    again = command("sample", "--like", files[1], "--out", "again")
+    assert Image.open(again.output.strip()).tobytes() == Image.open(files[1]).tobytes()
+
+    written = command("export", "mine", "--for", "diffusers", "--out", "out")
+    assert written.exit_code == 0, written.output
+    assert "latents differ by" in written.output
+    other = command("sample", f"out/{exporting.ADAPTER}", "a blue square", "--seed", "6", "--out", "exported")
+    assert Image.open(other.output.strip()).tobytes() == Image.open(files[1]).tobytes()
+    assert "drawn with other weights" in str(command("sample", "out", "--like", files[1]).exception or "")
+
+    script = command("sample", f"out/{exporting.ADAPTER}", "a blue square", "--seed", "6", "--snippet").output
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    ours = torch.tensor(list(Image.open(files[1]).resize((32, 32), Image.Resampling.NEAREST).tobytes())).float()
+    theirs = torch.tensor(list(Image.open("image.png").tobytes())).float()
+    assert (ours - theirs).abs().max() <= 1
+
+
+def test_what_cannot_be_exported_or_repeated_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+    Image.new("RGB", (4, 4)).save("plain.png")
+    for words, said in [
+        (["export", "mine", "--for", "webui"], "--for webui: there are diffusers, comfyui, merged"),
+        (["export", "mine", "--out", str(run)], "exists already"),
+        (["sample", "--like", "plain.png"], "does not say how it was drawn"),
+        (["sample", "--like", "mine.toml"], "not a picture that can be read"),
+        (["sample", "mine"], "and a caption in quotes"),
+        (["sample", "mine", "a", "--snippet", "--set", "evaluate.sampler.kind=cps"], "draws with the ODE alone"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            typer.testing.CliRunner().invoke(app, words, catch_exceptions=False)
