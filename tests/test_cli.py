@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from PIL import Image
 from rich.console import Console
 
 import tiny_runs
@@ -20,7 +21,9 @@ from tiny_runs import TINY, command, flags
 COMMANDS = {
     "train": "recipe --set --name --resume",
     "sft": "recipe --set --name --resume",
-    "sample": "source prompts --seed --out --steps --guidance --set",
+    "sample": "source prompts --seed --out --steps --guidance --like --snippet --set",
+    "export": "source --for --out --check --set",
+    "doctor": "recipe --set --json",
     "evaluate": "source --json --set",
     "show": "recipe --set --json",
     "compare": "methods --seeds --budget-evaluations --budget-minutes --world --only --shard --search --baseline "
@@ -149,8 +152,12 @@ def test_sample_draws_captions(run):
     command("sample", newest, *captions, "--out", "again", "--seed", "3", "--steps", "2")
     command("sample", f"{newest}/model.safetensors", *captions, "--out", "other", "--seed", "4", "--steps", "2")
     for file in files:
-        assert (Path("again") / file.name).read_bytes() == file.read_bytes()
-        assert (Path("other") / file.name).read_bytes() != file.read_bytes()
+        again, other, first = (
+            Image.open(folder / file.name).tobytes() for folder in (Path("again"), Path("other"), file.parent)
+        )
+        assert again == first != other
+    alone = command("sample", "--like", str(files[1]), "--out", "alone").out.strip()
+    assert Image.open(alone).tobytes() == Image.open(files[1]).tobytes()
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(run):

@@ -157,6 +157,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         prompts = 4
         probe = 4
         steps = 3
+        guidance = 3.0
         guided = []
         pictures = 0
         """

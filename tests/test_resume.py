@@ -13,6 +13,7 @@ import tiny_runs
 from grpaint.core.files import read_weights, unflatten
 from grpaint.run.config import read_toml
 from grpaint.run.loop import stateful
+from tiny_pipelines import save
 from tiny_runs import REWARD, TINY, TINY_SFT, command, lines, process, status
 
 # pieces with a state of their own, two updates an iteration, a schedule, and decay: all of it must come back
@@ -363,3 +364,27 @@ def test_torch_modules_are_not_taken_for_pieces_with_state():
     import torch
 
     assert stateful({"scorer": torch.nn.Linear(1, 1)}) == {}
+
+
+@pytest.fixture(scope="module")
+def sdxl_folder(tmp_path_factory):
+    return save("sdxl", tmp_path_factory.mktemp("sdxl"))
+
+
+def test_kill_9_changes_nothing_for_an_adapter_on_a_pipeline(tmp_path_factory, sdxl_folder):
+    sets = [
+        *(item for item in SETS if not item.startswith(("model.", "plan."))),
+        f'model={{kind="diffusers",folder="{sdxl_folder}",height=32,width=32,guidance=2.0,lora={{rank=4}}}}',
+        'plan={steps=4,sampler={kind="cps"},window={kind="random",size=2,high=1},start={kind="shared"}}',
+        "train.group_size=2",
+        "train.prompts=2",
+        "train.iterations=4",
+        "data.caption_dropout=0",
+    ]
+    straight = _reference(tmp_path_factory.mktemp("straight-sdxl"), "train", *sets)
+    draw, words = random.Random(), [*RECIPE["train"], "--name", "it"]
+    for wanted in (1, 2):
+        began = process(*words, sets=sets if "--resume" not in words else [])
+        _kill_when(began, wanted, draw.uniform(0, 0.5))
+        words = ["train", "--name", "it", "--resume"]
+    _resumed(straight)

@@ -60,6 +60,7 @@ def _run(stage: str, recipe: str | None, sets: list[str], name: str | None, *, r
         given = [item for item in before if item not in sets] + sets
         again = override(kept, sets) if recipe is None else override(read_toml(locate(recipe)), given)
         loaded, settings = resolve(again, stage)
+        kept = resolve(kept, stage)[1]  # with the defaults of settings that have come since
         check_resume(folder, kept, settings)
         if settings == kept and folder.facts().get("status") == "finished":
             console.print(f"{path} has finished its {loaded.train.iterations} iterations; nothing to do.")
@@ -103,7 +104,7 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
     seed: Annotated[int, typer.Option(help="Of the start noise of the first picture; the next has the next.")] = 0,
     out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("samples"),
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Of the sampler; the run's own if unset.")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="1 is none; the recipe's own if unset.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="1 is none; the run's own if unset.")] = None,
     like: Annotated[Path | None, typer.Option(help="Draw this picture of ours again.")] = None,
     snippet: Annotated[bool, typer.Option("--snippet", help="Print a script for diffusers instead.")] = False,
     sets: Sets = None,
@@ -117,7 +118,7 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
     from grpaint.train import find_model, open_model
 
     given = [*(sets or []), *([f"evaluate.steps={steps}"] if steps else [])]
-    given += [] if guidance is None else [f"model.guidance={guidance}"]
+    given += [] if guidance is None else [f"evaluate.guidance={guidance}"]
     texts = list(prompts or [])
     if like:
         said = provenance.read(like)

@@ -1,8 +1,10 @@
-"""Judging a model on held-out prompts: deployment sampler (the ODE unless said), no guidance, fixed noise."""
+"""Judging a model on held-out prompts: sampler and guidance of deployment (ODE and none unless said), fixed noise."""
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,11 +28,11 @@ def sample(
 ) -> Tensor:
     """One image ``[3, h, w]`` in [0, 1] for each prompt; image i depends on its prompt, the seed and i alone.
 
-    ``settings`` say the sampler, its steps, and the share of them that the tuned model takes.
+    ``settings`` say the sampler, its steps, the guidance, and the share of the steps that the tuned model takes.
     """
     share = 1.0 if weights == "reference" else settings.tuned_share
     plan = Plan(settings.steps, window=Closed(), outside=settings.sampler, weights=weights, base_after=share)
-    with policy.meter.account("evaluation"):
+    with policy.meter.account("evaluation"), guided(policy, settings.guidance):
         done = roll(policy, prompts, 1, plan, iteration=0, seed=seed)
         with torch.no_grad():
             return policy.decode(done.x0).float().cpu()
@@ -51,12 +53,22 @@ def natural_loss(path: Path) -> Denoising:
 
 
 def denoising_loss(policy: Model, data: Data, settings: Evaluation, weights: Weights) -> float:
-    """The supervised loss on held-out captioned images at fixed times and noise."""
+    """The supervised loss, unguided, on held-out captioned images at fixed times and noise."""
     images, prompts = data.true_scenes(settings.probe, settings.seed)
     loss = natural_loss(policy.path)
-    with torch.no_grad(), policy.meter.account("evaluation"), policy.weights.use(weights):
+    with torch.no_grad(), policy.meter.account("evaluation"), policy.weights.use(weights), guided(policy, 1.0):
         batch = captioned(policy, images, prompts, iteration=0, seed=settings.seed)
         return sum(term.loss.item() for term in loss(policy, batch, torch.zeros(len(images))))
+
+
+@contextmanager
+def guided(policy: Model, guidance: float) -> Iterator[None]:
+    """Another guidance inside the block."""
+    before, policy.guidance = policy.guidance, guidance
+    try:
+        yield
+    finally:
+        policy.guidance = before
 
 
 def captioned(policy: Model, images: Tensor, prompts: Sequence[Prompt], *, iteration: int, seed: int) -> Rollout:
@@ -70,23 +82,19 @@ def captioned(policy: Model, images: Tensor, prompts: Sequence[Prompt], *, itera
 
 
 def evaluate(
-    policy: Model, data: Data, settings: Evaluation, *, weights: Weights = "average", guidance: float = 1.0
+    policy: Model, data: Data, settings: Evaluation, *, weights: Weights = "average", probe: bool = True
 ) -> dict[str, Any]:
-    """Scores on held-out prompts, their 95% intervals, scores by category, and the denoising loss."""
+    """Scores on held-out prompts, their 95% intervals, scores by category, and with ``probe`` the denoising loss."""
     prompts = data.held_out(settings.prompts, settings.seed)
-    before, policy.guidance = policy.guidance, guidance
-    try:
-        images = sample(policy, prompts, settings, seed=settings.seed, weights=weights)
-    finally:
-        policy.guidance = before
+    images = sample(policy, prompts, settings, seed=settings.seed, weights=weights)
     measures = data.measures(images, prompts)
-    line: dict[str, Any] = {"guidance": guidance, "prompts": len(prompts), "steps": settings.steps}
+    line: dict[str, Any] = {"guidance": settings.guidance, "prompts": len(prompts), "steps": settings.steps}
     line |= {"sampler": dump(settings.sampler), "tuned_share": settings.tuned_share}
     for name, values in measures.items():
         line |= {name: values.double().mean().item(), f"{name}_interval": interval(values)}
     line["by_kind"] = _by_category(data, prompts, measures)
     line["strict_by_prompt"] = [round(value, 4) for value in measures["strict"].tolist()]
-    if guidance == 1:
+    if probe:
         line["denoising_loss"] = denoising_loss(policy, data, settings, weights)
     return line
 
@@ -104,7 +112,10 @@ def _by_category(data: Data, prompts: Sequence[Prompt], measures: dict[str, Tens
 
 def best_guided(policy: Model, data: Data, settings: Evaluation) -> dict[str, Any] | None:
     """The base at the best of ``settings.guided``: what guidance alone would give, the fair bar for training."""
-    tried = [evaluate(policy, data, settings, weights="reference", guidance=guidance) for guidance in settings.guided]
+    tried = [
+        evaluate(policy, data, replace(settings, guidance=guidance), weights="reference", probe=False)
+        for guidance in settings.guided
+    ]
     if not tried:
         return None
     best = max(tried, key=lambda line: line["strict"])

@@ -28,7 +28,7 @@ def facts(source: str, file: Path, recipe: Recipe, prompt: str, seed: int) -> di
         "steps": recipe.evaluate.steps,
         "sampler": dump(recipe.evaluate.sampler),
         "tuned_share": recipe.evaluate.tuned_share,
-        "guidance": getattr(recipe.model, "guidance", 1.0),
+        "guidance": recipe.evaluate.guidance,
         "model": dump(recipe.model),
     }
 
@@ -66,9 +66,8 @@ def read(file: Path) -> dict[str, Any]:
 def sets(said: dict[str, Any]) -> list[str]:
     """The ``--set`` arguments that draw alike."""
     sampler = {f"sampler.{key}": value for key, value in said["sampler"].items()}
-    model = [f"model.guidance={said['guidance']}"]
-    values = {"steps": said["steps"], "tuned_share": said["tuned_share"], **sampler}
-    return model + [f"evaluate.{key}={json.dumps(value)}" for key, value in values.items()]
+    values = {"guidance": said["guidance"], "steps": said["steps"], "tuned_share": said["tuned_share"], **sampler}
+    return [f"evaluate.{key}={json.dumps(value)}" for key, value in values.items()]
 
 
 def check(picture: Path, said: dict[str, Any], file: Path) -> None:
@@ -97,12 +96,13 @@ def snippet(policy: Any, recipe: Recipe, prompt: str, seed: int, adapter: Path) 
         raise ConfigError("--snippet: a stock pipeline draws with the ODE alone and one model; unset evaluate.sampler.")
     spec, family = policy.spec, policy.family
     height, width = spec.pixels
+    told, weight = spec.guided_by, recipe.evaluate.guidance
     number = seed_of(seed, 0, "start", 0)
     called = {
         "num_inference_steps": recipe.evaluate.steps,
         "height": height,
         "width": width,
-        **family.arguments(spec.guidance, spec.guided_by),
+        **(family.arguments(spec.guidance, told) if told == "distilled" else family.arguments(weight, "cfg")),
         **family.length(spec.tokens),
     }
     words = "".join(f"    {key}={value!r},\n" for key, value in called.items())

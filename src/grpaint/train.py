@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +98,9 @@ def _machine(runtime: Runtime) -> str:
 
 
 def _judge(recipe: Recipe, policy: Model, iteration: int) -> dict[str, Any]:
-    guidance, policy.guidance = policy.guidance, 1.0  # the denoising loss is unguided too
-    try:
-        line = evaluate(policy, recipe.data, recipe.evaluate)
-        if iteration == 0 and isinstance(recipe, TrainRecipe):
-            line["base_guided"] = best_guided(policy, recipe.data, recipe.evaluate)
-    finally:
-        policy.guidance = guidance
+    line = evaluate(policy, recipe.data, recipe.evaluate)
+    if iteration == 0 and isinstance(recipe, TrainRecipe):
+        line["base_guided"] = best_guided(policy, recipe.data, recipe.evaluate)
     return line
 
 
@@ -113,10 +110,8 @@ def _pictures(recipe: Recipe, loop: Loop) -> None:
     if not count:
         return
     prompts = recipe.data.held_out(count, recipe.evaluate.seed)
-    guidance, loop.policy.guidance = loop.policy.guidance, 1.0
     before = sample(loop.policy, prompts, recipe.evaluate, seed=recipe.evaluate.seed, weights="reference")
     after = sample(loop.policy, prompts, recipe.evaluate, seed=recipe.evaluate.seed, weights="average")
-    loop.policy.guidance = guidance
     page = rows_of_pictures([("before", before), ("after", after)], [prompt.text for prompt in prompts])
     save_picture(page, loop.folder.samples / "before-after.png")
 
@@ -127,7 +122,8 @@ def sft(recipe: SftRecipe, loop: Loop) -> None:
         with loop.phase("update"):
             images, prompts = recipe.data.batch(recipe.train.batch, iteration, recipe.train.seed)
             batch = captioned(loop.policy, images, prompts, iteration=iteration, seed=recipe.train.seed)
-            measures = loop.update(recipe.objective(loop.policy, batch, torch.zeros(len(images))))
+            nothing = torch.zeros(len(images))
+            measures = loop.update(partial(recipe.objective, loop.policy, batch, nothing), batch)
         loop.record({f"sft/{name}": value for name, value in measures.items()})
 
 
@@ -165,7 +161,8 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
         with loop.phase("update"):
             for number, rows in enumerate(_parts(rollout, settings.updates)):
                 turn = iteration * settings.updates + number
-                measures = loop.update(_terms(recipe, policy, rollout.rows(rows), advantage[rows], turn))
+                batch = rollout.rows(rows)
+                measures = loop.update(partial(_terms, recipe, policy, batch, advantage[rows], turn), batch)
                 if number:  # later updates of a rollout are off-policy: their ratio is not an error
                     measures = {name: value for name, value in measures.items() if "ratio_error" not in name}
                 loop.record({f"policy/{name}": value for name, value in measures.items()})

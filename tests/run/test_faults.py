@@ -1,12 +1,14 @@
 """What may go wrong while a run goes on: it stops with one line, keeps its last checkpoint, and can be resumed."""
 
 import errno
+import json
 import os
 import resource
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import tiny_runs
@@ -224,3 +226,35 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_is_counted(monkeypatch)
     assert [line["train/nonfinite_updates"] for line in lines(Path("runs/wild/metrics.jsonl"))] == [1] * 4
     early, late = (Path(f"runs/wild/checkpoints/{n:06d}/training.safetensors").read_bytes() for n in (2, 4))
     assert early == late
+
+
+def test_after_some_in_a_row_the_run_stops_with_the_batch_and_the_place(monkeypatch):
+    from grpaint.learn.surrogate import PpoClip
+
+    surrogate = PpoClip.__call__
+    monkeypatch.setattr(PpoClip, "__call__", lambda *args: surrogate(*args) * float("inf"))
+    end = command("train", "flow-grpo-fast", "--name", "wild", sets=[*SETS, "train.nonfinite=2"])
+    assert end.code == 1
+    assert "2 updates in a row had a gradient that is not finite, first in the gradient of" in end.err
+    assert len(lines(Path("runs/wild/metrics.jsonl"))) == 1  # the iteration that stopped it has none
+    files = sorted(Path("runs/wild/nonfinite").iterdir())
+    assert [file.name for file in files] == ["000000.safetensors", "000001.safetensors"]
+    with safe_open(files[1], "pt") as kept:
+        about = json.loads(kept.metadata()["grpaint"])
+        assert kept.get_tensor("x0").shape[0] == len(about["captions"])
+    assert about["first"].startswith("the gradient of")
+
+
+def test_the_first_module_that_is_not_finite_is_named():
+    from grpaint.learn.objective import Term
+    from grpaint.run.nonfinite import first_module
+
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    net[1].weight.data[0, 0] = float("inf")
+    terms = lambda: iter([Term(net(torch.ones(1, 2)).sum(), {})])  # noqa: E731
+    assert first_module(net, terms) == "the output of 1"
+    net[1].weight.data[0, 0] = 0.0
+    assert first_module(net, terms) == "the loss"
+    net[2].weight.grad = torch.full((1, 2), float("nan"))
+    assert first_module(net, terms) == "the gradient of 2.weight"
+    assert not net[0]._forward_hooks

@@ -136,6 +136,11 @@ class Diffusers:
             )
         return self.guidance_kind
 
+    @property
+    def calls(self) -> int:
+        """Network calls a prediction."""
+        return 2 if self.guided_by == "cfg" and self.guidance != 1 else 1
+
     @cached_property
     def path(self) -> Path:
         """The noising path, read from the scheduler's settings without opening weights.

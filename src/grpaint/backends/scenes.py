@@ -82,6 +82,11 @@ class Scenes:
         """Shape of one latent."""
         return 3, SIDE, SIDE
 
+    @property
+    def calls(self) -> int:
+        """Network calls a prediction."""
+        return 1 if self.guidance == 1 else 2
+
     def graph_bytes(self, runtime: Runtime) -> int:
         """Bytes that autograd keeps of one row's forward, measured on a network never trained."""
         policy = replace(self, start="random", batch=512).load(runtime)

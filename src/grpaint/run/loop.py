@@ -15,9 +15,11 @@ from typing import Any, Self
 
 import torch
 
-from grpaint.core.errors import MemoryExhausted
+from grpaint.core.errors import MemoryExhausted, RunError
 from grpaint.core.files import WEIGHTS_FILE, flatten, read_weights, unflatten, write_weights
 from grpaint.learn.objective import Term
+from grpaint.rollout.rollout import Rollout
+from grpaint.run import nonfinite
 from grpaint.run.config import Recipe
 from grpaint.run.folder import RunFolder
 from grpaint.run.optim import learning_rate_factor
@@ -109,7 +111,7 @@ class Loop:
         self.parameters = list(policy.parameters())
         self.optimizers = recipe.train.optimizer.make(self.parameters, recipe.train.learning_rate)
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
-        self.done, self.best = 0, (-math.inf, 0)
+        self.done, self.best, self.nonfinite = 0, (-math.inf, 0), 0
         self.line: Line = {}
         self.watchers: list[Callable[[int, Line], None]] = []
         self._times: dict[str, float] = defaultdict(float)
@@ -168,15 +170,19 @@ class Loop:
 
     # -- one optimizer step --------------------------------------------------------------------------------------
 
-    def update(self, terms: Iterable[Term]) -> dict[str, float]:
+    def update(self, terms: Callable[[], Iterable[Term]], batch: Rollout) -> dict[str, float]:
         """Run backward on each term, then step. No terms, or a gradient that is not finite: nothing moves.
 
-        Returns the mean of every measure, and by step as ``name/step``.
+        ``terms`` makes them from ``batch``, again if need be. Returns the mean of every measure, and by step as
+        ``name/step``.
+
+        Raises:
+            RunError: after ``train.nonfinite`` updates in a row whose gradient was not finite.
         """
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         seen: dict[str, list[torch.Tensor]] = defaultdict(list)
-        for term in terms:
+        for term in terms():
             term.loss.backward()
             for name, values in term.measures.items():
                 seen[name].append(values)
@@ -189,8 +195,9 @@ class Loop:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.train.max_grad_norm)
         means["grad_norm"] = norm.item()
         if not norm.isfinite():
-            self.count("train/nonfinite_updates")
+            self._nonfinite(terms, batch)
             return means
+        self.nonfinite = 0
         before = [parameter.detach().clone() for parameter in self.parameters]
         for optimizer in self.optimizers:
             optimizer.step()
@@ -199,6 +206,18 @@ class Loop:
             means["update_to_weight"] = (_norm(moved) / _norm([then.norm() for then in before]).clamp(min=1e-12)).item()
         self.policy.blend("average", self.recipe.train.ema)
         return means
+
+    def _nonfinite(self, terms: Callable[[], Iterable[Term]], batch: Rollout) -> None:
+        """Say where it began and keep the batch; enough of them in a row end the run."""
+        self.count("train/nonfinite_updates")
+        self.nonfinite += 1
+        where = nonfinite.first_module(self.policy.weights.module, terms)
+        file = nonfinite.keep(self.folder.path / "nonfinite", self.done, batch, where)
+        if self.nonfinite >= self.recipe.train.nonfinite:
+            raise RunError(
+                f"{self.nonfinite} updates in a row had a gradient that is not finite, first in {where}; the last "
+                f"batch is {file}. Lower train.learning_rate, or take more precision; the last checkpoint stays."
+            )
 
     # -- lines ---------------------------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ def costs(recipe: Recipe) -> dict[str, Any]:
 
     The update is an upper bound: groups without spread are left out of it.
     """
-    guided = 1 if getattr(recipe.model, "guidance", 1) == 1 else 2
+    guided = recipe.model.calls
     if isinstance(recipe, SftRecipe):
         return {"images": recipe.train.batch, "updates": 1, "evaluations_update": 3 * guided * recipe.train.batch}
     train, plan = recipe.train, recipe.plan

@@ -36,6 +36,10 @@ class ModelSpec(Protocol):
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one latent."""
 
+    @property
+    def calls(self) -> int:
+        """Network calls a prediction: 2 with classifier-free guidance."""
+
     def from_file(self, file: str) -> "ModelSpec":
         """The same model, starting from weights that a run of it saved."""
 

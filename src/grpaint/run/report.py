@@ -92,7 +92,8 @@ def save_picture(page: Image.Image, file: Path, info: PngInfo | None = None) -> 
 
 def summary(line: dict[str, Any]) -> Table:
     """One evaluation, by category."""
-    out = _table(f"Held-out prompts ({line['prompts']}), {line['steps']}-step ODE, no guidance")
+    told = "no guidance" if line["guidance"] == 1 else f"guidance {line['guidance']:g}"
+    out = _table(f"Held-out prompts ({line['prompts']}), {line['steps']}-step {line['sampler']['kind']}, {told}")
     for heading in ("", "prompts", "strict", "soft", "background", "patch"):
         out.add_column(heading, justify="right" if heading else "left")
     for kind, scores in line["by_kind"].items():

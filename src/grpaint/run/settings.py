@@ -22,6 +22,7 @@ class Optimisation:
     """What both stages' ``[train]`` tables share.
 
     ``evaluations`` ends a run where so many model evaluations are used up, and its schedule with it (0: no limit).
+    ``nonfinite``: updates in a row whose gradient is NaN or infinite, and which are skipped, before the run stops.
     """
 
     iterations: int
@@ -32,10 +33,11 @@ class Optimisation:
     max_grad_norm: float = 1.0
     ema: float = 0.9
     evaluations: int = 0
+    nonfinite: int = 5
     optimizer: Optimizer = field(default_factory=Adamw)
 
     def __post_init__(self) -> None:
-        check_least(self, 1, "iterations")
+        check_least(self, 1, "iterations", "nonfinite")
         check_least(self, 0, "warmup", "seed", "evaluations")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
@@ -81,8 +83,9 @@ class SftTraining(Optimisation):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``[evaluate]``: held-out prompts, sampled in ``steps`` steps of ``sampler``, without guidance, average weights.
+    """``[evaluate]``: held-out prompts, sampled in ``steps`` steps of ``sampler`` with the average weights.
 
+    ``guidance`` is that of the judged samples (1: none), whatever the rollouts have; a distilled model keeps its own.
     ``guided``: guidances at which the base is also judged, once; ``probe``: captioned images for the denoising loss.
     ``tuned_share`` below 1 leaves the rest of the steps to the base (MixGRPO's hybrid inference).
     """
@@ -92,6 +95,7 @@ class Evaluation:
     steps: int = 20
     sampler: Sampler = field(default_factory=Ode)
     tuned_share: float = 1.0
+    guidance: float = 1.0
     seed: int = 1000
     probe: int = 256
     guided: tuple[float, ...] = (1.5, 2.0, 3.0)
@@ -102,6 +106,8 @@ class Evaluation:
         check_least(self, 0, "pictures", "seed")
         if not 0 < self.tuned_share <= 1:
             raise ValueError(f"tuned_share must lie in (0, 1], got {self.tuned_share}")
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance must not be negative, got {self.guidance}")
         if any(not 0 <= guidance < math.inf for guidance in self.guided):
             raise ValueError(f"guided must not be negative, got {list(self.guided)}")
 
