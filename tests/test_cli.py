@@ -24,6 +24,7 @@ COMMANDS = {
     "sample": "source prompts --seed --out --steps --guidance --like --snippet --set",
     "export": "source --for --out --check --set",
     "doctor": "recipe --set --json",
+    "fetch": "recipe --to --dry-run --set",
     "evaluate": "source --json --set",
     "show": "recipe --set --json",
     "compare": "methods --seeds --budget-evaluations --budget-minutes --world --only --shard --search --baseline "

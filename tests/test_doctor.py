@@ -105,7 +105,7 @@ def test_the_command_prints_a_line_each_and_fails_where_one_fails(
         f"""
         [model]
         kind = "diffusers"
-        folder = "{folder}"
+        base = "{folder}"
         lora = {{ rank = 4 }}
         [data]
         kind = "scenes"

@@ -136,7 +136,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         precision = "fp32"
         [model]
         kind = "diffusers"
-        folder = "{folder}"
+        base = "{folder}"
         guidance = 3.0
         height = 32
         width = 32

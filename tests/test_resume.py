@@ -374,7 +374,7 @@ def sdxl_folder(tmp_path_factory):
 def test_kill_9_changes_nothing_for_an_adapter_on_a_pipeline(tmp_path_factory, sdxl_folder):
     sets = [
         *(item for item in SETS if not item.startswith(("model.", "plan."))),
-        f'model={{kind="diffusers",folder="{sdxl_folder}",height=32,width=32,guidance=2.0,lora={{rank=4}}}}',
+        f'model={{kind="diffusers",base="{sdxl_folder}",height=32,width=32,guidance=2.0,lora={{rank=4}}}}',
         'plan={steps=4,sampler={kind="cps"},window={kind="random",size=2,high=1},start={kind="shared"}}',
         "train.group_size=2",
         "train.prompts=2",

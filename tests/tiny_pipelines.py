@@ -367,7 +367,7 @@ def recipe(folder: Path, **model: Any) -> TrainRecipe:
     table = {
         "model": {
             "kind": "diffusers",
-            "folder": str(folder),
+            "base": str(folder),
             "height": 16,
             "width": 16,
             "batch": 64,

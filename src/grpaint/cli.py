@@ -19,6 +19,15 @@ app = typer.Typer(
     help="Post-train text-to-image models with online reinforcement learning.",
 )
 
+
+@app.callback()
+def _everywhere(
+    offline: Annotated[bool, typer.Option("--offline", help="Open no socket; what is not here is an error.")] = False,
+) -> None:
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
 RecipeName = Annotated[str | None, typer.Argument(help="A path, WORLD/METHOD, or METHOD; the default when left out.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key.sub=value; may be repeated.", show_default=False)]
 RunName = Annotated[str | None, typer.Option("--name", help="The folder's name under runs/.")]
@@ -230,6 +239,30 @@ def doctor(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False
             typer.echo(f"      likely: {finding.mend}")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def fetch(
+    recipe: Annotated[str, typer.Argument(help="A path, WORLD/METHOD, or METHOD.")],
+    to: Annotated[Path, typer.Option(help="Where the files go.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
+    sets: Sets = None,
+) -> None:
+    """Download every file that a recipe needs, with sizes and hashes; nothing else needs a network."""
+    from grpaint.backends import hub
+    from grpaint.run.config import locate, override, read_toml
+
+    model = override(read_toml(locate(recipe)), sets or []).get("model", {})
+    base = str(model.get("base", ""))
+    if model.get("kind") != "diffusers" or not hub.is_hub_id(base):
+        typer.echo("nothing to fetch: the recipe's model is on this machine")
+        return
+    files = hub.listing(base)
+    for file in files:
+        typer.echo(f"{file.size:>14,}  {file.sha256 or '-':64}  {file.name}")
+    typer.echo(f"{sum(file.size for file in files):>14,}  bytes in {len(files)} files of {base}")
+    if not dry_run:
+        typer.echo(f'--set model.base="{hub.fetch(base, to)}"')
 
 
 @app.command()

@@ -131,7 +131,7 @@ def description(policy: DiffusersPolicy, recipe: Mapping[str, Any]) -> dict[str,
     card = folder / "README.md"
     found = re.search(r"^license:\s*(\S+)", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
     return {
-        "base": str(policy.spec.folder),
+        "base": policy.spec.base,
         "base_sha256": base_hash(folder, policy.family.NETWORK),
         "family": policy.name,
         "license": found[1] if found else "not said by the base's folder",

@@ -1,4 +1,4 @@
-"""Any supported diffusers pipeline from a local folder, trained whole or through LoRA.
+"""Any supported diffusers pipeline, trained whole or through LoRA.
 
 The house samples; the pipeline lends its text encoders, its network and its VAE. What differs between pipelines is in
 :mod:`grpaint.backends.families`; casting, guidance, batching and adapters are here.
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path as FilePath
+from pickle import UnpicklingError
 from typing import Any, Literal, Self
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from grpaint.backends.adapters import Lora, add_adapter
 from grpaint.backends.families import FAMILIES, Family, Folder, Guidance, find
+from grpaint.backends.hub import check_parts, located
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import CheckpointError, ConfigError, MissingExtra
@@ -53,8 +55,8 @@ class TextCondition:
 class Diffusers:
     """The ``[model]`` table ``kind = "diffusers"``.
 
-    - ``folder``: a local folder in the diffusers layout. ``family`` "auto" goes by its pipeline class; one of your own
-      is "module:Name".
+    - ``base``: a local folder in the diffusers layout, or a hub id. ``family`` "auto" goes by its pipeline class;
+      "module:Name" is one of your own.
     - ``guidance`` w: with ``guidance_kind`` "cfg" it extrapolates from the empty caption (1 is none; else two network
       calls a prediction); "distilled" models are told it and called once; "auto" takes what the model can do.
     - ``height``, ``width``: pixels, 0 for the model's own. ``tokens``: of a caption that are read, 0 for as many as the
@@ -65,7 +67,7 @@ class Diffusers:
       adapter goes on being trained, and the reference is the model that it made.
     """
 
-    folder: str
+    base: str
     family: str = "auto"
     guidance: float = 1.0
     guidance_kind: Literal["auto", "none", "cfg", "distilled"] = "auto"
@@ -80,8 +82,8 @@ class Diffusers:
     start: str = ""
 
     def __post_init__(self) -> None:
-        if not self.folder:
-            raise ValueError("folder must name a local folder in the diffusers layout")
+        if not self.base:
+            raise ValueError("base must name a local folder in the diffusers layout, or a hub id")
         if self.family not in ("auto", *FAMILIES) and ":" not in self.family:
             known = ", ".join(("auto", *FAMILIES))
             raise ValueError(f'family must be {known}, or your own as module:Name, got "{self.family}"')
@@ -102,7 +104,7 @@ class Diffusers:
 
     @cached_property
     def _folder(self) -> Folder:
-        return Folder(FilePath(self.folder).expanduser())
+        return Folder(located(self.base, weights=False))
 
     @property
     def local(self) -> FilePath:
@@ -175,7 +177,7 @@ class Diffusers:
             CheckpointError: where weights are missing, damaged, or of another architecture.
         """
         name, family = self.named_family
-        pipe = _open(self._folder.path, family, DTYPES[runtime.precision], frozen=self.lora is not None)
+        pipe = _open(located(self.base, weights=True), family, DTYPES[runtime.precision], frozen=self.lora is not None)
         network = getattr(pipe, family.NETWORK)
         file = FilePath(self.start)
         stored, metadata = read_weights(file) if self.start else ({}, {})
@@ -215,11 +217,12 @@ def _open(folder: FilePath, family: Family, dtype: torch.dtype, *, frozen: bool)
         raise MissingExtra("A diffusers model", "diffusers") from error
     diffusers.logging.set_verbosity_error()  # it would print every caption that it cuts, in every iteration
     dtypes = {"default": dtype, "vae": torch.float32, family.NETWORK: dtype if frozen else torch.float32}
+    safe = check_parts(folder, family.WITHOUT)
     try:
         pipe = getattr(diffusers, family.PIPELINE).from_pretrained(
-            folder, dtype=dtypes, local_files_only=True, use_safetensors=True, **family.WITHOUT
+            folder, dtype=dtypes, local_files_only=True, use_safetensors=safe, **family.WITHOUT
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: diffusers cannot open it as a {family.PIPELINE}: {reason}") from error
     pipe.set_progress_bar_config(disable=True)

@@ -19,6 +19,43 @@ def find_weights(path: Path) -> Path:
     return path / WEIGHTS_FILE if path.is_dir() else path
 
 
+def check_weights(file: Path) -> None:
+    """Refuse a ``.safetensors`` file that is none, from its first bytes and its size.
+
+    Raises:
+        CheckpointError: where it is a git-lfs pointer, an HTML page or cut short, with what was expected and found.
+    """
+    try:
+        with file.open("rb") as opening:
+            start = opening.read(256)
+            size = file.stat().st_size
+            if start.startswith(b"version https://git-lfs"):
+                raise CheckpointError(
+                    f"{file}: a git-lfs pointer of {size} bytes, not the weights. Run `git lfs pull` at its origin."
+                )
+            if start.lstrip()[:1] == b"<":
+                raise CheckpointError(
+                    f"{file}: an HTML page of {size} bytes, not weights. Download the file (/resolve/, not /blob/)."
+                )
+            length = int.from_bytes(start[:8], "little")
+            opening.seek(8)
+            header = opening.read(length) if length < min(size, 10**8) else b""
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}.") from None
+    try:
+        parts = [part["data_offsets"][1] for name, part in json.loads(header).items() if name != "__metadata__"]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise CheckpointError(
+            f"{file}: not a whole safetensors file ({size} bytes without a header). It may be cut short: copy it again."
+        ) from None
+    wanted = 8 + length + max(parts, default=0)
+    if size != wanted:
+        raise CheckpointError(
+            f"{file}: not a whole safetensors file: {size} bytes, its header says {wanted}. It may be cut "
+            "short: copy it again."
+        )
+
+
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header of a ``.safetensors`` file or checkpoint folder.
 
@@ -28,27 +65,12 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     file = find_weights(path)
     if not file.is_file():
         raise CheckpointError(f"{path}: no weights there ({file.name} not found).")
-    try:
-        with file.open("rb") as opening:
-            start = opening.read(256)
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}.") from None
-    size = file.stat().st_size
-    if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{file}: a git-lfs pointer of {size} bytes, not the weights. Run `git lfs pull` where it came from."
-        )
-    if start.lstrip()[:1] == b"<":
-        raise CheckpointError(
-            f"{file}: an HTML page of {size} bytes, not weights. Download the file itself (/resolve/, not /blob/)."
-        )
+    check_weights(file)
     try:
         with safe_open(file, "pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file}: not a whole safetensors file ({size} bytes; {error}). It may be cut short: copy it again."
-        ) from error
+        raise CheckpointError(f"{file}: not a whole safetensors file ({error}). Copy it again.") from error
 
 
 def check_tensors(

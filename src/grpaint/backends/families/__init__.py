@@ -34,7 +34,7 @@ def find(name: str, folder: Folder) -> tuple[str, Family]:
         if kind == family.PIPELINE:
             return known, family
     raise ConfigError(
-        f'model.folder = "{folder.path}": no family reads a pipeline of class "{kind}". There are: '
+        f'model.base = "{folder.path}": no family reads a pipeline of class "{kind}". There are: '
         f"{', '.join(f'{name} ({family.PIPELINE})' for name, family in families.items())}; or one of your own, "
         "model.family = module:Name."
     )

@@ -21,14 +21,8 @@ class Folder:
         """The contents of one of its JSON files.
 
         Raises:
-            ConfigError: where the folder is not there.
             CheckpointError: where the file is missing or damaged.
         """
-        if not self.path.is_dir():
-            raise ConfigError(
-                f'model.folder = "{self.path}": no such folder. Models are opened from local folders in the diffusers '
-                "layout: hf download NAME --local-dir FOLDER."
-            )
         where = self.path / file
         try:
             values = json.loads(where.read_text())
