@@ -388,3 +388,23 @@ def test_kill_9_changes_nothing_for_an_adapter_on_a_pipeline(tmp_path_factory, s
         _kill_when(began, wanted, draw.uniform(0, 0.5))
         words = ["train", "--name", "it", "--resume"]
     _resumed(straight)
+
+
+def test_loss_scaling_is_resumed_with_the_rest(tmp_path_factory, sdxl_folder):
+    sets = [
+        *(item for item in SETS if not item.startswith(("model.", "plan.", "precision"))),
+        f'model={{kind="diffusers",base="{sdxl_folder}",height=32,width=32,lora={{rank=4}}}}',
+        'plan={steps=3,sampler={kind="cps"},window={kind="random",size=2,high=0},start={kind="shared"}}',
+        "precision=fp16",
+        "train.group_size=2",
+        "train.prompts=2",
+        "train.iterations=3",
+    ]
+    straight = _reference(tmp_path_factory.mktemp("straight-fp16"), "train", *sets)
+    state = json.loads((straight / "checkpoints/000003/state.json").read_text())
+    assert state["pieces"]["scaler"]["scale"] == 1024
+    assert state["pieces"]["scaler"]["_growth_tracker"] == 6  # two updates an iteration, none of them skipped
+    assert "train/nonfinite_updates" not in lines(straight / "metrics.jsonl")[0]
+    _copy(straight)
+    _as_if_killed_after(2)
+    _resumed(straight)

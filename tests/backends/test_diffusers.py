@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from grpaint.backends.adapters import Lora
 from grpaint.backends.diffusers import Diffusers, DiffusersPolicy
-from grpaint.backends.runtime import Runtime
+from grpaint.backends.runtime import DTYPES, Runtime
 from grpaint.core import (
     CheckpointError,
     ConfigError,
@@ -166,12 +167,15 @@ def test_checkpointing_changes_no_gradient(folders: Folders) -> None:
         torch.testing.assert_close(kept, computed)
 
 
-def test_bf16_computes_in_bf16_and_keeps_masters_and_latents_in_fp32(folders: Folders) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_computes_and_masters_and_latents_stay_in_fp32(
+    folders: Folders, precision: Literal["bf16", "fp16"]
+) -> None:
     for name, sampler in NOISY[::2]:
-        policy = load(folders[name], Runtime(precision="bf16"), lora=Lora(4), guidance=2.0)
+        policy = load(folders[name], Runtime(precision=precision), lora=Lora(4), guidance=2.0)
         network = getattr(policy.pipe, policy.family.NETWORK)
         frozen = {p.dtype for p in network.parameters() if not p.requires_grad}
-        assert frozen == {torch.bfloat16}
+        assert frozen == {DTYPES[precision]}
         assert {p.dtype for p in policy.parameters()} == {torch.float32}
         rollout = explore(policy, sampler)
         assert rollout.x0.dtype == torch.float32

@@ -30,8 +30,6 @@ from grpaint.core.policy import Meter, Prompt, Weights
 from grpaint.core.prediction import Parametrisation, Prediction, read
 from grpaint.core.rng import Key, noise
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
 class TextCondition:
@@ -177,7 +175,7 @@ class Diffusers:
             CheckpointError: where weights are missing, damaged, or of another architecture.
         """
         name, family = self.named_family
-        pipe = _open(located(self.base, weights=True), family, DTYPES[runtime.precision], frozen=self.lora is not None)
+        pipe = _open(located(self.base, weights=True), family, runtime.dtype, frozen=self.lora is not None)
         network = getattr(pipe, family.NETWORK)
         file = FilePath(self.start)
         stored, metadata = read_weights(file) if self.start else ({}, {})
@@ -212,10 +210,12 @@ def _open(folder: FilePath, family: Family, dtype: torch.dtype, *, frozen: bool)
     """
     try:
         import diffusers
-        import transformers  # noqa: F401  # without it diffusers offers stand-ins that fail when used
+        import transformers  # without it diffusers offers stand-ins that fail when used
     except ImportError as error:
         raise MissingExtra("A diffusers model", "diffusers") from error
     diffusers.logging.set_verbosity_error()  # it would print every caption that it cuts, in every iteration
+    diffusers.logging.disable_progress_bar()
+    transformers.logging.disable_progress_bar()
     dtypes = {"default": dtype, "vae": torch.float32, family.NETWORK: dtype if frozen else torch.float32}
     safe = check_parts(folder, family.WITHOUT)
     try:

@@ -9,7 +9,8 @@ import torch
 from grpaint.core.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -17,13 +18,18 @@ class Runtime:
     """Where networks compute and in what: latents, log-probabilities and masters are fp32 whatever it says."""
 
     device: str = "cpu"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of matrix products."""
+        return DTYPES[self.precision]
 
     def autocast(self) -> AbstractContextManager[object]:
         """Inside, matrix products run in the chosen precision."""
         if self.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.device, torch.bfloat16)
+        return torch.autocast(self.device, self.dtype)
 
 
 def has_matrix_units() -> bool:

@@ -110,6 +110,10 @@ class Loop:
         self.listener, self.pieces = listener, stateful(recipe)
         self.parameters = list(policy.parameters())
         self.optimizers = recipe.train.optimizer.make(self.parameters, recipe.train.learning_rate)
+        half = policy.runtime.precision == "fp16"  # small gradients would round to 0
+        self.scaler = torch.amp.GradScaler(policy.runtime.device, init_scale=2.0**10, enabled=half)
+        if half:
+            self.pieces["scaler"] = self.scaler
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.done, self.best, self.nonfinite = 0, (-math.inf, 0), 0
         self.line: Line = {}
@@ -183,7 +187,7 @@ class Loop:
             optimizer.zero_grad(set_to_none=True)
         seen: dict[str, list[torch.Tensor]] = defaultdict(list)
         for term in terms():
-            term.loss.backward()
+            self.scaler.scale(term.loss).backward()
             for name, values in term.measures.items():
                 seen[name].append(values)
                 if term.step >= 0:
@@ -192,15 +196,19 @@ class Loop:
         if not seen:
             self.count("train/skipped_updates")
             return means
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.train.max_grad_norm)
         means["grad_norm"] = norm.item()
         if not norm.isfinite():
+            self.scaler.update()
             self._nonfinite(terms, batch)
             return means
         self.nonfinite = 0
         before = [parameter.detach().clone() for parameter in self.parameters]
         for optimizer in self.optimizers:
-            optimizer.step()
+            self.scaler.step(optimizer)
+        self.scaler.update()
         with torch.no_grad():
             moved = [(now - then).norm() for now, then in zip(self.parameters, before, strict=True)]
             means["update_to_weight"] = (_norm(moved) / _norm([then.norm() for then in before]).clamp(min=1e-12)).item()

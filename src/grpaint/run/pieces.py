@@ -19,6 +19,7 @@ class Model(Policy, Protocol):
     """A policy that a run can save: it shows its weight sets and guidance, and exports a stand-alone file."""
 
     weights: WeightSets
+    runtime: Runtime
     guidance: float
 
     def export(self, weights: Weights = "average") -> tuple[dict[str, Tensor], dict[str, str]]:
