@@ -1,9 +1,10 @@
 """SDXL-type pipelines with random weights, built from sizes alone: for the offline demo, and for speed and memory.
 
-They read letters: every caption is spelled out, so that a small model can learn to read.
+They spell captions out letter by letter, but for the words that they are given, which are a token each.
 """
 
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ class Size:
 
 
 SIZES = {
-    "demo": Size(32, (32, 64, 64), (64, 128), 2, (1, 1), None, True, 64, 2, 77),
+    "demo": Size(32, (32, 64, 64), (64, 128), 2, (1, 1), None, True, 64, 2, 16),
     "ssd-1b": Size(
         1024,
         (128, 256, 512, 512),
@@ -49,7 +50,7 @@ SIZES = {
 HEAD = 64  # channels of an attention head, at most
 
 
-def sdxl(size: Size, seed: int = 0, device: str = "cpu") -> Any:
+def sdxl(size: Size, words: Sequence[str] = (), seed: int = 0, device: str = "cpu") -> Any:
     """A ``StableDiffusionXLPipeline``; on the device "meta" it has shapes alone.
 
     Raises:
@@ -109,8 +110,10 @@ def sdxl(size: Size, seed: int = 0, device: str = "cpu") -> Any:
     tokenizers = [
         transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=size.tokens) for _ in range(2)
     ]
+    for tokenizer in tokenizers:
+        tokenizer.add_tokens([transformers.AddedToken(word, single_word=True) for word in words])
     config = transformers.CLIPTextConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=len(tokenizers[0]),
         hidden_size=size.text,
         intermediate_size=4 * size.text,
         projection_dim=size.text,
@@ -139,7 +142,7 @@ def sdxl(size: Size, seed: int = 0, device: str = "cpu") -> Any:
     )
 
 
-def save(name: str, folder: Path, seed: int = 0) -> Path:
+def save(name: str, folder: Path, words: Sequence[str] = (), seed: int = 0) -> Path:
     """The pipeline of :data:`SIZES` by this name, in a folder."""
-    sdxl(SIZES[name], seed).save_pretrained(folder)
+    sdxl(SIZES[name], words, seed).save_pretrained(folder)
     return folder

@@ -1,0 +1,35 @@
+"""Pipelines built from sizes alone."""
+
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from grpaint.backends.diffusers import Diffusers
+from grpaint.backends.random_weights import SIZES, save, sdxl
+from grpaint.backends.runtime import Runtime
+from tiny_pipelines import stock
+
+
+# Millions of parameters of the U-Net and the VAE: those of the real models (SDXL's paper: 2.6 B; SSD-1B: 1.3 B).
+@pytest.mark.parametrize(("name", "unet", "vae"), [("sdxl", 2565, 84), ("ssd-1b", 1329, 84)])
+def test_real_sizes(name: str, unet: float, vae: float) -> None:
+    pipe = sdxl(SIZES[name], device="meta")
+    found = {
+        part: sum(p.numel() for p in module.parameters()) / 1e6
+        for part, module in pipe.components.items()
+        if isinstance(module, nn.Module)
+    }
+    assert found["unet"] == pytest.approx(unet, abs=1)
+    assert found["vae"] == pytest.approx(vae, abs=1)
+
+
+def test_the_demo_reads_words_and_opens(tmp_path: Path) -> None:
+    folder = save("demo", tmp_path / "demo", words=["circle", "red", "a", "above"])
+    tokenizer = stock(folder).tokenizer
+    assert len(tokenizer("a red circle above a circle").input_ids) == 6 + 2
+    assert len(tokenizer("ab").input_ids) == 2 + 2  # a word within a word stays letters
+    spec = Diffusers(str(folder))
+    assert spec.sample_shape == (4, 8, 8)
+    assert spec.pixels == (32, 32)
+    assert spec.load(Runtime()).name == "sdxl"
