@@ -9,15 +9,18 @@ import pytest
 import torch
 import typer.testing
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from grpaint import export as exporting
-from grpaint.backends.adapters import Lora
+from grpaint import provenance
+from grpaint.backends.adapters import Lora, merged_state
 from grpaint.backends.diffusers import Diffusers, DiffusersPolicy
 from grpaint.backends.runtime import Runtime
 from grpaint.cli import app
 from grpaint.core import CheckpointError, ConfigError
+from grpaint.core.files import read_weights, write_weights
 from tiny_pipelines import PIPELINES, save
 
 FAMILIES = [name for name in PIPELINES if name != "sd15-v"]
@@ -196,6 +199,61 @@ def test_sample_repeats_a_picture_from_run_export_and_snippet(run: Path, monkeyp
     ours = torch.tensor(list(Image.open(files[1]).resize((32, 32), Image.Resampling.NEAREST).tobytes())).float()
     theirs = torch.tensor(list(Image.open("image.png").tobytes())).float()
     assert (ours - theirs).abs().max() <= 1
+
+
+def test_a_picture_or_a_file_brings_no_code(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+    Path("evil.py").write_text("from pathlib import Path\nPath('ran').touch()\nX = int\n")
+    files = command("sample", "mine", "a red circle", "--out", "honest").output.split()
+    said = json.loads(Image.open(files[0]).info["grpaint"])
+    for key, value in (("sampler", {"kind": "evil.py:X"}), ("model", {**said["model"], "family": "evil.py:X"})):
+        Image.open(files[0]).save("bad.png", pnginfo=provenance.info({**said, key: value}))
+        assert "asks for code" in str(command("sample", "--like", "bad.png").exception)
+    tensors, header = read_weights(next(Path("runs/mine/checkpoints").iterdir()))
+    about = {"recipe": {"model": {**said["model"], "family": "evil.py:X"}}}
+    write_weights(Path("bad.safetensors"), tensors, header | {"grpaint": json.dumps(about)})
+    assert "asks for code" in str(command("sample", "bad.safetensors", "a").exception)
+    assert not Path("ran").exists()
+    for text, words in (
+        ("no json", "cannot be read"),
+        ("{}", "does not say its guidance, model"),
+        ("[]", "cannot be read"),
+    ):
+        info = PngInfo()
+        info.add_text("grpaint", text)
+        Image.new("RGB", (4, 4)).save("odd.png", pnginfo=info)
+        assert words in str(command("sample", "--like", "odd.png").exception)
+    assert "drawn with model.guidance" in str(
+        command("sample", "--like", files[0], "--set", "model.guidance=2.0").exception
+    )
+    assert "is the picture to be repeated" in str(command("sample", "--like", files[0], "--out", "honest").exception)
+
+
+def test_an_adapter_on_a_whole_start_is_merged_alone(tmp_path: Path) -> None:
+    folder = save("sd15", tmp_path)
+    whole = Diffusers(str(folder)).load(Runtime())
+    write_weights(tmp_path / "whole.safetensors", *whole.export("current"))
+    spec = Diffusers(str(folder), lora=Lora(4), start=str(tmp_path / "whole.safetensors"))
+    write_weights(tmp_path / "adapter.safetensors", *spec.load(Runtime()).export("current"))
+    policy = spec.from_file(str(tmp_path / "adapter.safetensors")).load(Runtime())
+    for parameter in policy.parameters():
+        parameter.data += 0.1 * torch.ones_like(parameter)
+    with pytest.raises(ConfigError, match=r"sits on the whole network .*; use --for merged"):
+        exporting.export(policy, {}, 1, "diffusers", tmp_path / "out")
+    assert exporting.export(policy, {}, 1, "merged", tmp_path / "out") < 1e-4
+
+
+@pytest.mark.parametrize("settings", [{"lora": Lora(4, 12)}, {}], ids=["lora", "whole"])
+def test_half_precision_keeps_a_small_change(tmp_path: Path, settings: dict[str, object]) -> None:
+    policy = Diffusers(str(save("sd15", tmp_path)), **settings).load(Runtime(precision="bf16"))  # type: ignore[arg-type]
+    torch.manual_seed(1)
+    for parameter in policy.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    exporting.export(policy, {}, 1, "merged", tmp_path / "out")
+    kept = load_file(tmp_path / "out/unet/diffusion_pytorch_model.safetensors")
+    wanted = merged_state(policy.pipe.unet)
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(kept[name], tensor.float(), rtol=0, atol=1e-6)
 
 
 def test_what_cannot_be_exported_or_repeated_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

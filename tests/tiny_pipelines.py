@@ -14,6 +14,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    PNDMScheduler,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -114,7 +115,7 @@ def sd3() -> StableDiffusion3Pipeline:
     return ready(pipe)
 
 
-def sd15(**scheduler: Any) -> StableDiffusionPipeline:
+def sd15(kind: Any = DDIMScheduler, **scheduler: Any) -> StableDiffusionPipeline:
     torch.manual_seed(0)
     pipe = StableDiffusionPipeline(
         unet=UNet2DConditionModel(
@@ -129,12 +130,12 @@ def sd15(**scheduler: Any) -> StableDiffusionPipeline:
             attention_head_dim=2,
             norm_num_groups=4,
         ),
-        scheduler=DDIMScheduler(
+        scheduler=kind(
             **{
                 "beta_start": 0.00085,
                 "beta_end": 0.012,
                 "beta_schedule": "scaled_linear",
-                "clip_sample": False,
+                **({"clip_sample": False} if kind is DDIMScheduler else {}),
                 "set_alpha_to_one": False,
                 "steps_offset": 1,
                 **scheduler,
@@ -333,6 +334,7 @@ PIPELINES = {
     "sd3": sd3,
     "sd15": sd15,
     "sd15-v": lambda: sd15(prediction_type="v_prediction", timestep_spacing="trailing", set_alpha_to_one=True),
+    "sd15-pndm": lambda: sd15(PNDMScheduler, skip_prk_steps=True),
     "sdxl": sdxl,
     "ssd-1b": ssd1b,
     "flux-dev": lambda: flux(distilled=True),

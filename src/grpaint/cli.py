@@ -22,7 +22,7 @@ app = typer.Typer(
 
 @app.callback()
 def _everywhere(
-    offline: Annotated[bool, typer.Option("--offline", help="Open no socket; what is not here is an error.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask no hub; what is not here is an error.")] = False,
 ) -> None:
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -138,7 +138,10 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
     policy, recipe = open_model(source, given)
     file = find_model(source)[0]
     if like:
-        provenance.check(like, said, file)
+        provenance.check(like, said, file, recipe)
+    if guidance is not None and getattr(policy, "distilled", False):
+        raise ConfigError("--guidance: this model's guidance is distilled into it; give --set model.guidance=..")
+    weights = provenance.digest(file)
     share = recipe.evaluate.tuned_share
     mixed = f"-tuned-{share:g}" if share < 1 else ""  # hybrid inference is named wherever its result goes
     for number, text in enumerate(texts):
@@ -148,7 +151,9 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
         image = draw(policy, [Prompt(text)], recipe.evaluate, seed=seed + number)[0]
         words = "-".join(re.findall(r"\w+", text))
         place = out / f"{number:02d}-{words[:60]}{mixed}.png"
-        said = provenance.facts(source, file, recipe, text, seed + number)
+        if like and place.resolve() == like.resolve():
+            raise ConfigError(f"--out {out}: {place} is the picture to be repeated; name another folder.")
+        said = provenance.facts(source, weights, recipe, text, seed + number)
         save_picture(to_picture(image, max(256, image.shape[-1])), place, provenance.info(said))
         typer.echo(str(place))
 

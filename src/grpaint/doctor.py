@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path as FilePath
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from grpaint.core.step import Ddim, FlowSde, Ode
 from grpaint.evaluate import captioned, natural_loss
 from grpaint.learn.advantage import GroupNorm
 from grpaint.learn.objective import PolicyGradient, Term
-from grpaint.learn.surrogate import log_ratio
+from grpaint.learn.surrogate import PpoClip, log_ratio
 from grpaint.learn.table import RewardTable
 from grpaint.rollout.rollout import Plan, Rollout, Transition, act, roll
 from grpaint.rollout.window import Closed, Whole
@@ -66,9 +67,10 @@ class Examination:
         return Plan(self.recipe.plan.steps, sampler, Whole())
 
     @property
-    def clip(self) -> float:
-        """The recipe's lower clip range, or the usual one."""
-        return float(getattr(getattr(self.recipe.objective, "surrogate", None), "low", 0) or 1e-3)
+    def clip(self) -> float | None:
+        """The recipe's lower clip range, where it is one of the plain ratio."""
+        surrogate = getattr(self.recipe.objective, "surrogate", None)
+        return surrogate.low if isinstance(surrogate, PpoClip) else None
 
     @cached_property
     def trainable(self) -> dict[str, torch.nn.Parameter]:
@@ -108,14 +110,14 @@ class Examination:
 
     def learn(self, iterations: int, group: int = GROUP) -> None:
         """GRPO on the brightness of images."""
-        optimizer = self.optimizer()
+        optimizer, small = self.optimizer(), getattr(self.recipe.objective, "minibatch", 0)
         for iteration in range(iterations):
             rollout = self.rollout(iteration, group)
             with torch.no_grad():
                 bright = self.policy.decode(rollout.x0).float().mean((1, 2, 3)).cpu()
             gains = GroupNorm()(RewardTable({"brightness": bright}), rollout)
             optimizer.zero_grad(set_to_none=True)
-            for term in PolicyGradient()(self.policy, rollout, gains):
+            for term in PolicyGradient(minibatch=small)(self.policy, rollout, gains):
                 term.loss.backward()
             optimizer.step()
 
@@ -131,10 +133,12 @@ def parity(case: Examination) -> Finding:
     start = case.policy.noise((0, 0, "start"), range(2))
     plan = Plan(case.plan.steps, window=Closed())
     ours = roll(case.policy, case.prompts, 1, plan, iteration=0, seed=0).x0
-    try:
-        theirs = stock([prompt.text for prompt in case.prompts], start, case.plan.steps)
-    except ConfigError as error:
-        return Finding(name, None, str(error))
+    spec: Any = case.recipe.model
+    if spec.guided_by == "cfg" and spec.guidance < 1:
+        return Finding(name, None, "stock pipelines know no guidance between 0 and 1")
+    if spec.tokens and not case.policy.family.length(1):  # type: ignore[attr-defined]
+        return Finding(name, None, f"captions are read to {spec.tokens} tokens, the stock pipeline reads 75")
+    theirs = stock([prompt.text for prompt in case.prompts], start, case.plan.steps)
     off = _relative(ours, theirs)
     limit = 1e-4 if case.runtime.precision == "fp32" else 0.1
     return Finding(
@@ -166,7 +170,7 @@ def ratio(case: Examination) -> Finding:
     """A step taken again before any update has the ratio 1."""
     rollout = case.rollout()
     worst = max(case.replay(rollout, part).expm1().abs().max().item() for part in rollout.transitions)
-    limit = 1e-6 if case.runtime.precision == "fp32" else case.clip / 3
+    limit = 1e-6 if case.runtime.precision == "fp32" else (case.clip or PpoClip().low) / 3
     return Finding(
         "ratio before an update",
         worst <= limit,
@@ -177,6 +181,8 @@ def ratio(case: Examination) -> Finding:
 
 def floor(case: Examination) -> Finding:
     """Where batches have other shapes, rounding stays far below the clip range at each step."""
+    if case.clip is None:
+        return Finding("noise floor against the clip range", None, "this recipe clips no ratio")
     rollout = case.rollout()
     worst = []
     for part in rollout.transitions:

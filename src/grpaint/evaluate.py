@@ -93,7 +93,7 @@ def evaluate(
     for name, values in measures.items():
         line |= {name: values.double().mean().item(), f"{name}_interval": interval(values)}
     line["by_kind"] = _by_category(data, prompts, measures)
-    line["strict_by_prompt"] = [round(value, 4) for value in measures["strict"].tolist()]
+    line |= {f"{name}_by_prompt": [round(v, 4) for v in measures[name].tolist()] for name in ("strict", "soft")}
     if probe:
         line["denoising_loss"] = denoising_loss(policy, data, settings, weights)
     return line
@@ -112,6 +112,8 @@ def _by_category(data: Data, prompts: Sequence[Prompt], measures: dict[str, Tens
 
 def best_guided(policy: Model, data: Data, settings: Evaluation) -> dict[str, Any] | None:
     """The base at the best of ``settings.guided``: what guidance alone would give, the fair bar for training."""
+    if getattr(policy, "distilled", False):  # guidance is inside it
+        return None
     tried = [
         evaluate(policy, data, replace(settings, guidance=guidance), weights="reference", probe=False)
         for guidance in settings.guided
@@ -119,7 +121,7 @@ def best_guided(policy: Model, data: Data, settings: Evaluation) -> dict[str, An
     if not tried:
         return None
     best = max(tried, key=lambda line: line["strict"])
-    return {name: value for name, value in best.items() if name != "strict_by_prompt"}
+    return {name: value for name, value in best.items() if not name.endswith("_by_prompt")}
 
 
 def paired_difference(before: Sequence[float], after: Sequence[float]) -> tuple[float, list[float]]:

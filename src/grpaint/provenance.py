@@ -14,15 +14,17 @@ from grpaint.core.rng import seed_of
 from grpaint.core.step import Ode
 from grpaint.run.build import dump
 from grpaint.run.config import Recipe
+from grpaint.train import refuse_code
 
 KEY = "grpaint"
+NEEDED = {"source", "weights_sha256", "prompt", "seed", "steps", "sampler", "tuned_share", "guidance", "model"}
 
 
-def facts(source: str, file: Path, recipe: Recipe, prompt: str, seed: int) -> dict[str, Any]:
+def facts(source: str, weights: str, recipe: Recipe, prompt: str, seed: int) -> dict[str, Any]:
     """Sampler, steps, guidance, seed, model and weights of one picture."""
     return {
         "source": source,
-        "weights_sha256": digest(file),
+        "weights_sha256": weights,
         "prompt": prompt,
         "seed": seed,
         "steps": recipe.evaluate.steps,
@@ -59,7 +61,14 @@ def read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"--like {file}: not a picture that can be read ({error}).") from error
     if not said:
         raise ConfigError(f"--like {file}: it does not say how it was drawn; only pictures of `grpaint sample` do.")
-    found: dict[str, Any] = json.loads(said)
+    try:
+        found: dict[str, Any] = json.loads(said)
+        missing = sorted(NEEDED - found.keys())
+        refuse_code(found, f"--like {file}")
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"--like {file}: what it says of itself cannot be read ({error}).") from error
+    if missing:
+        raise ConfigError(f"--like {file}: it does not say its {', '.join(missing)}.")
     return found
 
 
@@ -70,12 +79,19 @@ def sets(said: dict[str, Any]) -> list[str]:
     return [f"evaluate.{key}={json.dumps(value)}" for key, value in values.items()]
 
 
-def check(picture: Path, said: dict[str, Any], file: Path) -> None:
-    """Hold the weights to what a picture was drawn with.
+def check(picture: Path, said: dict[str, Any], file: Path, recipe: Recipe) -> None:
+    """Hold the weights and the model's settings to what a picture was drawn with.
 
     Raises:
         ConfigError: where they are others.
     """
+    model = dump(recipe.model)
+    for key in sorted((said["model"].keys() | model.keys()) - {"base", "start", "adapter"}):
+        if said["model"].get(key) != model.get(key):
+            raise ConfigError(
+                f"--like {picture}: drawn with model.{key} = {said['model'].get(key)!r}, here it is "
+                f"{model.get(key)!r}; give it by --set model.{key}=.."
+            )
     found = digest(file)
     if found != said["weights_sha256"]:
         raise ConfigError(
@@ -95,8 +111,14 @@ def snippet(policy: Any, recipe: Recipe, prompt: str, seed: int, adapter: Path) 
     if not isinstance(recipe.evaluate.sampler, Ode) or recipe.evaluate.tuned_share < 1:
         raise ConfigError("--snippet: a stock pipeline draws with the ODE alone and one model; unset evaluate.sampler.")
     spec, family = policy.spec, policy.family
-    height, width = spec.pixels
     told, weight = spec.guided_by, recipe.evaluate.guidance
+    if told != "distilled" and 0 <= weight < 1:
+        raise ConfigError(f"--snippet: stock pipelines know no guidance between 0 and 1, and it is {weight}.")
+    if family.NETWORK == "unet" and spec.tokens > pipe_tokens(policy):
+        raise ConfigError(
+            f"--snippet: model.tokens = {spec.tokens}, and the stock pipeline reads {pipe_tokens(policy)}."
+        )
+    height, width = spec.pixels
     number = seed_of(seed, 0, "start", 0)
     called = {
         "num_inference_steps": recipe.evaluate.steps,
@@ -120,11 +142,22 @@ def snippet(policy: Any, recipe: Recipe, prompt: str, seed: int, adapter: Path) 
             "from safetensors.torch import load_file\n"
             f"pipe.{family.NETWORK}.load_state_dict(load_file({str(adapter)!r}))\n"
         )
+    without = "".join(f", {key}={value!r}" for key, value in family.WITHOUT.items())
+    own, ours = policy.pipe.scheduler, family.deterministic(policy.pipe.scheduler)
+    ddim = ""
+    if ours is not own:
+        ddim = (
+            "from diffusers import DDIMScheduler\n"
+            "pipe.scheduler = DDIMScheduler.from_config(\n"
+            f"    pipe.scheduler.config, clip_sample=False, set_alpha_to_one={ours.config['set_alpha_to_one']}\n"
+            ")\n"
+        )
     dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[policy.runtime.precision]
     return (
         "import torch\n"
         "from diffusers import DiffusionPipeline\n\n"
-        f"pipe = DiffusionPipeline.from_pretrained({str(spec.local)!r}, dtype=torch.{dtype})\n"
+        f"pipe = DiffusionPipeline.from_pretrained({str(spec.local)!r}, dtype=torch.{dtype}{without})\n"
+        f"{ddim}"
         f'pipe.to("{policy.runtime.device}")\n'
         f"{load}"
         f"latents = torch.empty({shape}).normal_(generator=torch.Generator().manual_seed({number}))\n"
@@ -136,3 +169,8 @@ def snippet(policy: Any, recipe: Recipe, prompt: str, seed: int, adapter: Path) 
         ").images[0]\n"
         'image.save("image.png")\n'
     )
+
+
+def pipe_tokens(policy: DiffusersPolicy) -> int:
+    """Tokens of a caption that a U-Net's stock pipeline reads."""
+    return int(policy.pipe.tokenizer.model_max_length) - 2

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grpaint.backends.runtime import Runtime, has_matrix_units
 from grpaint.backends.runtime import resolve as resolve_runtime
-from grpaint.core.errors import ConfigError, RunError
+from grpaint.core.errors import CheckpointError, ConfigError, RunError
 from grpaint.core.files import read_weights, unflatten
 from grpaint.core.policy import Prompt
 from grpaint.core.rng import permutation
@@ -269,9 +269,34 @@ def find_model(source: str) -> tuple[Path, dict[str, Any]]:
         return file, read_toml(run / "run.toml")
     header = read_weights(file)[1]
     if "grpaint" in header:
-        return file, json.loads(header["grpaint"])["recipe"]
+        return file, _from_header(file, header["grpaint"])
     epsilon = header.get("parametrisation") == "epsilon"
     return file, read_toml(locate("scenes-epsilon/sft" if epsilon else "scenes/sft"))
+
+
+def _from_header(file: Path, text: str) -> dict[str, Any]:
+    """How to draw with an exported file: its model and evaluation, by our own names; a file brings no code."""
+    try:
+        said = json.loads(text)["recipe"]
+        kept = {key: said[key] for key in ("model", "evaluate", "precision") if key in said}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file}: its header does not say how to draw with it ({error}).") from error
+    refuse_code(kept, str(file))
+    return override(read_toml(locate("scenes/sft")), []) | kept
+
+
+def refuse_code(table: Any, where: str) -> None:
+    """Refuse a file's own ``kind`` or ``family`` that names code.
+
+    Raises:
+        ConfigError: where one is not a plain name.
+    """
+    for key, value in table.items() if isinstance(table, dict) else ():
+        if key in ("kind", "family") and ":" in str(value):
+            raise ConfigError(
+                f'{where}: asks for code, {key} = "{value}"; only names of grpaint\'s own are taken from a file.'
+            )
+        refuse_code(value, where)
 
 
 def open_model(source: str, sets: Sequence[str] = ()) -> tuple[Model, Recipe]:

@@ -52,6 +52,12 @@ def test_a_family_conforms_on_a_gpu(folder: Path) -> None:
     assert not failures(folder, Runtime("cuda", "bf16"), checks, guidance=3.5)
 
 
+@pytest.mark.parametrize("folder", ["sd15", "sd3", "qwen-image"], indirect=True)
+def test_a_whole_network_conforms(folder: Path) -> None:
+    assert not failures(folder, Runtime(), FAST, lora=None)
+    assert not failures(folder, Runtime(precision="bf16"), (parity, noise, ratio), lora=None)
+
+
 @pytest.mark.parametrize("folder", ["sd15"], indirect=True)
 def test_a_strangers_family_conforms(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "my_family.py"

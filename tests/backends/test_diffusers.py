@@ -288,6 +288,19 @@ def test_a_whole_network_is_exported_and_opens_again_under_an_adapter(folders: F
     assert torch.equal(predictions(again, "reference"), predictions(again))
 
 
+def test_an_adapter_trained_on_a_whole_start_is_opened_on_it_again(folders: Folders, tmp_path: Path) -> None:
+    whole = load(folders["sd15"])
+    update(whole, Ddim(), torch.optim.Adam(whole.parameters(), lr=1e-3))
+    write_weights(tmp_path / "whole.safetensors", *whole.export("current"))
+    spec = Diffusers(str(folders["sd15"]), lora=Lora(4), start=str(tmp_path / "whole.safetensors"))
+    policy = spec.load(CPU)
+    update(policy, Ddim(), torch.optim.Adam(policy.parameters(), lr=0.03))
+    write_weights(tmp_path / "model.safetensors", *policy.export("current"))
+    again = spec.from_file(str(tmp_path / "model.safetensors")).load(CPU)
+    torch.testing.assert_close(predictions(again), predictions(policy), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(predictions(again), predictions(whole), rtol=1e-3)
+
+
 # Images.
 
 

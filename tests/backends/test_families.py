@@ -156,6 +156,17 @@ def test_a_distilled_models_guidance_reaches_the_network_in_one_call(tmp_path: P
     assert not torch.equal(*seen)
 
 
+def test_no_second_call_is_made_for_a_distilled_model(tmp_path: Path) -> None:
+    from grpaint.evaluate import best_guided, guided
+
+    policy = Diffusers(str(save("flux-dev", tmp_path)), height=16, width=16, tokens=16, guidance=3.5).load(Runtime())
+    x = policy.noise((1,), range(2))
+    with torch.no_grad(), guided(policy, 2.0):
+        policy.predict(x, policy.path.grid(4)[1], policy.encode([Prompt("a"), Prompt("b")]))
+    assert policy.meter.counts["training"] == 2
+    assert best_guided(policy, None, None) is None  # type: ignore[arg-type]
+
+
 def test_images_of_qwen_go_through_its_video_autoencoder(tmp_path: Path) -> None:
     folder = save("qwen-image", tmp_path)
     policy, pipe = Diffusers(str(folder), height=16, width=16).load(Runtime()), stock(folder)

@@ -153,12 +153,23 @@ def test_a_file_that_is_not_what_the_hub_says_is_refused(hub: str, tmp_path: Pat
     assert "the hub says" in done.stderr
 
 
+def test_a_hub_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    done = grpaint("http://127.0.0.1:9", tmp_path, "fetch", "mine.toml", "--to", "models")
+    assert done.returncode == 2
+    assert done.stderr.startswith("grpaint: ")
+    assert "me/tiny" in done.stderr
+    assert "refused" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_what_is_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert is_hub_id("stabilityai/stable-diffusion-xl-base-1.0")
     assert not any(map(is_hub_id, ("./a/b", "../b", "~/b", "a", "/a/b", "a/b/c")))
     (tmp_path / "a/b").mkdir(parents=True)
     assert not is_hub_id("a/b")
+    assert not is_hub_id("a/missing")  # a folder mistyped
     assert located("a/b", weights=True) == Path("a/b")
     with pytest.raises(ConfigError, match="no such folder"):
         located("nowhere", weights=False)

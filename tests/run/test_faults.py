@@ -238,7 +238,7 @@ def test_after_some_in_a_row_the_run_stops_with_the_batch_and_the_place(monkeypa
     assert "2 updates in a row had a gradient that is not finite, first in the gradient of" in end.err
     assert len(lines(Path("runs/wild/metrics.jsonl"))) == 1  # the iteration that stopped it has none
     files = sorted(Path("runs/wild/nonfinite").iterdir())
-    assert [file.name for file in files] == ["000000.safetensors", "000001.safetensors"]
+    assert [file.name for file in files] == ["000000-0.safetensors", "000001-0.safetensors"]
     with safe_open(files[1], "pt") as kept:
         about = json.loads(kept.metadata()["grpaint"])
         assert kept.get_tensor("x0").shape[0] == len(about["captions"])

@@ -27,7 +27,7 @@ def add_adapter(
 ) -> None:
     """Freeze ``module`` and add trainable fp32 adapters to the linear layers whose names end like ``targets``.
 
-    ``within``: only where the name begins so; ``idle``: not to layers that end so, since no gradient reaches them.
+    ``within``: only where the name begins so; ``idle``: not where the name begins so, since no gradient reaches it.
 
     Raises:
         MissingExtra: without peft.
@@ -44,7 +44,7 @@ def add_adapter(
         if isinstance(layer, nn.Linear)
         and name.startswith(within)
         and name.endswith(wanted)
-        and not (idle and name.endswith(idle))
+        and not name.startswith(idle)
     ]
     if not names:
         raise ConfigError(f"model.lora.targets = {list(wanted)}: no linear layer has a name that ends so.")

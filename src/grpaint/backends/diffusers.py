@@ -24,7 +24,7 @@ from grpaint.backends.hub import check_parts, located
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import CheckpointError, ConfigError, MissingExtra
-from grpaint.core.files import check_tensors, read_weights
+from grpaint.core.files import check_tensors, read_names, read_weights
 from grpaint.core.path import Path, Point
 from grpaint.core.policy import Meter, Prompt, Weights
 from grpaint.core.prediction import Parametrisation, Prediction, read
@@ -62,7 +62,7 @@ class Diffusers:
     - ``batch``: rows of one network call; ``vae_batch``: images of one VAE call, ``vae_tiling`` a tile of them at a
       time. ``checkpointing`` computes activations a second time in the backward instead of keeping them.
     - ``start``: a ``.safetensors`` file or checkpoint folder made by an earlier run, a whole network or an adapter; an
-      adapter goes on being trained, and the reference is the model that it made.
+      adapter goes on being trained, and the reference is the model that it made. ``adapter``: one on a whole ``start``.
     """
 
     base: str
@@ -78,6 +78,7 @@ class Diffusers:
     vae_tiling: bool = False
     checkpointing: bool = False
     start: str = ""
+    adapter: str = ""
 
     def __post_init__(self) -> None:
         if not self.base:
@@ -98,7 +99,8 @@ class Diffusers:
 
     def from_file(self, file: str) -> "Diffusers":
         """The same model, starting from weights that a run of it saved."""
-        return replace(self, start=file)
+        whole = self.lora and self.start and not _is_adapter(FilePath(self.start))
+        return replace(self, adapter=file) if whole else replace(self, start=file)
 
     @cached_property
     def _folder(self) -> Folder:
@@ -177,14 +179,18 @@ class Diffusers:
         name, family = self.named_family
         pipe = _open(located(self.base, weights=True), family, runtime.dtype, frozen=self.lora is not None)
         network = getattr(pipe, family.NETWORK)
-        file = FilePath(self.start)
-        stored, metadata = read_weights(file) if self.start else ({}, {})
-        adapter = any(".lora_A." in key for key in stored)
+        file = FilePath(self.adapter or self.start)
+        adapter = bool(self.adapter or (self.start and _is_adapter(file)))
         if adapter and not self.lora:
             raise CheckpointError(f"{file}: an adapter, but no model.lora is set. Set it, with the adapter's rank.")
-        if stored and not adapter:
-            check_tensors(file, stored, network.state_dict(), metadata, {"family": name})
-            network.load_state_dict(stored)
+        if self.start and not (adapter and not self.adapter):
+            whole, metadata = read_weights(FilePath(self.start))
+            check_tensors(FilePath(self.start), whole, network.state_dict(), metadata, {"family": name})
+            network.load_state_dict(whole)
+        for key, parameter in network.named_parameters():
+            if key.startswith(family.idle(network)):
+                parameter.requires_grad_(False)  # no gradient would reach it
+        stored, metadata = read_weights(file) if adapter else ({}, {})
         if self.lora:
             add_adapter(network, self.lora, family.TARGETS, idle=family.idle(network))
         trainable = {key: p for key, p in network.named_parameters() if p.requires_grad}
@@ -244,6 +250,11 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([functional.pad(part, (0, 0, 0, most - part.shape[1])) for part in parts])
 
 
+def _is_adapter(path: FilePath) -> bool:
+    """Whether a weight file holds an adapter, by the names of its tensors."""
+    return any(".lora_A." in key for key in read_names(path))
+
+
 def _file_name(family: Family, name: str) -> str:
     """What diffusers calls an adapter's tensor in a file."""
     return f"{family.NETWORK}.{name.replace('.default.', '.')}"
@@ -264,6 +275,7 @@ class DiffusersPolicy:
         self.name, self.family = spec.named_family
         self.path, self.kind, self.meter = spec.path, spec.parametrisation, Meter()
         self.guidance = spec.guidance if spec.guided_by == "cfg" else 1.0  # a distilled model's stays what it is told
+        self.distilled = spec.guided_by == "distilled"
         self._shape = spec.sample_shape
         self._dtype = next(getattr(pipe, self.family.NETWORK).parameters()).dtype
         self._empty = self.encode([Prompt("")])
@@ -303,7 +315,7 @@ class DiffusersPolicy:
 
     def _guided(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
         conditional = self._output(x, t, cond)
-        if self.guidance == 1:
+        if self.guidance == 1 or self.distilled:
             return conditional
         free = self._output(x, t, tuple(part.expand(len(x), *part.shape[1:]) for part in self._empty.parts))
         return self.family.combine(free, conditional, self.guidance)
@@ -316,29 +328,28 @@ class DiffusersPolicy:
         return read(torch.cat(parts), x, here, self.kind)
 
     def stock(self, texts: Sequence[str], start: Tensor, steps: int) -> Tensor:
-        """The latents that the pipeline itself makes of ``start``.
-
-        Raises:
-            ConfigError: where captions are longer than it reads.
-        """
-        family, (height, width) = self.family, self.spec.pixels
-        if self.spec.tokens and family.NETWORK == "unet":
-            raise ConfigError(f"model.tokens = {self.spec.tokens}: the stock pipeline reads 75.")
-        made = self.pipe(
-            prompt=list(texts),
-            latents=family.to_stock(start).to(self._dtype),
-            num_inference_steps=steps,
-            height=height,
-            width=width,
-            output_type="latent",
-            **family.arguments(self.spec.guidance, self.spec.guided_by),
-            **family.length(self.spec.tokens),
-        )
+        """The latents that the pipeline itself makes of ``start``, by the ODE of its schedule."""
+        family, (height, width), own = self.family, self.spec.pixels, self.pipe.scheduler
+        self.pipe.scheduler = family.deterministic(own)
+        try:
+            with self.runtime.autocast():
+                made = self.pipe(
+                    prompt=list(texts),
+                    latents=family.to_stock(start).to(self._dtype),
+                    num_inference_steps=steps,
+                    height=height,
+                    width=width,
+                    output_type="latent",
+                    **family.arguments(self.spec.guidance, self.spec.guided_by),
+                    **family.length(self.spec.tokens),
+                )
+        finally:
+            self.pipe.scheduler = own
         return family.from_stock(made.images.float(), start)
 
-    def open_base(self, folder: FilePath | None = None) -> Any:
+    def open_base(self, folder: FilePath | None = None, dtype: torch.dtype | None = None) -> Any:
         """A fresh stock pipeline: of the base, or of a folder made from it."""
-        return _open(folder or self.spec.local, self.family, self._dtype, frozen=True)
+        return _open(folder or self.spec.local, self.family, dtype or self._dtype, frozen=True)
 
     def blend(self, into: Weights, keep: float) -> None:
         """See :class:`grpaint.core.policy.Policy`."""

@@ -9,12 +9,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from grpaint.backends.families.folder import Folder
 from grpaint.core.errors import CheckpointError, ConfigError, MissingExtra
 from grpaint.core.files import check_weights
 
 SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
-WEIGHTS = ("*/*.safetensors",)
-NOT = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", "safety_checker/*")
+NOT = ("*.fp16[.-]*", "*.bf16[.-]*", "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", "safety_checker/*")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Remote:
 
 def is_hub_id(base: str) -> bool:
     """Whether ``owner/name`` is meant, and not a path."""
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", base)) and not base.startswith((".", "~")) and not Path(base).exists()
+    named = re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not base.startswith((".", "~"))
+    return bool(named) and not Path(base).exists() and not Path(base).parent.is_dir()
 
 
 def located(base: str, *, weights: bool) -> Path:
@@ -46,19 +47,25 @@ def located(base: str, *, weights: bool) -> Path:
         raise ConfigError(
             f'model.base = "{base}": no such folder. Name one in the diffusers layout, or a hub id OWNER/NAME.'
         )
-    return _snapshot(base, None, (*SETTINGS, *WEIGHTS) if weights else SETTINGS)
+    found = _snapshot(base, None, SETTINGS)
+    return _snapshot(base, None, (*SETTINGS, *_weights(found))) if weights else found
+
+
+def _weights(folder: Path) -> list[str]:
+    """The weight files of the parts that ``model_index.json`` names, and no others that a repository may hold."""
+    index = Folder(folder).settings("model_index.json")
+    return [f"{part}/*.safetensors" for part, kind in index.items() if isinstance(kind, list) and kind[0]]
 
 
 def _snapshot(name: str, to: Path | None, patterns: Sequence[str]) -> Path:
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
     except ImportError as error:
         raise MissingExtra("A model from a hub", "diffusers") from error
     asked: dict[str, Any] = {"allow_patterns": list(patterns), "ignore_patterns": list(NOT)}
     try:
         return Path(snapshot_download(name, local_dir=to, **asked))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # its HTTP client's, too
         reason = " ".join(str(error).split())[:160]
         raise ConfigError(
             f'model.base = "{name}": not on this machine, and not to be had from the hub ({reason}). Where there is a '
@@ -74,17 +81,17 @@ def listing(name: str) -> list[Remote]:
     """
     try:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     except ImportError as error:
         raise MissingExtra("A model from a hub", "diffusers") from error
     try:
         found = HfApi().model_info(name, files_metadata=True).siblings or []
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # its HTTP client's, too
         raise ConfigError(f"{name}: the hub does not answer ({' '.join(str(error).split())[:160]}).") from error
+    patterns = (*SETTINGS, *_weights(_snapshot(name, None, SETTINGS)))
     files = {
         part.rfilename: Remote(part.rfilename, part.size or 0, part.lfs.sha256 if part.lfs else None) for part in found
     }
-    return [file for name, file in files.items() if _any(name, (*SETTINGS, *WEIGHTS)) and not _any(name, NOT)]
+    return [file for path, file in files.items() if _any(path, patterns) and not _any(path, NOT)]
 
 
 def _any(name: str, patterns: Sequence[str]) -> bool:
@@ -99,7 +106,7 @@ def fetch(name: str, to: Path) -> Path:
         CheckpointError: where a file is not what the hub says.
     """
     wanted = listing(name)
-    folder = _snapshot(name, to / name.rpartition("/")[2], (*SETTINGS, *WEIGHTS))
+    folder = _snapshot(name, to / name.rpartition("/")[2], [file.name for file in wanted])
     for file in wanted:
         place = folder / file.name
         size = place.stat().st_size if place.is_file() else -1
@@ -120,7 +127,7 @@ def check_parts(folder: Path, without: Mapping[str, Any]) -> bool | None:
         CheckpointError: where a part has no weights, a shard is missing, or a file is not what its name says.
     """
     safe = True
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = Folder(folder).settings("model_index.json")
     for part, kind in index.items():
         place = folder / part
         if not (isinstance(kind, list) and kind[0]) or part in without or not (place / "config.json").is_file():

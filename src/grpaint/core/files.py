@@ -73,6 +73,20 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{file}: not a whole safetensors file ({error}). Copy it again.") from error
 
 
+def read_names(path: Path) -> list[str]:
+    """The names of a weight file's tensors.
+
+    Raises:
+        CheckpointError: as :func:`read_weights`.
+    """
+    file = find_weights(path)
+    if not file.is_file():
+        raise CheckpointError(f"{path}: no weights there ({file.name} not found).")
+    check_weights(file)
+    with safe_open(file, "pt") as opened:
+        return list(opened.keys())
+
+
 def check_tensors(
     path: Path,
     stored: Mapping[str, Tensor],

@@ -217,9 +217,13 @@ class Loop:
 
     def _nonfinite(self, terms: Callable[[], Iterable[Term]], batch: Rollout) -> None:
         """Say where it began and keep the batch; enough of them in a row end the run."""
+        if self.scaler.is_enabled() and self.scaler.get_scale() > 1:  # it looks for the scale that fits
+            self.count("train/overflows")
+            return
         self.count("train/nonfinite_updates")
         self.nonfinite += 1
-        where = nonfinite.first_module(self.policy.weights.module, terms)
+        with self.policy.meter.account("diagnosis"):
+            where = nonfinite.first_module(self.policy.weights.module, terms)
         file = nonfinite.keep(self.folder.path / "nonfinite", self.done, batch, where)
         if self.nonfinite >= self.recipe.train.nonfinite:
             raise RunError(

@@ -12,6 +12,8 @@ from grpaint.core.files import write_weights
 from grpaint.learn.objective import Term
 from grpaint.rollout.rollout import Rollout
 
+KEPT = 5  # batches
+
 
 class _Found(Exception):
     """Ends a forward at the first module whose output is not finite."""
@@ -47,13 +49,17 @@ def first_module(module: nn.Module, terms: Callable[[], Iterable[Term]]) -> str:
 
 
 def keep(folder: Path, iteration: int, batch: Rollout, where: str) -> Path:
-    """Write the batch of an update that was skipped: latents, actions and captions, to look into it later."""
+    """Write the batch of an update that was skipped: latents, actions and captions; the first and the last few stay."""
     folder.mkdir(exist_ok=True)
+    kept = sorted(folder.iterdir())
+    for old in kept[1 : len(kept) - KEPT + 2]:
+        old.unlink()
     tensors = {"x0": batch.x0}
     for part in batch.transitions:
         tensors |= {f"{part.step}.{name}": getattr(part, name).clone() for name in ("rows", "x", "x_next", "logp")}
     captions = [batch.prompts[number].text for number in batch.group.tolist()]
     about = {"iteration": iteration, "seed": batch.seed, "first": where, "captions": captions}
-    file = folder / f"{iteration:06d}.safetensors"
+    count = sum(file.name.startswith(f"{iteration:06d}") for file in kept)
+    file = folder / f"{iteration:06d}-{count}.safetensors"
     write_weights(file, tensors, {"grpaint": json.dumps(about)})
     return file

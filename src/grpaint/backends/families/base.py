@@ -69,7 +69,7 @@ class Family(ABC):
         return height // factor or own, width // factor or own
 
     def idle(self, network: Any) -> tuple[str, ...]:
-        """Endings of layers that no gradient can reach, and that get no adapter."""
+        """Beginnings of the names of layers that no gradient can reach; they are not trained."""
         return ()
 
     @abstractmethod
@@ -100,6 +100,10 @@ class Family(ABC):
     def packs(self) -> bool:
         """Whether the stock pipeline takes and gives latents as :func:`pack` arranges them."""
         return self.PACKED > 1
+
+    def deterministic(self, scheduler: Any) -> Any:
+        """The scheduler whose steps are our ODE's, on the same noise levels."""
+        return scheduler
 
     def to_stock(self, latents: Tensor) -> Tensor:
         """Latents as the stock pipeline takes them."""

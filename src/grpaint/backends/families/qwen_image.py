@@ -18,14 +18,15 @@ class QwenImage(ScaledFlow):
         return int(2 ** len(folder.settings("vae/config.json")["temperal_downsample"]))
 
     def idle(self, network: Any) -> tuple[str, ...]:
-        last = f"transformer_blocks.{len(network.transformer_blocks) - 1}.attn"  # its text tokens are dropped
-        return f"{last}.add_q_proj", f"{last}.to_add_out"
+        last = f"transformer_blocks.{len(network.transformer_blocks) - 1}"  # its text tokens are dropped
+        names = ("attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out", "txt_mlp")
+        return tuple(f"{last}.{name}" for name in names)
 
     def arguments(self, guidance: float, kind: Guidance) -> dict[str, Any]:
         return {"true_cfg_scale": guidance, "negative_prompt": ""}
 
     def encode(self, pipe: Any, texts: list[str], tokens: int) -> tuple[Tensor, ...]:
-        embeddings, mask = pipe.encode_prompt(texts, **self.length(tokens))
+        embeddings, mask = pipe.encode_prompt(texts, **self.length(tokens or 512))
         lengths = torch.full((len(texts),), embeddings.shape[1]) if mask is None else mask.sum(1).cpu()
         return embeddings, lengths
 

@@ -68,6 +68,17 @@ def diffusion_path(folder: Folder) -> VpPath:
     )
 
 
+def as_ddim(scheduler: Any) -> Any:
+    """PNDM and DDPM as DDIM: their noise levels, and the steps of our ODE."""
+    if type(scheduler).__name__ not in ("PNDMScheduler", "DDPMScheduler"):
+        return scheduler
+    from diffusers import DDIMScheduler
+
+    last = bool(DIFFUSION[type(scheduler).__name__]["set_alpha_to_one"])
+    last = scheduler.config.get("set_alpha_to_one", last)
+    return DDIMScheduler.from_config(scheduler.config, clip_sample=False, set_alpha_to_one=last)
+
+
 def diffusion_kind(folder: Folder) -> Parametrisation:
     """What the network of a diffusion model predicts."""
     return KINDS[_diffusion(folder).get("prediction_type", "epsilon")]

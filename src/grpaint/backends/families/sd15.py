@@ -6,7 +6,7 @@ from torch import Tensor
 
 from grpaint.backends.families.base import Family, windows
 from grpaint.backends.families.folder import Folder
-from grpaint.backends.families.schedule import diffusion_kind, diffusion_path
+from grpaint.backends.families.schedule import as_ddim, diffusion_kind, diffusion_path
 from grpaint.core.path import Path
 from grpaint.core.prediction import Parametrisation
 
@@ -26,6 +26,12 @@ class StableDiffusion(Family):
 
     def parametrisation(self, folder: Folder) -> Parametrisation:
         return diffusion_kind(folder)
+
+    def length(self, tokens: int) -> dict[str, Any]:
+        return {}  # its pipeline reads 75
+
+    def deterministic(self, scheduler: Any) -> Any:
+        return as_ddim(scheduler)
 
     def encode(self, pipe: Any, texts: list[str], tokens: int) -> tuple[Tensor, ...]:
         ids = windows(pipe.tokenizer, texts, tokens).to(pipe.device)

@@ -21,7 +21,8 @@ class StableDiffusion3(Family):
         return flow_path(folder, "sd3")
 
     def idle(self, network: Any) -> tuple[str, ...]:
-        return (f"transformer_blocks.{len(network.transformer_blocks) - 1}.attn.add_q_proj",)  # its tokens are dropped
+        last = f"transformer_blocks.{len(network.transformer_blocks) - 1}.attn"  # its text tokens are dropped
+        return f"{last}.add_q_proj", f"{last}.norm_added_q"
 
     def encode(self, pipe: Any, texts: list[str], tokens: int) -> tuple[Tensor, ...]:
         embeddings, _, pooled, _ = pipe.encode_prompt(
