@@ -115,6 +115,13 @@ def test_kohya_names(layer: str) -> None:
     assert found[f"{theirs}.alpha"] == 4
 
 
+def test_an_adapter_under_other_names_is_no_start(tmp_path: Path) -> None:
+    policy = tuned(save("sdxl", tmp_path))
+    exporting.export(policy, {}, 1, "comfyui", tmp_path / "out")
+    with pytest.raises(CheckpointError, match="an adapter under kohya's names"):
+        Diffusers(policy.spec.base, lora=Lora(4), start=str(tmp_path / "out" / exporting.ADAPTER)).load(Runtime())
+
+
 @pytest.mark.parametrize("target", ["diffusers", "comfyui"])
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux-dev"])
 def test_layers_of_a_file_are_matched(tmp_path: Path, name: str, target: exporting.Target) -> None:

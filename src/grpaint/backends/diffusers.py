@@ -251,8 +251,15 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _is_adapter(path: FilePath) -> bool:
-    """Whether a weight file holds an adapter, by the names of its tensors."""
-    return any(".lora_A." in key for key in read_names(path))
+    """Whether a weight file holds an adapter, by the names of its tensors.
+
+    Raises:
+        CheckpointError: where it is one under other programs' names.
+    """
+    names = read_names(path)
+    if any(".lora_down." in key for key in names):
+        raise CheckpointError(f"{path}: an adapter under kohya's names; name the run, or its export --for diffusers.")
+    return any(".lora_A." in key for key in names)
 
 
 def _file_name(family: Family, name: str) -> str:
