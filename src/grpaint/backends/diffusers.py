@@ -51,7 +51,7 @@ class TextCondition:
 
 @dataclass(frozen=True)
 class Diffusers:
-    """The ``[model]`` table ``kind = "diffusers"``.
+    """Any supported pipeline of diffusers, from a folder or a hub: ``[model] kind = "diffusers"``.
 
     - ``base``: a local folder in the diffusers layout, or a hub id. ``family`` "auto" goes by its pipeline class;
       "module:Name" is one of your own.

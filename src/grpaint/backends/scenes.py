@@ -46,7 +46,7 @@ class SceneCondition:
 
 @dataclass(frozen=True)
 class Scenes:
-    """The ``[model]`` table ``kind = "scenes"``.
+    """The built-in model, read as a flow or as epsilon: ``[model] kind = "scenes"``.
 
     ``start``: a ``.safetensors`` file or checkpoint folder; empty for the shipped base; "random" to begin anew from
     ``init_seed``. ``guidance`` w extrapolates from the empty caption (1 is none). ``batch``: rows of one network call.
