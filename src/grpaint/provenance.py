@@ -17,6 +17,10 @@ from grpaint.run.config import Recipe
 from grpaint.train import refuse_code
 
 KEY = "grpaint"
+PACKING = """b, c, h, w = latents.shape
+latents = latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+latents = latents.reshape(b, h * w // 4, 4 * c)
+"""
 NEEDED = {"source", "weights_sha256", "prompt", "seed", "steps", "sampler", "tuned_share", "guidance", "model"}
 
 
@@ -100,74 +104,79 @@ def check(picture: Path, said: dict[str, Any], file: Path, recipe: Recipe) -> No
         )
 
 
-def snippet(policy: Any, recipe: Recipe, prompt: str, seed: int, adapter: Path) -> str:
+def snippet(policy: Any, recipe: Recipe, prompt: str, seed: int, weights: Path) -> str:
     """A script that draws the picture with diffusers alone.
 
     Raises:
         ConfigError: where diffusers has no such model or sampler.
     """
-    if not isinstance(policy, DiffusersPolicy):
-        raise ConfigError("--snippet: diffusers cannot draw the built-in model.")
-    if not isinstance(recipe.evaluate.sampler, Ode) or recipe.evaluate.tuned_share < 1:
-        raise ConfigError("--snippet: a stock pipeline draws with the ODE alone and one model; unset evaluate.sampler.")
-    spec, family = policy.spec, policy.family
-    told, weight = spec.guided_by, recipe.evaluate.guidance
-    if told != "distilled" and 0 <= weight < 1:
-        raise ConfigError(f"--snippet: stock pipelines know no guidance between 0 and 1, and it is {weight}.")
-    if family.NETWORK == "unet" and spec.tokens > pipe_tokens(policy):
-        raise ConfigError(
-            f"--snippet: model.tokens = {spec.tokens}, and the stock pipeline reads {pipe_tokens(policy)}."
-        )
+    _check_snippet(policy, recipe)
+    spec, family, distilled = policy.spec, policy.family, policy.distilled
+    guidance = (spec.guidance, "distilled") if distilled else (recipe.evaluate.guidance, "cfg")
     height, width = spec.pixels
-    number = seed_of(seed, 0, "start", 0)
     called = {
         "num_inference_steps": recipe.evaluate.steps,
         "height": height,
         "width": width,
-        **(family.arguments(spec.guidance, told) if told == "distilled" else family.arguments(weight, "cfg")),
+        **family.arguments(*guidance),
         **family.length(spec.tokens),
     }
     words = "".join(f"    {key}={value!r},\n" for key, value in called.items())
-    shape = (1, *spec.sample_shape)
-    packed = ""
-    if family.packs:
-        packed = (
-            "b, c, h, w = latents.shape\n"
-            "latents = latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)\n"
-            "latents = latents.reshape(b, h * w // 4, 4 * c)\n"
-        )
-    load = f"pipe.load_lora_weights({str(adapter.parent)!r}, weight_name={adapter.name!r})\n" if spec.lora else ""
-    if not spec.lora:
-        load = (
-            "from safetensors.torch import load_file\n"
-            f"pipe.{family.NETWORK}.load_state_dict(load_file({str(adapter)!r}))\n"
-        )
     without = "".join(f", {key}={value!r}" for key, value in family.WITHOUT.items())
-    own, ours = policy.pipe.scheduler, family.deterministic(policy.pipe.scheduler)
-    ddim = ""
-    if ours is not own:
-        ddim = (
-            "from diffusers import DDIMScheduler\n"
-            "pipe.scheduler = DDIMScheduler.from_config(\n"
-            f"    pipe.scheduler.config, clip_sample=False, set_alpha_to_one={ours.config['set_alpha_to_one']}\n"
-            ")\n"
-        )
-    dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[policy.runtime.precision]
     return (
         "import torch\n"
         "from diffusers import DiffusionPipeline\n\n"
-        f"pipe = DiffusionPipeline.from_pretrained({str(spec.local)!r}, dtype=torch.{dtype}{without})\n"
-        f"{ddim}"
+        f"pipe = DiffusionPipeline.from_pretrained({str(spec.local)!r}, dtype={policy.runtime.dtype}{without})\n"
+        f"{_scheduler_lines(policy)}"
         f'pipe.to("{policy.runtime.device}")\n'
-        f"{load}"
-        f"latents = torch.empty({shape}).normal_(generator=torch.Generator().manual_seed({number}))\n"
-        f"{packed}"
+        f"{_weight_lines(policy, weights)}"
+        f"latents = torch.empty({(1, *spec.sample_shape)}).normal_(\n"
+        f"    generator=torch.Generator().manual_seed({seed_of(seed, 0, 'start', 0)})\n"
+        ")\n"
+        f"{PACKING if family.packs else ''}"
         "image = pipe(\n"
         f"    {prompt!r},\n"
         "    latents=latents.to(pipe.device, pipe.dtype),\n"
         f"{words}"
         ").images[0]\n"
         'image.save("image.png")\n'
+    )
+
+
+def _check_snippet(policy: Any, recipe: Recipe) -> None:
+    if not isinstance(policy, DiffusersPolicy):
+        raise ConfigError("--snippet: diffusers cannot draw the built-in model.")
+    if not isinstance(recipe.evaluate.sampler, Ode) or recipe.evaluate.tuned_share < 1:
+        raise ConfigError("--snippet: a stock pipeline draws with the ODE alone and one model; unset evaluate.sampler.")
+    spec, weight = policy.spec, recipe.evaluate.guidance
+    if not policy.distilled and weight < 1:
+        raise ConfigError(f"--snippet: stock pipelines know no guidance between 0 and 1, and it is {weight}.")
+    if policy.family.NETWORK == "unet" and spec.tokens > pipe_tokens(policy):
+        raise ConfigError(
+            f"--snippet: model.tokens = {spec.tokens}, and the stock pipeline reads {pipe_tokens(policy)}."
+        )
+    if spec.adapter:
+        raise ConfigError(f"--snippet: this adapter sits on the whole network {spec.start}; export it --for merged.")
+
+
+def _scheduler_lines(policy: DiffusersPolicy) -> str:
+    own, ours = policy.pipe.scheduler, policy.family.deterministic(policy.pipe.scheduler)
+    if ours is own:
+        return ""
+    return (
+        "from diffusers import DDIMScheduler\n"
+        "pipe.scheduler = DDIMScheduler.from_config(\n"
+        f"    pipe.scheduler.config, clip_sample=False, set_alpha_to_one={ours.config['set_alpha_to_one']}\n"
+        ")\n"
+    )
+
+
+def _weight_lines(policy: DiffusersPolicy, file: Path) -> str:
+    if policy.spec.lora:
+        return f"pipe.load_lora_weights({str(file.parent)!r}, weight_name={file.name!r})\n"
+    return (
+        "from safetensors.torch import load_file\n"
+        f"pipe.{policy.family.NETWORK}.load_state_dict(load_file({str(file)!r}))\n"
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from grpaint.backends.families.folder import Folder
-from grpaint.backends.families.schedule import flow_path
+from grpaint.backends.families.schedule import as_ddim, diffusion_kind, diffusion_path, flow_path
 from grpaint.core.errors import ConfigError
 from grpaint.core.path import Path
 from grpaint.core.prediction import Parametrisation
@@ -123,6 +123,24 @@ class Family(ABC):
         latents = pipe.vae.encode(images).latent_dist.mode()
         mean, scale = _spread(pipe.vae, latents)
         return (latents - mean) / scale
+
+
+class Diffusion(Family):
+    """A U-Net on a variance-preserving path, told captions by CLIP encoders in windows of 77 tokens."""
+
+    NETWORK = "unet"
+
+    def path(self, folder: Folder, latent: tuple[int, ...]) -> Path:
+        return diffusion_path(folder)
+
+    def parametrisation(self, folder: Folder) -> Parametrisation:
+        return diffusion_kind(folder)
+
+    def length(self, tokens: int) -> dict[str, Any]:
+        return {}  # its pipeline reads 75
+
+    def deterministic(self, scheduler: Any) -> Any:
+        return as_ddim(scheduler)
 
 
 class ScaledFlow(Family):

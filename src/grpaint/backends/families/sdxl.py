@@ -5,29 +5,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from grpaint.backends.families.base import Family, windows
-from grpaint.backends.families.folder import Folder
-from grpaint.backends.families.schedule import as_ddim, diffusion_kind, diffusion_path
-from grpaint.core.path import Path
-from grpaint.core.prediction import Parametrisation
+from grpaint.backends.families.base import Diffusion, windows
 
 
-class StableDiffusionXl(Family):
+class StableDiffusionXl(Diffusion):
     PIPELINE = "StableDiffusionXLPipeline"
-    NETWORK = "unet"
     WITHOUT: ClassVar[dict[str, Any]] = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
-
-    def path(self, folder: Folder, latent: tuple[int, ...]) -> Path:
-        return diffusion_path(folder)
-
-    def parametrisation(self, folder: Folder) -> Parametrisation:
-        return diffusion_kind(folder)
-
-    def length(self, tokens: int) -> dict[str, Any]:
-        return {}  # its pipeline reads 75
-
-    def deterministic(self, scheduler: Any) -> Any:
-        return as_ddim(scheduler)
 
     def encode(self, pipe: Any, texts: list[str], tokens: int) -> tuple[Tensor, ...]:
         """The last hidden states but one of both encoders, and the second's pooled text, of the first window.
