@@ -1,0 +1,43 @@
+"""The command line. Nothing heavy is imported until a command needs it."""
+
+# ruff: noqa: I001 - commands register when they are imported, and --help lists them in this order
+
+import os
+import sys
+
+import typer
+
+from grpaint.cli.app import app
+from grpaint.cli import runs, models, recipes  # noqa: F401
+
+
+def main() -> None:
+    """The entry point: our errors are one line, a bad setting exits with 2, a stopped run with 130 or 143."""
+    if "OMP_WAIT_POLICY" not in os.environ:  # before PyTorch loads: threads that spin for long stall on busy cores
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        code = _explain(error)
+        if code is None:
+            raise
+        sys.exit(code)
+
+
+def _explain(error: Exception) -> int | None:
+    from grpaint.core.errors import CheckpointError, ConfigError, GrpaintError
+
+    if isinstance(error, GrpaintError):
+        typer.echo(f"grpaint: {' '.join(str(error).splitlines())}", err=True)
+        reading = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
+        return 2 if reading or isinstance(error, ConfigError) else 1
+    if isinstance(error, OSError):
+        typer.echo(f"grpaint: {error.filename or ''}: {error.strerror or error}", err=True)
+        return 1
+    code = getattr(error, "exit_code", None)
+    if code is not None and type(error).__name__ == "Stopped":
+        typer.echo(f"grpaint: stopped by {error} after saving; go on with --resume.", err=True)
+        return int(code)
+    return None

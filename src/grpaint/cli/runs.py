@@ -1,0 +1,131 @@
+"""Commands that train, judge and compare."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from grpaint.cli.app import app
+from grpaint.cli.options import AsJson, RecipeName, Resume, RunName, Sets, Source
+
+if TYPE_CHECKING:
+    from grpaint.run.folder import RunFolder
+
+
+@app.command()
+def train(recipe: RecipeName = None, sets: Sets = None, name: RunName = None, resume: Resume = False) -> None:
+    """Post-train with reinforcement learning; without RECIPE the built-in model with the default method."""
+    _run("train", recipe, sets or [], name, resume=resume)
+
+
+@app.command()
+def sft(recipe: RecipeName = None, sets: Sets = None, name: RunName = None, resume: Resume = False) -> None:
+    """Train on captioned images (the supervised stage)."""
+    _run("sft", recipe, sets or [], name, resume=resume)
+
+
+def _run(stage: str, recipe: str | None, sets: list[str], name: str | None, *, resume: bool) -> None:
+    from rich.console import Console
+
+    from grpaint.core.errors import CheckpointError, ConfigError
+    from grpaint.run.config import DEFAULT, locate, open_recipe, override, read_toml, resolve
+    from grpaint.run.folder import RunFolder
+    from grpaint.run.progress import Progress
+    from grpaint.train import check_resume, start
+
+    console = Console()
+    name = name or _short(recipe or DEFAULT[stage])
+    if Path(name).name != name or name.startswith("."):
+        raise ConfigError(f"--name {name}: the name of a folder under runs/, without / and not beginning with a dot.")
+    path = Path("runs") / name
+    if resume:
+        folder = RunFolder.open(path)
+        kept, before = folder.settings(), folder.facts().get("sets", [])
+        given = [item for item in before if item not in sets] + sets
+        again = override(kept, sets) if recipe is None else override(read_toml(locate(recipe)), given)
+        loaded, settings = resolve(again, stage)
+        kept = resolve(kept, stage)[1]  # with the defaults of settings that have come since
+        check_resume(folder, kept, settings)
+        if settings == kept and folder.facts().get("status") == "finished":
+            console.print(f"{path} has finished its {loaded.train.iterations} iterations; nothing to do.")
+            return
+        folder.keep_settings(settings)
+        folder.status(sets=given)
+    else:
+        loaded, settings = open_recipe(recipe, stage, sets)
+        folder = RunFolder.create(path, settings, sets)
+    try:
+        with Progress(console, loaded.train.iterations) as progress:
+            start(loaded, folder, progress.log, [progress.watch])
+    except (ConfigError, CheckpointError):
+        if not resume and not folder.lines("evaluations.jsonl"):
+            folder.discard()
+        raise
+    _show_end(console, folder)
+
+
+def _short(recipe: str) -> str:
+    return Path(recipe).stem
+
+
+def _show_end(console: Any, folder: "RunFolder") -> None:
+    from grpaint.evaluate import paired_difference
+    from grpaint.run.report import table
+
+    lines = folder.lines("evaluations.jsonl")
+    difference = paired_difference(lines[0]["strict_by_prompt"], lines[-1]["strict_by_prompt"])
+    console.print(table(lines[0], lines[-1], difference))
+    console.print(f"run folder  {folder.path}", soft_wrap=True)
+    picture = folder.samples / "before-after.png"
+    if picture.is_file():
+        console.print(f"pictures    {picture}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(source: Source, as_json: AsJson = False, sets: Sets = None) -> None:
+    """Judge a model on held-out prompts. --set takes evaluate.* keys."""
+    from rich.console import Console
+
+    from grpaint.evaluate import evaluate as judge
+    from grpaint.run.report import summary
+    from grpaint.train import open_model
+
+    policy, recipe = open_model(source, sets or [])
+    line = judge(policy, recipe.data, recipe.evaluate)
+    if as_json:
+        typer.echo(json.dumps(line))
+    else:
+        Console().print(summary(line))
+
+
+@app.command()
+def compare(  # noqa: PLR0913 - reason: one argument a flag
+    methods: Annotated[
+        list[str], typer.Argument(metavar="METHOD...", help="Recipes of one world, or NAME=METHOD:KEY=VALUE;KEY=VALUE.")
+    ],
+    seeds: Annotated[str, typer.Option(help="Numbers, separated by commas.")] = "0,1,2,3,4",
+    budget_evaluations: Annotated[int, typer.Option(help="Model evaluations of a run.")] = 0,
+    budget_minutes: Annotated[float, typer.Option(help="Or processor minutes of a run, by a calibration.")] = 0.0,
+    world: Annotated[str, typer.Option(help="scenes, scenes-epsilon, ..")] = "scenes",
+    only: Annotated[list[str] | None, typer.Option(help="Run these methods alone; the page shows all.")] = None,
+    shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts.")] = "1/1",
+    search: Annotated[bool, typer.Option("--search", help="First search rates and clip ranges.")] = False,
+    baseline: Annotated[str | None, typer.Option(help="Compared with; the first method if unset.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run.")] = False,
+    out: Annotated[Path, typer.Option(help="Records, comparison.json, the page.")] = Path("comparison"),
+    sets: Sets = None,
+) -> None:
+    """Train methods against each other at equal cost, over several seeds; repeat the command to go on."""
+    from grpaint.compare import Comparison, asked
+    from grpaint.run.jobs import Entry
+
+    numbers, entries = asked("--seeds", seeds), tuple(Entry.read(word) for word in methods)
+    comparison = Comparison(
+        entries, world, numbers, budget_evaluations, budget_minutes, out.resolve(), tuple(sets or [])
+    )
+    comparison.check(only or [], baseline)
+    names = [entry.name for entry in entries]
+    comparison.go(
+        only=only or names, shard=shard, search=search, baseline=baseline or names[0], dry=dry_run, log=typer.echo
+    )
