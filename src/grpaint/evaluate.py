@@ -54,7 +54,7 @@ def natural_loss(path: Path) -> Denoising:
 
 def denoising_loss(policy: Model, data: Data, settings: Evaluation, weights: Weights) -> float:
     """The supervised loss, unguided, on held-out captioned images at fixed times and noise."""
-    images, prompts = data.true_scenes(settings.probe, settings.seed)
+    images, prompts = data.held_out_images(settings.probe, settings.seed)
     loss = natural_loss(policy.path)
     with torch.no_grad(), policy.meter.account("evaluation"), policy.weights.use(weights), guided(policy, 1.0):
         batch = captioned(policy, images, prompts, iteration=0, seed=settings.seed)

@@ -292,7 +292,7 @@ def test_a_relation_between_objects_of_one_look_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_background_of_true_scenes_is_clean(kind: str) -> None:
+def test_the_background_of_held_out_images_is_clean(kind: str) -> None:
     assert verdict(kind).background[:OURS].max() < 1e-4
     assert verdict(kind).background[OURS:].max() < 0.003  # eight bits of colour
 

@@ -70,7 +70,7 @@ def test_it_tells_held_out_captions_apart() -> None:
 
 
 def test_it_reads_through_the_grain_of_a_model_in_training() -> None:
-    images, prompts = SceneData().true_scenes(200, seed=3)
+    images, prompts = SceneData().held_out_images(200, seed=3)
     grainy = images + 0.05 * noise((0,), range(200), images.shape[1:])
     scorer, texts = shipped_scorer(), [prompt.text for prompt in prompts]
     wrong = [str(one_word_wrong(prompt.metadata["caption"])[0]) for prompt in prompts]

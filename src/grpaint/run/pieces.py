@@ -60,7 +60,7 @@ class Data(Protocol):
     def batch(self, count: int, iteration: int, seed: int) -> tuple[Tensor, list[Prompt]]:
         """Captioned training images in [0, 1]."""
 
-    def true_scenes(self, count: int, seed: int) -> tuple[Tensor, list[Prompt]]:
+    def held_out_images(self, count: int, seed: int) -> tuple[Tensor, list[Prompt]]:
         """Held-out captioned images."""
 
     def measures(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ class SceneData:
         prompts = [Prompt("") if drop else _prompt(c) for c, drop in zip(captions, empty.tolist(), strict=True)]
         return render(captions, key), prompts
 
-    def true_scenes(self, count: int, seed: int) -> tuple[Tensor, list[Prompt]]:
+    def held_out_images(self, count: int, seed: int) -> tuple[Tensor, list[Prompt]]:
         """Held-out captions drawn as they should be."""
         prompts = self.held_out(count, seed)
         return render([caption_of(prompt) for prompt in prompts], (seed, "true")), prompts
