@@ -94,7 +94,7 @@ def evaluate(
         line |= {name: values.double().mean().item(), f"{name}_interval": interval(values)}
     line["by_kind"] = _by_category(data, prompts, measures)
     line |= {f"{name}_by_prompt": [round(v, 4) for v in measures[name].tolist()] for name in ("strict", "soft")}
-    if probe:
+    if probe and data.captioned:
         line["denoising_loss"] = denoising_loss(policy, data, settings, weights)
     return line
 

@@ -74,6 +74,7 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     log(_machine(runtime))
+    recipe.data.prepare(log)
     with memory("load"):
         policy = recipe.model.load(runtime)
     for logger in recipe.loggers.values():

@@ -9,7 +9,7 @@ from torch import Tensor
 from grpaint.core.policy import Prompt
 from grpaint.scenes.checker import background
 from grpaint.scenes.scorer import shipped_scorer
-from grpaint.scenes.world import judge
+from grpaint.scenes.world import judge, sentence_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SceneScorer:
             raise ValueError(f"enough must lie in (-1, 1], got {self.enough}")
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
-        cosine = shipped_scorer().score(images.float().cpu(), [prompt.text for prompt in prompts])
+        cosine = shipped_scorer().score(images.float().cpu(), [sentence_of(prompt) for prompt in prompts])
         return cosine.clamp(max=self.enough)
 
 

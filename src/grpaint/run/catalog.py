@@ -14,7 +14,12 @@ CATALOG: dict[str, dict[str, str]] = {
         "scenes": "grpaint.backends.scenes:Scenes",
         "diffusers": "grpaint.backends.diffusers:Diffusers",
     },
-    "data": {"scenes": "grpaint.scenes.world:SceneData"},
+    "data": {
+        "drawn-images": "grpaint.images.data:DrawnImages",
+        "images": "grpaint.images.data:ImageData",
+        "prompts": "grpaint.images.prompts:PromptData",
+        "scenes": "grpaint.scenes.world:SceneData",
+    },
     "samplers": {
         "annealed": "grpaint.core.step:Annealed",
         "cps": "grpaint.core.step:Cps",
@@ -41,6 +46,7 @@ CATALOG: dict[str, dict[str, str]] = {
         "scenes-cleanliness": "grpaint.rewards.scenes:SceneCleanliness",
         "scenes-distance": "grpaint.rewards.scenes:SceneDistance",
         "scenes-scorer": "grpaint.rewards.scenes:SceneScorer",
+        "tag-recall": "grpaint.rewards.tags:TagRecall",
     },
     "advantages": {
         "batch": "grpaint.learn.advantage:BatchNorm",

@@ -51,6 +51,10 @@ class SftRecipe(Common):
     train: SftTraining
     objective: Denoising
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_captioned(self.data, "stage")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe(Common):
@@ -94,6 +98,8 @@ class TrainRecipe(Common):
             self.objective.check(self.plan)
         if (self.plan.weights == "behaviour") != bool(self.behaviour):
             raise ValueError('plan.weights = "behaviour" and a [behaviour] table go together: give both or neither')
+        if self.anchor:
+            _check_captioned(self.data, "anchor")
         self._check_references()
 
     def _check_references(self) -> None:
@@ -117,6 +123,11 @@ def _prefix(key: str, check: Any, *values: Any) -> None:
         check(*values)
     except ValueError as error:
         raise ValueError(f"{key}.{error}") from error
+
+
+def _check_captioned(data: Data, key: str) -> None:
+    if not data.captioned:
+        raise ValueError(f'{key} trains on captioned images, and this data has prompts alone; use data.kind = "images"')
 
 
 Recipe = TrainRecipe | SftRecipe

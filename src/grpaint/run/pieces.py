@@ -1,10 +1,10 @@
 """Protocols of the pieces that a run, and not an algorithm, is made of."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -49,22 +49,32 @@ class ModelSpec(Protocol):
 
 
 class Data(Protocol):
-    """The ``[data]`` table: prompts to train on, prompts to be judged on, and captioned images."""
+    """The ``[data]`` table: prompts to train on, prompts to be judged on, and captioned images.
+
+    ``score``: the measure by which a model is judged, or "reward" for the weighted sum of the recipe's rewards.
+    ``captioned``: whether there are images, without which there is neither a supervised stage nor an anchor.
+    """
+
+    score: ClassVar[str]
+    captioned: ClassVar[bool]
+
+    def prepare(self, log: Callable[[str], None]) -> None:
+        """Read and check what can be checked, and say what is there; called before weights are opened."""
 
     def prompts(self, count: int, iteration: int, seed: int) -> list[Prompt]:
         """Training prompts of an iteration."""
 
     def held_out(self, count: int, seed: int) -> list[Prompt]:
-        """Prompts that training never shows."""
+        """Prompts that training never shows; fewer than ``count`` where there are no more."""
 
     def batch(self, count: int, iteration: int, seed: int) -> tuple[Tensor, list[Prompt]]:
-        """Captioned training images in [0, 1]."""
+        """Captioned training images in [0, 1], all of one size."""
 
     def held_out_images(self, count: int, seed: int) -> tuple[Tensor, list[Prompt]]:
         """Held-out captioned images."""
 
     def measures(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """What an evaluation records, ``[b]`` each; ``strict`` is the score."""
+        """What an evaluation records of each image, ``[b]`` each, ``score`` among them unless that is "reward"."""
 
     def category(self, prompt: Prompt) -> str:
         """The name under which a prompt is reported."""
