@@ -30,6 +30,10 @@ COMMANDS = {
     "compare": "methods --seeds --budget-evaluations --budget-minutes --world --only --shard --search --baseline "
     "--dry-run --out --set",
     "list": "what --json",
+    "data scan": "where --sheet --set --json",
+    "data captions": "where --out --draws --set",
+    "data draw": "--out --count --held-out --seed --size",
+    "prompts scan": "recipe --prompts --captions --set --json",
 }
 
 
@@ -49,14 +53,19 @@ def run(tmp_path_factory):
 
 def test_the_commands_and_their_flags_are_pinned():
     group = typer.main.get_command(cli.app)
-    found = {
-        name: " ".join(param.opts[0] for param in sub.params if param.name != "help")
+    commands = {
+        " ".join([name, *more]): command
         for name, sub in group.commands.items()
+        for more, command in ([([n], c) for n, c in sub.commands.items()] if hasattr(sub, "commands") else [([], sub)])
+    }
+    found = {
+        name: " ".join(param.opts[0] for param in command.params if param.name != "help")
+        for name, command in commands.items()
     }
     assert found == COMMANDS
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sample", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["data", "scan", "--help"]])
 def test_help_imports_nothing_heavy(words):
     program = (
         "import sys; from grpaint.cli import main\n"

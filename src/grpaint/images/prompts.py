@@ -48,7 +48,7 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise ConfigError(f"{file}:{reader.line_num}: not the {wanted} columns that the first line names.")
             yield reader.line_num, row
     except csv.Error as error:
-        raise ConfigError(f"{file}:{reader.line_num}: not CSV: {error}.") from None
+        raise ConfigError(f"{file}:{reader.reader.line_num}: not CSV: {error}.") from None
 
 
 def _prompt(row: dict[str, Any], where: str, column: str) -> Prompt:
