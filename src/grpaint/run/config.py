@@ -109,6 +109,13 @@ class TrainRecipe(Common):
                 raise ValueError(f'rewards.{name} needs rows that begin at a reference: plan.start.kind = "reference"')
         if begins and not getattr(self.data, "references", True):
             raise ValueError('plan.start.kind = "reference" needs reference images: set data.references = true')
+        side = getattr(self.data, "resolution", None)
+        if begins and side and self.model.pixels != (side, side):
+            high, width = self.model.pixels
+            raise ValueError(
+                f"data.resolution = {side}: rows begin at references, and the model's images have {width} x {high} "
+                "pixels; make them equal squares"
+            )
 
     def reward_set(self) -> RewardSet:
         """The rewards, ready to score."""

@@ -38,6 +38,10 @@ class ModelSpec(Protocol):
         """Shape of one latent."""
 
     @property
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of an image that it draws."""
+
+    @property
     def calls(self) -> int:
         """Network calls a prediction: 2 with classifier-free guidance."""
 
