@@ -313,3 +313,26 @@ def test_metadata_of_a_sidecar_reaches_the_prompt(tmp_path):
     prompt = data(path).held_out(1, 0)[0]
     assert prompt.metadata["source"] == "here"
     assert prompt.metadata["file"] == f"{int(prompt.text.split()[1]):03d}.png"
+
+
+def test_a_tagged_prompt_carries_its_tags_and_a_sentence(tmp_path):
+    path = making.folder(tmp_path / "set")
+    for n in range(12):
+        (path / f"{n:03d}.txt").unlink()
+        said = {"tags_general": ["1girl", "long_hair", f"t{n}"], "tags_meta": ["scan"], "score": n, "rating": "g"}
+        (path / f"{n:03d}.json").write_text(json.dumps(said))
+    tags = Tags(categories=("quality", "rating", "general"), quality={"good": 0.0}, shuffle="all")
+    source = data(path, tags=tags)
+    prompt = source.held_out(1, 0)[0]
+    number = prompt.metadata["score"]
+    assert prompt.text == f"good, general, 1girl, long hair, t{number}"
+    assert prompt.metadata["tags"] == ["1girl", "long hair", f"t{number}"]
+    assert prompt.metadata["sentence"] == f"one girl, with long hair and t{number}"
+    assert prompt.metadata["rating"] == "g"
+    told = source.prompts(9, 0, 3)
+    assert told == data(path, tags=tags).prompts(9, 0, 3)
+    assert any(not p.text.startswith("good, general") for p in told)
+    assert {p.text for p in told} != {p.text for p in source.prompts(9, 1, 3)}
+    (path / "004.json").write_text('{"tags_meta": ["scan"], "score": 1, "rating": "g"}')
+    with pytest.raises(ConfigError, match=r"1 of 12 images have no caption: 004.png"):
+        data(path, tags=tags).prepare(str)

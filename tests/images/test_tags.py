@@ -67,6 +67,7 @@ def test_rating_and_quality_are_tags_that_are_made():
     scores = list(range(100))
     said = [caption(DANBOORU | {"score": score}, scores=scores, **settings).split(", ")[:2] for score in (90, 89, 49)]
     assert said == [["best", "sensitive"], ["good", "sensitive"], ["worst", "sensitive"]]
+    assert caption(DANBOORU | {"score": -9}, scores=scores, **settings).startswith("worst")  # lower than all training
     by_score = settings | {"quality": {"liked": 40}, "quality_by": "score"}
     assert caption(DANBOORU, **by_score).startswith("liked, sensitive")
     assert caption(DANBOORU | {"score": 39}, **by_score).startswith("sensitive, 1girl")

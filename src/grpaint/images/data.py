@@ -17,7 +17,7 @@ from grpaint.images.buckets import Size
 from grpaint.images.collection import Collection, Item, Wanted, metadata, parallel
 from grpaint.images.order import held_out, stream, turn
 from grpaint.images.pictures import to_tensor
-from grpaint.images.tags import Tags, sentence
+from grpaint.images.tags import SAID, Tags, sentence
 from grpaint.scenes.shapes import SIDE
 from grpaint.scenes.world import caption_of, judge
 
@@ -136,14 +136,14 @@ class ImageData:
     def prompt(self, item: Item, draw: random.Random | None = None, reference: Tensor | None = None) -> Prompt:
         """An item's caption with all that is known about it; tags in an order of chance where there is a ``draw``.
 
-        With tags, ``metadata["tags"]`` has them all and ``metadata["sentence"]`` says them in prose, unless the
-        sidecar has a ``sentence`` of its own.
+        With tags, ``metadata["tags"]`` has them all, save quality and rating, and ``metadata["sentence"]`` says them in
+        prose, unless the sidecar has a ``sentence`` of its own.
         """
         known = dict(metadata(item))
         if not (self.tags and item.tagged):
             return Prompt(item.caption, known, reference)
         arranged = self.tags.by_category(item.tagged, self._thresholds)
-        known |= {"tags": [tag for tags in arranged.values() for tag in tags]}
+        known |= {"tags": [tag for category, tags in arranged.items() if category in SAID for tag in tags]}
         known.setdefault("sentence", sentence(item.tagged.tags))
         return Prompt(self.tags.caption(arranged, draw), known, reference)
 

@@ -1,5 +1,6 @@
 """Booru tags: what the sidecars of such sites say, and the caption that becomes of it."""
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -205,11 +206,13 @@ class Tags:
     def thresholds(self, scores: Sequence[float]) -> tuple[tuple[float, str], ...]:
         """Least scores and their quality tags, the highest first; ``scores`` are those of the training images."""
         ordered = sorted(scores)
-        found = [
-            (ordered[min(int(at * len(ordered)), len(ordered) - 1)] if self.quality_by == "quantile" else at, tag)
-            for tag, at in self.quality.items()
-            if ordered or self.quality_by == "score"
-        ]
+
+        def least(at: float) -> float:
+            if self.quality_by == "score":
+                return at
+            return ordered[int(at * len(ordered))] if at and ordered else -math.inf
+
+        found = ((least(at), tag) for tag, at in self.quality.items())
         return tuple(sorted(found, reverse=True))
 
     def by_category(self, tagged: Tagged, thresholds: Sequence[tuple[float, str]]) -> dict[str, list[str]]:
