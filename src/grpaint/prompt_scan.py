@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from grpaint.run.config import TrainRecipe
 from grpaint.run.pieces import Data
 
 FLAT = 1e-6  # scores of a group that lie no further apart tell nothing
-ALIKE = 0.8  # words that two prompts share, of those that either has
+ALIKE = 0.75  # words, and pairs of neighbours, that two prompts share, of those that either has
 _SAMPLE = 1000  # prompts drawn of data that makes them without end
 
 
@@ -72,21 +73,25 @@ def texts_of(data: Data, seed: int) -> list[str]:
     return [prompt.text for prompt in held]
 
 
-def words(text: str) -> frozenset[str]:
-    """The different words of a prompt, whatever their order, case and separators."""
-    return frozenset(re.findall(r"[^\W_]+", text.lower()))
+def parts(text: str) -> frozenset[str]:
+    """The words of a prompt and its pairs of neighbours between commas: tags may change places, colours may not."""
+    found: set[str] = set()
+    for piece in text.lower().split(","):
+        words = re.findall(r"[^\W_]+", piece)
+        found |= {*words, *map(" ".join, pairwise(words))}
+    return frozenset(found)
 
 
 def overlaps(prompts: Sequence[str], others: Sequence[str]) -> list[tuple[str, str, float]]:
-    """Each of ``prompts`` whose words are nearly those of one of ``others``: that one, and the share in common."""
+    """Each of ``prompts`` that is nearly one of ``others``, by its words: that one, and the share in common."""
     index: dict[str, set[int]] = {}
-    bags = [words(text) for text in others]
+    bags = [parts(text) for text in others]
     for row, bag in enumerate(bags):
         for word in bag:
             index.setdefault(word, set()).add(row)
     out = []
     for text in dict.fromkeys(prompts):
-        bag = words(text)
+        bag = parts(text)
         near = set().union(*(index.get(word, set()) for word in bag))
         best = max(((len(bag & bags[row]) / len(bag | bags[row]), -row) for row in near), default=(0.0, 0))
         if best[0] >= ALIKE:
@@ -95,7 +100,7 @@ def overlaps(prompts: Sequence[str], others: Sequence[str]) -> list[tuple[str, s
 
 
 def near_duplicates(prompts: Sequence[str]) -> list[tuple[str, str, float]]:
-    """Prompts whose words are nearly those of an earlier, different one."""
+    """Prompts that are nearly an earlier, different one."""
     seen: list[str] = []
     out: list[tuple[str, str, float]] = []
     for text in dict.fromkeys(prompts):

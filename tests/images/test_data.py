@@ -192,6 +192,7 @@ BROKEN = {
     ":2: a second line for 000.png": '{"file_name": "000.png"}\n{"file_name": "000.png"}',
     ":1: there is no file 999.png": '{"file_name": "999.png", "text": "a"}',
     ":1: a JSON object is wanted": "[1]",
+    ":1: metadata.jsonl: images end in .png": '{"file_name": "metadata.jsonl"}',
 }
 
 

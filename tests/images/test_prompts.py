@@ -110,7 +110,10 @@ def test_overlap_goes_by_words():
     found = overlaps(["Blue sky, 1girl, smile, long hair", "a cat", "two dogs"], others)
     assert found == [("Blue sky, 1girl, smile, long hair", others[0], 1.0)]
     assert overlaps(["completely new"], others) == []
-    assert near_duplicates(["a b c d e", "f g", "e d c b a", "a b c d e"]) == [("e d c b a", "a b c d e", 1.0)]
+    swapped = ["a red cross and a blue circle", "a blue cross and a red circle", "A red cross and a blue circle."]
+    assert near_duplicates([*swapped, swapped[0]]) == [(swapped[2], swapped[0], 1.0)]
+    one = "a photograph of two old dogs that sleep on a green sofa"
+    assert [pair[0] for pair in near_duplicates([one, one.replace("green", "red")])] == [one.replace("green", "red")]
 
 
 DEAD = """

@@ -136,6 +136,8 @@ def _rows(table: Path) -> Iterator[tuple[Path, Fields]]:
             raise ConfigError(f"{table}:{number}: a second line for {name}.")
         if not (table.parent / name).is_file():
             raise ConfigError(f"{table}:{number}: there is no file {name} beside it.")
+        if Path(name).suffix.lower() not in SUFFIXES:
+            raise ConfigError(f"{table}:{number}: {name}: images end in {', '.join(SUFFIXES)}.")
         seen.add(name)
         yield table.parent / name, fields
 
