@@ -72,10 +72,20 @@ def _short(recipe: str) -> str:
 def _show_end(console: Any, folder: "RunFolder") -> None:
     from grpaint.evaluate import paired_difference
     from grpaint.run.report import table
+    from grpaint.run.score import score_of
+    from grpaint.run.watch import told
 
     lines = folder.lines("evaluations.jsonl")
-    difference = paired_difference(lines[0]["strict_by_prompt"], lines[-1]["strict_by_prompt"])
-    console.print(table(lines[0], lines[-1], difference))
+    first, last = lines[0], lines[-1]
+    name = f"{score_of(last)}_by_prompt"
+    console.print(table(first, last, paired_difference(first[name], last[name]) if name in last else None))
+    hacking = folder.facts().get("hacking")
+    if hacking:
+        console.print(
+            f"reward hacking? from iteration {hacking['began']} (none at {hacking['clean']}): {told(hacking)}; best "
+            f"before it: {hacking['best_before'] or 'the base'}",
+            soft_wrap=True,
+        )
     console.print(f"run folder  {folder.path}", soft_wrap=True)
     picture = folder.samples / "before-after.png"
     if picture.is_file():
@@ -89,10 +99,10 @@ def evaluate(source: Source, as_json: AsJson = False, sets: Sets = None) -> None
 
     from grpaint.evaluate import evaluate as judge
     from grpaint.run.report import summary
-    from grpaint.train import open_model
+    from grpaint.train import open_model, rewards_of
 
     policy, recipe = open_model(source, sets or [])
-    line = judge(policy, recipe.data, recipe.evaluate)
+    line = judge(policy, recipe.data, recipe.evaluate, rewards=rewards_of(recipe))
     if as_json:
         typer.echo(json.dumps(line))
     else:

@@ -20,6 +20,7 @@ from grpaint.run.catalog import did_you_mean
 from grpaint.run.optim import Behaviour
 from grpaint.run.pieces import Data, Logger, ModelSpec, WeightedReward
 from grpaint.run.settings import Checkpoints, Evaluation, SftTraining, Training, check_least
+from grpaint.run.watch import Watch
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEFAULT = {"train": "scenes/diffusion-nft", "sft": "scenes/sft"}
@@ -63,6 +64,7 @@ class TrainRecipe(Common):
     objective: Objective = field(default_factory=PolicyGradient)
     anchor: Anchor | None = None
     behaviour: Behaviour | None = None
+    watch: Watch = field(default_factory=Watch)
     train: Training
 
     def __post_init__(self) -> None:

@@ -49,7 +49,13 @@ class ModelSpec(Protocol):
 
 
 class Data(Protocol):
-    """The ``[data]`` table: prompts to train on, prompts to be judged on, and captioned images."""
+    """The ``[data]`` table: prompts to train on, prompts to be judged on, and captioned images.
+
+    ``score`` names the number that an evaluation is judged by: one of :meth:`measures`, or ``reward``, the weighted sum
+    of the recipe's rewards.
+    """
+
+    score: str
 
     def prompts(self, count: int, iteration: int, seed: int) -> list[Prompt]:
         """Training prompts of an iteration."""
@@ -64,7 +70,7 @@ class Data(Protocol):
         """Held-out captioned images."""
 
     def measures(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """What an evaluation records, ``[b]`` each; ``strict`` is the score."""
+        """What an evaluation records of each image besides rewards, ``[b]`` each; may be nothing."""
 
     def category(self, prompt: Prompt) -> str:
         """The name under which a prompt is reported."""

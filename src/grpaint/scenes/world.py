@@ -39,6 +39,8 @@ class SceneData:
     references: bool = False
     caption_dropout: float = 0.1
 
+    score = "strict"
+
     def __post_init__(self) -> None:
         if not self.kinds:
             raise ValueError("kinds must name at least one task kind")
