@@ -15,6 +15,11 @@ CATALOG: dict[str, dict[str, str]] = {
         "diffusers": "grpaint.backends.diffusers:Diffusers",
     },
     "data": {"scenes": "grpaint.scenes.world:SceneData"},
+    "features": {
+        "clip": "grpaint.measures.features:ClipFeatures",
+        "inception": "grpaint.measures.features:InceptionFeatures",
+        "scenes": "grpaint.measures.features:ScenesFeatures",
+    },
     "samplers": {
         "annealed": "grpaint.core.step:Annealed",
         "cps": "grpaint.core.step:Cps",

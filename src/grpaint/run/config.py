@@ -19,7 +19,7 @@ from grpaint.run.build import Plain, build
 from grpaint.run.catalog import did_you_mean
 from grpaint.run.optim import Behaviour
 from grpaint.run.pieces import Data, Logger, ModelSpec, WeightedReward
-from grpaint.run.settings import Checkpoints, Evaluation, SftTraining, Training, check_least
+from grpaint.run.settings import Checkpoints, Evaluation, Measuring, SftTraining, Training, check_least
 from grpaint.run.watch import Watch
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -34,6 +34,7 @@ class Common:
     model: ModelSpec
     data: Data
     evaluate: Evaluation = field(default_factory=Evaluation)
+    measure: Measuring = field(default_factory=Measuring)
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
     loggers: dict[str, Logger] = field(default_factory=dict)
     device: Device = "auto"

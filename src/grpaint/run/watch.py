@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -13,17 +13,29 @@ from grpaint.run.score import score_of
 Line = Mapping[str, Any]
 Way = Literal["up", "down", "either"]
 
-# What is watched, the value that is added to both sides before they are divided (so that a judge that is almost 0 may
-# double), and which way is worse.
-JUDGES: dict[str, tuple[float, Way]] = {
-    "image/dark_fraction": (0.1, "either"),
-    "image/edge_density": (0.05, "either"),
-    "image/colour_entropy": (0.3, "either"),
-    "image/saturation": (0.1, "either"),
-    "image/grid_energy": (1e-4, "up"),
-    "image/spread": (0.02, "down"),
-    "background": (0.005, "up"),
-    "patch_energy": (1e-4, "up"),
+
+@dataclass(frozen=True)
+class Judge:
+    """A measure that is watched: by how much it may move, and which ``way`` is worse.
+
+    ``floor`` is added to both sides before they are divided, so that what is almost 0 may double.
+    """
+
+    factor: float
+    floor: float = 0.0
+    way: Way = "either"
+
+
+JUDGES: dict[str, Judge] = {
+    "image/dark_fraction": Judge(2.0, 0.1),
+    "image/edge_density": Judge(1.5, 0.02),
+    "image/colour_entropy": Judge(2.0, 0.3),
+    "image/saturation": Judge(1.5, 0.1),
+    "image/grid_energy": Judge(2.0, 1e-4, "up"),
+    "image/spread": Judge(1.5, 0.02, "down"),
+    "background": Judge(4.0, 0.002, "up"),
+    "patch_energy": Judge(2.0, 1e-4, "up"),
+    "denoising_loss": Judge(2.0, 0.0, "up"),
 }
 
 
@@ -32,22 +44,32 @@ class Watch:
     """``[watch]``: when an evaluation raises the alarm of reward hacking, and whether the run then stops.
 
     Each evaluation is compared with the first, prompt by prompt. The alarm needs the weighted reward above the base's
-    by ``errors`` standard errors, and a judge that moved by as many and by more than ``factor``; the denoising loss has
-    no errors and needs the factor alone. A held-out score (the data's own, where it is no reward, and rewards of weight
-    0) must have fallen by ``effect`` of its spread over prompts instead of by a factor.
+    by ``errors`` standard errors, and a judge that moved by as many and by more than its factor (``JUDGES``; those of
+    ``factors`` instead); the denoising loss has no errors and needs the factor alone. A held-out score (the data's own,
+    where it is no reward, and rewards of weight 0) must have fallen by ``effect`` of its spread over prompts.
     """
 
     errors: float = 4.0
-    factor: float = 2.0
     effect: float = 0.5
+    factors: dict[str, float] = field(default_factory=dict)
     stop: bool = False
 
     def __post_init__(self) -> None:
-        if not self.factor > 1:
-            raise ValueError(f"factor must be above 1, got {self.factor}")
         for name in ("errors", "effect"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name, factor in self.factors.items():
+            if name not in JUDGES:
+                raise ValueError(f"factors.{name}: no such judge. There are: {', '.join(JUDGES)}")
+            if not factor > 1:
+                raise ValueError(f"factors.{name} must be above 1, got {factor}")
+
+    def past(self, base: Line, line: Line, name: str) -> float | None:
+        """The ratio by which a judge moved, where that is further than it may."""
+        judge = JUDGES[name]
+        ratio, factor = (line[name] + judge.floor) / (base[name] + judge.floor), self.factors.get(name, judge.factor)
+        up, down = judge.way != "down" and ratio > factor, judge.way != "up" and ratio < 1 / factor
+        return ratio if up or down else None
 
 
 def hacking(base: Line, line: Line, watch: Watch, held_out: Sequence[str] = ()) -> dict[str, Any] | None:
@@ -58,13 +80,10 @@ def hacking(base: Line, line: Line, watch: Watch, held_out: Sequence[str] = ()) 
     rise = _errors(base, line, "reward")
     if rise is None or rise < watch.errors:
         return None
-    moved = {name: found for name in JUDGES if (found := _moved(base, line, name, watch))}
+    there = [name for name in JUDGES if name in base and name in line]
+    moved = {name: found for name in there if (found := _moved(base, line, name, watch))}
     scores = [name for name in (score_of(line), *held_out) if name not in ("reward", "denoising_loss")]
     moved |= {name: found for name in scores if (found := _fallen(base, line, name, watch))}
-    if "denoising_loss" in base and "denoising_loss" in line:
-        ratio = line["denoising_loss"] / base["denoising_loss"]
-        if ratio > watch.factor:
-            moved["denoising_loss"] = _said(base, line, "denoising_loss") | {"ratio": round(ratio, 3)}
     if not moved:
         return None
     return {"reward": _said(base, line, "reward") | {"errors": round(rise, 1)}, "judges": moved}
@@ -93,13 +112,12 @@ def _said(base: Line, line: Line, name: str) -> dict[str, float]:
 
 
 def _moved(base: Line, line: Line, name: str, watch: Watch) -> dict[str, float] | None:
-    errors = _errors(base, line, name)
-    if errors is None or abs(errors) < watch.errors:
+    """What is said of a judge that moved too far: surely, where it has values by prompt."""
+    ratio, errors = watch.past(base, line, name), _errors(base, line, name)
+    if ratio is None or (errors is not None and abs(errors) < watch.errors):
         return None
-    floor, way = JUDGES[name]
-    ratio = (line[name] + floor) / (base[name] + floor)
-    up, down = way != "down" and ratio > watch.factor, way != "up" and ratio < 1 / watch.factor
-    return _said(base, line, name) | {"ratio": round(ratio, 3), "errors": round(errors, 1)} if up or down else None
+    sure = {} if errors is None else {"errors": round(errors, 1)}
+    return _said(base, line, name) | {"ratio": round(ratio, 3)} | sure
 
 
 def _fallen(base: Line, line: Line, name: str, watch: Watch) -> dict[str, float] | None:
