@@ -12,10 +12,10 @@ from grpaint.assess import parts
 from tiny_runs import REWARD, TINY, command
 
 FEW = ("measure.group=2", "measure.group_prompts=3", "measure.draws=20", "measure.image_draws=2")
-SCENES = ("evaluate.prompts=6", "evaluate.steps=2", "evaluate.probe=4", "precision=fp32", "threads=1")
 MEASURES = {
-    "free generation": "fid kid diversity recall strict soft background patch_energy reward reward/bright scenes-scorer "
-    "scenes-cleanliness image/dark_fraction image/edge_density image/colour_entropy image/saturation image/grid_energy",
+    "free generation": "fid kid diversity recall strict soft background patch_energy reward reward/bright "
+    "scenes-scorer scenes-cleanliness image/dark_fraction image/edge_density image/colour_entropy image/saturation "
+    "image/grid_energy",
     "reconstruction": "ssim psnr scenes-distance",
     "held-out captioned images": "denoising_loss",
 }
