@@ -25,7 +25,7 @@ COMMANDS = {
     "export": "source --for --out --check --set",
     "doctor": "recipe --set --json",
     "fetch": "recipe --to --dry-run --set",
-    "evaluate": "source --json --set",
+    "evaluate": "sources --out --few --keep --json --set",
     "show": "recipe --set --json",
     "compare": "methods --seeds --budget-evaluations --budget-minutes --world --only --shard --search --baseline "
     "--dry-run --out --set",

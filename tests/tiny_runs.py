@@ -59,7 +59,7 @@ calls = 0
 
 def score(images, prompts):
     global calls
-    calls += 1
+    calls += len(images) != 6  # an evaluation asks too
     fault = Path("fault").read_text() if Path("fault").exists() and calls == 3 else ""
     scores = images.mean((1, 2, 3)) + 0.1 * (torch.arange(len(images)) % 4)
     if fault == "raise":

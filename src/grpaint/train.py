@@ -20,7 +20,7 @@ from grpaint.core.rng import permutation
 from grpaint.evaluate import best_guided, captioned, evaluate, sample
 from grpaint.learn.objective import Term
 from grpaint.learn.penalty import AdaptiveKl
-from grpaint.learn.table import RewardTable
+from grpaint.learn.table import RewardSet, RewardTable
 from grpaint.rollout.prune import ranks
 from grpaint.rollout.rollout import Rollout, roll
 from grpaint.run.config import Recipe, SftRecipe, TrainRecipe, locate, override, read_toml, resolve
@@ -98,10 +98,16 @@ def _machine(runtime: Runtime) -> str:
     return where
 
 
+def rewards_of(recipe: Recipe) -> RewardSet | None:
+    """The rewards of a recipe; a supervised one has none."""
+    return recipe.reward_set() if isinstance(recipe, TrainRecipe) else None
+
+
 def _judge(recipe: Recipe, policy: Model, iteration: int) -> dict[str, Any]:
-    line = evaluate(policy, recipe.data, recipe.evaluate)
-    if iteration == 0 and isinstance(recipe, TrainRecipe):
-        line["base_guided"] = best_guided(policy, recipe.data, recipe.evaluate)
+    rewards = rewards_of(recipe)
+    line = evaluate(policy, recipe.data, recipe.evaluate, rewards=rewards)
+    if iteration == 0 and rewards:
+        line["base_guided"] = best_guided(policy, recipe.data, recipe.evaluate, rewards)
     return line
 
 

@@ -14,6 +14,7 @@ from grpaint.learn.advantage import Advantage
 from grpaint.learn.objective import Objective
 from grpaint.learn.penalty import Penalty
 from grpaint.learn.surrogate import Surrogate
+from grpaint.measures.features import Features
 from grpaint.rollout.start import Start
 from grpaint.rollout.window import Window
 from grpaint.run import catalog
@@ -24,6 +25,7 @@ Plain = dict[str, Any]
 GROUPS: dict[object, str] = {
     Advantage: "advantages",
     Data: "data",
+    Features: "features",
     Logger: "loggers",
     ModelSpec: "models",
     Objective: "objectives",

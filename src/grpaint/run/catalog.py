@@ -20,6 +20,11 @@ CATALOG: dict[str, dict[str, str]] = {
         "prompts": "grpaint.images.prompts:PromptData",
         "scenes": "grpaint.scenes.world:SceneData",
     },
+    "features": {
+        "clip": "grpaint.measures.features:ClipFeatures",
+        "inception": "grpaint.measures.features:InceptionFeatures",
+        "scenes": "grpaint.measures.features:ScenesFeatures",
+    },
     "samplers": {
         "annealed": "grpaint.core.step:Annealed",
         "cps": "grpaint.core.step:Cps",

@@ -19,7 +19,8 @@ from grpaint.run.build import Plain, build
 from grpaint.run.catalog import did_you_mean
 from grpaint.run.optim import Behaviour
 from grpaint.run.pieces import Data, Logger, ModelSpec, WeightedReward
-from grpaint.run.settings import Checkpoints, Evaluation, SftTraining, Training, check_least
+from grpaint.run.settings import Checkpoints, Evaluation, Measuring, SftTraining, Training, check_least
+from grpaint.run.watch import Watch
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEFAULT = {"train": "scenes/diffusion-nft", "sft": "scenes/sft"}
@@ -33,6 +34,7 @@ class Common:
     model: ModelSpec
     data: Data
     evaluate: Evaluation = field(default_factory=Evaluation)
+    measure: Measuring = field(default_factory=Measuring)
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
     loggers: dict[str, Logger] = field(default_factory=dict)
     device: Device = "auto"
@@ -67,6 +69,7 @@ class TrainRecipe(Common):
     objective: Objective = field(default_factory=PolicyGradient)
     anchor: Anchor | None = None
     behaviour: Behaviour | None = None
+    watch: Watch = field(default_factory=Watch)
     train: Training
 
     def __post_init__(self) -> None:

@@ -1,10 +1,12 @@
-"""The tables of a recipe that are plain numbers: ``[train]``, ``[evaluate]``, ``[checkpoint]``."""
+"""The tables of a recipe that are mostly plain numbers: ``[train]``, ``[evaluate]``, ``[measure]``, and the like."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from grpaint.core.policy import Reward
 from grpaint.core.step import Ode, Sampler
+from grpaint.measures.features import Features
 from grpaint.run.optim import Adamw, Schedule
 from grpaint.run.pieces import Optimizer
 
@@ -110,6 +112,32 @@ class Evaluation:
             raise ValueError(f"guidance must not be negative, got {self.guidance}")
         if any(not 0 <= guidance < math.inf for guidance in self.guided):
             raise ValueError(f"guided must not be negative, got {list(self.guided)}")
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """``[measure]``: what ``grpaint evaluate`` measures of several models beside the recipe's own rewards.
+
+    ``features``: what FID, KID, recall and diversity are computed on (on scenes their scorer's unless said; elsewhere
+    none, and then these are left out). ``rewards``: scorers that are asked, besides those of the recipe, which stay
+    out of training. ``strength``: how far references are noised for reconstructions. ``group`` images of each of
+    ``group_prompts`` prompts tell the diversity within a prompt. ``draws`` resamples make an interval, ``image_draws``
+    that of FID and KID, which cost more.
+    """
+
+    features: Features | None = None
+    rewards: dict[str, Reward] = field(default_factory=dict)
+    strength: float = 0.6
+    group: int = 4
+    group_prompts: int = 32
+    draws: int = 1000
+    image_draws: int = 100
+
+    def __post_init__(self) -> None:
+        check_least(self, 2, "group", "draws", "image_draws")
+        check_least(self, 1, "group_prompts")
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength must lie in (0, 1], got {self.strength}")
 
 
 @dataclass(frozen=True)
