@@ -30,6 +30,7 @@ COMMANDS = {
     "compare": "methods --seeds --budget-evaluations --budget-minutes --world --only --shard --search --baseline "
     "--dry-run --out --set",
     "list": "what --json",
+    "serve-reward": "reward --port --host --token-env --token-file --max-mib --timeout --batch --threads --set",
 }
 
 
