@@ -10,7 +10,7 @@ from torch import Tensor
 from grpaint.core.errors import RewardError
 from grpaint.core.later import Later
 from grpaint.core.policy import Prompt
-from grpaint.rewards.web import Failed, Question, bearer, check_url, insist, read_object
+from grpaint.rewards.web import Failed, Question, bearer, check_url, insist, printable, read_object
 from grpaint.rewards.wire import TENSORS, Pixels, answer_limit, pack, scores
 
 HEALTH_LIMIT = 1 << 16
@@ -63,7 +63,7 @@ class Remote:
 
     def start(self) -> list[str]:
         """Ask who serves: all that answer must be one reward, and somebody must answer."""
-        found: dict[str, dict[str, object]] = {}
+        found: dict[str, dict[str, str]] = {}
         lost: dict[str, RewardError] = {}
         for url in self.urls:
             try:
@@ -81,19 +81,19 @@ class Remote:
                     f"{url} serves {other['name']} with identity {other['identity']}, and {whose} {wanted}; serve the "
                     "same reward with the same settings and version everywhere, and go on with --resume."
                 )
-        self._identity = str(wanted)
+        self._identity = wanted
         notes = [f"{url} serves {other['name']}, identity {other['identity']}" for url, other in found.items()]
         return notes + [f"goes on without one server: {error}" for error in lost.values()]
 
     def stop(self) -> None:
         """Nothing is kept open between questions."""
 
-    def _health(self, url: str) -> dict[str, object]:
+    def _health(self, url: str) -> dict[str, str]:
         question = Question(_join(url, "health"), bearer(self.token_env), None, min(self.timeout_s, 10), HEALTH_LIMIT)
         said = read_object(question.ask())
         if not all(isinstance(said.get(key), str) for key in ("name", "version", "identity")):
             raise Failed("it does not say what it serves; is this `grpaint serve-reward`?")
-        return said
+        return {key: printable(str(said[key]), 80) for key in ("name", "version", "identity")}
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
         if not self._identity:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt, Reward
+from grpaint.rewards.web import printable
 from grpaint.rewards.wire import Malformed, unpack
 
 Ask = Callable[[Tensor, Sequence[Prompt]], Tensor]
@@ -221,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
         if job.scores is not None:
             self._answer(200, {"scores": job.scores, "identity": self.server.about["identity"]})
         elif job.error:
-            self.server.log(job.error)
+            self.server.log(printable(job.error))
             self._answer(500, {"error": job.error})
         else:
             self._answer(504, {"error": f"no scores within {time.perf_counter() - start:.0f} s"})
@@ -263,10 +264,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Read on for a while: a socket closed on unread bytes takes the answer with it."""
         self.connection.shutdown(socket.SHUT_WR)
         self.connection.settimeout(1)
-        left = 64 << 20
+        until = time.monotonic() + 2
         with contextlib.suppress(OSError):
-            while left > 0 and (chunk := self.rfile.read1(1 << 16)):
-                left -= len(chunk)
+            while time.monotonic() < until and self.rfile.read1(1 << 16):
+                pass
 
     def version_string(self) -> str:
         return "grpaint"

@@ -52,6 +52,8 @@ def bearer(token_env: str | None) -> dict[str, str]:
     token = os.environ.get(token_env, "").strip()
     if not token:
         raise ConfigError(f'token_env = "{token_env}": that environment variable is not set; export {token_env}=...')
+    if not (token.isascii() and token.isprintable()):
+        raise ConfigError(f'token_env = "{token_env}": what that environment variable holds is no token.')
     return {"Authorization": f"Bearer {token}"}
 
 

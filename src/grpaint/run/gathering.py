@@ -29,19 +29,20 @@ class Gathering:
         self._asked = 0
 
     def probe(self) -> None:
-        """Ask rewards in other processes about two different images, before anything is spent on sampling.
+        """Ask rewards in other processes about two images of a prompt, before anything is spent on sampling.
 
         Raises:
             RewardError: as it would in the first iteration.
         """
-        policy, prompts = self.loop.policy, self.recipe.data.prompts(2, 0, self.recipe.train.seed)
+        policy = self.loop.policy
         away = {name: reward for name, reward in self.rewards.rewards.items() if isinstance(reward, Elsewhere)}
         if not away:
             return
         with torch.no_grad():
             images = policy.decode(policy.noise(("probe",), range(2)))
+        prompts = self.recipe.data.prompts(1, 0, self.recipe.train.seed)
         for name, reward in away.items():
-            ask(name, reward, images, [prompts[0], prompts[-1]])
+            ask(name, reward, images, prompts * 2)
 
     def __call__(self, iteration: int) -> tuple[Rollout, RewardTable]:
         """The rollout of an iteration and what its finished images score."""
