@@ -43,6 +43,7 @@ class Gathering:
         prompts = self.recipe.data.prompts(1, 0, self.recipe.train.seed)
         for name, reward in away.items():
             ask(name, reward, images, prompts * 2)
+        self._spent()  # it is no iteration's cost, or a resumed run's lines would differ
 
     def __call__(self, iteration: int) -> tuple[Rollout, RewardTable]:
         """The rollout of an iteration and what its finished images score."""
@@ -51,10 +52,13 @@ class Gathering:
         prompts = self.recipe.data.prompts(train.prompts, iteration, train.seed)
         both = self._whole(prompts, iteration) if train.parts == 1 else self._in_parts(prompts, iteration)
         self.loop.record({"cost/reward_calls": self._asked})
-        for name, reward in self.rewards.rewards.items():
-            if hasattr(reward, "spent"):
-                self.loop.record({f"cost/{name}/{what}": count for what, count in reward.spent().items()})
+        self.loop.record(self._spent())
         return both
+
+    def _spent(self) -> dict[str, int]:
+        """What rewards that cost something have cost since this was last asked."""
+        counted = {name: reward.spent() for name, reward in self.rewards.rewards.items() if hasattr(reward, "spent")}
+        return {f"cost/{name}/{what}": count for name, costs in counted.items() for what, count in costs.items()}
 
     def _whole(self, prompts: Sequence[Prompt], iteration: int) -> tuple[Rollout, RewardTable]:
         train, policy = self.recipe.train, self.loop.policy
