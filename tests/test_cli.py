@@ -34,6 +34,7 @@ COMMANDS = {
     "data captions": "where --out --draws --set",
     "data draw": "--out --count --held-out --seed --size",
     "prompts scan": "recipe --prompts --captions --set --json",
+    "serve-reward": "reward --port --host --token-env --token-file --max-mib --timeout --batch --threads --set",
 }
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,21 +16,27 @@ from grpaint.backends.runtime import Runtime, has_matrix_units
 from grpaint.backends.runtime import resolve as resolve_runtime
 from grpaint.core.errors import CheckpointError, ConfigError, RunError
 from grpaint.core.files import read_weights, unflatten
-from grpaint.core.policy import Prompt
 from grpaint.core.rng import permutation
 from grpaint.evaluate import best_guided, captioned, evaluate, sample
+from grpaint.learn.elsewhere import running
 from grpaint.learn.objective import Term
 from grpaint.learn.penalty import AdaptiveKl
 from grpaint.learn.table import RewardSet, RewardTable
 from grpaint.rollout.prune import ranks
-from grpaint.rollout.rollout import Rollout, roll
+from grpaint.rollout.rollout import Rollout
 from grpaint.run.config import Recipe, SftRecipe, TrainRecipe, locate, override, read_toml, resolve
 from grpaint.run.folder import RunFolder, find_checkpoint
+from grpaint.run.gathering import Gathering
 from grpaint.run.loop import Listener, Loop, Stopped, memory
 from grpaint.run.pieces import Model
 from grpaint.run.report import rows_of_pictures, save_picture
 
 Log = Callable[[str], None]
+# how a reward in another process is reached, which changes nothing of what it says
+REACHED = (
+    r"train\.overlap|rewards\.[^.]+\."
+    "(urls?|token_env|timeout_s|start_s|retries|restarts|backoff_s|concurrency|python)"
+)
 
 
 def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Callable[[int, dict[str, Any]], None]]) -> None:
@@ -40,8 +47,10 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Callable[[
         Stopped: after saving, when a signal asked for it.
     """
     try:
-        with Listener() as listener:
+        with Listener() as listener, contextlib.ExitStack() as stack:
             folder.status(status="running")
+            if isinstance(recipe, TrainRecipe):
+                stack.enter_context(running(recipe.reward_set().rewards, log))
             loop = open_loop(recipe, folder, log, listener)
             loop.watchers.extend(watchers)
             if isinstance(recipe, SftRecipe):
@@ -136,34 +145,14 @@ def sft(recipe: SftRecipe, loop: Loop) -> None:
 
 def train(recipe: TrainRecipe, loop: Loop) -> None:
     """Stage two: roll out groups, score them, and move towards what scored above its group."""
-    settings, policy, rewards = recipe.train, loop.policy, recipe.reward_set()
-
-    asked = 0
-
-    def score(images: Tensor, prompts: Sequence[Prompt], references: Tensor) -> RewardTable:
-        nonlocal asked
-        asked += len(images) * len(rewards.rewards)
-        return rewards.score(images, prompts, references)
-
+    settings, policy = recipe.train, loop.policy
+    gather = Gathering(recipe, loop, recipe.reward_set())
+    gather.probe()
     if not loop.done:
         _follow(recipe, policy, -1)
     for iteration in loop.iterations():
-        asked = 0
-        with loop.phase("rollout"):
-            prompts = recipe.data.prompts(settings.prompts, iteration, settings.seed)
-            rollout = roll(
-                policy,
-                prompts,
-                settings.group_size,
-                recipe.plan,
-                iteration=iteration,
-                seed=settings.seed,
-                score=lambda *seen: score(*seen).total(),
-                retain=settings.retain,
-            )
+        rollout, table = gather(iteration)
         with loop.phase("reward"), torch.no_grad():
-            images = policy.decode(rollout.x0)
-            table = score(images, [prompts[i] for i in rollout.group.tolist()], rollout.references)
             advantage = recipe.advantage(table, rollout)
         with loop.phase("update"):
             for number, rows in enumerate(_parts(rollout, settings.updates)):
@@ -174,7 +163,6 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
                     measures = {name: value for name, value in measures.items() if "ratio_error" not in name}
                 loop.record({f"policy/{name}": value for name, value in measures.items()})
         loop.record(_summary(rollout, table, advantage) | _audit(recipe, rollout, table))
-        loop.record({"cost/reward_calls": asked})
         _observe(recipe, measures)
         _follow(recipe, policy, iteration)
 
@@ -240,7 +228,7 @@ def _follow(recipe: TrainRecipe, policy: Model, iteration: int) -> None:
 
 
 def check_resume(folder: RunFolder, kept: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Hold a run to its own settings, save for a larger ``train.iterations``.
+    """Hold a run to its own settings, save for a larger ``train.iterations`` and for where its rewards are found.
 
     ``kept`` are the settings of run.toml, ``asked`` those of this command.
 
@@ -250,9 +238,11 @@ def check_resume(folder: RunFolder, kept: dict[str, Any], asked: dict[str, Any])
     for key, old, new in _differences(kept, asked):
         if key == "train.iterations" and isinstance(new, int) and new > old:
             continue
+        if re.fullmatch(REACHED, key):
+            continue
         raise ConfigError(
             f"{key} = {new!r}: the run {folder.path} has {old!r}; --resume repeats a run's settings (only a larger "
-            "train.iterations may differ). Start another run with another --name."
+            "train.iterations and where rewards are found may differ). Start another run with another --name."
         )
 
 

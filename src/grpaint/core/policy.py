@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,17 @@ class Reward(Protocol):
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt], /) -> Float[Tensor, " b"]:
         """One finite score an image."""
+
+
+@runtime_checkable
+class Elsewhere(Protocol):
+    """A reward that lives in another process: it is started with a run, and may be asked beside others."""
+
+    def start(self) -> list[str]:
+        """Reach it, before weights are opened; what a person should know of it. Raises RewardError."""
+
+    def stop(self) -> None:
+        """Let go of it; harmless where it was never started."""
 
 
 class Condition(Protocol):

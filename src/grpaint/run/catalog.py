@@ -47,11 +47,16 @@ CATALOG: dict[str, dict[str, str]] = {
         "shared": "grpaint.rollout.start:Shared",
     },
     "rewards": {
+        "geneval": "grpaint.rewards.geneval:GenEval",
+        "ocr": "grpaint.rewards.ocr:Ocr",
+        "remote": "grpaint.rewards.remote:Remote",
         "scenes-checker": "grpaint.rewards.scenes:SceneChecker",
         "scenes-cleanliness": "grpaint.rewards.scenes:SceneCleanliness",
         "scenes-distance": "grpaint.rewards.scenes:SceneDistance",
         "scenes-scorer": "grpaint.rewards.scenes:SceneScorer",
         "tag-recall": "grpaint.rewards.tags:TagRecall",
+        "vlm-judge": "grpaint.rewards.vlm:VlmJudge",
+        "worker": "grpaint.rewards.worker:Worker",
     },
     "advantages": {
         "batch": "grpaint.learn.advantage:BatchNorm",

@@ -33,6 +33,7 @@ LOWER = {
     "load": "precision, or take a smaller model",
     "rollout": "train.prompts, train.group_size or model.batch",
     "reward": "train.prompts or train.group_size",
+    "reward_wait": "train.prompts or train.group_size",
     "update": "objective.minibatch",
     "evaluate": "evaluate.prompts or model.batch",
 }
@@ -177,6 +178,10 @@ class Loop:
             self._times[name] += time.perf_counter() - start
             if name != "evaluate":
                 self._times["cpu"] += time.process_time() - worked
+
+    def book(self, name: str, seconds: float) -> None:
+        """Add to the time under ``name`` what went by beside the loop."""
+        self._times[name] += seconds
 
     # -- one optimizer step --------------------------------------------------------------------------------------
 

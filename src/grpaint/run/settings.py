@@ -54,16 +54,24 @@ class Training(Optimisation):
     """``[train]``: ``prompts`` groups of ``group_size`` images an iteration, used for ``updates`` optimizer steps.
 
     ``retain`` keeps the graphs of the rollout's noisy steps for the update, which then need no second forward.
+    ``parts`` samples the prompts in so many parts; with ``overlap`` one is scored while the next is sampled, which
+    changes no number.
     """
 
     prompts: int = 12
     group_size: int = 12
     updates: int = 1
     retain: bool = False
+    parts: int = 1
+    overlap: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, 1, "prompts", "group_size", "updates")
+        check_least(self, 1, "prompts", "group_size", "updates", "parts")
+        if self.parts > self.prompts:
+            raise ValueError(f"parts must not exceed prompts = {self.prompts}, got {self.parts}")
+        if self.retain and self.parts > 1:
+            raise ValueError(f"retain keeps graphs of one undivided rollout, and parts = {self.parts}; choose one")
         if self.retain and self.updates > 1:
             raise ValueError(
                 f"retain keeps graphs for one update of a rollout, and updates = {self.updates}; choose one"
