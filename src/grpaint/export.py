@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from grpaint.backends.adapters import merged_state
-from grpaint.backends.diffusers import DiffusersPolicy
+from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.core.files import read_weights, write_weights
 

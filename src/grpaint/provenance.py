@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from grpaint.backends.diffusers import DiffusersPolicy
+from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.core.errors import ConfigError
 from grpaint.core.rng import seed_of
 from grpaint.core.step import Ode
