@@ -12,9 +12,10 @@ from typing import Literal
 
 from grpaint.backends.adapters import Lora, add_adapter
 from grpaint.backends.diffusers_policy import DiffusersPolicy
+from grpaint.backends.embeddings import default_folder, readers_hash
 from grpaint.backends.families import FAMILIES, Family, Folder, Guidance, find
 from grpaint.backends.hub import located
-from grpaint.backends.pipeline import file_name, is_adapter, open_pipeline, strength
+from grpaint.backends.pipeline import file_name, is_adapter, open_pipeline, strength, text_encoders
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import CheckpointError, ConfigError
@@ -37,6 +38,8 @@ class Diffusers:
       stock pipeline reads; SD and SDXL read more than 75 in windows of 75.
     - ``batch``: rows of one network call; ``vae_batch``: images of one VAE call, ``vae_tiling`` a tile of them at a
       time. ``checkpointing`` computes activations a second time in the backward instead of keeping them.
+    - ``embeddings`` "cache": every caption's embedding is kept in a file of ``cache`` (the user's cache folder where
+      that is empty), and the text encoders are in memory only while a caption is met that has none.
     - ``start``: a ``.safetensors`` file or checkpoint folder made by an earlier run, a whole network or an adapter; an
       adapter goes on being trained, and the reference is the model that it made. ``adapter``: one on a whole ``start``.
     """
@@ -53,6 +56,8 @@ class Diffusers:
     vae_batch: int = 4
     vae_tiling: bool = False
     checkpointing: bool = False
+    embeddings: Literal["encode", "cache"] = "encode"
+    cache: str = ""
     start: str = ""
     adapter: str = ""
 
@@ -66,6 +71,8 @@ class Diffusers:
             raise ValueError(f"guidance must not be negative, got {self.guidance}")
         if self.guidance_kind == "none" and self.guidance != 1:
             raise ValueError(f'guidance must be 1 where guidance_kind = "none", got {self.guidance}')
+        if self.cache and self.embeddings != "cache":
+            raise ValueError(f'cache = "{self.cache}" goes with embeddings = "cache"; set both or neither')
         for key in ("batch", "vae_batch"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
@@ -141,6 +148,22 @@ class Diffusers:
         return self.sample_shape[-2] * factor, self.sample_shape[-1] * factor
 
     @property
+    def whole(self) -> int:
+        """Pixels that the sides of an image must be a multiple of."""
+        family = self.named_family[1]
+        return family.factor(self._folder) * family.PATCH
+
+    @cached_property
+    def readers(self) -> str:
+        """A hash of all that reads captions."""
+        return readers_hash(self.local)
+
+    @property
+    def cache_folder(self) -> FilePath:
+        """Where embeddings are kept."""
+        return FilePath(self.cache).expanduser() if self.cache else default_folder()
+
+    @property
     def parametrisation(self) -> Parametrisation:
         """What the network's raw output means, read from the scheduler's settings."""
         return self.named_family[1].parametrisation(self._folder)
@@ -153,7 +176,9 @@ class Diffusers:
             CheckpointError: where weights are missing, damaged, or of another architecture.
         """
         name, family = self.named_family
-        pipe = open_pipeline(located(self.base, weights=True), family, runtime.dtype, frozen=self.lora is not None)
+        folder = located(self.base, weights=True)
+        without = text_encoders(folder) if self.embeddings == "cache" else ()
+        pipe = open_pipeline(folder, family, runtime.dtype, frozen=self.lora is not None, without=without)
         network = getattr(pipe, family.NETWORK)
         file = FilePath(self.adapter or self.start)
         adapter = bool(self.adapter or (self.start and is_adapter(file)))

@@ -1,6 +1,7 @@
 """A diffusers pipeline behind the Policy protocol: casting, guidance, batching and the sets of weights."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grpaint.backends.pipeline import file_name, open_pipeline
+from grpaint.backends.embeddings import EmbeddingCache, Parts, made_by
+from grpaint.backends.pipeline import file_name, open_pipeline, reading
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.weights import WeightSets
+from grpaint.core.errors import ConfigError
 from grpaint.core.path import Point
 from grpaint.core.policy import Meter, Prompt, Weights
 from grpaint.core.prediction import Prediction, read
@@ -50,19 +53,60 @@ class DiffusersPolicy:
         self.distilled = spec.guided_by == "distilled"
         self._shape = spec.sample_shape
         self._dtype = next(getattr(pipe, self.family.NETWORK).parameters()).dtype
-        self._empty = self.encode([Prompt("")])
+        self._embed: Callable[[Sequence[str]], Iterable[Parts]] = self._encoded
+        if spec.embeddings == "cache":
+            by = made_by(spec.readers, self.family, spec.tokens, runtime)
+            self._embed = EmbeddingCache(spec.cache_folder, by, self._encoded)
+        self._empty = self._told([""])
+        self._told_of_truncation = False
 
     def encode(self, prompts: Sequence[Prompt]) -> TextCondition:
-        """Captions to embeddings of the frozen text encoders, ``batch`` at a time."""
+        """Captions to embeddings of the frozen text encoders; one that these do not read to its end is counted."""
         texts = [prompt.text for prompt in prompts]
-        encoded = [
-            self.family.encode(self.pipe, texts[rows], self.spec.tokens)
-            for rows in _batches(len(texts), self.spec.batch)
-        ]
-        return TextCondition(tuple(map(_joined, zip(*encoded, strict=True))), torch.arange(len(texts)))
+        found = self.family.room(self.pipe, self.spec.tokens)
+        if found:
+            tokenizer, room = found
+            lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False).input_ids]
+            cut = [(text, length) for text, length in zip(texts, lengths, strict=True) if length > room]
+            self.meter.captions(len(texts), len(cut))
+            if cut and not self._told_of_truncation:
+                self._told_of_truncation = True
+                _tell_of_truncation(*cut[0], room)
+        return self._told(texts)
+
+    def prepare(self, captions: Iterable[str]) -> int:
+        """Fill the cache of embeddings, where there is one; how many captions it lacked."""
+        return self._embed.prepare(captions) if isinstance(self._embed, EmbeddingCache) else 0
+
+    def _told(self, texts: Sequence[str]) -> TextCondition:
+        distinct = list(dict.fromkeys(texts))
+        parts = tuple(map(_joined, zip(*self._embed(distinct), strict=True)))
+        device = self.runtime.device  # lengths stay on the CPU
+        rows = {text: row for row, text in enumerate(distinct)}
+        return TextCondition(
+            tuple(part.to(device) if part.is_floating_point() else part for part in parts),
+            torch.tensor([rows[text] for text in texts]),
+        )
+
+    def _encoded(self, texts: Sequence[str]) -> Iterator[Parts]:
+        """Each caption by itself: its embedding depends on no other, and is the same with a cache and without."""
+        with reading(self.pipe, self.spec.local, self.family, self.runtime.dtype) as pipe, torch.no_grad():
+            for text in texts:
+                yield self.family.encode(pipe, [text], self.spec.tokens)
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] to the mean of their latents."""
+        """Images in [0, 1], of any size that is whole patches, to the mean of their latents.
+
+        Raises:
+            ConfigError: where the size is not.
+        """
+        whole = self.spec.whole
+        if any(side % whole for side in images.shape[-2:]):
+            height, width = images.shape[-2:]
+            raise ConfigError(
+                f"data: images of {height} x {width} pixels; this model's have sides divisible by {whole}. Resize or "
+                "crop them so."
+            )
         pixels = (images * 2 - 1).to(self.runtime.device)
         return torch.cat(
             [self.family.encode_images(self.pipe, pixels[rows]) for rows in self._vae_batches(len(images))]
@@ -104,8 +148,8 @@ class DiffusersPolicy:
         family, (height, width), own = self.family, self.spec.pixels, self.pipe.scheduler
         self.pipe.scheduler = family.deterministic(own)
         try:
-            with self.runtime.autocast():
-                made = self.pipe(
+            with reading(self.pipe, self.spec.local, family, self.runtime.dtype) as pipe, self.runtime.autocast():
+                made = pipe(
                     prompt=list(texts),
                     latents=family.to_stock(start).to(self._dtype),
                     num_inference_steps=steps,
@@ -151,6 +195,16 @@ class DiffusersPolicy:
                 for name, p in self.weights.trainable.items()
             }
         return tensors, labels
+
+
+def _tell_of_truncation(text: str, length: int, room: int) -> None:
+    logging.getLogger(__name__).warning(
+        "grpaint: a caption has %d tokens, of which the text encoders read %d: %r; raise model.tokens, or shorten it. "
+        "Further ones are counted as prompts/truncated.",
+        length,
+        room,
+        text if len(text) <= 60 else f"{text[:60]}..",
+    )
 
 
 def _batches(count: int, size: int) -> Iterator[slice]:
