@@ -43,6 +43,11 @@ def export(policy: Any, recipe: Mapping[str, Any], steps: int, target: Target, o
         raise ConfigError(
             "export: the built-in model is its own file, checkpoints/NUMBER/model.safetensors of the run."
         )
+    if policy.spec.base_precision != "full":
+        raise ConfigError(
+            f"export: the base is held in {policy.spec.base_precision}, and what is written is compared on the whole "
+            "one; add --set model.base_precision=full."
+        )
     if target != "merged" and not policy.spec.lora:
         raise ConfigError(
             f"export --for {target}: the run trained the whole network, not an adapter; use --for merged."

@@ -10,12 +10,15 @@ from functools import cached_property
 from pathlib import Path as FilePath
 from typing import Literal
 
+from torch import nn
+
 from grpaint.backends.adapters import Lora, add_adapter
 from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.backends.embeddings import default_folder, readers_hash
 from grpaint.backends.families import FAMILIES, Family, Folder, Guidance, find
 from grpaint.backends.hub import located
 from grpaint.backends.pipeline import file_name, is_adapter, open_pipeline, strength, text_encoders
+from grpaint.backends.quantize import BasePrecision, quantizer
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import CheckpointError, ConfigError
@@ -38,6 +41,7 @@ class Diffusers:
       stock pipeline reads; SD and SDXL read more than 75 in windows of 75.
     - ``batch``: rows of one network call; ``vae_batch``: images of one VAE call, ``vae_tiling`` a tile of them at a
       time. ``checkpointing`` computes activations a second time in the backward instead of keeping them.
+    - ``base_precision``: under an adapter, what a frozen network's linear layers are held in; see ``quantizer``.
     - ``embeddings`` "cache": every caption's embedding is kept in a file of ``cache`` (the user's cache folder where
       that is empty), and the text encoders are in memory only while a caption is met that has none.
     - ``start``: a ``.safetensors`` file or checkpoint folder made by an earlier run, a whole network or an adapter; an
@@ -56,6 +60,7 @@ class Diffusers:
     vae_batch: int = 4
     vae_tiling: bool = False
     checkpointing: bool = False
+    base_precision: BasePrecision = "full"
     embeddings: Literal["encode", "cache"] = "encode"
     cache: str = ""
     start: str = ""
@@ -71,6 +76,10 @@ class Diffusers:
             raise ValueError(f"guidance must not be negative, got {self.guidance}")
         if self.guidance_kind == "none" and self.guidance != 1:
             raise ValueError(f'guidance must be 1 where guidance_kind = "none", got {self.guidance}')
+        if self.base_precision != "full" and not self.lora:
+            raise ValueError(
+                f'base_precision = "{self.base_precision}" is for a frozen base: set model.lora, or leave it "full"'
+            )
         if self.cache and self.embeddings != "cache":
             raise ValueError(f'cache = "{self.cache}" goes with embeddings = "cache"; set both or neither')
         for key in ("batch", "vae_batch"):
@@ -176,31 +185,25 @@ class Diffusers:
             CheckpointError: where weights are missing, damaged, or of another architecture.
         """
         name, family = self.named_family
+        quantize = quantizer(self.base_precision, runtime)
         folder = located(self.base, weights=True)
         without = text_encoders(folder) if self.embeddings == "cache" else ()
         pipe = open_pipeline(folder, family, runtime.dtype, frozen=self.lora is not None, without=without)
         network = getattr(pipe, family.NETWORK)
-        file = FilePath(self.adapter or self.start)
-        adapter = bool(self.adapter or (self.start and is_adapter(file)))
-        if adapter and not self.lora:
-            raise CheckpointError(f"{file}: an adapter, but no model.lora is set. Set it, with the adapter's rank.")
-        if self.start and not (adapter and not self.adapter):
+        adapter = self._adapter()
+        if self.start and adapter != FilePath(self.start):
             whole, metadata = read_weights(FilePath(self.start))
             check_tensors(FilePath(self.start), whole, network.state_dict(), metadata, {"family": name})
             network.load_state_dict(whole)
+        quantize(network)
         for key, parameter in network.named_parameters():
             if key.startswith(family.idle(network)):
                 parameter.requires_grad_(False)  # no gradient would reach it
-        stored, metadata = read_weights(file) if adapter else ({}, {})
         if self.lora:
             add_adapter(network, self.lora, family.TARGETS, idle=family.idle(network))
         trainable = {key: p for key, p in network.named_parameters() if p.requires_grad}
         if adapter and self.lora:
-            wanted = {file_name(family, key): p for key, p in trainable.items()}
-            check_tensors(file, stored, wanted, metadata, {"family": name})
-            factor = strength(metadata, family) * self.lora.rank / self.lora.alpha
-            for key, p in wanted.items():
-                p.data.copy_(stored[key].float() * (factor if ".lora_B." in key else 1))
+            _continue(adapter, self.lora, trainable, name, family)
         if self.checkpointing:
             network.enable_gradient_checkpointing()
         if self.vae_tiling:
@@ -208,3 +211,22 @@ class Diffusers:
         pipe.to(runtime.device)
         weights = WeightSets(network, trainable, adapters=self.lora is not None and not adapter)
         return DiffusersPolicy(self, pipe, weights, runtime)
+
+    def _adapter(self) -> FilePath | None:
+        """The adapter file to go on from."""
+        file = FilePath(self.adapter or self.start)
+        if not (self.adapter or (self.start and is_adapter(file))):
+            return None
+        if not self.lora:
+            raise CheckpointError(f"{file}: an adapter, but no model.lora is set. Set it, with the adapter's rank.")
+        return file
+
+
+def _continue(file: FilePath, lora: Lora, trainable: dict[str, nn.Parameter], name: str, family: Family) -> None:
+    """Give an adapter the weights of a file, at the strength that they had."""
+    stored, metadata = read_weights(file)
+    wanted = {file_name(family, key): p for key, p in trainable.items()}
+    check_tensors(file, stored, wanted, metadata, {"family": name})
+    factor = strength(metadata, family) * lora.rank / lora.alpha
+    for key, p in wanted.items():
+        p.data.copy_(stored[key].float() * (factor if ".lora_B." in key else 1))

@@ -52,7 +52,8 @@ class DiffusersPolicy:
         self.guidance = spec.guidance if spec.guided_by == "cfg" else 1.0  # a distilled model's stays what it is told
         self.distilled = spec.guided_by == "distilled"
         self._shape = spec.sample_shape
-        self._dtype = next(getattr(pipe, self.family.NETWORK).parameters()).dtype
+        weights_of = getattr(pipe, self.family.NETWORK).parameters()
+        self._dtype = next(p.dtype for p in weights_of if p.is_floating_point())  # 4-bit ones are not
         self._embed: Callable[[Sequence[str]], Iterable[Parts]] = self._encoded
         if spec.embeddings == "cache":
             by = made_by(spec.readers, self.family, spec.tokens, runtime)
