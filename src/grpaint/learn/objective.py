@@ -148,7 +148,7 @@ class Denoising:
         if self.times == "logit-normal":
             stratified = (torch.special.ndtri(stratified.clamp(1e-4, 1 - 1e-4)) + self.towards_noise).sigmoid()
         times = policy.path.times(stratified)
-        eps = noise(key, range(count), rollout.x0.shape[1:]).to(rollout.x0.device)  # images may have any size
+        eps = noise(key, range(count), rollout.x0.shape[1:]).to(rollout.x0.device)  # of the batch's own size
         for index in torch.arange(count).split(self.minibatch or count):
             t = times[index].to(eps.device).view(-1, *[1] * (eps.ndim - 1))
             loss = self.loss(policy, rollout.rows(index), policy.path.at(t), eps[index])
