@@ -28,7 +28,7 @@ from grpaint.run.config import Recipe, SftRecipe, TrainRecipe, locate, override,
 from grpaint.run.folder import RunFolder, find_checkpoint
 from grpaint.run.gathering import Gathering
 from grpaint.run.loop import Listener, Loop, Stopped, memory
-from grpaint.run.pieces import Model
+from grpaint.run.pieces import Listed, Model, Preparing
 from grpaint.run.report import rows_of_pictures, save_picture
 
 Log = Callable[[str], None]
@@ -86,6 +86,10 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     recipe.data.prepare(log)
     with memory("load"):
         policy = recipe.model.load(runtime)
+        if isinstance(recipe.data, Listed) and isinstance(policy, Preparing):
+            new = policy.prepare(recipe.data.captions())
+            if new:
+                log(f"{new} captions encoded, and kept for later runs")
     for logger in recipe.loggers.values():
         logger.start(folder.path, folder.settings())
     loop = Loop(recipe, policy, folder, lambda iteration: _judge(recipe, policy, iteration), listener)
@@ -276,7 +280,8 @@ def _from_header(file: Path, text: str) -> dict[str, Any]:
     try:
         said = json.loads(text)["recipe"]
         kept = {key: said[key] for key in ("model", "evaluate", "precision") if key in said}
-    except (ValueError, KeyError, TypeError) as error:
+        kept.get("model", {}).pop("cache", None)  # a folder of the machine that wrote it
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: its header does not say how to draw with it ({error}).") from error
     refuse_code(kept, str(file))
     return override(read_toml(locate("scenes/sft")), []) | kept

@@ -9,8 +9,8 @@ import tomli_w
 import tiny_runs
 from grpaint.core.errors import ConfigError
 from grpaint.core.step import Cps, Ddim, FlowSde
-from grpaint.run.config import names, open_recipe, override, parse_sets, resolve, stage_of
-from tiny_runs import command
+from grpaint.run.config import open_recipe, override, parse_sets, resolve, stage_of
+from tiny_runs import EMBEDDED, command
 
 CONTRACT = [
     "train.iterations",
@@ -240,7 +240,7 @@ def test_none_leaves_an_optional_table_out():
     assert table == {"objective": {"penalty": {"kind": "step-kl", "beta": 0.1}}}
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_a_packaged_recipe_resolves_and_comes_back_from_its_run_toml(name):
     stage = stage_of(name)
     recipe, settings = open_recipe(name, stage)

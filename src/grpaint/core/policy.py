@@ -63,6 +63,7 @@ class Meter:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._account = "training"
+        self._captions = self._truncated = 0
 
     def forward(self, rows: int, *, networks: int = 1, recomputed: bool = False) -> None:
         """Book a forward of ``rows`` samples; with gradients enabled its backward is booked with it.
@@ -71,6 +72,17 @@ class Meter:
         """
         backward = 2 + recomputed if torch.is_grad_enabled() else 0
         self.counts[self._account] += rows * networks * (1 + backward)
+
+    def captions(self, read: int, truncated: int) -> None:
+        """Book captions that were read, and how many of them not to their end; those of training alone count."""
+        if self._account == "training":
+            self._captions, self._truncated = self._captions + read, self._truncated + truncated
+
+    def truncated(self) -> dict[str, float]:
+        """By its metric's name the share of captions, since this was last asked, that were not read to their end."""
+        share = {"prompts/truncated": self._truncated / self._captions} if self._captions else {}
+        self._captions = self._truncated = 0
+        return share
 
     @contextmanager
     def account(self, name: str) -> Iterator[None]:

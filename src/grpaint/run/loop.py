@@ -255,7 +255,7 @@ class Loop:
     def _write_line(self) -> None:
         costs = {f"cost/{name}": value for name, value in self._costs().items()}
         times = {f"time/{name}_s": round(value, 4) for name, value in self._times.items()}
-        line = {"iteration": self.done} | self.line | costs | times
+        line = {"iteration": self.done} | self.line | self.policy.meter.truncated() | costs | times
         self.folder.append("metrics.jsonl", line)
         for watcher in self.watchers:
             watcher(self.done, line)

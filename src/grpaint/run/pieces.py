@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,14 @@ class Model(Policy, Protocol):
 
     def export(self, weights: Weights = "average") -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors and header of a file that ``model.start`` can name."""
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A model that may read captions before the first iteration and then let its text encoders go."""
+
+    def prepare(self, captions: Iterable[str]) -> int:
+        """Read captions, where that is of use later; how many had not been read before."""
 
 
 class ModelSpec(Protocol):
@@ -82,6 +90,14 @@ class Data(Protocol):
 
     def category(self, prompt: Prompt) -> str:
         """The name under which a prompt is reported."""
+
+
+@runtime_checkable
+class Listed(Protocol):
+    """Data whose captions are few enough to be known beforehand, held-out ones among them."""
+
+    def captions(self) -> Iterable[str]:
+        """Every caption that a run may ask for."""
 
 
 class Optimizer(Protocol):
