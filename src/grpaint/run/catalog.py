@@ -37,6 +37,13 @@ CATALOG: dict[str, dict[str, str]] = {
         "shared": "grpaint.rollout.start:Shared",
     },
     "rewards": {
+        "aesthetic": "grpaint.rewards.aesthetic:Aesthetic",
+        "clip-score": "grpaint.rewards.clip:ClipScore",
+        "hps": "grpaint.rewards.hps:Hps",
+        "image-reward": "grpaint.rewards.image_reward:ImageReward",
+        "jpeg": "grpaint.rewards.jpeg:Jpeg",
+        "lpips": "grpaint.rewards.lpips:LpipsToReference",
+        "pick-score": "grpaint.rewards.clip:PickScore",
         "scenes-checker": "grpaint.rewards.scenes:SceneChecker",
         "scenes-cleanliness": "grpaint.rewards.scenes:SceneCleanliness",
         "scenes-distance": "grpaint.rewards.scenes:SceneDistance",

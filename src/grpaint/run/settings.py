@@ -52,16 +52,19 @@ class Training(Optimisation):
     """``[train]``: ``prompts`` groups of ``group_size`` images an iteration, used for ``updates`` optimizer steps.
 
     ``retain`` keeps the graphs of the rollout's noisy steps for the update, which then need no second forward.
+    ``constant``: iterations in a row in which a reward gives all images one score, before the run stops (0: never).
     """
 
     prompts: int = 12
     group_size: int = 12
     updates: int = 1
     retain: bool = False
+    constant: int = 20
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least(self, 1, "prompts", "group_size", "updates")
+        check_least(self, 0, "constant")
         if self.retain and self.updates > 1:
             raise ValueError(
                 f"retain keeps graphs for one update of a rollout, and updates = {self.updates}; choose one"
