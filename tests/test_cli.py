@@ -30,6 +30,7 @@ COMMANDS = {
     "compare": "methods --seeds --budget-evaluations --budget-minutes --world --only --shard --search --baseline "
     "--dry-run --out --set",
     "list": "what --json",
+    "reward try": "reward --images --prompts --references --json --set",
 }
 
 
@@ -48,15 +49,15 @@ def run(tmp_path_factory):
 
 
 def test_the_commands_and_their_flags_are_pinned():
-    group = typer.main.get_command(cli.app)
-    found = {
-        name: " ".join(param.opts[0] for param in sub.params if param.name != "help")
-        for name, sub in group.commands.items()
-    }
+    group, found = typer.main.get_command(cli.app), {}
+    for name, sub in group.commands.items():
+        leaves = {f"{name} {leaf}": part for leaf, part in sub.commands.items()} if hasattr(sub, "commands") else {}
+        for words, leaf in (leaves or {name: sub}).items():
+            found[words] = " ".join(param.opts[0] for param in leaf.params if param.name != "help")
     assert found == COMMANDS
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sample", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sample", "--help"], ["reward", "try", "--help"]])
 def test_help_imports_nothing_heavy(words):
     program = (
         "import sys; from grpaint.cli import main\n"

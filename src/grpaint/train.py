@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grpaint.backends.runtime import Runtime, has_matrix_units
 from grpaint.backends.runtime import resolve as resolve_runtime
-from grpaint.core.errors import CheckpointError, ConfigError, RunError
+from grpaint.core.errors import CheckpointError, ConfigError, RewardError, RunError
 from grpaint.core.files import read_weights, unflatten
 from grpaint.core.policy import Prompt
 from grpaint.core.rng import permutation
@@ -98,13 +98,20 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
 
 
 def _self_tests(recipe: TrainRecipe, policy: Model) -> None:
-    """Ask every reward about its pair, and a reward without one about two images of noise."""
+    """Ask every reward about its pair, and a reward without one about two images of noise.
+
+    Raises:
+        ConfigError: where one fails; nothing has been sampled yet.
+    """
     prompts = recipe.data.prompts(2, 0, recipe.train.seed)
     with memory("reward"), torch.no_grad():
         images = policy.decode(policy.noise((recipe.train.seed, "self-test"), range(len(prompts))))
         for name, item in recipe.rewards.items():
-            if item.self_test:
-                self_test(name, item.reward, images, prompts)
+            try:
+                if item.self_test:
+                    self_test(name, item.reward, images, prompts)
+            except RewardError as error:
+                raise ConfigError(f"before the first iteration: {error}") from error
 
 
 def _machine(runtime: Runtime) -> str:

@@ -26,7 +26,7 @@ def self_test(
     Raises:
         RewardError: where it fails as in :func:`ask`, or the pair has scores out of range or in the wrong order.
     """
-    pair = reward.pair() if isinstance(reward, RewardBase) else None
+    pair = _pair_of(name, reward)
     state = copy.deepcopy(reward.state_dict()) if hasattr(reward, "state_dict") else None
     if pair is None:
         ask(name, reward, images, prompts)
@@ -37,6 +37,13 @@ def self_test(
     if state is not None:
         reward.load_state_dict(state)  # type: ignore[attr-defined]  # they come together
     return (pair, scores) if pair else None
+
+
+def _pair_of(name: str, reward: Reward) -> Pair | None:
+    try:
+        return reward.pair() if isinstance(reward, RewardBase) else None
+    except Exception as error:  # it may be a user's
+        raise RewardError(f"reward {name}: its self-test pair raised {type(error).__name__}: {error}") from error
 
 
 def _judge(name: str, pair: Pair, scores: Tensor) -> None:
