@@ -13,7 +13,15 @@ from grpaint.scenes.captions import parse
 from grpaint.scenes.checker import background
 from grpaint.scenes.render import render
 from grpaint.scenes.scorer import shipped_scorer
+from grpaint.scenes.shapes import SIDE
 from grpaint.scenes.world import judge
+
+
+def _scenes(images: Tensor) -> Tensor:
+    """Images of the embedded world's size, where its judges compute."""
+    if tuple(images.shape[2:]) != (SIDE, SIDE):
+        raise ValueError(f"scenes are {SIDE} x {SIDE} pixels, these are {images.shape[2]} x {images.shape[3]}")
+    return images.float().cpu()
 
 
 def _drawn(text: str) -> Tensor:
@@ -42,7 +50,7 @@ class SceneChecker(RewardBase):
     soft: float = 0.5
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
-        verdict = judge(images, prompts)
+        verdict = judge(_scenes(images), prompts)
         return self.strict * verdict.strict + self.soft * verdict.soft
 
     @property
@@ -68,7 +76,7 @@ class SceneScorer(RewardBase):
             raise ValueError(f"enough must lie in (-1, 1], got {self.enough}")
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
-        cosine = shipped_scorer().score(images.float().cpu(), [prompt.text for prompt in prompts])
+        cosine = shipped_scorer().score(_scenes(images), [prompt.text for prompt in prompts])
         return cosine.clamp(max=self.enough)
 
     @property
@@ -90,7 +98,7 @@ class SceneDistance(RewardBase):
     needs_caption = False
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
-        return -shipped_scorer().distance(images.float().cpu(), references(prompts).cpu())
+        return -shipped_scorer().distance(_scenes(images), references(prompts).cpu())
 
     @property
     def best(self) -> float:
@@ -118,7 +126,7 @@ class SceneCleanliness(RewardBase):
             raise ValueError(f"enough must not be negative, got {self.enough}")
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
-        return -background(images.float().cpu()).clamp(min=self.enough)
+        return -background(_scenes(images)).clamp(min=self.enough)
 
     @property
     def best(self) -> float:
