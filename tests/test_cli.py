@@ -35,6 +35,7 @@ COMMANDS = {
     "data draw": "--out --count --held-out --seed --size",
     "prompts scan": "recipe --prompts --captions --set --json",
     "serve-reward": "reward --port --host --token-env --token-file --max-mib --timeout --batch --threads --set",
+    "reward try": "reward --images --prompts --references --json --set",
 }
 
 
@@ -66,7 +67,9 @@ def test_the_commands_and_their_flags_are_pinned():
     assert found == COMMANDS
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["data", "scan", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["data", "scan", "--help"], ["reward", "try", "--help"]]
+)
 def test_help_imports_nothing_heavy(words):
     program = (
         "import sys; from grpaint.cli import main\n"

@@ -1,8 +1,8 @@
 """Runs small enough for a test: the built-in model from random weights, a few prompts, two-step evaluations.
 
 A network that has learned nothing answers 0 whatever it sees, so a checker gives every image the same score. The reward
-here adds a pattern over the rows, which makes the weights move; it also commits, on its third call, the fault that a
-file named ``fault`` asks for.
+here adds a pattern over the rows, which makes the weights move; it also commits, in the third iteration (its fourth
+call, the first is its self-test), the fault that a file named ``fault`` asks for.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ calls = 0
 def score(images, prompts):
     global calls
     calls += len(images) != 6  # an evaluation asks too
-    fault = Path("fault").read_text() if Path("fault").exists() and calls == 3 else ""
+    fault = Path("fault").read_text() if Path("fault").exists() and calls == 4 else ""
     scores = images.mean((1, 2, 3)) + 0.1 * (torch.arange(len(images)) % 4)
     if fault == "raise":
         raise ValueError("the first line\\nand a second one")

@@ -14,13 +14,15 @@ from torch import Tensor
 
 from grpaint.backends.runtime import Runtime, has_matrix_units
 from grpaint.backends.runtime import resolve as resolve_runtime
-from grpaint.core.errors import CheckpointError, ConfigError, RunError
+from grpaint.core.errors import CheckpointError, ConfigError, RewardError, RunError
 from grpaint.core.files import read_weights, unflatten
 from grpaint.core.rng import permutation
 from grpaint.evaluate import best_guided, captioned, evaluate, sample
+from grpaint.learn.advantage import shares
 from grpaint.learn.elsewhere import running
 from grpaint.learn.objective import Term
 from grpaint.learn.penalty import AdaptiveKl
+from grpaint.learn.reward_checks import ConstantWatch, self_test
 from grpaint.learn.table import RewardSet, RewardTable
 from grpaint.rollout.prune import ranks
 from grpaint.rollout.rollout import Rollout
@@ -83,6 +85,9 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     log(_machine(runtime))
+    rewards = recipe.rewards if isinstance(recipe, TrainRecipe) else {}
+    for name, item in rewards.items():
+        item.check(f"rewards.{name}")
     recipe.data.prepare(log)
     with memory("load"):
         policy = recipe.model.load(runtime)
@@ -95,6 +100,8 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     loop = Loop(recipe, policy, folder, lambda iteration: _judge(recipe, policy, iteration), listener)
     loop.watchers.extend(logger.write for logger in recipe.loggers.values())
     folder.status(device=runtime.device, precision=runtime.precision, threads=torch.get_num_threads())
+    if isinstance(recipe, TrainRecipe):
+        _self_tests(recipe, policy)
     checkpoint = folder.latest()
     if checkpoint:
         loop.resume(checkpoint)
@@ -102,6 +109,23 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     else:
         folder.cut(-1)
     return loop
+
+
+def _self_tests(recipe: TrainRecipe, policy: Model) -> None:
+    """Ask every reward about its pair, and a reward without one about two images of noise.
+
+    Raises:
+        ConfigError: where one fails; nothing has been sampled yet.
+    """
+    prompts = recipe.data.prompts(2, 0, recipe.train.seed)
+    with memory("reward"), torch.no_grad():
+        images = policy.decode(policy.noise((recipe.train.seed, "self-test"), range(len(prompts))))
+        for name, item in recipe.rewards.items():
+            try:
+                if item.self_test:
+                    self_test(name, item.reward, images, prompts)
+            except RewardError as error:
+                raise ConfigError(f"before the first iteration: {error}") from error
 
 
 def _machine(runtime: Runtime) -> str:
@@ -150,13 +174,14 @@ def sft(recipe: SftRecipe, loop: Loop) -> None:
 def train(recipe: TrainRecipe, loop: Loop) -> None:
     """Stage two: roll out groups, score them, and move towards what scored above its group."""
     settings, policy = recipe.train, loop.policy
-    gather = Gathering(recipe, loop, recipe.reward_set())
-    gather.probe()
+    gather = Gathering(recipe, loop)
+    watch = ConstantWatch(settings.constant)
     if not loop.done:
         _follow(recipe, policy, -1)
     for iteration in loop.iterations():
         rollout, table = gather(iteration)
         with loop.phase("reward"), torch.no_grad():
+            watch.observe(table, recipe.reward_set().rewards, rollout.prompts)
             advantage = recipe.advantage(table, rollout)
         with loop.phase("update"):
             for number, rows in enumerate(_parts(rollout, settings.updates)):
@@ -167,7 +192,8 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
                     measures = {name: value for name, value in measures.items() if "ratio_error" not in name}
                 loop.record({f"policy/{name}": value for name, value in measures.items()})
         loop.record(_summary(rollout, table, advantage) | _audit(recipe, rollout, table))
-        _observe(recipe, measures)
+        loop.record(_of_rewards(recipe, rollout, table))
+        _observe(recipe, measures, table)
         _follow(recipe, policy, iteration)
 
 
@@ -207,6 +233,19 @@ def _summary(rollout: Rollout, table: RewardTable, advantage: Tensor) -> dict[st
     return out
 
 
+def _of_rewards(recipe: TrainRecipe, rollout: Rollout, table: RewardTable) -> dict[str, float]:
+    """What there is to say about single rewards: captions cut, floors, shares of the advantage."""
+    cut = recipe.reward_set().truncated(rollout.prompts)
+    out = {f"reward/{name}/truncated": share for name, share in cut.items()}
+    for name, item in recipe.rewards.items():
+        if item.floor:
+            out[f"reward/{name}/multiplier"] = item.floor.multiplier
+    if len(table.columns) > 1:
+        parts = shares(recipe.advantage, table, rollout)
+        out |= {f"advantage/share/{name}": share for name, share in parts.items()}
+    return out
+
+
 def _audit(recipe: TrainRecipe, rollout: Rollout, table: RewardTable) -> dict[str, float]:
     """How well previews ranked a group that was not pruned (Spearman), in the iterations that have one."""
     funnel = recipe.plan.prune
@@ -219,7 +258,11 @@ def _audit(recipe: TrainRecipe, rollout: Rollout, table: RewardTable) -> dict[st
     return {name: value for name, value in found.items() if not math.isnan(value)}  # without spread there is none
 
 
-def _observe(recipe: TrainRecipe, measures: dict[str, float]) -> None:
+def _observe(recipe: TrainRecipe, measures: dict[str, float], table: RewardTable) -> None:
+    for name, item in recipe.rewards.items():
+        if item.floor:
+            scores = table.columns[name]
+            item.floor.observe(scores[table.applies[name]] if name in table.applies else scores)
     penalty = getattr(recipe.objective, "penalty", None)
     if isinstance(penalty, AdaptiveKl) and "kl" in measures:
         penalty.observe(measures["kl"])

@@ -177,9 +177,9 @@ def test_a_class_of_ones_own_takes_settings_when_it_is_a_dataclass():
         "@dataclass(frozen=True)\nclass Scaled(Plain):\n    share: float = 0.5\n"
     )
     _, plain = open_recipe("flow-grpo-fast", "train", ["rewards.mine.kind=mine.py:Plain"])
-    assert plain["rewards"]["mine"] == {"kind": "mine.py:Plain", "weight": 1.0}
+    assert plain["rewards"]["mine"] == {"kind": "mine.py:Plain", "weight": 1.0, "self_test": True}
     recipe, settings = open_recipe("flow-grpo-fast", "train", ['rewards.mine={kind="mine.py:Scaled",share=2,weight=3}'])
-    assert settings["rewards"]["mine"] == {"kind": "mine.py:Scaled", "share": 2.0, "weight": 3.0}
+    assert settings["rewards"]["mine"] == {"kind": "mine.py:Scaled", "share": 2.0, "weight": 3.0, "self_test": True}
     assert recipe.rewards["mine"].reward.share == 2.0
     for bad, word in {
         'rewards.mine={kind="mine.py:Plain",share=1}': "takes no settings",

@@ -36,6 +36,7 @@ def open_pipeline(
         raise MissingExtra("A diffusers model", "diffusers") from error
     diffusers.logging.set_verbosity_error()  # it would print every caption that it cuts, in every iteration
     diffusers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # it would advise torchvision, which nothing here needs
     transformers.logging.disable_progress_bar()
     dtypes = {"default": dtype, "vae": torch.float32, family.NETWORK: dtype if frozen else torch.float32}
     absent = family.WITHOUT | dict.fromkeys(without)

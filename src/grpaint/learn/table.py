@@ -9,6 +9,7 @@ from torch import Tensor
 
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt, Reward
+from grpaint.core.reward import RewardBase
 from grpaint.learn import elsewhere
 
 
@@ -73,6 +74,11 @@ class RewardSet:
         if references is not None:
             applies = {name: references for name, r in self.rewards.items() if getattr(r, "needs_reference", False)}
         return RewardTable(columns, self.weights, applies)
+
+    def truncated(self, prompts: Sequence[Prompt]) -> dict[str, float]:
+        """The share of captions that a reward cuts, by its name, where it has a limit."""
+        counts = {name: r.truncated(prompts) for name, r in self.rewards.items() if isinstance(r, RewardBase)}
+        return {name: count / len(prompts) for name, count in counts.items() if count is not None}
 
 
 def ask(name: str, reward: Reward, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:

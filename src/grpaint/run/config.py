@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from grpaint.backends.runtime import Device, Precision
 from grpaint.core.errors import ConfigError
+from grpaint.core.reward import RewardBase, Source
 from grpaint.learn.advantage import Advantage, PerReward
 from grpaint.learn.forward import Forward
 from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient
@@ -121,10 +122,10 @@ class TrainRecipe(Common):
             )
 
     def reward_set(self) -> RewardSet:
-        """The rewards, ready to score."""
+        """The rewards, with the weights that they have now."""
         return RewardSet(
             {name: item.reward for name, item in self.rewards.items()},
-            {name: item.weight for name, item in self.rewards.items()},
+            {name: item.weight_now for name, item in self.rewards.items()},
         )
 
 
@@ -230,6 +231,13 @@ def resolve(table: Plain, stage: str) -> tuple[Recipe, Plain]:
 def open_recipe(name: str | None, stage: str, sets: Sequence[str] = ()) -> tuple[Recipe, Plain]:
     """Find, read, override and check a recipe."""
     return resolve(override(read_toml(locate(name or DEFAULT[stage])), sets), stage)
+
+
+def weights_of(table: Plain) -> list[tuple[str, Source]]:
+    """The weights that a recipe's rewards open, each with the key of its reward."""
+    made, _ = build(dict[str, WeightedReward], table.get("rewards", {}), "rewards")
+    rewards = {f"rewards.{name}": item.reward for name, item in made.items()}
+    return [(key, s) for key, reward in rewards.items() if isinstance(reward, RewardBase) for s in reward.sources()]
 
 
 def stage_of(name: str) -> str:

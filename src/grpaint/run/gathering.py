@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from grpaint.core.later import Later
-from grpaint.core.policy import Elsewhere, Prompt
-from grpaint.learn.table import RewardSet, RewardTable, ask
+from grpaint.core.policy import Prompt
+from grpaint.learn.table import RewardTable
 from grpaint.rollout.parts import Parts
 from grpaint.rollout.rollout import Rollout, roll
 from grpaint.run.config import TrainRecipe
@@ -23,27 +23,11 @@ class Gathering:
     wait for the part before. So whatever a reward keeps to itself, overlap changes no number.
     """
 
-    def __init__(self, recipe: TrainRecipe, loop: Loop, rewards: RewardSet) -> None:
-        self.recipe, self.loop, self.rewards = recipe, loop, rewards
+    def __init__(self, recipe: TrainRecipe, loop: Loop) -> None:
+        self.recipe, self.loop = recipe, loop
         self._pending: Later[RewardTable] | None = None
         self._asked = 0
-
-    def probe(self) -> None:
-        """Ask rewards in other processes about two images of a prompt, before anything is spent on sampling.
-
-        Raises:
-            RewardError: as it would in the first iteration.
-        """
-        policy = self.loop.policy
-        away = {name: reward for name, reward in self.rewards.rewards.items() if isinstance(reward, Elsewhere)}
-        if not away:
-            return
-        with torch.no_grad():
-            images = policy.decode(policy.noise(("probe",), range(2)))
-        prompts = self.recipe.data.prompts(1, 0, self.recipe.train.seed)
-        for name, reward in away.items():
-            ask(name, reward, images, prompts * 2)
-        self._spent()  # it is no iteration's cost, or a resumed run's lines would differ
+        self._spent()  # what self-tests cost is no iteration's, or a resumed run's lines would differ
 
     def __call__(self, iteration: int) -> tuple[Rollout, RewardTable]:
         """The rollout of an iteration and what its finished images score."""
@@ -57,7 +41,9 @@ class Gathering:
 
     def _spent(self) -> dict[str, int]:
         """What rewards that cost something have cost since this was last asked."""
-        counted = {name: reward.spent() for name, reward in self.rewards.rewards.items() if hasattr(reward, "spent")}
+        counted = {
+            name: item.reward.spent() for name, item in self.recipe.rewards.items() if hasattr(item.reward, "spent")
+        }
         return {f"cost/{name}/{what}": count for name, costs in counted.items() for what, count in costs.items()}
 
     def _whole(self, prompts: Sequence[Prompt], iteration: int) -> tuple[Rollout, RewardTable]:
@@ -123,8 +109,8 @@ class Gathering:
         return self._score(images, prompts, references).total()
 
     def _score(self, images: Tensor, prompts: Sequence[Prompt], references: Tensor) -> RewardTable:
-        self._asked += len(images) * len(self.rewards.rewards)
-        return self.rewards.score(images, prompts, references)
+        self._asked += len(images) * len(self.recipe.rewards)
+        return self.recipe.reward_set().score(images, prompts, references)
 
 
 def _theirs(rollout: Rollout) -> list[Prompt]:

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.weights import WeightSets
+from grpaint.core.errors import ConfigError
 from grpaint.core.path import Path
 from grpaint.core.policy import Policy, Prompt, Reward, Weights
+from grpaint.core.reward import RewardBase
+from grpaint.learn.floor import Floor
 
 
 class Model(Policy, Protocol):
@@ -119,13 +122,36 @@ class Logger(Protocol):
 
 @dataclass(frozen=True)
 class WeightedReward:
-    """A ``[rewards.NAME]`` table: the reward's own settings, and ``weight`` among them."""
+    """A ``[rewards.NAME]`` table: the reward's own settings, and these among them.
+
+    ``self_test`` asks it about a pair of its own before the run begins. ``floor`` adds a multiplier to its weight while
+    its mean is below the base's; with ``weight = 0`` the reward is that constraint and nothing else.
+    """
 
     reward: Reward
     weight: float = 1.0
+    self_test: bool = True
+    floor: Floor | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.reward):
             raise ValueError(f"kind must name a function, or a class with __call__, not {self.reward!r:.60}")
         if not math.isfinite(self.weight):
             raise ValueError(f"weight must be finite, got {self.weight}")
+
+    @property
+    def weight_now(self) -> float:
+        """The weight, and the multiplier of its floor."""
+        return self.weight + (self.floor.multiplier if self.floor else 0.0)
+
+    def check(self, key: str) -> None:
+        """Refuse what needs no weights opened.
+
+        Raises:
+            ConfigError, CheckpointError: a file or package is missing, or a file is not what its name says.
+        """
+        try:
+            if isinstance(self.reward, RewardBase):
+                self.reward.check()
+        except ValueError as error:
+            raise ConfigError(f"{key}.{error}") from error

@@ -56,6 +56,7 @@ class Training(Optimisation):
     ``retain`` keeps the graphs of the rollout's noisy steps for the update, which then need no second forward.
     ``parts`` samples the prompts in so many parts; with ``overlap`` one is scored while the next is sampled, which
     changes no number.
+    ``constant``: iterations in a row in which a reward gives all images one score, before the run stops (0: never).
     """
 
     prompts: int = 12
@@ -64,10 +65,12 @@ class Training(Optimisation):
     retain: bool = False
     parts: int = 1
     overlap: bool = True
+    constant: int = 20
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least(self, 1, "prompts", "group_size", "updates", "parts")
+        check_least(self, 0, "constant")
         if self.parts > self.prompts:
             raise ValueError(f"parts must not exceed prompts = {self.prompts}, got {self.parts}")
         if self.retain and self.parts > 1:
