@@ -11,6 +11,7 @@ from typing import Any
 from grpaint.backends.runtime import resolve as resolve_runtime
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import Reward, Weights
+from grpaint.images.data import DrawnImages
 from grpaint.measures.features import ScenesFeatures
 from grpaint.rewards.scenes import SceneCleanliness, SceneDistance, SceneScorer
 from grpaint.rollout.start import Reference
@@ -93,7 +94,7 @@ class Judging:
     def of(cls, recipe: Recipe) -> "Judging":
         """Of a recipe."""
         measure = recipe.measure
-        if isinstance(recipe.data, SceneData):
+        if isinstance(recipe.data, SceneData | DrawnImages):
             stand_ins: dict[str, Reward] = {
                 "scenes-scorer": SceneScorer(),
                 "scenes-cleanliness": SceneCleanliness(),
