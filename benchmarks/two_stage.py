@@ -1,4 +1,4 @@
-"""Base, SFT, SFT + DDPO and SFT + FlowGRPO at four training lengths and three seeds, on the epsilon model, every measure.
+"""Base, SFT, SFT + DDPO and SFT + FlowGRPO at four training lengths and three seeds, on the epsilon model.
 
     python benchmarks/two_stage.py --out docs/results/two-stage     (repeat it to go on; --workers 2: two at once)
 
