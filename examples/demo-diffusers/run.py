@@ -3,8 +3,8 @@
     python examples/demo-diffusers/run.py        (or: make demo-diffusers)
 
 It builds a small pipeline from sizes, trains its VAE on drawn scenes and checks what it reconstructs, trains the U-Net
-on them (`grpaint sft`), post-trains it with MixGRPO through LoRA (`grpaint train`), exports the adapter for diffusers
-and ComfyUI. Every part is skipped where it is there already, so that the command can be repeated.
+on them (`grpaint sft`), exports that as a pipeline, post-trains it with MixGRPO through LoRA (`grpaint train`), and exports
+the adapter for diffusers and ComfyUI. Every part is skipped where it is there already, so that the command can be repeated.
 """
 
 import math
@@ -17,13 +17,14 @@ import torch
 from torch.nn import functional
 
 from grpaint.backends.random_weights import save
+from grpaint.backends.runtime import has_matrix_units
 from grpaint.evaluate import paired_difference
 from grpaint.run.folder import RunFolder
 from grpaint.scenes.captions import VOCABULARY
 from grpaint.scenes.world import SceneData
 
 HERE, BASE = Path(__file__).parent, Path("runs/demo-diffusers-base")
-VAE_STEPS, VAE_BATCH = 800, 64
+VAE_STEPS, VAE_BATCH = 1000, 32
 
 
 def make_base() -> None:
@@ -33,12 +34,14 @@ def make_base() -> None:
     aside = BASE.with_name(BASE.name + ".part")
     save("demo", aside, words=[word for word in VOCABULARY if word])
     data, vae = SceneData(), AutoencoderKL.from_pretrained(aside / "vae").train()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0)
-    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, VAE_STEPS)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=8e-4, weight_decay=0.0)
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-4, VAE_STEPS)
     for step in range(VAE_STEPS):
         images = data.batch(VAE_BATCH, step, 7)[0] * 2 - 1
-        code = vae.encode(images).latent_dist
-        loss = functional.mse_loss(vae.decode(code.sample()).sample, images) + 1e-6 * code.kl().mean()
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_matrix_units()):
+            code = vae.encode(images).latent_dist
+            again = vae.decode(code.sample()).sample
+        loss = functional.mse_loss(again.float(), images) + 1e-6 * code.kl().float().mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -77,17 +80,22 @@ def stage(command: str, recipe: str, name: str, *words: str) -> RunFolder:
     return folder
 
 
+def export(run: RunFolder, target: str) -> None:
+    """A run as other programs read it, in exports/."""
+    out = Path("exports") / f"{run.path.name}-{target}"
+    if not out.exists():
+        grpaint("export", str(run.path), "--for", target, "--out", str(out))
+
+
 def main() -> None:
     began = time.perf_counter()
     if not BASE.is_dir():
         make_base()
     sft = stage("sft", "sft.toml", "demo-diffusers-sft")
-    checkpoint = sft.latest()
-    tuned = stage("train", "mix-grpo.toml", "demo-diffusers", "--set", f"model.start={checkpoint}")
+    export(sft, "merged")
+    tuned = stage("train", "mix-grpo.toml", "demo-diffusers")
     for target in ("diffusers", "comfyui"):
-        out = Path("exports") / f"demo-diffusers-{target}"
-        if not out.exists():
-            grpaint("export", str(tuned.path), "--for", target, "--out", str(out))
+        export(tuned, target)
     first, *_, last = tuned.lines("evaluations.jsonl")
     gain, (low, high) = paired_difference(first["soft_by_prompt"], last["soft_by_prompt"])
     error = (high - low) / 2 / 1.959964
