@@ -3,8 +3,8 @@
     python examples/demo-diffusers/run.py        (or: make demo-diffusers)
 
 It builds a small pipeline from sizes, trains its VAE on drawn scenes and checks what it reconstructs, trains the U-Net
-on them (`grpaint sft`), exports that as a pipeline, post-trains it with MixGRPO through LoRA (`grpaint train`), and exports
-the adapter for diffusers and ComfyUI. Every part is skipped where it is there already, so that the command can be repeated.
+on them (`grpaint sft`), exports that as a pipeline, post-trains it with MixGRPO through LoRA (`grpaint train`), and
+exports the adapter for diffusers and ComfyUI. Every part is skipped where it is there already: repeat it to go on.
 """
 
 import math
