@@ -98,7 +98,7 @@ def test_list_has_what_the_catalog_has():
     assert "scenes-checker" in found["rewards"]
     assert {"flow-sde", "cps", "ddim", "ode"} <= found["samplers"].keys()
     methods = json.loads(command("list", "--json").out)
-    assert "default" in methods["diffusion-nft"]
+    assert "default" in methods["awm"]
     assert "sft" not in methods
     end = command("list", "sampler")
     assert end.code == 2

@@ -296,11 +296,11 @@ def test_a_setting_of_the_contract_is_there(key):
 
 def test_recipes_are_found_from_anywhere_by_short_name():
     default = open_recipe(None, "train")[1]
-    assert open_recipe("diffusion-nft", "train")[1] == default == open_recipe("scenes/diffusion-nft", "train")[1]
+    assert open_recipe("awm", "train")[1] == default == open_recipe("scenes/awm", "train")[1]
     assert isinstance(open_recipe("flow-grpo-fast", "train")[0].plan.sampler, Cps)
     assert open_recipe(None, "sft")[1] == open_recipe("sft", "sft")[1]
-    Path("diffusion-nft.toml").write_text(tomli_w.dumps(default | {"threads": 3}))
-    assert open_recipe("diffusion-nft.toml", "train")[0].threads == 3
+    Path("awm.toml").write_text(tomli_w.dumps(default | {"threads": 3}))
+    assert open_recipe("awm.toml", "train")[0].threads == 3
 
 
 def test_a_directory_in_place_of_a_recipe_is_refused():

@@ -155,6 +155,11 @@ class ImageData:
         draws = [random.Random(seed_of(seed, iteration, "prompts", row)) for row in range(count)]
         return [self.prompt(*row) for row in zip(items, draws, pictures, strict=True)]
 
+    def captions(self) -> list[str]:
+        """Every caption that a run may ask for; of tags in an order of chance the held-out ones alone."""
+        drawn = self.tags and (self.tags.shuffle != "none" or self.tags.dropout)
+        return [self.prompt(item).text for item in (*self._sides[1], *(() if drawn else self.training))]
+
     def held_out(self, count: int, seed: int) -> list[Prompt]:
         """``count`` held-out captions, or as many as there are."""
         return [self.prompt(item) for item in self._judged(self._sides[1], count, seed)]

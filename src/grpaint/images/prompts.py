@@ -137,6 +137,10 @@ class PromptData:
         chosen = [self.training[place] for place in places]
         return [self._reference(prompt) for prompt in chosen] if self.references else chosen
 
+    def captions(self) -> list[str]:
+        """Every prompt that a run may ask for."""
+        return [prompt.text for side in self._sides for prompt in side]
+
     def held_out(self, count: int, seed: int) -> list[Prompt]:
         """``count`` held-out prompts, or as many as there are."""
         prompts = self._sides[1]

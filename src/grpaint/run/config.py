@@ -24,7 +24,7 @@ from grpaint.run.settings import Checkpoints, Evaluation, Measuring, SftTraining
 from grpaint.run.watch import Watch
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-DEFAULT = {"train": "scenes/diffusion-nft", "sft": "scenes/sft"}
+DEFAULT = {"train": "scenes/awm", "sft": "scenes/sft"}
 WORLD_OF = {"ddpo": "scenes-epsilon", "sft-flow-grpo": "scenes-epsilon"}  # every other bare name means scenes
 
 
