@@ -56,7 +56,7 @@ def test_what_is_exported_draws_the_same(tmp_path: Path, name: str, target: expo
     assert about["base"].endswith(name)
     assert len(about["base_sha256"]) == 64
     assert about["recipe"] == {"stage": "train"}
-    assert about["license"] == "not said by the base's folder"
+    assert about["license"] == "not said by the base"
 
 
 def test_a_file_that_draws_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from grpaint.backends.adapters import merged_state
 from grpaint.backends.diffusers import DiffusersPolicy
 from grpaint.core.errors import CheckpointError, ConfigError
-from grpaint.core.files import read_weights, write_weights
+from grpaint.core.files import digest, read_weights, write_weights
 
 Target = Literal["diffusers", "comfyui", "merged"]
 TEXTS = ("a red circle", "")
@@ -151,25 +151,23 @@ def _sgm(name: str, layers: int) -> str:
 
 def description(policy: DiffusersPolicy, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What an exported file says of itself: its base with a hash, the recipe, and the base's license."""
-    folder = policy.spec.local
-    card = folder / "README.md"
-    found = re.search(r"^license:\s*(\S+)", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
     return {
         "base": policy.spec.base,
-        "base_sha256": base_hash(folder, policy.family.NETWORK),
+        "base_sha256": base_hash(policy),
         "family": policy.name,
-        "license": found[1] if found else "not said by the base's folder",
+        "license": policy.spec.origin.license or "not said by the base",
         "recipe": recipe,
     }
 
 
-def base_hash(folder: Path, network: str) -> str:
-    """SHA-256 over the weight files of the network that was tuned."""
-    digest = hashlib.sha256()
-    for file in sorted((folder / network).glob("*.safetensors")):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
+def base_hash(policy: DiffusersPolicy) -> str:
+    """SHA-256 of the single file, or over the weight files of the network that was tuned."""
+    if policy.spec.origin.single:
+        return digest(policy.spec.origin.single.path)
+    whole = hashlib.sha256()
+    for file in sorted((policy.spec.local / policy.family.NETWORK).glob("*.safetensors")):
+        whole.update(bytes.fromhex(digest(file)))
+    return whole.hexdigest()
 
 
 def match(policy: Any, file: Path) -> Match:

@@ -26,7 +26,7 @@ from grpaint.rollout.rollout import Rollout, roll
 from grpaint.run.config import Recipe, SftRecipe, TrainRecipe, locate, override, read_toml, resolve
 from grpaint.run.folder import RunFolder, find_checkpoint
 from grpaint.run.loop import Listener, Loop, Stopped, memory
-from grpaint.run.pieces import Model
+from grpaint.run.pieces import Model, described
 from grpaint.run.report import rows_of_pictures, save_picture
 
 Log = Callable[[str], None]
@@ -74,6 +74,8 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     log(_machine(runtime))
+    if about := described(recipe.model):
+        log(f"model  {about}")
     with memory("load"):
         policy = recipe.model.load(runtime)
     for logger in recipe.loggers.values():

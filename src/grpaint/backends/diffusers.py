@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path as FilePath
 from pickle import UnpicklingError
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from safetensors import SafetensorError
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grpaint.backends.adapters import Lora, add_adapter
+from grpaint.backends.base_model import BaseModel, Wanted, find_base, open_parts
 from grpaint.backends.families import FAMILIES, Family, Folder, Guidance, find
-from grpaint.backends.hub import check_parts, located
+from grpaint.backends.hub import check_parts, pinned
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import CheckpointError, ConfigError, MissingExtra
-from grpaint.core.files import check_tensors, read_names, read_weights
+from grpaint.core.files import check_tensors, read_header, read_weights
 from grpaint.core.path import Path, Point
 from grpaint.core.policy import Meter, Prompt, Weights
 from grpaint.core.prediction import Parametrisation, Prediction, read
@@ -51,10 +52,12 @@ class TextCondition:
 
 @dataclass(frozen=True)
 class Diffusers:
-    """Any supported pipeline of diffusers, from a folder or a hub: ``[model] kind = "diffusers"``.
+    """Any supported pipeline of diffusers, from a folder, a hub or one file: ``[model] kind = "diffusers"``.
 
-    - ``base``: a local folder in the diffusers layout, or a hub id. ``family`` "auto" goes by its pipeline class;
-      "module:Name" is one of your own.
+    - ``base``: a local folder in the diffusers layout, a hub id (``owner/name`` or ``owner/name@revision``), or one
+      ``.safetensors`` file; then ``config`` names a folder or hub id with the settings and tokenizers that go with it.
+      ``family`` "auto" goes by the pipeline class, or the file's own layout; "module:Name" is one of your own.
+    - ``prediction``: "auto" takes what the file or the scheduler's settings say.
     - ``guidance`` w: with ``guidance_kind`` "cfg" it extrapolates from the empty caption (1 is none; else two network
       calls a prediction); "distilled" models are told it and called once; "auto" takes what the model can do.
     - ``height``, ``width``: pixels, 0 for the model's own. ``tokens``: of a caption that are read, 0 for as many as the
@@ -65,8 +68,12 @@ class Diffusers:
       adapter goes on being trained, and the reference is the model that it made. ``adapter``: one on a whole ``start``.
     """
 
+    PINS: ClassVar[tuple[str, ...]] = ("base", "config")
+
     base: str
+    config: str = ""
     family: str = "auto"
+    prediction: Wanted = "auto"
     guidance: float = 1.0
     guidance_kind: Literal["auto", "none", "cfg", "distilled"] = "auto"
     height: int = 0
@@ -82,7 +89,7 @@ class Diffusers:
 
     def __post_init__(self) -> None:
         if not self.base:
-            raise ValueError("base must name a local folder in the diffusers layout, or a hub id")
+            raise ValueError("base must name a folder in the diffusers layout, a hub id or a .safetensors file")
         if self.family not in ("auto", *FAMILIES) and ":" not in self.family:
             known = ", ".join(("auto", *FAMILIES))
             raise ValueError(f'family must be {known}, or your own as module:Name, got "{self.family}"')
@@ -102,14 +109,29 @@ class Diffusers:
         whole = self.lora and self.start and not _is_adapter(FilePath(self.start))
         return replace(self, adapter=file) if whole else replace(self, start=file)
 
+    def pinned(self, before: Mapping[str, str]) -> "Diffusers":
+        """The same model, with hub ids that name a commit: that of ``before``, else the one that they mean now."""
+        names = {key: str(getattr(self, key)) for key in self.PINS}
+        return replace(self, **{key: pinned(name, before[key]) for key, name in names.items()})
+
     @cached_property
+    def origin(self) -> BaseModel:
+        """Where its parts come from, found without opening weights."""
+        return find_base(self.base, self.config, self.prediction)
+
+    @property
     def _folder(self) -> Folder:
-        return Folder(located(self.base, weights=False))
+        return self.origin.settings
 
     @property
     def local(self) -> FilePath:
         """The folder on this machine."""
         return self._folder.path
+
+    @property
+    def about(self) -> str:
+        """What the model is and where that was read."""
+        return f"{self.origin.about(self.named_family[0])}, predicts {self.parametrisation}"
 
     @cached_property
     def named_family(self) -> tuple[str, Family]:
@@ -118,7 +140,7 @@ class Diffusers:
         Raises:
             ConfigError, CheckpointError: where the folder is missing or of no known family.
         """
-        return find(self.family, self._folder)
+        return self.origin.family(*find(self.family, self._folder))
 
     @cached_property
     def guided_by(self) -> Guidance:
@@ -177,7 +199,7 @@ class Diffusers:
             CheckpointError: where weights are missing, damaged, or of another architecture.
         """
         name, family = self.named_family
-        pipe = _open(located(self.base, weights=True), family, runtime.dtype, frozen=self.lora is not None)
+        pipe = _open(self.origin, family, runtime.dtype, frozen=self.lora is not None)
         network = getattr(pipe, family.NETWORK)
         file = FilePath(self.adapter or self.start)
         adapter = bool(self.adapter or (self.start and _is_adapter(file)))
@@ -209,7 +231,7 @@ class Diffusers:
         return DiffusersPolicy(self, pipe, weights, runtime)
 
 
-def _open(folder: FilePath, family: Family, dtype: torch.dtype, *, frozen: bool) -> Any:
+def _open(base: BaseModel, family: Family, dtype: torch.dtype, *, frozen: bool) -> Any:
     """The pipeline in eval mode, with gradients for its network alone.
 
     Text encoders and a frozen network are kept in the precision that computes; a trained network and the VAE in fp32.
@@ -223,14 +245,17 @@ def _open(folder: FilePath, family: Family, dtype: torch.dtype, *, frozen: bool)
     diffusers.logging.disable_progress_bar()
     transformers.logging.disable_progress_bar()
     dtypes = {"default": dtype, "vae": torch.float32, family.NETWORK: dtype if frozen else torch.float32}
-    safe = check_parts(folder, family.WITHOUT)
+    folder = base.with_weights()
+    safe = check_parts(folder, {*family.WITHOUT, *base.held})
     try:
+        given = family.WITHOUT | open_parts(base, family, dtypes)
         pipe = getattr(diffusers, family.PIPELINE).from_pretrained(
-            folder, dtype=dtypes, local_files_only=True, use_safetensors=safe, **family.WITHOUT
+            folder, dtype=dtypes, local_files_only=True, use_safetensors=safe, **given
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: diffusers cannot open it as a {family.PIPELINE}: {reason}") from error
+    pipe.scheduler = base.rescheduled(pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
     for key, part in pipe.components.items():
         if isinstance(part, nn.Module):
@@ -256,7 +281,7 @@ def _is_adapter(path: FilePath) -> bool:
     Raises:
         CheckpointError: where it is one under other programs' names.
     """
-    names = read_names(path)
+    names, _ = read_header(path)
     if any(".lora_down." in key for key in names):
         raise CheckpointError(f"{path}: an adapter under kohya's names; name the run, or its export --for diffusers.")
     return any(".lora_A." in key for key in names)
@@ -356,7 +381,8 @@ class DiffusersPolicy:
 
     def open_base(self, folder: FilePath | None = None, dtype: torch.dtype | None = None) -> Any:
         """A fresh stock pipeline: of the base, or of a folder made from it."""
-        return _open(folder or self.spec.local, self.family, dtype or self._dtype, frozen=True)
+        base = find_base(str(folder), "", "auto") if folder else self.spec.origin
+        return _open(base, self.family, dtype or self._dtype, frozen=True)
 
     def blend(self, into: Weights, keep: float) -> None:
         """See :class:`grpaint.core.policy.Policy`."""

@@ -1,9 +1,8 @@
 """Where a base model's files are: a local folder, or a hub's repository by its own cache. No other socket opens."""
 
-import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from grpaint.backends.families.folder import Folder
 from grpaint.core.errors import CheckpointError, ConfigError, MissingExtra
-from grpaint.core.files import check_weights
+from grpaint.core.files import check_weights, digest
 
 SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
 NOT = ("*.fp16[.-]*", "*.bf16[.-]*", "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", "safety_checker/*")
@@ -27,15 +26,17 @@ class Remote:
 
 
 def is_hub_id(base: str) -> bool:
-    """Whether ``owner/name`` is meant, and not a path."""
-    named = re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not base.startswith((".", "~"))
+    """Whether ``owner/name`` or ``owner/name@revision`` is meant, and not a path."""
+    named = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", base) and not base.startswith((".", "~"))
+    named = named and not base.endswith((".safetensors", ".ckpt"))
     return bool(named) and not Path(base).exists() and not Path(base).parent.is_dir()
 
 
-def located(base: str, *, weights: bool) -> Path:
+def located(base: str, *, weights: bool, key: str = "model.base", held: Collection[str] = ()) -> Path:
     """The folder of a base model on this machine; a hub id's files come into the hub's cache where they are missing.
 
-    ``weights``: with the weight files, otherwise the settings alone.
+    ``weights``: with the weight files, but of the parts in ``held``; otherwise the settings alone. ``key`` is the
+    setting that names it.
 
     Raises:
         ConfigError: where there is no such folder, or the hub cannot be reached or has no such repository.
@@ -45,36 +46,59 @@ def located(base: str, *, weights: bool) -> Path:
         return folder
     if not is_hub_id(base):
         raise ConfigError(
-            f'model.base = "{base}": no such folder. Name one in the diffusers layout, or a hub id OWNER/NAME.'
+            f'{key} = "{base}": no such folder. Name one in the diffusers layout, or a hub id OWNER/NAME.'
         )
-    found = _snapshot(base, None, SETTINGS)
-    return _snapshot(base, None, (*SETTINGS, *_weights(found))) if weights else found
+    found = _snapshot(base, None, SETTINGS, key)
+    if not weights:
+        return found
+    return _snapshot(_at(base, found.name), None, (*SETTINGS, *_weights(found, held)), key)
 
 
-def _weights(folder: Path) -> list[str]:
+def pinned(base: str, before: str = "") -> str:
+    """A hub id as ``owner/name@commit``: ``before`` if it has been fixed so, else by what it means now.
+
+    Anything else stays as it is.
+
+    Raises:
+        ConfigError: where the hub cannot be reached or has no such repository.
+    """
+    if not is_hub_id(base):
+        return base
+    if base in (before, before.partition("@")[0]):
+        return before
+    return _at(base, located(base, weights=False).name)
+
+
+def _at(base: str, commit: str) -> str:
+    return f"{base.partition('@')[0]}@{commit}"
+
+
+def _weights(folder: Path, held: Collection[str] = ()) -> list[str]:
     """The weight files of the parts that ``model_index.json`` names, and no others that a repository may hold."""
     index = Folder(folder).settings("model_index.json")
-    return [f"{part}/*.safetensors" for part, kind in index.items() if isinstance(kind, list) and kind[0]]
+    parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] and part not in held]
+    return [f"{part}/*.safetensors" for part in parts]
 
 
-def _snapshot(name: str, to: Path | None, patterns: Sequence[str]) -> Path:
+def _snapshot(base: str, to: Path | None, patterns: Sequence[str], key: str = "model.base") -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise MissingExtra("A model from a hub", "diffusers") from error
     asked: dict[str, Any] = {"allow_patterns": list(patterns), "ignore_patterns": list(NOT)}
+    name, _, revision = base.partition("@")
     try:
-        return Path(snapshot_download(name, local_dir=to, **asked))
+        return Path(snapshot_download(name, revision=revision or None, local_dir=to, **asked))
     except Exception as error:  # its HTTP client's, too
         reason = " ".join(str(error).split())[:160]
         raise ConfigError(
-            f'model.base = "{name}": not on this machine, and not to be had from the hub ({reason}). Where there is a '
-            "network: grpaint fetch RECIPE --to DIR, then model.base = DIR/NAME."
+            f'{key} = "{base}": not on this machine, and not to be had from the hub ({reason}). Where there is a '
+            f"network: grpaint fetch RECIPE --to DIR, then {key} = DIR/NAME."
         ) from error
 
 
-def listing(name: str) -> list[Remote]:
-    """The files that a base model needs, with sizes and hashes, as the hub gives them.
+def listing(base: str, held: Collection[str] = ()) -> list[Remote]:
+    """The files that a base model needs, with sizes and hashes, as the hub gives them; not the weights of ``held``.
 
     Raises:
         ConfigError: where the hub cannot be reached or has no such repository.
@@ -83,11 +107,12 @@ def listing(name: str) -> list[Remote]:
         from huggingface_hub import HfApi
     except ImportError as error:
         raise MissingExtra("A model from a hub", "diffusers") from error
+    name, _, revision = base.partition("@")
     try:
-        found = HfApi().model_info(name, files_metadata=True).siblings or []
+        found = HfApi().model_info(name, revision=revision or None, files_metadata=True).siblings or []
     except Exception as error:  # its HTTP client's, too
-        raise ConfigError(f"{name}: the hub does not answer ({' '.join(str(error).split())[:160]}).") from error
-    patterns = (*SETTINGS, *_weights(_snapshot(name, None, SETTINGS)))
+        raise ConfigError(f"{base}: the hub does not answer ({' '.join(str(error).split())[:160]}).") from error
+    patterns = (*SETTINGS, *_weights(_snapshot(base, None, SETTINGS), held))
     files = {
         part.rfilename: Remote(part.rfilename, part.size or 0, part.lfs.sha256 if part.lfs else None) for part in found
     }
@@ -98,29 +123,29 @@ def _any(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def fetch(name: str, to: Path) -> Path:
+def fetch(base: str, to: Path, held: Collection[str] = ()) -> Path:
     """Download a base model into ``to/NAME``, and hold every file to its size and hash.
 
     Raises:
         ConfigError: where the hub does not answer.
         CheckpointError: where a file is not what the hub says.
     """
-    wanted = listing(name)
-    folder = _snapshot(name, to / name.rpartition("/")[2], [file.name for file in wanted])
+    base = pinned(base)
+    wanted = listing(base, held)
+    folder = _snapshot(base, to / base.partition("@")[0].rpartition("/")[2], [file.name for file in wanted])
     for file in wanted:
         place = folder / file.name
         size = place.stat().st_size if place.is_file() else -1
         if size != file.size:
             raise CheckpointError(f"{place}: {size} bytes, the hub says {file.size}. Fetch it again.")
         if file.sha256:
-            with place.open("rb") as opened:
-                found = hashlib.file_digest(opened, "sha256").hexdigest()
+            found = digest(place)
             if found != file.sha256:
                 raise CheckpointError(f"{place}: SHA-256 {found}, the hub says {file.sha256}. Fetch it again.")
     return folder
 
 
-def check_parts(folder: Path, without: Mapping[str, Any]) -> bool | None:
+def check_parts(folder: Path, without: Collection[str]) -> bool | None:
     """Look at every weight file of a pipeline before any is opened; whether all parts have safetensors, else None.
 
     Raises:

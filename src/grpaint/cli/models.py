@@ -28,6 +28,7 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
     """Draw captions with a trained model. Each picture says how it was drawn."""
     from grpaint import provenance
     from grpaint.core.errors import ConfigError
+    from grpaint.core.files import digest
     from grpaint.core.policy import Prompt
     from grpaint.evaluate import sample as draw
     from grpaint.run.report import save_picture, to_picture
@@ -48,7 +49,7 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
         provenance.check(like, said, file, recipe)
     if guidance is not None and getattr(policy, "distilled", False):
         raise ConfigError("--guidance: this model's guidance is distilled into it; give --set model.guidance=..")
-    weights = provenance.digest(file)
+    weights = digest(file)
     share = recipe.evaluate.tuned_share
     mixed = f"-tuned-{share:g}" if share < 1 else ""  # hybrid inference is named wherever its result goes
     for number, text in enumerate(texts):
@@ -103,9 +104,12 @@ def doctor(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False
     from grpaint.backends.runtime import resolve
     from grpaint.doctor import examine
     from grpaint.run.config import TrainRecipe, open_recipe
+    from grpaint.run.pieces import described
 
     loaded, _ = open_recipe(recipe, "train", sets or [])
     assert isinstance(loaded, TrainRecipe)
+    if not as_json and (about := described(loaded.model)):
+        typer.echo(f"model  {about}")
     failed = 0
     for finding in examine(loaded, resolve(loaded.device, loaded.precision)):
         failed += finding.passed is False
@@ -127,17 +131,20 @@ def fetch(
     sets: Sets = None,
 ) -> None:
     """Download every file that a recipe needs, with sizes and hashes; nothing else needs a network."""
-    from grpaint.backends import hub
+    from grpaint.backends import hub, single_file
     from grpaint.run.config import locate, override, read_toml
 
     model = override(read_toml(locate(recipe)), sets or []).get("model", {})
-    base = str(model.get("base", ""))
+    one = single_file.is_single_file(str(model.get("base", "")))
+    key = "config" if one else "base"
+    base = str(model.get(key, ""))
     if model.get("kind") != "diffusers" or not hub.is_hub_id(base):
         typer.echo("nothing to fetch: the recipe's model is on this machine")
         return
-    files = hub.listing(base)
+    held = tuple(single_file.recognised(model["base"]).parts) if one else ()
+    files = hub.listing(base, held)
     for file in files:
         typer.echo(f"{file.size:>14,}  {file.sha256 or '-':64}  {file.name}")
     typer.echo(f"{sum(file.size for file in files):>14,}  bytes in {len(files)} files of {base}")
     if not dry_run:
-        typer.echo(f'--set model.base="{hub.fetch(base, to)}"')
+        typer.echo(f'--set model.{key}="{hub.fetch(base, to, held)}"')

@@ -3,7 +3,7 @@
 import copy
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,7 +18,7 @@ from grpaint.rollout.start import Reference
 from grpaint.run.build import Plain, build
 from grpaint.run.catalog import did_you_mean
 from grpaint.run.optim import Behaviour
-from grpaint.run.pieces import Data, Logger, ModelSpec, WeightedReward
+from grpaint.run.pieces import Data, Logger, ModelSpec, Pinnable, WeightedReward
 from grpaint.run.settings import Checkpoints, Evaluation, SftTraining, Training, check_least
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -209,6 +209,17 @@ def resolve(table: Plain, stage: str) -> tuple[Recipe, Plain]:
 def open_recipe(name: str | None, stage: str, sets: Sequence[str] = ()) -> tuple[Recipe, Plain]:
     """Find, read, override and check a recipe."""
     return resolve(override(read_toml(locate(name or DEFAULT[stage])), sets), stage)
+
+
+def pinned(recipe: Recipe, settings: Plain, kept: Plain | None = None) -> tuple[Recipe, Plain]:
+    """The recipe and its table with hub ids that name the commit that they mean now, or meant in the run ``kept``."""
+    model = recipe.model
+    if not isinstance(model, Pinnable):
+        return recipe, settings
+    before = (kept or {}).get("model", {})
+    fixed = model.pinned({key: str(before.get(key, "")) for key in model.PINS})
+    changes = {key: getattr(fixed, key) for key in model.PINS}
+    return replace(recipe, model=fixed), settings | {"model": settings["model"] | changes}
 
 
 def stage_of(name: str) -> str:
