@@ -1,5 +1,6 @@
 """What a saved picture says of itself, so that it can be drawn again, by us or by diffusers alone."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -84,10 +85,13 @@ def check(picture: Path, said: dict[str, Any], file: Path, recipe: Recipe) -> No
         ConfigError: where they are others.
     """
     model = dump(recipe.model)
-    for key in sorted((said["model"].keys() | model.keys()) - {"base", "start", "adapter"}):
-        if said["model"].get(key) != model.get(key):
+    settings = dataclasses.fields(recipe.model)  # type: ignore[arg-type]
+    drawn = {field.name: field.default for field in settings if not dataclasses.is_dataclass(field.default)}
+    drawn |= said["model"]  # an older picture says nothing of settings that have come since
+    for key in sorted((said["model"].keys() | model.keys()) - {"base", "config", "start", "adapter"}):
+        if drawn.get(key) != model.get(key):
             raise ConfigError(
-                f"--like {picture}: drawn with model.{key} = {said['model'].get(key)!r}, here it is "
+                f"--like {picture}: drawn with model.{key} = {drawn.get(key)!r}, here it is "
                 f"{model.get(key)!r}; give it by --set model.{key}=.."
             )
     found = digest(file)

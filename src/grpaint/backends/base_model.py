@@ -158,7 +158,7 @@ def _part(single: SingleFile, folder: Path, part: str, kind: Any, dtype: torch.d
 
     tensors, where = _tensors(single, part), {"subfolder": part, "local_files_only": True}
     if issubclass(kind, ModelMixin):
-        return kind.from_single_file(tensors, config=str(folder), dtype=dtype, **where)  # type: ignore[attr-defined]
+        return kind.from_single_file(tensors, config=str(folder), dtype=dtype, **where)
     if "t5" in single.parts[part]:
         made = convert.create_diffusers_t5_model_from_checkpoint
     else:

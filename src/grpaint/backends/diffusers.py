@@ -7,11 +7,12 @@ The house samples; the pipeline lends its text encoders, its network and its VAE
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path as FilePath
 from pickle import UnpicklingError
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +24,7 @@ from grpaint.backends.base_model import BaseModel, Wanted, find_base, open_parts
 from grpaint.backends.families import FAMILIES, Family, Folder, Guidance, find
 from grpaint.backends.hub import check_parts, pinned
 from grpaint.backends.runtime import Runtime
+from grpaint.backends.upcast import upcast
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import CheckpointError, ConfigError, MissingExtra
 from grpaint.core.files import check_tensors, read_header, read_weights
@@ -68,8 +70,6 @@ class Diffusers:
       adapter goes on being trained, and the reference is the model that it made. ``adapter``: one on a whole ``start``.
     """
 
-    PINS: ClassVar[tuple[str, ...]] = ("base", "config")
-
     base: str
     config: str = ""
     family: str = "auto"
@@ -109,10 +109,9 @@ class Diffusers:
         whole = self.lora and self.start and not _is_adapter(FilePath(self.start))
         return replace(self, adapter=file) if whole else replace(self, start=file)
 
-    def pinned(self, before: Mapping[str, str]) -> "Diffusers":
-        """The same model, with hub ids that name a commit: that of ``before``, else the one that they mean now."""
-        names = {key: str(getattr(self, key)) for key in self.PINS}
-        return replace(self, **{key: pinned(name, before[key]) for key, name in names.items()})
+    def pinned(self) -> "Diffusers":
+        """The same model, with hub ids that name the commit that they mean now."""
+        return replace(self, base=pinned(self.base), config=pinned(self.config))
 
     @cached_property
     def origin(self) -> BaseModel:
@@ -206,22 +205,15 @@ class Diffusers:
         if adapter and not self.lora:
             raise CheckpointError(f"{file}: an adapter, but no model.lora is set. Set it, with the adapter's rank.")
         if self.start and not (adapter and not self.adapter):
-            whole, metadata = read_weights(FilePath(self.start))
-            check_tensors(FilePath(self.start), whole, network.state_dict(), metadata, {"family": name})
-            network.load_state_dict(whole)
+            _take_whole(FilePath(self.start), network, name)
         for key, parameter in network.named_parameters():
             if key.startswith(family.idle(network)):
                 parameter.requires_grad_(False)  # no gradient would reach it
-        stored, metadata = read_weights(file) if adapter else ({}, {})
         if self.lora:
             add_adapter(network, self.lora, family.TARGETS, idle=family.idle(network))
         trainable = {key: p for key, p in network.named_parameters() if p.requires_grad}
         if adapter and self.lora:
-            wanted = {_file_name(family, key): p for key, p in trainable.items()}
-            check_tensors(file, stored, wanted, metadata, {"family": name})
-            factor = _strength(metadata, family) * self.lora.rank / self.lora.alpha
-            for key, p in wanted.items():
-                p.data.copy_(stored[key].float() * (factor if ".lora_B." in key else 1))
+            _take_adapter(file, self.lora, trainable, (name, family))
         if self.checkpointing:
             network.enable_gradient_checkpointing()
         if self.vae_tiling:
@@ -290,6 +282,24 @@ def _is_adapter(path: FilePath) -> bool:
 def _file_name(family: Family, name: str) -> str:
     """What diffusers calls an adapter's tensor in a file."""
     return f"{family.NETWORK}.{name.replace('.default.', '.')}"
+
+
+def _take_whole(file: FilePath, network: nn.Module, name: str) -> None:
+    """Read a whole network of a family."""
+    whole, metadata = read_weights(file)
+    check_tensors(file, whole, network.state_dict(), metadata, {"family": name})
+    network.load_state_dict(whole)
+
+
+def _take_adapter(file: FilePath, lora: Lora, trainable: Mapping[str, nn.Parameter], named: tuple[str, Family]) -> None:
+    """Read an adapter; its alpha / rank may be another than ours."""
+    name, family = named
+    stored, metadata = read_weights(file)
+    wanted = {_file_name(family, key): p for key, p in trainable.items()}
+    check_tensors(file, stored, wanted, metadata, {"family": name})
+    factor = _strength(metadata, family) * lora.rank / lora.alpha
+    for key, p in wanted.items():
+        p.data.copy_(stored[key].float() * (factor if ".lora_B." in key else 1))
 
 
 def _strength(metadata: Mapping[str, str], family: Family) -> float:
@@ -378,6 +388,28 @@ class DiffusersPolicy:
         finally:
             self.pipe.scheduler = own
         return family.from_stock(made.images.float(), start)
+
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Inside, the network computes in fp32, on its weights as they are rounded."""
+        before = self.runtime, self._dtype
+        self.runtime, self._dtype = replace(self.runtime, precision="fp32"), torch.float32
+        try:
+            with upcast(getattr(self.pipe, self.family.NETWORK)):
+                yield
+        finally:
+            self.runtime, self._dtype = before
+
+    def take(self, file: FilePath) -> None:
+        """Read what :meth:`export` wrote into the current weights.
+
+        Raises:
+            CheckpointError: where it is of another architecture.
+        """
+        if self.spec.lora:
+            _take_adapter(file, self.spec.lora, self.weights.trainable, (self.name, self.family))
+        else:
+            _take_whole(file, getattr(self.pipe, self.family.NETWORK), self.name)
 
     def open_base(self, folder: FilePath | None = None, dtype: torch.dtype | None = None) -> Any:
         """A fresh stock pipeline: of the base, or of a folder made from it."""

@@ -54,19 +54,13 @@ def located(base: str, *, weights: bool, key: str = "model.base", held: Collecti
     return _snapshot(_at(base, found.name), None, (*SETTINGS, *_weights(found, held)), key)
 
 
-def pinned(base: str, before: str = "") -> str:
-    """A hub id as ``owner/name@commit``: ``before`` if it has been fixed so, else by what it means now.
-
-    Anything else stays as it is.
+def pinned(base: str) -> str:
+    """A hub id with the commit that it means now, as ``owner/name@commit``; anything else as it is.
 
     Raises:
         ConfigError: where the hub cannot be reached or has no such repository.
     """
-    if not is_hub_id(base):
-        return base
-    if base in (before, before.partition("@")[0]):
-        return before
-    return _at(base, located(base, weights=False).name)
+    return _at(base, located(base, weights=False).name) if is_hub_id(base) else base
 
 
 def _at(base: str, commit: str) -> str:

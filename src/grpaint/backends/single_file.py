@@ -33,7 +33,7 @@ OTHERS = (
     (r"^(down_blocks|(single_)?transformer_blocks)\.", "one part of a pipeline", "name the pipeline's folder"),
 )
 # transformer layers of the U-Net's blocks on the way down, and in its middle
-LAYOUTS = {
+LAYOUTS: dict[tuple[tuple[int, ...], int], str] = {
     ((0, 0, 2, 2, 10, 10), 10): "SDXL",
     ((0, 0, 2, 2, 4, 4), 0): "SSD-1B",
     ((0, 0, 1, 1, 2, 2), 0): "Segmind Vega",

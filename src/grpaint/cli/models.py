@@ -74,15 +74,21 @@ def export(
     check: Annotated[
         Path | None, typer.Option(help="Only say which layers of this adapter file the model has.")
     ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Then upload it to this repository of the hub.")
+    ] = None,
     sets: Sets = None,
 ) -> None:
     """Write a trained adapter or pipeline for other programs; it is loaded again and compared first."""
     from typing import get_args
 
     from grpaint import export as exporting
+    from grpaint import push as pushing
     from grpaint.core.errors import ConfigError
+    from grpaint.run.folder import evaluations
     from grpaint.train import find_model, open_model
 
+    user = pushing.check(push) if push else ""
     if target not in get_args(exporting.Target):
         raise ConfigError(f"--for {target}: there are {', '.join(get_args(exporting.Target))}.")
     policy, recipe = open_model(source, sets or [])
@@ -94,8 +100,16 @@ def export(
         raise typer.Exit(1 if match.unmatched or not match.matched else 0)
     name = Path(source).name.removesuffix(".safetensors")
     place = out or Path("exports") / f"{name}-{target}"
-    off = exporting.export(policy, find_model(source)[1], min(4, recipe.evaluate.steps), target, place)  # type: ignore[arg-type]
+    file, table = find_model(source)
+    off = exporting.export(policy, table, min(4, recipe.evaluate.steps), target, place)  # type: ignore[arg-type]
     typer.echo(f"{place}  reloaded: latents differ by {off:.1e}")
+    if push:
+        about = exporting.description(policy, table)
+        (place / pushing.CARD).write_text(pushing.card(push, target, about, evaluations(file)), encoding="utf-8")
+        typer.echo(f"to {push} as {user}, private if it is new; the files carry the recipe, with this machine's paths:")
+        for path, size in pushing.listing(place):
+            typer.echo(f"{size:>14,}  {path}")
+        typer.echo(pushing.push(place, push))
 
 
 @app.command()

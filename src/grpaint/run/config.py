@@ -15,10 +15,10 @@ from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient
 from grpaint.learn.table import RewardSet
 from grpaint.rollout.rollout import Plan
 from grpaint.rollout.start import Reference
-from grpaint.run.build import Plain, build
+from grpaint.run.build import Plain, build, dump
 from grpaint.run.catalog import did_you_mean
 from grpaint.run.optim import Behaviour
-from grpaint.run.pieces import Data, Logger, ModelSpec, Pinnable, WeightedReward
+from grpaint.run.pieces import Data, Logger, ModelSpec, WeightedReward
 from grpaint.run.settings import Checkpoints, Evaluation, SftTraining, Training, check_least
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -211,15 +211,22 @@ def open_recipe(name: str | None, stage: str, sets: Sequence[str] = ()) -> tuple
     return resolve(override(read_toml(locate(name or DEFAULT[stage])), sets), stage)
 
 
-def pinned(recipe: Recipe, settings: Plain, kept: Plain | None = None) -> tuple[Recipe, Plain]:
-    """The recipe and its table with hub ids that name the commit that they mean now, or meant in the run ``kept``."""
-    model = recipe.model
-    if not isinstance(model, Pinnable):
+def pinned(recipe: Recipe, settings: Plain) -> tuple[Recipe, Plain]:
+    """The recipe and its table with a model whose hub ids name the commit that they mean now."""
+    pin = getattr(recipe.model, "pinned", None)
+    if not pin:
         return recipe, settings
-    before = (kept or {}).get("model", {})
-    fixed = model.pinned({key: str(before.get(key, "")) for key in model.PINS})
-    changes = {key: getattr(fixed, key) for key in model.PINS}
-    return replace(recipe, model=fixed), settings | {"model": settings["model"] | changes}
+    model = pin()
+    return replace(recipe, model=model), settings | {"model": dump(model)}
+
+
+def keep_pins(table: Plain, kept: Plain) -> Plain:
+    """``table`` with the hub commits of a run's settings, where it names the same repositories."""
+    model, before = dict(table.get("model", {})), kept.get("model", {})
+    for key in ("base", "config"):
+        if key in model and model[key] == str(before.get(key, "")).partition("@")[0]:
+            model[key] = before[key]
+    return table | {"model": model}
 
 
 def stage_of(name: str) -> str:

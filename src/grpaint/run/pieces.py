@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,16 +46,6 @@ class ModelSpec(Protocol):
 
     def load(self, runtime: Runtime) -> Model:
         """Open the weights."""
-
-
-@runtime_checkable
-class Pinnable(Protocol):
-    """A model whose settings may name something that changes elsewhere: a hub's repository."""
-
-    PINS: ClassVar[tuple[str, ...]]
-
-    def pinned(self, before: Mapping[str, str]) -> Any:
-        """The same with fixed names; ``before`` are those that a run has had, which stay where they mean the same."""
 
 
 def described(model: ModelSpec) -> str:
