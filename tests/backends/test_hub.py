@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from grpaint.backends.diffusers import Diffusers
@@ -20,7 +19,7 @@ from grpaint.core import CheckpointError, ConfigError
 from hub_server import FIRST, SECOND, Hub, grpaint, serving
 from original_layout import original
 from tiny_pipelines import save, sd15
-from tiny_runs import command, write_recipe
+from tiny_runs import write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -75,21 +74,17 @@ def test_a_run_keeps_the_commit_that_it_began_with(hub: str, folder: Path, tmp_p
     assert f"snapshots/{SECOND}" in shown.stdout  # a new run takes the new one
 
 
-def test_of_a_single_file_only_what_it_lacks_is_fetched(
-    hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changes = {"ENDPOINT": hub, "HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(tmp_path / "cache")}
-    for name, value in changes.items():
-        monkeypatch.setattr(constants, name, value)
+def test_of_a_single_file_only_what_it_lacks_is_fetched(hub: str, tmp_path: Path) -> None:
     file = tmp_path / "one.safetensors"
     save_file({name: t for name, t in original(sd15()).items() if not name.startswith("first_stage_model.")}, file)
     write_recipe(tmp_path, str(file))
-    done = command("fetch", str(tmp_path / "mine.toml"), "--to", str(tmp_path), sets=["model.config=me/tiny"])
-    assert done.code == 0, done.err
-    assert done.out.splitlines()[-1] == f'--set model.config="{tmp_path}/tiny"'
-    fetched = {str(place.relative_to(tmp_path / "tiny")) for place in (tmp_path / "tiny").rglob("*.safetensors")}
+    done = grpaint(hub, tmp_path, "fetch", "mine.toml", "--to", "models", "--set", "model.config=me/tiny")
+    assert done.returncode == 0, done.stderr
+    there = tmp_path / "models/tiny"
+    assert done.stdout.splitlines()[-1] == f'--set model.config="{there}"'
+    fetched = {str(place.relative_to(there)) for place in there.rglob("*.safetensors")}
     assert fetched == {"vae/diffusion_pytorch_model.safetensors"}
-    assert Diffusers(str(file), config=str(tmp_path / "tiny")).load(Runtime()).name == "sd15"
+    assert Diffusers(str(file), config=str(there)).load(Runtime()).name == "sd15"
 
 
 def test_a_file_that_is_not_what_the_hub_says_is_refused(hub: str, tmp_path: Path) -> None:
