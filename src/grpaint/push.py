@@ -7,8 +7,8 @@ from typing import Any
 
 import tomli_w
 
-from grpaint.backends.hub import is_hub_id
 from grpaint.core.errors import ConfigError, MissingExtra, RunError
+from grpaint.core.hub import is_hub_id
 
 CARD = "README.md"
 LOADING = {

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from diffusers.loaders import single_file_utils
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -18,6 +18,7 @@ from grpaint import export as exporting
 from grpaint.backends import base_model, random_weights
 from grpaint.backends.adapters import Lora
 from grpaint.backends.diffusers import Diffusers, DiffusersPolicy
+from grpaint.backends.embeddings import readers_hash
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.single_file import layout, recognised
 from grpaint.core import CheckpointError, ConfigError, Prompt
@@ -246,3 +247,49 @@ def test_a_file_trains_and_exports_like_a_folder(tmp_path: Path) -> None:
     about = json.loads((tmp_path / "merged/grpaint.json").read_text())
     assert about["base"] == str(file)
     assert about["base_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd3", "flux-dev"])
+def test_with_a_cache_only_encoders_are_opened_again_and_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    _, file, settings = write(tmp_path, name)
+    settings |= {"height": 16, "width": 16, "tokens": 0 if name == "sd1" else 16}
+    wanted = latents(Diffusers(str(file), **settings).load(Runtime()))
+    read, plain = [], base_model._part
+    monkeypatch.setattr(base_model, "_part", lambda *given: read.append(given[2]) or plain(*given))  # type: ignore[func-returns-value]
+    kept = {"embeddings": "cache", "cache": str(tmp_path / "cache")}
+    policy = Diffusers(str(file), **settings, **kept).load(Runtime())  # type: ignore[arg-type]
+    encoders = sorted(part for part in CASES[name][3] if part.startswith("text_encoder"))
+    network = sorted(set(CASES[name][3]) - set(encoders))
+    assert (sorted(read[: len(network)]), sorted(read[len(network) :])) == (network, encoders)
+    assert torch.equal(latents(policy), wanted)
+    assert not any(part for key, part in policy.pipe.components.items() if key.startswith("text_encoder"))
+
+
+@pytest.mark.parametrize(("name", "held"), [("sd1", True), ("unet-alone", False)])
+def test_embeddings_are_kept_apart_where_the_file_holds_what_reads(tmp_path: Path, name: str, held: bool) -> None:
+    _, file, settings = write(tmp_path, name)
+    before = readers_hash(Diffusers(str(file), **settings).origin)
+    tensors = load_file(file)
+    tensors |= {key: t + 1 for key, t in tensors.items() if key.endswith("time_embed.0.bias")}
+    save_file(tensors, file)
+    assert (readers_hash(Diffusers(str(file), **settings).origin) != before) == held
+
+
+@pytest.mark.parametrize(("precision", "library"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
+def test_a_file_is_held_in_few_bits_like_its_folder(tmp_path: Path, precision: Any, library: str) -> None:
+    pytest.importorskip(library)
+    folder, file, settings = write(tmp_path, "ssd-1b")
+    few: dict[str, Any] = {"height": 16, "width": 16, "lora": Lora(4), "base_precision": precision}
+    ours, theirs = (Diffusers(str(base), **few, **said) for base, said in ((file, settings), (folder, {})))
+    assert torch.equal(latents(ours.load(Runtime())), latents(theirs.load(Runtime())))
+
+
+def test_a_part_that_the_settings_leave_out_stays_out(tmp_path: Path) -> None:
+    _, file, settings = write(tmp_path, "sd3")
+    index = Path(settings["config"]) / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"text_encoder_3": [None, None]}))
+    policy = Diffusers(str(file), height=16, width=16, tokens=16, **settings).load(Runtime())
+    assert policy.pipe.text_encoder_3 is None
+    assert latents(policy).isfinite().all()

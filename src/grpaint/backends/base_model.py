@@ -2,8 +2,9 @@
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from grpaint.core.files import check_tensors
 
 Wanted = Literal["auto", "epsilon", "v"]
 SCHEDULER = "scheduler/scheduler_config.json"
+ABSENT = (None, None)  # a part that model_index.json leaves out
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,14 @@ class BaseModel:
     settings: Folder
     single: SingleFile | None = None
 
-    def with_weights(self) -> Path:
-        """The folder, with the weight files of the parts that the single file lacks."""
-        return located(self.name, weights=True, held=self.held)
+    @cached_property
+    def folder(self) -> Path:
+        """The folder, with the weight files of the parts that the single file lacks.
+
+        Raises:
+            ConfigError: where they are missing here and the hub does not give them.
+        """
+        return located(self.name, weights=True, key="model.config" if self.single else "model.base", held=self.held)
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -118,8 +125,10 @@ def _predicting(folder: Folder, predicts: str | None) -> Folder:
     return Folder(folder.path, {SCHEDULER: {"prediction_type": name}})
 
 
-def open_parts(base: BaseModel, family: Family, dtypes: Mapping[str, torch.dtype]) -> dict[str, nn.Module]:
-    """The parts that the single file holds. The network is held to the settings before a weight is read.
+def open_parts(
+    base: BaseModel, family: Family, dtypes: Mapping[str, torch.dtype], without: Collection[str] = ()
+) -> dict[str, nn.Module]:
+    """The parts that the single file holds, but ``without``. The network is held to the settings before its weights.
 
     Raises:
         CheckpointError: where the file is of another architecture than the settings.
@@ -128,8 +137,11 @@ def open_parts(base: BaseModel, family: Family, dtypes: Mapping[str, torch.dtype
     if single is None:
         return {}
     index = folder.settings("model_index.json")
-    classes = {part: getattr(importlib.import_module(index[part][0]), index[part][1]) for part in single.parts}
-    _check_network(single, folder, family.NETWORK, classes[family.NETWORK])
+    known = [part for part in single.parts if (index.get(part) or ABSENT)[0]]  # settings may leave T5 out
+    wanted = [part for part in known if part not in without]
+    classes = {part: getattr(importlib.import_module(index[part][0]), index[part][1]) for part in wanted}
+    if family.NETWORK in classes:
+        _check_network(single, folder, family.NETWORK, classes[family.NETWORK])
     found = {}
     for part, kind in classes.items():
         found[part] = _part(single, folder.path, part, kind, dtypes.get(part, dtypes["default"]))

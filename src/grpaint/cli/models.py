@@ -145,20 +145,31 @@ def fetch(
     sets: Sets = None,
 ) -> None:
     """Download every file that a recipe needs, with sizes and hashes; nothing else needs a network."""
-    from grpaint.backends import hub, single_file
-    from grpaint.run.config import locate, override, read_toml
+    from grpaint.backends import hub as pipelines
+    from grpaint.backends import single_file
+    from grpaint.core import hub
+    from grpaint.run.config import locate, override, read_toml, weights_of
 
-    model = override(read_toml(locate(recipe)), sets or []).get("model", {})
+    table = override(read_toml(locate(recipe)), sets or [])
+    model = table.get("model", {})
     one = single_file.is_single_file(str(model.get("base", "")))
-    key = "config" if one else "base"
-    base = str(model.get(key, ""))
-    if model.get("kind") != "diffusers" or not hub.is_hub_id(base):
-        typer.echo("nothing to fetch: the recipe's model is on this machine")
-        return
-    held = tuple(single_file.recognised(model["base"]).parts) if one else ()
-    files = hub.listing(base, held)
-    for file in files:
-        typer.echo(f"{file.size:>14,}  {file.sha256 or '-':64}  {file.name}")
-    typer.echo(f"{sum(file.size for file in files):>14,}  bytes in {len(files)} files of {base}")
-    if not dry_run:
-        typer.echo(f'--set model.{key}="{hub.fetch(base, to, held)}"')
+    setting = "config" if one else "base"
+    wanted: list[tuple[str, str, list[hub.Remote]]] = []
+    if model.get("kind") == "diffusers" and hub.is_hub_id(str(model.get(setting, ""))):
+        held = tuple(single_file.recognised(model["base"]).parts) if one else ()
+        wanted.append((f"model.{setting}", *pipelines.listing(model[setting], f"model.{setting}", held)))
+    for key, source in weights_of(table):
+        if hub.is_hub_id(source.given):
+            name, files = hub.listing(source.given)
+            files = [file for file in files if hub.matches(file.name, source.files)]
+            wanted.append((f"{key}.{source.setting}", name, files))
+        elif not Path(source.given).expanduser().exists():
+            typer.echo(f"{key}.{source.setting}: {source.files[0]} comes from {source.origin}")
+    for _, name, files in wanted:
+        for file in files:
+            typer.echo(f"{file.size:>14,}  {file.sha256 or '-':64}  {file.name}")
+        typer.echo(f"{sum(file.size for file in files):>14,}  bytes in {len(files)} files of {name}")
+    if not wanted:
+        typer.echo("nothing to fetch: no part of the recipe names a hub's repository")
+    for key, name, files in [] if dry_run else wanted:
+        typer.echo(f'--set {key}="{hub.fetch(key, name, files, to)}"')

@@ -7,7 +7,7 @@ from pathlib import Path as FilePath
 import torch
 from torch import Tensor
 
-from grpaint.backends.diffusers import DiffusersPolicy
+from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.core.files import WEIGHTS_FILE, write_weights
 from grpaint.core.path import VpPath
 from grpaint.doctor.examination import Examination, Finding, update
