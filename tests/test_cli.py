@@ -22,7 +22,7 @@ COMMANDS = {
     "train": "recipe --set --name --resume",
     "sft": "recipe --set --name --resume",
     "sample": "source prompts --seed --out --steps --guidance --like --snippet --set",
-    "export": "source --for --out --check --set",
+    "export": "source --for --out --check --push --set",
     "doctor": "recipe --set --json",
     "fetch": "recipe --to --dry-run --set",
     "evaluate": "sources --out --few --keep --json --set",

@@ -11,11 +11,11 @@ import torch
 import typer.testing
 
 from grpaint import doctor
-from grpaint.backends.diffusers import DiffusersPolicy
 from grpaint.backends.runtime import Runtime
 from grpaint.cli import app
-from grpaint.core import FlowPath, Point
+from grpaint.core import FlowPath, FlowSde, Point, Prediction
 from tiny_pipelines import recipe, save
+from tiny_runs import write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -32,63 +32,131 @@ class Scrambled(FlowPath):
         return (first, third, second, *rest)
 
 
-def wrong_order(policy: DiffusersPolicy) -> None:
-    policy.path = Scrambled(shift=3.0, spacing="sd3")
+Case = doctor.Examination
 
 
-def frozen(policy: DiffusersPolicy) -> None:
-    for name, parameter in policy.weights.trainable.items():
+def wrong_order(case: Case) -> None:
+    case.policy.path = Scrambled(shift=3.0, spacing="sd3")
+
+
+def frozen(case: Case) -> None:
+    for name, parameter in case.trainable.items():
         parameter.requires_grad_("to_q" not in name)
 
 
-def no_noise(policy: DiffusersPolicy) -> None:
-    plain = policy.noise
-    policy.noise = lambda key, rows: plain(key, rows) * ("start" in key)  # type: ignore[method-assign]
+def no_noise(case: Case) -> None:
+    plain = case.policy.noise
+    case.policy.noise = lambda key, rows: plain(key, rows) * ("start" in key)  # type: ignore[method-assign]
 
 
-def other_order(policy: DiffusersPolicy) -> None:
-    plain = policy.predict
+def other_order(case: Case) -> None:
+    plain = case.policy.predict
 
     def predict(x: Any, here: Any, cond: Any, weights: Any = "current") -> Any:
         replayed = torch.is_grad_enabled()
         return plain(x, here, cond.rows(torch.arange(len(cond)).flip(0)) if replayed else cond, weights)
 
-    policy.predict = predict  # type: ignore[method-assign]
+    case.policy.predict = predict  # type: ignore[method-assign]
 
 
-def stale(policy: DiffusersPolicy) -> None:
-    policy.blend = lambda into, keep: None  # type: ignore[method-assign]
+def hardly_any_noise(case: Case) -> None:
+    """Steps whose noise is of the size of what fp32 rounds."""
+    case.plan = dataclasses.replace(case.plan, sampler=FlowSde(1e-6))
 
 
-def blind_optimizer(policy: DiffusersPolicy) -> None:
-    policy.parameters = lambda: iter([torch.nn.Parameter(torch.zeros(1))])  # type: ignore[method-assign]
+def stale(case: Case) -> None:
+    case.policy.blend = lambda into, keep: None  # type: ignore[method-assign]
 
 
-FAULTS: dict[Callable[[DiffusersPolicy], None], tuple[str, str]] = {
-    wrong_order: ("sampler parity with the stock pipeline", "their order"),
-    frozen: ("gradients reach every trainable tensor", "frozen"),
-    no_noise: ("noise of the steps", "dropped"),
-    other_order: ("ratio before an update", "order of rows"),
-    stale: ("running average", "stale"),
-    blind_optimizer: ("weights move, the reference does not", "optimizer holds other tensors"),
+def blind_optimizer(case: Case) -> None:
+    case.policy.parameters = lambda: iter([torch.nn.Parameter(torch.zeros(1))])  # type: ignore[method-assign]
+
+
+def wrong_sign(case: Case) -> None:
+    """What the network gives is read with another sign where it learns than where it is measured."""
+    plain = case.policy.predict
+
+    def predict(x: Any, here: Any, cond: Any, weights: Any = "current") -> Prediction:
+        seen = plain(x, here, cond, weights)
+        return Prediction(-seen.x0, -seen.eps) if torch.is_grad_enabled() else seen
+
+    case.policy.predict = predict  # type: ignore[method-assign]
+
+
+def still_optimizer(case: Case) -> None:
+    case.optimizer = lambda: torch.optim.SGD(case.policy.parameters(), lr=0.0)  # type: ignore[method-assign, assignment]
+
+
+def doubled_file(case: Case) -> None:
+    plain = case.policy.export
+
+    def export(weights: Any = "average") -> Any:
+        tensors, header = plain(weights)
+        return {name: 2 * tensor if ".lora_B." in name else tensor for name, tensor in tensors.items()}, header
+
+    case.policy.export = export  # type: ignore[method-assign]
+
+
+FAULTS: dict[Callable[[Case], None], tuple[Callable[[Case], doctor.Finding], str]] = {
+    wrong_order: (doctor.parity, "their order"),
+    frozen: (doctor.gradients, "frozen"),
+    no_noise: (doctor.noise, "dropped"),
+    other_order: (doctor.ratio, "order of rows"),
+    hardly_any_noise: (doctor.floor, "train steps with more noise"),
+    stale: (doctor.average, "stale"),
+    blind_optimizer: (doctor.moves, "optimizer holds other tensors"),
+    wrong_sign: (doctor.fits, "its sign"),
+    still_optimizer: (doctor.learns, "still does nothing"),
+    doubled_file: (doctor.reload, r"scale (alpha / rank)"),
 }
 
 
+def opened(folder: Path, precision: Any = "fp32", **model: Any) -> Case:
+    runtime, asked = Runtime(precision=precision), recipe(folder, **model)
+    return doctor.Examination(asked, asked.model.load(runtime), runtime)
+
+
+def test_every_check_has_its_fault() -> None:
+    assert {check for check, _ in FAULTS.values()} == set(doctor.CHECKS)
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_a_fault_is_named(folder: Path, fault: Callable[[DiffusersPolicy], None]) -> None:
-    case = doctor.Examination(recipe(folder), recipe(folder).model.load(Runtime()), Runtime())
-    assert isinstance(case.policy, DiffusersPolicy)
-    name, cause = FAULTS[fault]
-    check = next(check for check in doctor.CHECKS if check(case).check == name)
-    assert check(case).passed
-    fault(case.policy)
+def test_a_fault_is_named(folder: Path, fault: Callable[[Case], None]) -> None:
+    case = opened(folder)
+    check, cause = FAULTS[fault]
+    good = check(case)
+    assert good.passed, good
+    fault(case)
     finding = check(case)
     assert finding.passed is False
     assert cause in finding.mend
 
 
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_in_half_precision_a_wrong_order_still_shows(folder: Path, precision: str, guidance: float) -> None:
+    case = opened(folder, precision, guidance=guidance)
+    assert doctor.parity(case).passed
+    assert not any(parameter.dtype == torch.float32 for parameter in case.policy.pipe.text_encoder.parameters())  # type: ignore[attr-defined]
+    wrong_order(case)
+    assert doctor.parity(case).passed is False
+
+
+def test_in_fp16_it_learns_with_scaled_gradients(folder: Path) -> None:
+    case = opened(folder, "fp16")
+    assert case.scaler().is_enabled()
+    assert doctor.moves(case).passed
+    assert doctor.fits(case).passed
+
+
+def test_no_second_model_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = opened(folder)
+    monkeypatch.setattr(type(case.recipe.model), "load", None)
+    assert all(check(case).passed for check in (doctor.parity, doctor.reload))
+
+
 def test_checks_leave_the_weights_as_they_were(folder: Path) -> None:
-    case = doctor.Examination(recipe(folder), recipe(folder).model.load(Runtime()), Runtime())
+    case = opened(folder)
     before = {name: p.detach().clone() for name, p in case.policy.weights.trainable.items()}
     for check in doctor.CHECKS:
         check(case)
@@ -101,28 +169,13 @@ def test_the_command_prints_a_line_each_and_fails_where_one_fails(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(doctor, "CHECKS", (doctor.ratio, doctor.noise))
     monkeypatch.setattr(doctor.examine, "__defaults__", ((doctor.ratio, doctor.noise),))
-    Path("mine.toml").write_text(
-        f"""
-        [model]
-        kind = "diffusers"
-        base = "{folder}"
-        lora = {{ rank = 4 }}
-        [data]
-        kind = "scenes"
-        [plan]
-        steps = 3
-        sampler = {{ kind = "flow-sde" }}
-        [rewards.checker]
-        kind = "scenes-checker"
-        [train]
-        iterations = 1
-        learning_rate = 1e-3
-        """
-    )
+    write_recipe(tmp_path, str(folder), "flow-sde")
     run = typer.testing.CliRunner().invoke
     good = run(app, ["doctor", "mine.toml"])
     assert good.exit_code == 0, good.output
-    assert [line[:6] for line in good.output.splitlines()] == ["PASS  ", "PASS  "]
+    model, *found = good.output.splitlines()
+    assert model == f"model  sd3 from {folder}, predicts velocity"
+    assert [line[:6] for line in found] == ["PASS  ", "PASS  "]
     monkeypatch.setattr(doctor.Examination, "clip", 0.0)
     monkeypatch.setattr(doctor.Examination, "replay", lambda self, rollout, part: torch.ones(1))
     bad = run(app, ["doctor", "mine.toml", "--json"])

@@ -81,6 +81,53 @@ def score(images, prompts):
 """
 
 
+PIPELINE = """
+precision = "fp32"
+[model]
+kind = "diffusers"
+base = "{base}"
+guidance = 3.0
+height = 32
+width = 32
+lora = {{ rank = 4 }}
+[data]
+kind = "scenes"
+[plan]
+steps = 3
+sampler = {{ kind = "{sampler}" }}
+[rewards.bright]
+kind = "{reward}:bright"
+[train]
+iterations = 1
+prompts = 2
+group_size = 2
+learning_rate = 1e-2
+[evaluate]
+prompts = 4
+probe = 4
+steps = 3
+guidance = 3.0
+guided = []
+pictures = 0
+"""
+
+
+def write_recipe(root: Path, base: str, sampler: str = "ddim") -> None:
+    """``mine.toml``: GRPO on a pipeline's folder or hub id in one iteration, brightness its reward."""
+    reward = root / "bright.py"
+    reward.write_text("def bright(images, prompts):\n    return images.mean((1, 2, 3))\n")
+    (root / "mine.toml").write_text(PIPELINE.format(base=base, sampler=sampler, reward=reward))
+
+
+def trained(root: Path, base: str) -> Path:
+    """A finished run of that recipe, runs/mine, in a folder of its own."""
+    write_recipe(root, base)
+    with contextlib.chdir(root):
+        done = command("train", "mine.toml")
+    assert done.code == 0, done.err
+    return root
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a command ended."""

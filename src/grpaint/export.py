@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from grpaint.backends.adapters import merged_state
+from grpaint.backends.adapters import merged_state, without_adapters
 from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.core.errors import CheckpointError, ConfigError
-from grpaint.core.files import read_weights, write_weights
+from grpaint.core.files import digest, read_weights, write_weights
 
 Target = Literal["diffusers", "comfyui", "merged"]
 TEXTS = ("a red circle", "")
@@ -60,16 +61,16 @@ def export(policy: Any, recipe: Mapping[str, Any], steps: int, target: Target, o
         raise ConfigError(f"--out {out}: exists already; take another name, or remove it.")
     start = policy.noise((0, 0, "export"), range(len(TEXTS)))
     wanted = policy.stock(TEXTS, start, steps)
-    plain = DiffusersPolicy(policy.spec, policy.open_base(), policy.weights, policy.runtime).stock(TEXTS, start, steps)
-    moved = _difference(wanted, plain)
+    with without_adapters(getattr(policy.pipe, policy.family.NETWORK)):  # a whole network has none: moved is 0
+        moved = _difference(wanted, policy.stock(TEXTS, start, steps))
     limit = min(1e-3 if policy.runtime.precision == "fp32" else 0.1, max(0.1 * moved, 1e-5))
     aside = out.with_name(out.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         _write(policy, recipe, target, aside)
-        found = _reopened(policy, target, aside).stock(TEXTS, start, steps)
-        off = _difference(found, wanted)
+        with _reopened(policy, target, aside) as again:
+            off = _difference(again.stock(TEXTS, start, steps), wanted)
         if target == "merged" and policy.runtime.precision != "fp32":  # its images round what its file keeps
             off = _changed(policy, aside)
         if not off <= limit:
@@ -111,13 +112,21 @@ def _write(policy: DiffusersPolicy, recipe: Mapping[str, Any], target: Target, f
     write_weights(folder / ADAPTER, tensors, header | {"grpaint": json.dumps(about)})
 
 
-def _reopened(policy: DiffusersPolicy, target: Target, folder: Path) -> DiffusersPolicy:
-    """A policy around a stock pipeline that loaded what was written, by diffusers' own loader."""
-    pipe = policy.open_base(folder if target == "merged" else None)
-    if target != "merged":
-        pipe.load_lora_weights(folder, weight_name=ADAPTER)
-    pipe.to(policy.runtime.device)
-    return DiffusersPolicy(policy.spec, pipe, policy.weights, policy.runtime)
+@contextmanager
+def _reopened(policy: DiffusersPolicy, target: Target, folder: Path) -> Iterator[DiffusersPolicy]:
+    """A stock pipeline that loaded what was written, by diffusers' own loader; an adapter on the base at hand."""
+    if target == "merged":
+        pipe = policy.open_base(folder)
+        yield DiffusersPolicy(policy.spec, pipe.to(policy.runtime.device), policy.weights, policy.runtime)
+        return
+    network = getattr(policy.pipe, policy.family.NETWORK)
+    with without_adapters(network):
+        policy.pipe.load_lora_weights(folder, weight_name=ADAPTER)
+        network.to(policy.runtime.device)
+        try:
+            yield policy
+        finally:
+            policy.pipe.unload_lora_weights()
 
 
 def kohya(tensors: Mapping[str, Tensor], network: str, layers: int) -> dict[str, Tensor]:
@@ -154,27 +163,25 @@ def _sgm(name: str, layers: int) -> str:
     return name
 
 
-def description(policy: DiffusersPolicy, recipe: Mapping[str, Any]) -> dict[str, Any]:
+def description(policy: Any, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What an exported file says of itself: its base with a hash, the recipe, and the base's license."""
-    folder = policy.spec.local
-    card = folder / "README.md"
-    found = re.search(r"^license:\s*(\S+)", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
     return {
         "base": policy.spec.base,
-        "base_sha256": base_hash(folder, policy.family.NETWORK),
+        "base_sha256": base_hash(policy),
         "family": policy.name,
-        "license": found[1] if found else "not said by the base's folder",
+        "license": policy.spec.origin.license,
         "recipe": recipe,
     }
 
 
-def base_hash(folder: Path, network: str) -> str:
-    """SHA-256 over the weight files of the network that was tuned."""
-    digest = hashlib.sha256()
-    for file in sorted((folder / network).glob("*.safetensors")):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
+def base_hash(policy: DiffusersPolicy) -> str:
+    """SHA-256 of the single file, or over the weight files of the network that was tuned."""
+    if policy.spec.origin.single:
+        return digest(policy.spec.origin.single.path)
+    whole = hashlib.sha256()
+    for file in sorted((policy.spec.local / policy.family.NETWORK).glob("*.safetensors")):
+        whole.update(bytes.fromhex(digest(file)))
+    return whole.hexdigest()
 
 
 def match(policy: Any, file: Path) -> Match:

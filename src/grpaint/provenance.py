@@ -1,6 +1,6 @@
 """What a saved picture says of itself, so that it can be drawn again, by us or by diffusers alone."""
 
-import hashlib
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.core.errors import ConfigError
+from grpaint.core.files import digest
 from grpaint.core.rng import seed_of
 from grpaint.core.step import Ode
 from grpaint.run.build import dump
@@ -37,12 +38,6 @@ def facts(source: str, weights: str, recipe: Recipe, prompt: str, seed: int) -> 
         "guidance": recipe.evaluate.guidance,
         "model": dump(recipe.model),
     }
-
-
-def digest(file: Path) -> str:
-    """SHA-256 of a file."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def info(said: dict[str, Any]) -> PngInfo:
@@ -90,10 +85,13 @@ def check(picture: Path, said: dict[str, Any], file: Path, recipe: Recipe) -> No
         ConfigError: where they are others.
     """
     model = dump(recipe.model)
-    for key in sorted((said["model"].keys() | model.keys()) - {"base", "start", "adapter"}):
-        if said["model"].get(key) != model.get(key):
+    settings = dataclasses.fields(recipe.model)  # type: ignore[arg-type]
+    drawn = {field.name: field.default for field in settings if not dataclasses.is_dataclass(field.default)}
+    drawn |= said["model"]  # an older picture says nothing of settings that have come since
+    for key in sorted((said["model"].keys() | model.keys()) - {"base", "config", "start", "adapter"}):
+        if drawn.get(key) != model.get(key):
             raise ConfigError(
-                f"--like {picture}: drawn with model.{key} = {said['model'].get(key)!r}, here it is "
+                f"--like {picture}: drawn with model.{key} = {drawn.get(key)!r}, here it is "
                 f"{model.get(key)!r}; give it by --set model.{key}=.."
             )
     found = digest(file)
@@ -149,6 +147,8 @@ def _check_snippet(policy: Any, recipe: Recipe) -> None:
     if not isinstance(recipe.evaluate.sampler, Ode) or recipe.evaluate.tuned_share < 1:
         raise ConfigError("--snippet: a stock pipeline draws with the ODE alone and one model; unset evaluate.sampler.")
     spec, weight = policy.spec, recipe.evaluate.guidance
+    if spec.origin.single:
+        raise ConfigError(f"--snippet: the base is one file, {spec.base}; export the run --for merged and name that.")
     if not policy.distilled and weight < 1:
         raise ConfigError(f"--snippet: stock pipelines know no guidance between 0 and 1, and it is {weight}.")
     if policy.family.NETWORK == "unet" and spec.tokens > pipe_tokens(policy):

@@ -30,7 +30,7 @@ from grpaint.run.config import Recipe, SftRecipe, TrainRecipe, locate, override,
 from grpaint.run.folder import RunFolder, find_checkpoint
 from grpaint.run.gathering import Gathering
 from grpaint.run.loop import Listener, Loop, Stopped, memory
-from grpaint.run.pieces import Listed, Model, Preparing
+from grpaint.run.pieces import Listed, Model, Preparing, described
 from grpaint.run.report import rows_of_pictures, save_picture
 
 Log = Callable[[str], None]
@@ -85,6 +85,8 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     log(_machine(runtime))
+    if about := described(recipe.model):
+        log(f"model  {about}")
     rewards = recipe.rewards if isinstance(recipe, TrainRecipe) else {}
     for name, item in rewards.items():
         item.check(f"rewards.{name}")

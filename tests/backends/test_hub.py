@@ -5,26 +5,22 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from grpaint.backends.diffusers import Diffusers
 from grpaint.backends.hub import is_hub_id, located
 from grpaint.backends.runtime import Runtime
 from grpaint.core import CheckpointError, ConfigError
 from grpaint.rewards.aesthetic import Aesthetic
-from tiny_pipelines import save
-
-COMMIT = "0" * 40
+from hub_server import FIRST, SECOND, Hub, grpaint, serving
+from original_layout import original
+from tiny_pipelines import save, sd15
+from tiny_runs import write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -32,95 +28,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save("sd15", tmp_path_factory.mktemp("pipelines"))
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of a hub as its client asks for: a repository's list, and its files."""
-
-    root: Path
-    lie = False  # say another hash than the file has
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = urlsplit(self.path).path
-        if path.startswith("/api/models/me/tiny/tree/"):
-            return self._send(json.dumps([self._entry(file) for file in self._files()]).encode())
-        if path.startswith("/api/models/me/tiny"):
-            files = [self._about(file) for file in self._files()]
-            return self._send(json.dumps({"id": "me/tiny", "sha": COMMIT, "siblings": files}).encode())
-        file = self.root / path.partition("/resolve/")[2].partition("/")[2]
-        if not path.startswith("/me/tiny/") or not file.is_file():
-            return self._send(b"", 404)
-        return self._send(file.read_bytes())
-
-    def _files(self) -> list[Path]:
-        return [file for file in sorted(self.root.rglob("*")) if file.is_file()]
-
-    def _entry(self, file: Path) -> dict[str, object]:
-        return {"type": "file", "path": str(file.relative_to(self.root)), "size": file.stat().st_size, "oid": "1"}
-
-    def _about(self, file: Path) -> dict[str, object]:
-        raw, name = file.read_bytes(), str(file.relative_to(self.root))
-        about: dict[str, object] = {"rfilename": name, "size": len(raw), "blobId": "1"}
-        if name.endswith(".safetensors"):
-            digest = hashlib.sha256(raw + b"x" * self.lie).hexdigest()
-            about["lfs"] = {"sha256": digest, "size": len(raw), "pointerSize": 130}
-        return about
-
-    def _send(self, body: bytes, code: int = 200) -> None:
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def hub(folder: Path) -> Iterator[str]:
-    Hub.root, Hub.lie = folder, False
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-
-
-def grpaint(hub: str, cache: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    program = "from grpaint.cli import main; main()"
-    there = {"HF_ENDPOINT": hub, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", program, *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cache,
-        env=os.environ | there,
-    )
-
-
-RECIPE = """
-[model]
-kind = "diffusers"
-base = "me/tiny"
-[data]
-kind = "scenes"
-[plan]
-steps = 3
-sampler = { kind = "ddim" }
-[rewards.checker]
-kind = "scenes-checker"
-[train]
-iterations = 1
-learning_rate = 1e-3
-"""
+    with serving(folder) as address:
+        yield address
 
 
 def test_fetch_lists_and_downloads_and_the_rest_needs_no_network(hub: str, folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text(RECIPE)
+    write_recipe(tmp_path, "me/tiny")
     listed = grpaint(hub, tmp_path, "fetch", "mine.toml", "--to", "models", "--dry-run")
     assert listed.returncode == 0, listed.stderr
     weights = folder / "unet/diffusion_pytorch_model.safetensors"
@@ -149,14 +64,15 @@ kind = "jpeg"
 def test_rewards_weights_are_fetched_too(hub: str, tmp_path: Path) -> None:
     from tiny_scorers import clip_folder, head_tensors
 
-    Hub.root = clip_folder(tmp_path / "root")
-    torch.save(head_tensors(16), Hub.root / "aesthetic-model.pth")
-    (Hub.root / "unasked.bin").write_bytes(b"0")
+    root = clip_folder(tmp_path / "root")
+    torch.save(head_tensors(16), root / "aesthetic-model.pth")
+    (root / "unasked.bin").write_bytes(b"0")
+    Hub.commits = {FIRST: root}
     (tmp_path / "mine.toml").write_text(REWARDS)
     done = grpaint(hub, tmp_path, "fetch", "mine.toml", "--to", "models")
     assert done.returncode == 0, done.stderr
     assert "rewards.like.weights: alexnet-owt-7be5be79.pth comes from https://download.pytorch.org" in done.stdout
-    weights = Hub.root / "model.safetensors"
+    weights = root / "model.safetensors"
     assert hashlib.sha256(weights.read_bytes()).hexdigest() in done.stdout
     fetched = tmp_path / "models/tiny"
     assert done.stdout.splitlines()[-2:] == [f'--set rewards.taste.{key}="{fetched}"' for key in ("weights", "clip")]
@@ -171,7 +87,7 @@ def test_rewards_weights_are_fetched_too(hub: str, tmp_path: Path) -> None:
 
 
 def test_a_hub_id_is_read_through_the_cache_and_offline_is_kept(hub: str, tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text(RECIPE)
+    write_recipe(tmp_path, "me/tiny")
     cold = grpaint(hub, tmp_path, "--offline", "show", "mine.toml")
     assert cold.returncode == 2
     assert 'model.base = "me/tiny": not on this machine' in cold.stderr
@@ -181,8 +97,36 @@ def test_a_hub_id_is_read_through_the_cache_and_offline_is_kept(hub: str, tmp_pa
     assert grpaint(hub, tmp_path, "--offline", "show", "mine.toml").returncode == 0
 
 
+def test_a_run_keeps_the_commit_that_it_began_with(hub: str, folder: Path, tmp_path: Path) -> None:
+    write_recipe(tmp_path, "me/tiny")
+    done = grpaint(hub, tmp_path, "train", "mine.toml")
+    assert done.returncode == 0, done.stderr
+    Hub.commits, Hub.head = Hub.commits | {SECOND: folder}, SECOND
+    resumed = grpaint(hub, tmp_path, "train", "mine.toml", "--resume", "--set", "train.iterations=2")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f'base = "me/tiny@{FIRST}"' in (tmp_path / "runs/mine/run.toml").read_text()
+    sampled = grpaint(hub, tmp_path, "sample", "mine", "a red circle")
+    assert sampled.returncode == 0, sampled.stderr
+    assert [place.name for place in tmp_path.glob("hub/models--me--tiny/snapshots/*")] == [FIRST]
+    shown = grpaint(hub, tmp_path, "show", "mine.toml")
+    assert f"snapshots/{SECOND}" in shown.stdout  # a new run takes the new one
+
+
+def test_of_a_single_file_only_what_it_lacks_is_fetched(hub: str, tmp_path: Path) -> None:
+    file = tmp_path / "one.safetensors"
+    save_file({name: t for name, t in original(sd15()).items() if not name.startswith("first_stage_model.")}, file)
+    write_recipe(tmp_path, str(file))
+    done = grpaint(hub, tmp_path, "fetch", "mine.toml", "--to", "models", "--set", "model.config=me/tiny")
+    assert done.returncode == 0, done.stderr
+    there = tmp_path / "models/tiny"
+    assert done.stdout.splitlines()[-1] == f'--set model.config="{there}"'
+    fetched = {str(place.relative_to(there)) for place in there.rglob("*.safetensors")}
+    assert fetched == {"vae/diffusion_pytorch_model.safetensors"}
+    assert Diffusers(str(file), config=str(there)).load(Runtime()).name == "sd15"
+
+
 def test_a_file_that_is_not_what_the_hub_says_is_refused(hub: str, tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text(RECIPE)
+    write_recipe(tmp_path, "me/tiny")
     Hub.lie = True
     done = grpaint(hub, tmp_path, "fetch", "mine.toml", "--to", "models")
     assert done.returncode == 2
@@ -191,7 +135,7 @@ def test_a_file_that_is_not_what_the_hub_says_is_refused(hub: str, tmp_path: Pat
 
 
 def test_a_hub_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text(RECIPE)
+    write_recipe(tmp_path, "me/tiny")
     done = grpaint("http://127.0.0.1:9", tmp_path, "fetch", "mine.toml", "--to", "models")
     assert done.returncode == 2
     assert done.stderr.startswith("grpaint: ")
@@ -203,6 +147,8 @@ def test_a_hub_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
 def test_what_is_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert is_hub_id("stabilityai/stable-diffusion-xl-base-1.0")
+    assert is_hub_id("owner/name@refs/pr/1")
+    assert not is_hub_id("owner/name.safetensors")
     assert not any(map(is_hub_id, ("./a/b", "../b", "~/b", "a", "/a/b", "a/b/c")))
     (tmp_path / "a/b").mkdir(parents=True)
     assert not is_hub_id("a/b")

@@ -1,6 +1,7 @@
 """LoRA through peft, for any torch module."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +57,22 @@ def add_adapter(
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # peft takes over the base's precision
+
+
+@contextmanager
+def without_adapters(module: nn.Module) -> Iterator[None]:
+    """Inside, the layers are the base's own, as if no adapter had been added; others may come and go there."""
+    wrapped = {name: layer for name, layer in module.named_modules() if hasattr(layer, "base_layer")}
+    known = module.__dict__.pop("peft_config", None)
+    for name, layer in wrapped.items():
+        module.set_submodule(name, layer.base_layer)
+    try:
+        yield
+    finally:
+        for name, layer in wrapped.items():
+            module.set_submodule(name, layer)
+        if known is not None:
+            module.__dict__["peft_config"] = known
 
 
 def merged_state(module: nn.Module) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ def count_words(text: str) -> int:
 
 def token_counts(model: object) -> dict[str, Count]:
     """Counters by tokenizer, begin and end marks left out; of words where the model is in no local folder."""
-    folder = Path(model.base) if isinstance(model, Diffusers) else None
+    folder = Path(model.config or model.base) if isinstance(model, Diffusers) else None
     places = sorted(folder.glob("tokenizer*")) if folder else []
     return {place.name: _counter(place) for place in places} or {"words": count_words}
 

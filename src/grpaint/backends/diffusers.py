@@ -10,19 +10,17 @@ from functools import cached_property
 from pathlib import Path as FilePath
 from typing import Literal
 
-from torch import nn
-
 from grpaint.backends.adapters import Lora, add_adapter
+from grpaint.backends.base_model import BaseModel, Wanted, find_base
 from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.backends.embeddings import default_folder, readers_hash
 from grpaint.backends.families import FAMILIES, Family, Folder, Guidance, find
-from grpaint.backends.hub import located
-from grpaint.backends.pipeline import file_name, is_adapter, open_pipeline, strength, text_encoders
+from grpaint.backends.hub import pinned
+from grpaint.backends.pipeline import is_adapter, open_pipeline, take_adapter, take_whole, text_encoders
 from grpaint.backends.quantize import BasePrecision, quantizer
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import CheckpointError, ConfigError
-from grpaint.core.files import check_tensors, read_weights
 from grpaint.core.path import Path
 from grpaint.core.prediction import Parametrisation
 
@@ -31,10 +29,12 @@ __all__ = ["Diffusers", "DiffusersPolicy"]
 
 @dataclass(frozen=True)
 class Diffusers:
-    """Any supported pipeline of diffusers, from a folder or a hub: ``[model] kind = "diffusers"``.
+    """Any supported pipeline of diffusers, from a folder, a hub or one file: ``[model] kind = "diffusers"``.
 
-    - ``base``: a local folder in the diffusers layout, or a hub id. ``family`` "auto" goes by its pipeline class;
-      "module:Name" is one of your own.
+    - ``base``: a local folder in the diffusers layout, a hub id (``owner/name`` or ``owner/name@revision``), or one
+      ``.safetensors`` file; then ``config`` names a folder or hub id with the settings and tokenizers that go with it.
+      ``family`` "auto" goes by the pipeline class, or the file's own layout; "module:Name" is one of your own.
+    - ``prediction``: "auto" takes what the file or the scheduler's settings say.
     - ``guidance`` w: with ``guidance_kind`` "cfg" it extrapolates from the empty caption (1 is none; else two network
       calls a prediction); "distilled" models are told it and called once; "auto" takes what the model can do.
     - ``height``, ``width``: pixels, 0 for the model's own. ``tokens``: of a caption that are read, 0 for as many as the
@@ -49,7 +49,9 @@ class Diffusers:
     """
 
     base: str
+    config: str = ""
     family: str = "auto"
+    prediction: Wanted = "auto"
     guidance: float = 1.0
     guidance_kind: Literal["auto", "none", "cfg", "distilled"] = "auto"
     height: int = 0
@@ -68,7 +70,7 @@ class Diffusers:
 
     def __post_init__(self) -> None:
         if not self.base:
-            raise ValueError("base must name a local folder in the diffusers layout, or a hub id")
+            raise ValueError("base must name a folder in the diffusers layout, a hub id or a .safetensors file")
         if self.family not in ("auto", *FAMILIES) and ":" not in self.family:
             known = ", ".join(("auto", *FAMILIES))
             raise ValueError(f'family must be {known}, or your own as module:Name, got "{self.family}"')
@@ -94,14 +96,28 @@ class Diffusers:
         whole = self.lora and self.start and not is_adapter(FilePath(self.start))
         return replace(self, adapter=file) if whole else replace(self, start=file)
 
+    def pinned(self) -> "Diffusers":
+        """The same model, with hub ids that name the commit that they mean now."""
+        return replace(self, base=pinned(self.base), config=pinned(self.config, "model.config"))
+
     @cached_property
+    def origin(self) -> BaseModel:
+        """Where its parts come from, found without opening weights."""
+        return find_base(self.base, self.config, self.prediction)
+
+    @property
     def _folder(self) -> Folder:
-        return Folder(located(self.base, weights=False))
+        return self.origin.settings
 
     @property
     def local(self) -> FilePath:
         """The folder on this machine."""
         return self._folder.path
+
+    @property
+    def about(self) -> str:
+        """What the model is and where that was read."""
+        return f"{self.origin.about(self.named_family[0])}, predicts {self.parametrisation}"
 
     @cached_property
     def named_family(self) -> tuple[str, Family]:
@@ -110,7 +126,7 @@ class Diffusers:
         Raises:
             ConfigError, CheckpointError: where the folder is missing or of no known family.
         """
-        return find(self.family, self._folder)
+        return self.origin.family(*find(self.family, self._folder))
 
     @cached_property
     def guided_by(self) -> Guidance:
@@ -165,7 +181,7 @@ class Diffusers:
     @cached_property
     def readers(self) -> str:
         """A hash of all that reads captions."""
-        return readers_hash(self.local)
+        return readers_hash(self.origin)
 
     @property
     def cache_folder(self) -> FilePath:
@@ -186,15 +202,12 @@ class Diffusers:
         """
         name, family = self.named_family
         quantize = quantizer(self.base_precision, runtime)
-        folder = located(self.base, weights=True)
-        without = text_encoders(folder) if self.embeddings == "cache" else ()
-        pipe = open_pipeline(folder, family, runtime.dtype, frozen=self.lora is not None, without=without)
+        without = text_encoders(self.origin) if self.embeddings == "cache" else ()
+        pipe = open_pipeline(self.origin, family, runtime.dtype, frozen=self.lora is not None, without=without)
         network = getattr(pipe, family.NETWORK)
         adapter = self._adapter()
         if self.start and adapter != FilePath(self.start):
-            whole, metadata = read_weights(FilePath(self.start))
-            check_tensors(FilePath(self.start), whole, network.state_dict(), metadata, {"family": name})
-            network.load_state_dict(whole)
+            take_whole(FilePath(self.start), network, name)
         quantize(network)
         for key, parameter in network.named_parameters():
             if key.startswith(family.idle(network)):
@@ -203,7 +216,7 @@ class Diffusers:
             add_adapter(network, self.lora, family.TARGETS, idle=family.idle(network))
         trainable = {key: p for key, p in network.named_parameters() if p.requires_grad}
         if adapter and self.lora:
-            _continue(adapter, self.lora, trainable, name, family)
+            take_adapter(adapter, self.lora, trainable, (name, family))
         if self.checkpointing:
             network.enable_gradient_checkpointing()
         if self.vae_tiling:
@@ -220,13 +233,3 @@ class Diffusers:
         if not self.lora:
             raise CheckpointError(f"{file}: an adapter, but no model.lora is set. Set it, with the adapter's rank.")
         return file
-
-
-def _continue(file: FilePath, lora: Lora, trainable: dict[str, nn.Parameter], name: str, family: Family) -> None:
-    """Give an adapter the weights of a file, at the strength that they had."""
-    stored, metadata = read_weights(file)
-    wanted = {file_name(family, key): p for key, p in trainable.items()}
-    check_tensors(file, stored, wanted, metadata, {"family": name})
-    factor = strength(metadata, family) * lora.rank / lora.alpha
-    for key, p in wanted.items():
-        p.data.copy_(stored[key].float() * (factor if ".lora_B." in key else 1))

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from grpaint.backends.base_model import find_base
 from grpaint.backends.embeddings import EmbeddingCache, Parts, made_by
-from grpaint.backends.pipeline import file_name, open_pipeline, reading
+from grpaint.backends.pipeline import file_name, open_pipeline, reading, take_adapter, take_whole
 from grpaint.backends.runtime import Runtime
+from grpaint.backends.upcast import upcast
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import ConfigError
 from grpaint.core.path import Point
@@ -51,7 +54,7 @@ class DiffusersPolicy:
         self.path, self.kind, self.meter = spec.path, spec.parametrisation, Meter()
         self.guidance = spec.guidance if spec.guided_by == "cfg" else 1.0  # a distilled model's stays what it is told
         self.distilled = spec.guided_by == "distilled"
-        self._shape = spec.sample_shape
+        self._shape, self._reads = spec.sample_shape, runtime.dtype  # which encoders keep, whatever the network does
         weights_of = getattr(pipe, self.family.NETWORK).parameters()
         self._dtype = next(p.dtype for p in weights_of if p.is_floating_point())  # 4-bit ones are not
         self._embed: Callable[[Sequence[str]], Iterable[Parts]] = self._encoded
@@ -91,7 +94,7 @@ class DiffusersPolicy:
 
     def _encoded(self, texts: Sequence[str]) -> Iterator[Parts]:
         """Each caption by itself: its embedding depends on no other, and is the same with a cache and without."""
-        with reading(self.pipe, self.spec.local, self.family, self.runtime.dtype) as pipe, torch.no_grad():
+        with reading(self.pipe, self.spec.origin, self.family, self._reads) as pipe, torch.no_grad():
             for text in texts:
                 yield self.family.encode(pipe, [text], self.spec.tokens)
 
@@ -149,7 +152,7 @@ class DiffusersPolicy:
         family, (height, width), own = self.family, self.spec.pixels, self.pipe.scheduler
         self.pipe.scheduler = family.deterministic(own)
         try:
-            with reading(self.pipe, self.spec.local, family, self.runtime.dtype) as pipe, self.runtime.autocast():
+            with reading(self.pipe, self.spec.origin, family, self._reads) as pipe, self.runtime.autocast():
                 made = pipe(
                     prompt=list(texts),
                     latents=family.to_stock(start).to(self._dtype),
@@ -164,9 +167,32 @@ class DiffusersPolicy:
             self.pipe.scheduler = own
         return family.from_stock(made.images.float(), start)
 
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Inside, the network computes in fp32, on its weights as they are rounded."""
+        before = self.runtime, self._dtype
+        self.runtime, self._dtype = replace(self.runtime, precision="fp32"), torch.float32
+        try:
+            with upcast(getattr(self.pipe, self.family.NETWORK)):
+                yield
+        finally:
+            self.runtime, self._dtype = before
+
+    def take(self, file: Path) -> None:
+        """Read what :meth:`export` wrote into the current weights.
+
+        Raises:
+            CheckpointError: where it is of another architecture.
+        """
+        if self.spec.lora:
+            take_adapter(file, self.spec.lora, self.weights.trainable, (self.name, self.family))
+        else:
+            take_whole(file, getattr(self.pipe, self.family.NETWORK), self.name)
+
     def open_base(self, folder: Path | None = None, dtype: torch.dtype | None = None) -> Any:
         """A fresh stock pipeline: of the base, or of a folder made from it."""
-        return open_pipeline(folder or self.spec.local, self.family, dtype or self._dtype, frozen=True)
+        base = find_base(str(folder), "", "auto") if folder else self.spec.origin
+        return open_pipeline(base, self.family, dtype or self._dtype, frozen=True)
 
     def blend(self, into: Weights, keep: float) -> None:
         """See :class:`grpaint.core.policy.Policy`."""

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grpaint.backends.families import Family, Folder
+from grpaint.backends.base_model import BaseModel
+from grpaint.backends.families import Family
 from grpaint.backends.runtime import Runtime
 from grpaint.core.errors import CheckpointError, RunError
-from grpaint.core.files import read_weights, write_weights
+from grpaint.core.files import digest, read_weights, write_weights
 
 Parts = tuple[Tensor, ...]  # what a family tells the network about one caption, each with one row
 Encode = Callable[[Sequence[str]], Iterator[Parts]]
@@ -32,15 +33,21 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "grpaint/embeddings"
 
 
-def readers_hash(folder: Path) -> str:
-    """SHA-256 over everything of a pipeline's folder that reads captions: encoders, tokenizers, the list of parts."""
-    digest = hashlib.sha256((folder / "model_index.json").read_bytes())
-    parts = [part for part in Folder(folder).settings("model_index.json") if part.startswith(READERS)]
-    for file in (file for part in sorted(parts) for file in sorted((folder / part).rglob("*")) if file.is_file()):
-        digest.update(f"{file.relative_to(folder)}\0".encode())
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
+def readers_hash(base: BaseModel) -> str:
+    """SHA-256 over all of a pipeline that reads captions: encoders, tokenizers, the list of parts.
+
+    Of encoders that a single file holds: the whole file, and their settings in the folder.
+    """
+    whole = hashlib.sha256((base.folder / "model_index.json").read_bytes())
+    parts = sorted(part for part in base.settings.settings("model_index.json") if part.startswith(READERS))
+    for part in parts:
+        found = (base.folder / part).rglob("config.json" if part in base.held else "*")
+        for file in sorted(file for file in found if file.is_file()):
+            whole.update(f"{file.relative_to(base.folder)}\0".encode())
+            whole.update(bytes.fromhex(digest(file)))
+    if base.single and any(part in base.held for part in parts):
+        whole.update(bytes.fromhex(digest(base.single.path)))
+    return whole.hexdigest()
 
 
 def made_by(readers: str, family: Family, tokens: int, runtime: Runtime) -> str:

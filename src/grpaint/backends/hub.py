@@ -1,9 +1,8 @@
 """Where a base model's files are: a local folder, or a hub's repository by its own cache. No other socket opens."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from grpaint.backends.families.folder import Folder
 from grpaint.core import hub
@@ -15,10 +14,11 @@ SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
 NOT = ("*.fp16[.-]*", "*.bf16[.-]*", "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", "safety_checker/*")
 
 
-def located(base: str, *, weights: bool) -> Path:
+def located(base: str, *, weights: bool, key: str = "model.base", held: Collection[str] = ()) -> Path:
     """The folder of a base model on this machine; a hub id's files come into the hub's cache where they are missing.
 
-    ``weights``: with the weight files, otherwise the settings alone.
+    ``weights``: with the weight files, but of the parts in ``held``; otherwise the settings alone. ``key`` is the
+    setting that names it.
 
     Raises:
         ConfigError: where there is no such folder, or the hub cannot be reached or has no such repository.
@@ -28,29 +28,42 @@ def located(base: str, *, weights: bool) -> Path:
         return folder
     if not is_hub_id(base):
         raise ConfigError(
-            f'model.base = "{base}": no such folder. Name one in the diffusers layout, or a hub id OWNER/NAME.'
+            f'{key} = "{base}": no such folder. Name one in the diffusers layout, or a hub id OWNER/NAME.'
         )
-    patterns = _patterns(base) if weights else SETTINGS
-    return hub.snapshot("model.base", base, patterns, without=NOT)
+    found = hub.snapshot(key, base, SETTINGS, without=NOT)
+    if not weights:
+        return found
+    return hub.snapshot(key, hub.at(base, found.name), (*SETTINGS, *_weights(found, held)), without=NOT)
 
 
-def _patterns(name: str) -> tuple[str, ...]:
-    """The settings, the weight files of the parts that ``model_index.json`` names, and no others."""
-    index = Folder(hub.snapshot("model.base", name, SETTINGS, without=NOT)).settings("model_index.json")
-    return (*SETTINGS, *(f"{part}/*.safetensors" for part, kind in index.items() if isinstance(kind, list) and kind[0]))
-
-
-def listing(name: str) -> list[hub.Remote]:
-    """The files that a base model needs, with sizes and hashes, as the hub gives them.
+def pinned(base: str, key: str = "model.base") -> str:
+    """A hub id with the commit that it means now, as ``owner/name@commit``; anything else as it is.
 
     Raises:
         ConfigError: where the hub cannot be reached or has no such repository.
     """
-    files, patterns = hub.listing(name), _patterns(name)
-    return [file for file in files if hub.matches(file.name, patterns) and not hub.matches(file.name, NOT)]
+    return hub.at(base, located(base, weights=False, key=key).name) if is_hub_id(base) else base
 
 
-def check_parts(folder: Path, without: Mapping[str, Any]) -> bool | None:
+def _weights(folder: Path, held: Collection[str]) -> list[str]:
+    """The weight files of the parts that ``model_index.json`` names, and no others that a repository may hold."""
+    index = Folder(folder).settings("model_index.json")
+    parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] and part not in held]
+    return [f"{part}/*.safetensors" for part in parts]
+
+
+def listing(base: str, key: str = "model.base", held: Collection[str] = ()) -> tuple[str, list[hub.Remote]]:
+    """A base model at its commit, and the files that it needs, but the weights of ``held``, as the hub gives them.
+
+    Raises:
+        ConfigError: where the hub cannot be reached or has no such repository.
+    """
+    name, files = hub.listing(base)
+    patterns = (*SETTINGS, *_weights(hub.snapshot(key, name, SETTINGS, without=NOT), held))
+    return name, [file for file in files if hub.matches(file.name, patterns) and not hub.matches(file.name, NOT)]
+
+
+def check_parts(folder: Path, without: Collection[str]) -> bool | None:
     """Look at every weight file of a pipeline before any is opened; whether all parts have safetensors, else None.
 
     Raises:

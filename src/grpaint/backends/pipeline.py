@@ -2,7 +2,7 @@
 
 import gc
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,14 +12,16 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from grpaint.backends.families import Family, Folder
+from grpaint.backends.adapters import Lora
+from grpaint.backends.base_model import BaseModel, open_parts
+from grpaint.backends.families import Family
 from grpaint.backends.hub import check_parts
 from grpaint.core.errors import CheckpointError, MissingExtra
-from grpaint.core.files import read_names
+from grpaint.core.files import check_tensors, read_header, read_weights
 
 
 def open_pipeline(
-    folder: Path, family: Family, dtype: torch.dtype, *, frozen: bool, without: tuple[str, ...] = ()
+    base: BaseModel, family: Family, dtype: torch.dtype, *, frozen: bool, without: Collection[str] = ()
 ) -> Any:
     """The pipeline in eval mode, with gradients for its network alone; parts named in ``without`` are None.
 
@@ -39,15 +41,21 @@ def open_pipeline(
     transformers.logging.set_verbosity_error()  # it would advise torchvision, which nothing here needs
     transformers.logging.disable_progress_bar()
     dtypes = {"default": dtype, "vae": torch.float32, family.NETWORK: dtype if frozen else torch.float32}
-    absent = family.WITHOUT | dict.fromkeys(without)
-    safe = check_parts(folder, absent)
+    index = base.settings.settings("model_index.json")
+    left_out = dict.fromkeys(part for part, kind in index.items() if kind == [None, None])  # SD 3 without T5
+    absent = family.WITHOUT | left_out | dict.fromkeys(without)
+    folder = base.folder
+    safe = check_parts(folder, {*absent, *base.held})
     try:
+        given = absent | open_parts(base, family, dtypes, without)
         pipe = getattr(diffusers, family.PIPELINE).from_pretrained(
-            folder, dtype=dtypes, local_files_only=True, use_safetensors=safe, **absent
+            folder, dtype=dtypes, local_files_only=True, use_safetensors=safe, **given
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: diffusers cannot open it as a {family.PIPELINE}: {reason}") from error
+    if "scheduler" not in without:
+        pipe.scheduler = base.rescheduled(pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
     for key, part in pipe.components.items():
         if isinstance(part, nn.Module):
@@ -55,28 +63,28 @@ def open_pipeline(
     return pipe
 
 
-def text_encoders(folder: Path) -> tuple[str, ...]:
+def text_encoders(base: BaseModel) -> tuple[str, ...]:
     """The names of a pipeline's text encoders."""
-    index = Folder(folder).settings("model_index.json").items()
+    index = base.settings.settings("model_index.json").items()
     return tuple(part for part, kind in index if part.startswith("text_encoder") and isinstance(kind, list) and kind[0])
 
 
 @contextmanager
-def reading(pipe: Any, folder: Path, family: Family, dtype: torch.dtype) -> Iterator[Any]:
-    """``pipe`` with its text encoders on its device, opened from ``folder`` and freed again where it has none.
+def reading(pipe: Any, base: BaseModel, family: Family, dtype: torch.dtype) -> Iterator[Any]:
+    """``pipe`` with its text encoders on its device, opened from ``base`` and freed again where it has none.
 
     Raises:
         CheckpointError: where their weights are missing or damaged.
     """
-    wanted = tuple(name for name in text_encoders(folder) if getattr(pipe, name) is None)
+    wanted = tuple(name for name in text_encoders(base) if getattr(pipe, name) is None)
     if not wanted:
         yield pipe
         return
-    index = Folder(folder).settings("model_index.json")
+    index = base.settings.settings("model_index.json")
     others = tuple(
         part for part, kind in index.items() if isinstance(kind, list) and part not in (*wanted, *family.WITHOUT)
     )
-    lent = open_pipeline(folder, family, dtype, frozen=True, without=others)
+    lent = open_pipeline(base, family, dtype, frozen=True, without=others)
     pipe.register_modules(**{name: getattr(lent, name).to(pipe.device) for name in wanted})
     del lent
     try:
@@ -94,7 +102,7 @@ def is_adapter(path: Path) -> bool:
     Raises:
         CheckpointError: where it is one under other programs' names.
     """
-    names = read_names(path)
+    names, _ = read_header(path)
     if any(".lora_down." in key for key in names):
         raise CheckpointError(f"{path}: an adapter under kohya's names; name the run, or its export --for diffusers.")
     return any(".lora_A." in key for key in names)
@@ -110,3 +118,29 @@ def strength(metadata: Mapping[str, str], family: Family) -> float:
     written = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     alpha, rank = (written.get(f"{family.NETWORK}.{key}", 1) for key in ("lora_alpha", "r"))
     return float(alpha / rank)
+
+
+def take_whole(file: Path, network: nn.Module, name: str) -> None:
+    """Read a whole network of a family.
+
+    Raises:
+        CheckpointError: where it is of another family or architecture.
+    """
+    whole, metadata = read_weights(file)
+    check_tensors(file, whole, network.state_dict(), metadata, {"family": name})
+    network.load_state_dict(whole)
+
+
+def take_adapter(file: Path, lora: Lora, trainable: Mapping[str, nn.Parameter], named: tuple[str, Family]) -> None:
+    """Give an adapter the weights of a file, at the strength that they had; its alpha / rank may be another than ours.
+
+    Raises:
+        CheckpointError: where it is of another family or rank.
+    """
+    name, family = named
+    stored, metadata = read_weights(file)
+    wanted = {file_name(family, key): p for key, p in trainable.items()}
+    check_tensors(file, stored, wanted, metadata, {"family": name})
+    factor = strength(metadata, family) * lora.rank / lora.alpha
+    for key, p in wanted.items():
+        p.data.copy_(stored[key].float() * (factor if ".lora_B." in key else 1))

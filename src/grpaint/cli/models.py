@@ -28,6 +28,7 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
     """Draw captions with a trained model. Each picture says how it was drawn."""
     from grpaint import provenance
     from grpaint.core.errors import ConfigError
+    from grpaint.core.files import digest
     from grpaint.core.policy import Prompt
     from grpaint.evaluate import sample as draw
     from grpaint.run.report import save_picture, to_picture
@@ -48,7 +49,7 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
         provenance.check(like, said, file, recipe)
     if guidance is not None and getattr(policy, "distilled", False):
         raise ConfigError("--guidance: this model's guidance is distilled into it; give --set model.guidance=..")
-    weights = provenance.digest(file)
+    weights = digest(file)
     share = recipe.evaluate.tuned_share
     mixed = f"-tuned-{share:g}" if share < 1 else ""  # hybrid inference is named wherever its result goes
     for number, text in enumerate(texts):
@@ -73,15 +74,21 @@ def export(
     check: Annotated[
         Path | None, typer.Option(help="Only say which layers of this adapter file the model has.")
     ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Then upload it to this repository of the hub.")
+    ] = None,
     sets: Sets = None,
 ) -> None:
     """Write a trained adapter or pipeline for other programs; it is loaded again and compared first."""
     from typing import get_args
 
     from grpaint import export as exporting
+    from grpaint import push as pushing
     from grpaint.core.errors import ConfigError
+    from grpaint.run.folder import evaluations
     from grpaint.train import find_model, open_model
 
+    user = pushing.check(push) if push else ""
     if target not in get_args(exporting.Target):
         raise ConfigError(f"--for {target}: there are {', '.join(get_args(exporting.Target))}.")
     policy, recipe = open_model(source, sets or [])
@@ -93,8 +100,16 @@ def export(
         raise typer.Exit(1 if match.unmatched or not match.matched else 0)
     name = Path(source).name.removesuffix(".safetensors")
     place = out or Path("exports") / f"{name}-{target}"
-    off = exporting.export(policy, find_model(source)[1], min(4, recipe.evaluate.steps), target, place)  # type: ignore[arg-type]
+    file, table = find_model(source)
+    off = exporting.export(policy, table, min(4, recipe.evaluate.steps), target, place)  # type: ignore[arg-type]
     typer.echo(f"{place}  reloaded: latents differ by {off:.1e}")
+    if push:
+        about = exporting.description(policy, table)
+        (place / pushing.CARD).write_text(pushing.card(push, target, about, evaluations(file)), encoding="utf-8")
+        typer.echo(f"to {push} as {user}, private if it is new; the files carry the recipe, with this machine's paths:")
+        for path, size in pushing.listing(place):
+            typer.echo(f"{size:>14,}  {path}")
+        typer.echo(pushing.push(place, push))
 
 
 @app.command()
@@ -103,9 +118,12 @@ def doctor(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False
     from grpaint.backends.runtime import resolve
     from grpaint.doctor import examine
     from grpaint.run.config import TrainRecipe, open_recipe
+    from grpaint.run.pieces import described
 
     loaded, _ = open_recipe(recipe, "train", sets or [])
     assert isinstance(loaded, TrainRecipe)
+    if not as_json and (about := described(loaded.model)):
+        typer.echo(f"model  {about}")
     failed = 0
     for finding in examine(loaded, resolve(loaded.device, loaded.precision)):
         failed += finding.passed is False
@@ -127,20 +145,24 @@ def fetch(
     sets: Sets = None,
 ) -> None:
     """Download every file that a recipe needs, with sizes and hashes; nothing else needs a network."""
-    from grpaint.backends.hub import listing as pipeline_files
+    from grpaint.backends import hub as pipelines
+    from grpaint.backends import single_file
     from grpaint.core import hub
     from grpaint.run.config import locate, override, read_toml, weights_of
 
     table = override(read_toml(locate(recipe)), sets or [])
     model = table.get("model", {})
-    base = str(model.get("base", ""))
+    one = single_file.is_single_file(str(model.get("base", "")))
+    setting = "config" if one else "base"
     wanted: list[tuple[str, str, list[hub.Remote]]] = []
-    if model.get("kind") == "diffusers" and hub.is_hub_id(base):
-        wanted.append(("model.base", base, pipeline_files(base)))
+    if model.get("kind") == "diffusers" and hub.is_hub_id(str(model.get(setting, ""))):
+        held = tuple(single_file.recognised(model["base"]).parts) if one else ()
+        wanted.append((f"model.{setting}", *pipelines.listing(model[setting], f"model.{setting}", held)))
     for key, source in weights_of(table):
         if hub.is_hub_id(source.given):
-            files = [file for file in hub.listing(source.given) if hub.matches(file.name, source.files)]
-            wanted.append((f"{key}.{source.setting}", source.given, files))
+            name, files = hub.listing(source.given)
+            files = [file for file in files if hub.matches(file.name, source.files)]
+            wanted.append((f"{key}.{source.setting}", name, files))
         elif not Path(source.given).expanduser().exists():
             typer.echo(f"{key}.{source.setting}: {source.files[0]} comes from {source.origin}")
     for _, name, files in wanted:
@@ -150,4 +172,4 @@ def fetch(
     if not wanted:
         typer.echo("nothing to fetch: no part of the recipe names a hub's repository")
     for key, name, files in [] if dry_run else wanted:
-        typer.echo(f'--set {key}="{hub.fetch(name, files, to)}"')
+        typer.echo(f'--set {key}="{hub.fetch(key, name, files, to)}"')

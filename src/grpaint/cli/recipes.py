@@ -16,13 +16,18 @@ def show(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False) 
 
     from grpaint.run.config import DEFAULT, open_recipe, stage_of
     from grpaint.run.outlook import costs, step_table
+    from grpaint.run.pieces import described
     from grpaint.run.report import show_recipe
 
     name = recipe or DEFAULT["train"]
     loaded, settings = open_recipe(name, stage_of(name), sets or [])
+    about = described(loaded.model)
     if as_json:
-        typer.echo(json.dumps({"settings": settings, "steps": step_table(loaded), "costs": costs(loaded)}))
+        said = {"settings": settings, "model": about, "steps": step_table(loaded), "costs": costs(loaded)}
+        typer.echo(json.dumps(said))
     else:
+        if about:
+            typer.echo(f"model  {about}")
         show_recipe(Console(), name, settings, step_table(loaded), costs(loaded))
 
 

@@ -29,7 +29,7 @@ def _run(stage: str, recipe: str | None, sets: list[str], name: str | None, *, r
     from rich.console import Console
 
     from grpaint.core.errors import CheckpointError, ConfigError
-    from grpaint.run.config import DEFAULT, locate, open_recipe, override, read_toml, resolve
+    from grpaint.run.config import DEFAULT, keep_pins, locate, open_recipe, override, pinned, read_toml, resolve
     from grpaint.run.folder import RunFolder
     from grpaint.run.progress import Progress
     from grpaint.train import check_resume, start
@@ -44,7 +44,7 @@ def _run(stage: str, recipe: str | None, sets: list[str], name: str | None, *, r
         kept, before = folder.settings(), folder.facts().get("sets", [])
         given = [item for item in before if item not in sets] + sets
         again = override(kept, sets) if recipe is None else override(read_toml(locate(recipe)), given)
-        loaded, settings = resolve(again, stage)
+        loaded, settings = resolve(keep_pins(again, kept), stage)
         kept = resolve(kept, stage)[1]  # with the defaults of settings that have come since
         check_resume(folder, kept, settings)
         if settings == kept and folder.facts().get("status") == "finished":
@@ -53,7 +53,7 @@ def _run(stage: str, recipe: str | None, sets: list[str], name: str | None, *, r
         folder.keep_settings(settings)
         folder.status(sets=given)
     else:
-        loaded, settings = open_recipe(recipe, stage, sets)
+        loaded, settings = pinned(*open_recipe(recipe, stage, sets))
         folder = RunFolder.create(path, settings, sets)
     try:
         with Progress(console, loaded.train.iterations) as progress:

@@ -1,5 +1,6 @@
 """Opening and writing weight files: safetensors, torch files of tensors alone, and what is wrong with a bad one."""
 
+import hashlib
 import json
 import os
 import pickle  # for the name of an error: nothing is unpickled
@@ -89,8 +90,14 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{file}: not a whole safetensors file ({error}). Copy it again.") from error
 
 
-def read_names(path: Path) -> list[str]:
-    """The names of a weight file's tensors.
+def digest(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """The names and shapes of a weight file's tensors, and its labels; no tensor is read.
 
     Raises:
         CheckpointError: as :func:`read_weights`.
@@ -100,7 +107,8 @@ def read_names(path: Path) -> list[str]:
         raise CheckpointError(f"{path}: no weights there ({file.name} not found).")
     check_weights(file)
     with safe_open(file, "pt") as opened:
-        return list(opened.keys())
+        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        return shapes, dict(opened.metadata() or {})
 
 
 def read_torch(file: Path) -> dict[str, Any]:

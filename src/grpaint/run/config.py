@@ -3,7 +3,7 @@
 import copy
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,7 +16,7 @@ from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient
 from grpaint.learn.table import RewardSet
 from grpaint.rollout.rollout import Plan
 from grpaint.rollout.start import Reference
-from grpaint.run.build import Plain, build
+from grpaint.run.build import Plain, build, dump
 from grpaint.run.catalog import did_you_mean
 from grpaint.run.optim import Behaviour
 from grpaint.run.pieces import Data, Logger, ModelSpec, WeightedReward
@@ -231,6 +231,24 @@ def resolve(table: Plain, stage: str) -> tuple[Recipe, Plain]:
 def open_recipe(name: str | None, stage: str, sets: Sequence[str] = ()) -> tuple[Recipe, Plain]:
     """Find, read, override and check a recipe."""
     return resolve(override(read_toml(locate(name or DEFAULT[stage])), sets), stage)
+
+
+def pinned(recipe: Recipe, settings: Plain) -> tuple[Recipe, Plain]:
+    """The recipe and its table with a model whose hub ids name the commit that they mean now."""
+    pin = getattr(recipe.model, "pinned", None)
+    if not pin:
+        return recipe, settings
+    model = pin()
+    return replace(recipe, model=model), settings | {"model": dump(model)}
+
+
+def keep_pins(table: Plain, kept: Plain) -> Plain:
+    """``table`` with the hub commits of a run's settings, where it names the same repositories."""
+    model, before = dict(table.get("model", {})), kept.get("model", {})
+    for key in ("base", "config"):
+        if key in model and model[key] == str(before.get(key, "")).partition("@")[0]:
+            model[key] = before[key]
+    return table | {"model": model}
 
 
 def weights_of(table: Plain) -> list[tuple[str, Source]]:

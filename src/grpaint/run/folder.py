@@ -167,6 +167,12 @@ class RunFolder:
                 shutil.rmtree(folder)
 
 
+def evaluations(file: Path) -> list[dict[str, Any]]:
+    """The evaluations of the run that a checkpoint's file belongs to; none for a file of no run."""
+    run = next((parent for parent in file.parents if (parent / "run.toml").is_file()), None)
+    return RunFolder(run).lines("evaluations.jsonl") if run else []
+
+
 def find_checkpoint(name: str) -> Path:
     """The weight file that RUN-or-CHECKPOINT means: a run's last, that of a checkpoint or export folder, or a file.
 

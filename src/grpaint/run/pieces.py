@@ -63,6 +63,11 @@ class ModelSpec(Protocol):
         """Open the weights."""
 
 
+def described(model: ModelSpec) -> str:
+    """What a model says of itself and where it was read; empty where it says nothing."""
+    return str(getattr(model, "about", ""))
+
+
 class Data(Protocol):
     """The ``[data]`` table: prompts to train on, prompts to be judged on, and captioned images.
 

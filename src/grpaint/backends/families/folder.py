@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -13,9 +13,10 @@ OFF = (False, None)
 
 @dataclass(frozen=True)
 class Folder:
-    """A local folder in the diffusers layout."""
+    """A local folder in the diffusers layout; ``changes`` are settings that are known better, by their file."""
 
     path: FilePath
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def settings(self, file: str) -> dict[str, Any]:
         """The contents of one of its JSON files.
@@ -32,7 +33,7 @@ class Folder:
             raise CheckpointError(f"{where}: not a readable JSON file ({error}). Copy it again.") from error
         if not isinstance(values, dict):
             raise CheckpointError(f"{where}: settings must be a JSON object, not {type(values).__name__}.")
-        return values
+        return values | dict(self.changes.get(file, {}))
 
     def scheduler(
         self, known: Mapping[str, Mapping[str, Any]], allowed: Mapping[str, Sequence[object]]

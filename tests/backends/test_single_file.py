@@ -1,0 +1,295 @@
+"""One .safetensors file in the layout of a model's first code is the model of its folder, or is refused in a line."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from diffusers.loaders import single_file_utils
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from grpaint import export as exporting
+from grpaint.backends import base_model, random_weights
+from grpaint.backends.adapters import Lora
+from grpaint.backends.diffusers import Diffusers, DiffusersPolicy
+from grpaint.backends.embeddings import readers_hash
+from grpaint.backends.runtime import Runtime
+from grpaint.backends.single_file import layout, recognised
+from grpaint.core import CheckpointError, ConfigError, Prompt
+from grpaint.rollout.rollout import Plan, roll
+from grpaint.rollout.window import Closed
+from original_layout import open_clip, original, unet, vae
+from tiny_pipelines import PIPELINES, clip_config, flux, save, sd3, sd15, ssd1b
+
+PROMPTS = [Prompt("a red circle"), Prompt("")]
+
+
+def sd2() -> Any:
+    pipe = sd15()
+    torch.manual_seed(3)
+    pipe.text_encoder = CLIPTextModel(clip_config(32)).eval()
+    return pipe
+
+
+def sd3_as_published() -> Any:
+    """CLIP-L's pooled text goes in unprojected, as Stability AI's own code and files have it."""
+    pipe = sd3()
+    nn.init.eye_(pipe.text_encoder.text_projection.weight)
+    return pipe
+
+
+def sd2_layout(pipe: Any) -> dict[str, Tensor]:
+    return unet(pipe.unet) | vae(pipe.vae) | open_clip(pipe.text_encoder, "cond_stage_model.model.")
+
+
+def bare(pipe: Any) -> dict[str, Tensor]:
+    return {name.removeprefix("model.diffusion_model."): t for name, t in unet(pipe.unet).items()}
+
+
+Case = tuple[Callable[[], Any], Callable[[Any], dict[str, Tensor]], dict[str, Any], set[str]]
+CASES: dict[str, Case] = {
+    "sd1": (sd15, original, {}, {"unet", "vae", "text_encoder"}),
+    "sd2": (sd2, sd2_layout, {"prediction": "epsilon"}, {"unet", "vae", "text_encoder"}),
+    "unet-alone": (sd15, bare, {}, {"unet"}),
+    "sdxl": (PIPELINES["sdxl"], original, {}, {"unet", "vae", "text_encoder", "text_encoder_2"}),
+    "ssd-1b": (ssd1b, original, {}, {"unet", "vae", "text_encoder", "text_encoder_2"}),
+    "sd3": (sd3_as_published, original, {}, {"transformer", "vae", *(f"text_encoder{n}" for n in ("", "_2", "_3"))}),
+    "flux-dev": (lambda: flux(distilled=True), original, {}, {"transformer"}),
+    "flux-schnell": (lambda: flux(distilled=False), original, {}, {"transformer"}),
+}
+
+
+@pytest.fixture(autouse=True)
+def narrow_flux(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Diffusers' converter holds FLUX's width, 3072, as a constant; it runs here as it is, for the width of ours."""
+    convert = single_file_utils.convert_flux_transformer_checkpoint_to_diffusers
+    constants = tuple(32 if value == 3072 else value for value in convert.__code__.co_consts)
+    monkeypatch.setattr(convert, "__code__", convert.__code__.replace(co_consts=constants))
+
+
+def write(root: Path, name: str) -> tuple[Path, Path, dict[str, Any]]:
+    """A pipeline's folder, and its single file beside a folder that lacks the weights of the file's parts."""
+    make, layout, settings, held = CASES[name]
+    pipe = make()
+    pipe.save_pretrained(root / name)
+    save_file(layout(pipe), root / f"{name}.safetensors")
+    shutil.copytree(root / name, root / "rest")
+    for part in held:
+        for file in (root / "rest" / part).glob("*.safetensors"):
+            file.unlink()
+    return root / name, root / f"{name}.safetensors", {"config": str(root / "rest"), **settings}
+
+
+def latents(policy: DiffusersPolicy) -> Tensor:
+    return roll(policy, PROMPTS, 1, Plan(2, window=Closed()), iteration=0, seed=0).x0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_single_file_is_its_folder(tmp_path: Path, name: str) -> None:
+    folder, file, settings = write(tmp_path, name)
+    tokens = 16 if name.startswith(("sd3", "flux")) else 0
+    size: dict[str, Any] = {"height": 16, "width": 16, "guidance": 2.0, "tokens": tokens}
+    theirs = Diffusers(str(folder), **size).load(Runtime())
+    ours = Diffusers(str(file), **size, **settings).load(Runtime())
+    assert torch.equal(latents(ours), latents(theirs))
+    images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(ours.encode_images(images), theirs.encode_images(images))
+    assert set(ours.spec.origin.held) == CASES[name][3]
+
+
+def header(root: Path, shapes: Mapping[str, tuple[int, ...]], metadata: dict[str, str] | None = None) -> str:
+    """A file with these tensors, of zeros."""
+    file = root / "model.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, file, metadata)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ("sdxl", "SDXL, transformer layers 0 0 2 2 10 10 down, 10 in the middle, 10 10 10 2 2 2 0 0 0 up"),
+        ("ssd-1b", "SSD-1B, transformer layers 0 0 2 2 4 4 down, 0 in the middle, 4 4 10 2 1 1 0 0 0 up"),
+    ],
+)
+def test_block_layouts_of_full_size_are_told_apart(size: str, said: str) -> None:
+    tensors = unet(random_weights.sdxl(random_weights.SIZES[size], device="meta").unet)
+    shapes = {name.removeprefix("model.diffusion_model."): tuple(t.shape) for name, t in tensors.items()}
+    assert layout(shapes) == said
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "said"),
+    [
+        ("sd1", "sd15", "Stable Diffusion 1.x"),
+        ("ssd-1b", "sdxl", "SDXL-type, transformer layers 0 2 down, 0 in the middle, 2 1 0 0 up"),
+        ("sd3", "sd3", "Stable Diffusion 3, 2 blocks"),
+        ("flux-dev", "flux", "FLUX.1 dev, 1 + 1 blocks, guidance embedded"),
+        ("flux-schnell", "flux", "FLUX.1 schnell, 1 + 1 blocks, no guidance embedded"),
+    ],
+)
+def test_what_a_file_is_comes_from_its_header(tmp_path: Path, name: str, family: str, said: str) -> None:
+    make, tensors, _, _ = CASES[name]
+    save_file(tensors(make()), tmp_path / "a.safetensors")
+    found = recognised(str(tmp_path / "a.safetensors"))
+    assert (found.family, found.about) == (family, said)
+
+
+V_PRED, SPEC = {"v_pred": torch.zeros(0)}, "modelspec.prediction_type"
+
+
+@pytest.mark.parametrize(
+    ("layout_of", "marks", "metadata", "wanted", "kind"),
+    [
+        (original, {}, {}, "auto", "epsilon"),  # the scheduler's word
+        (original, V_PRED, {}, "auto", "v"),
+        (original, {}, {SPEC: "v"}, "auto", "v"),
+        (original, V_PRED, {}, "epsilon", "epsilon"),  # the user's word
+        (original, V_PRED, {SPEC: "epsilon"}, "auto", None),  # both
+        (sd2_layout, {}, {}, "auto", None),  # SD 2 comes in both
+        (sd2_layout, {}, {}, "v", "v"),
+        (sd2_layout, {}, {SPEC: "v_prediction"}, "auto", "v"),
+    ],
+)
+def test_what_it_predicts_is_said_or_asked(
+    tmp_path: Path, layout_of: Any, marks: dict[str, Tensor], metadata: dict[str, str], wanted: Any, kind: str | None
+) -> None:
+    pipe = sd2()
+    pipe.save_pretrained(tmp_path / "config")
+    save_file(layout_of(pipe) | marks, tmp_path / "a.safetensors", metadata)
+    spec = Diffusers(str(tmp_path / "a.safetensors"), config=str(tmp_path / "config"), prediction=wanted)
+    if kind is None:
+        with pytest.raises(ConfigError, match=r'Set model\.prediction = "epsilon" .* or "v"'):
+            _ = spec.path
+        return
+    assert spec.parametrisation == kind
+    assert spec.about.endswith(f"predicts {kind}")
+    if layout_of is sd2_layout:
+        scheduler = spec.load(Runtime()).pipe.scheduler
+        assert scheduler.config.prediction_type == {"v": "v_prediction", "epsilon": "epsilon"}[kind]
+
+
+UNET = {"input_blocks.0.0.weight": (8, 4, 3, 3), "out.2.weight": (4, 8, 3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        ({"lora_unet_down.lora_down.weight": (1,)}, "an adapter, .*name its base here"),
+        ({"control_model.input_blocks.0.0.weight": (1,)}, "a ControlNet"),
+        ({"double_blocks.0.img_attn.qkv.weight": (1,), "double_blocks.0.x.quant_state.nf4": (1,)}, "quantised weights"),
+        ({**UNET, "ztsnr": (1,)}, "noise levels that no sampler here follows"),
+        ({**UNET, "input_blocks.0.0.weight": (8, 9, 3, 3)}, "reads 9 channels, for inpainting"),
+        ({**UNET, "label_emb.0.0.weight": (1,), "conditioner.embedders.0.model.x": (1,)}, "SDXL's refiner"),
+        ({"double_blocks.0.img_attn.qkv.weight": (1,), "double_stream_modulation_img.lin.weight": (1,)}, r"FLUX\.2"),
+        ({"model.diffusion_model.cap_embedder.0.weight": (1,)}, r"Z-Image or Lumina, by .*save_pretrained\(FOLDER\)"),
+        ({"down_blocks.0.resnets.0.conv1.weight": (1,)}, "one part of a pipeline, by .*; name the pipeline's folder"),
+        ({"weight": (1,)}, "no layout that is known; there are SD 1 and 2, SDXL, SD 3 and FLUX.1"),
+    ],
+)
+def test_files_of_other_kinds_are_refused_with_the_way_out(
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=f'model.base = ".*": .*{said}') as refusal:
+        recognised(header(tmp_path, shapes))
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_is_missing_or_does_not_fit_is_said_before_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, file, _ = write(tmp_path, "sdxl")
+    with pytest.raises(ConfigError, match=r"SDXL-type, .*Set model\.config to .* model_index\.json, scheduler/"):
+        _ = Diffusers(str(file)).path
+    with pytest.raises(ConfigError, match=r'model\.config = "nowhere": no such folder'):
+        _ = Diffusers(str(file), config="nowhere").path
+    with pytest.raises(ConfigError, match="only for a base of one file"):
+        _ = Diffusers(str(folder), config=str(folder)).path
+    with pytest.raises(ConfigError, match="a pickle can run code"):
+        _ = Diffusers("model.ckpt", config=str(folder)).path
+    with pytest.raises(ConfigError, match=r"settings of the family sd15, and .* is SDXL-type"):
+        _ = Diffusers(str(file), config=str(save("sd15", tmp_path))).path
+    monkeypatch.setattr(base_model, "_part", None)  # no weight is read
+    with pytest.raises(CheckpointError, match=r"SDXL-type, .*another architecture: \d+ tensors missing, \d+ unknown"):
+        Diffusers(str(file), config=str(save("ssd-1b", tmp_path))).load(Runtime())
+
+
+def test_a_network_without_its_encoders_names_what_the_folder_must_have(tmp_path: Path) -> None:
+    _, file, settings = write(tmp_path, "flux-dev")
+    with pytest.raises(ConfigError, match="and the weights of vae, text_encoder, text_encoder_2"):
+        _ = Diffusers(str(file)).path
+    weights = tmp_path / "rest/vae/diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="rest/vae: no weights there"):
+        Diffusers(str(file), **settings).load(Runtime())
+
+
+def test_a_cut_file_is_refused(tmp_path: Path) -> None:
+    _, file, settings = write(tmp_path, "sd1")
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        _ = Diffusers(str(file), **settings).path
+
+
+def test_a_file_trains_and_exports_like_a_folder(tmp_path: Path) -> None:
+    _, file, settings = write(tmp_path, "sd1")
+    spec = Diffusers(str(file), lora=Lora(4), height=16, width=16, **settings)
+    policy = spec.load(Runtime())
+    for parameter in policy.parameters():
+        parameter.data += 0.1
+    for target in get_args(exporting.Target):
+        assert exporting.export(policy, {}, 1, target, tmp_path / target) < 1e-4
+    about = json.loads((tmp_path / "merged/grpaint.json").read_text())
+    assert about["base"] == str(file)
+    assert about["base_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd3", "flux-dev"])
+def test_with_a_cache_only_encoders_are_opened_again_and_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    _, file, settings = write(tmp_path, name)
+    settings |= {"height": 16, "width": 16, "tokens": 0 if name == "sd1" else 16}
+    wanted = latents(Diffusers(str(file), **settings).load(Runtime()))
+    read, plain = [], base_model._part
+    monkeypatch.setattr(base_model, "_part", lambda *given: read.append(given[2]) or plain(*given))  # type: ignore[func-returns-value]
+    kept = {"embeddings": "cache", "cache": str(tmp_path / "cache")}
+    policy = Diffusers(str(file), **settings, **kept).load(Runtime())  # type: ignore[arg-type]
+    encoders = sorted(part for part in CASES[name][3] if part.startswith("text_encoder"))
+    network = sorted(set(CASES[name][3]) - set(encoders))
+    assert (sorted(read[: len(network)]), sorted(read[len(network) :])) == (network, encoders)
+    assert torch.equal(latents(policy), wanted)
+    assert not any(part for key, part in policy.pipe.components.items() if key.startswith("text_encoder"))
+
+
+@pytest.mark.parametrize(("name", "held"), [("sd1", True), ("unet-alone", False)])
+def test_embeddings_are_kept_apart_where_the_file_holds_what_reads(tmp_path: Path, name: str, held: bool) -> None:
+    _, file, settings = write(tmp_path, name)
+    before = readers_hash(Diffusers(str(file), **settings).origin)
+    tensors = load_file(file)
+    tensors |= {key: t + 1 for key, t in tensors.items() if key.endswith("time_embed.0.bias")}
+    save_file(tensors, file)
+    assert (readers_hash(Diffusers(str(file), **settings).origin) != before) == held
+
+
+@pytest.mark.parametrize(("precision", "library"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
+def test_a_file_is_held_in_few_bits_like_its_folder(tmp_path: Path, precision: Any, library: str) -> None:
+    pytest.importorskip(library)
+    folder, file, settings = write(tmp_path, "ssd-1b")
+    few: dict[str, Any] = {"height": 16, "width": 16, "lora": Lora(4), "base_precision": precision}
+    ours, theirs = (Diffusers(str(base), **few, **said) for base, said in ((file, settings), (folder, {})))
+    assert torch.equal(latents(ours.load(Runtime())), latents(theirs.load(Runtime())))
+
+
+def test_a_part_that_the_settings_leave_out_stays_out(tmp_path: Path) -> None:
+    _, file, settings = write(tmp_path, "sd3")
+    index = Path(settings["config"]) / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"text_encoder_3": [None, None]}))
+    policy = Diffusers(str(file), height=16, width=16, tokens=16, **settings).load(Runtime())
+    assert policy.pipe.text_encoder_3 is None
+    assert latents(policy).isfinite().all()
