@@ -32,7 +32,7 @@ details { margin: .3rem 0; } summary { cursor: pointer; } pre { font-size: .8rem
 
 
 def _number(value: float, digits: int = 4) -> str:
-    return f"{value:.{digits}g}" if abs(value) < 1e5 else f"{value:.{digits - 1}e}"
+    return f"{value:.0f}" if 10**digits <= abs(value) < 1e6 else f"{value:.{digits}g}"
 
 
 def _said(found: Entry | None, *, sign: bool = False, digits: int = 4) -> str:
@@ -57,7 +57,7 @@ def terminal(result: Entry) -> list[Table]:
         table = Table(title=_heading(result, protocol), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("", no_wrap=True)
         for name in result["sources"]:
-            table.add_column(name, justify="right", no_wrap=True)
+            table.add_column(name, justify="right", min_width=10)
         for entry in (entry for entry in result["measures"] if entry["protocol"] == protocol):
             table.add_row(_title(entry), *(_number(entry["values"][name]["value"]) for name in result["sources"]))
             moved = [_said(entry["differences"].get(name), sign=True, digits=2) for name in result["sources"]]

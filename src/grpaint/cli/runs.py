@@ -73,23 +73,29 @@ def _show_end(console: Any, folder: "RunFolder") -> None:
     from grpaint.evaluate import paired_difference
     from grpaint.run.report import table
     from grpaint.run.score import score_of
-    from grpaint.run.watch import told
 
     lines = folder.lines("evaluations.jsonl")
     first, last = lines[0], lines[-1]
     name = f"{score_of(last)}_by_prompt"
     console.print(table(first, last, paired_difference(first[name], last[name]) if name in last else None))
-    hacking = folder.facts().get("hacking")
-    if hacking:
-        console.print(
-            f"reward hacking? from iteration {hacking['began']} (none at {hacking['clean']}): {told(hacking)}; best "
-            f"before it: {hacking['best_before'] or 'the base'}",
-            soft_wrap=True,
-        )
+    _show_hacking(console, folder)
     console.print(f"run folder  {folder.path}", soft_wrap=True)
     picture = folder.samples / "before-after.png"
     if picture.is_file():
         console.print(f"pictures    {picture}", soft_wrap=True)
+
+
+def _show_hacking(console: Any, folder: "RunFolder") -> None:
+    """The first alarm of a run, if it raised one."""
+    from grpaint.run.watch import told
+
+    found = folder.facts().get("hacking")
+    if found:
+        console.print(
+            f"reward hacking? from iteration {found['began']} (none at {found['clean']}): {told(found)}; best before "
+            f"it: {found['best_before'] or 'the base'}",
+            soft_wrap=True,
+        )
 
 
 @app.command()
@@ -131,6 +137,7 @@ def _evaluate_one(source: str, sets: list[str], *, as_json: bool) -> None:
     from rich.console import Console
 
     from grpaint.evaluate import evaluate as judge
+    from grpaint.run.folder import RunFolder, find_checkpoint
     from grpaint.run.report import summary
     from grpaint.train import open_model, rewards_of
 
@@ -138,8 +145,11 @@ def _evaluate_one(source: str, sets: list[str], *, as_json: bool) -> None:
     line = judge(policy, recipe.data, recipe.evaluate, rewards=rewards_of(recipe))
     if as_json:
         typer.echo(json.dumps(line))
-    else:
-        Console().print(summary(line))
+        return
+    console = Console()
+    console.print(summary(line))
+    for folder in find_checkpoint(source).parents:
+        _show_hacking(console, RunFolder(folder))
 
 
 @app.command()

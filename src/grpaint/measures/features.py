@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grpaint.core.errors import CheckpointError, ConfigError, MissingExtra
+from grpaint.core.files import check_weights
 from grpaint.scenes.scorer import SHIPPED, WIDTH, shipped_scorer
 from grpaint.scenes.shapes import SIDE
 
@@ -111,7 +112,7 @@ class ClipFeatures:
 
     @functools.cached_property
     def _model(self) -> Any:
-        self._file("model.safetensors")
+        check_weights(self._file("model.safetensors"))
         try:
             from transformers import CLIPModel
         except ImportError as error:

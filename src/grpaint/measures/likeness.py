@@ -12,7 +12,8 @@ LEAST = 11  # pixels: the side of SSIM's Gaussian window
 def likeness(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, " b"]]:
     """``ssim`` (Wang et al. 2004; Gaussian window of 11, sigma 1.5) and ``psnr`` in dB of images in [0, 1].
 
-    Equal images have SSIM 1 and an infinite PSNR.
+    SSIM is the mean over all pixels, images mirrored at their borders; code that leaves the borders out differs. Equal
+    images have SSIM 1 and an infinite PSNR.
 
     Raises:
         MissingExtra: where torchmetrics is not installed.
