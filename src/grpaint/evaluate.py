@@ -147,8 +147,9 @@ def evaluate(
 
 
 def free_rewards(rewards: RewardSet, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """``reward/NAME`` of every reward that needs no reference image, and their weighted sum as ``reward``."""
-    free = {name: r for name, r in rewards.rewards.items() if not getattr(r, "needs_reference", False)}
+    """``reward/NAME`` of rewards that need neither a reference nor siblings, and their weighted sum, ``reward``."""
+    bound = ("needs_reference", "needs_group")
+    free = {name: r for name, r in rewards.rewards.items() if not any(getattr(r, need, False) for need in bound)}
     if not free:
         return {}
     table = RewardSet(free, rewards.weights).score(images, prompts)
