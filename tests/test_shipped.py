@@ -79,4 +79,4 @@ def test_the_reward_in_the_readme_trains(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from grpaint.cli import main; main()", "train", *sets]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert '"reward/red": ' in (tmp_path / "runs/diffusion-nft/metrics.jsonl").read_text(encoding="utf-8")
+    assert '"reward/red": ' in (tmp_path / "runs/awm/metrics.jsonl").read_text(encoding="utf-8")

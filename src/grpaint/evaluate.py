@@ -1,5 +1,6 @@
 """Judging a model on held-out prompts: sampler and guidance of deployment (ODE and none unless said), fixed noise."""
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -147,11 +148,15 @@ def evaluate(
 
 
 def free_rewards(rewards: RewardSet, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """``reward/NAME`` of every reward that needs no reference image, and their weighted sum as ``reward``."""
-    free = {name: r for name, r in rewards.rewards.items() if not getattr(r, "needs_reference", False)}
+    """``reward/NAME`` of rewards that need neither a reference nor siblings, and their weighted sum, ``reward``."""
+    bound = ("needs_reference", "needs_group")
+    free = {name: r for name, r in rewards.rewards.items() if not any(getattr(r, need, False) for need in bound)}
     if not free:
         return {}
+    kept = [(r, copy.deepcopy(r.state_dict())) for r in free.values() if hasattr(r, "state_dict")]
     table = RewardSet(free, rewards.weights).score(images, prompts)
+    for reward, state in kept:  # what a reward remembers is of training alone
+        reward.load_state_dict(state)  # type: ignore[attr-defined]  # they come together
     weighted = torch.stack([table.weight(name) * column for name, column in table.columns.items()])
     return {f"reward/{name}": column for name, column in table.columns.items()} | {"reward": weighted.sum(0)}
 

@@ -119,7 +119,7 @@ def _self_tests(recipe: TrainRecipe, policy: Model) -> None:
     Raises:
         ConfigError: where one fails; nothing has been sampled yet.
     """
-    prompts = recipe.data.prompts(2, 0, recipe.train.seed)
+    prompts = recipe.data.prompts(1, 0, recipe.train.seed) * 2  # of one: some rewards compare a prompt's images
     with memory("reward"), torch.no_grad():
         images = policy.decode(policy.noise((recipe.train.seed, "self-test"), range(len(prompts))))
         for name, item in recipe.rewards.items():

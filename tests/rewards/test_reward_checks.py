@@ -51,7 +51,10 @@ def test_lpips_passes_whatever_its_weights(tmp_path: Path) -> None:
     assert found[1][1] < 0
 
 
-@pytest.mark.parametrize("kind", CATALOG["rewards"])
+FOREIGN = {"geneval", "ocr", "remote", "tag-recall", "vlm-judge", "worker"}  # what answers is somebody else's
+
+
+@pytest.mark.parametrize("kind", sorted(CATALOG["rewards"].keys() - FOREIGN))
 def test_every_reward_of_ours_has_a_pair(kind: str) -> None:
     pair = find("rewards", kind, "test")().pair()
     assert pair.better.shape == pair.worse.shape

@@ -115,7 +115,8 @@ class Judging:
         own = rewards_of(self.recipe)
         every = {f"reward/{name}": reward for name, reward in own.rewards.items()} if own else {}
         every |= self.measure.rewards
-        return {name: r for name, r in every.items() if getattr(r, "needs_reference", False) == referenced}
+        alone = {name: r for name, r in every.items() if not getattr(r, "needs_group", False)}
+        return {name: r for name, r in alone.items() if getattr(r, "needs_reference", False) == referenced}
 
     def check(self, sources: Sequence[Source], sets: Sequence[str], *, few: bool) -> None:
         """Refuse what cannot be judged, before any weight is opened.

@@ -64,6 +64,11 @@ class VlmJudge:
         if self.question is not None and "{prompt}" not in self.question:
             raise ValueError("question must say where the prompt's text goes: {prompt}")
 
+    @property
+    def needs_group(self) -> bool:
+        """Whether images are compared with others of their prompt."""
+        return self.measure == "pairwise"
+
     def start(self) -> list[str]:
         """See that the token is there; the judge itself is asked first when images are."""
         bearer(self.token_env)

@@ -20,6 +20,7 @@ if __name__ == "__main__":
 import hashlib
 import importlib
 import importlib.util
+import io
 import json
 import os
 import platform
@@ -49,17 +50,22 @@ def load(target: str) -> tuple[Callable[..., Any], str]:
     return getattr(module, name), digest
 
 
-def frames(stream: BinaryIO, into: queue.Queue[bytes]) -> None:
+def frames(stream: io.FileIO, into: queue.Queue[bytes]) -> None:
     """Put every frame of ``stream`` into a queue; end the process where the stream ends."""
     while True:
-        head = stream.read(8)
-        if len(head) < 8:
-            os._exit(0)  # whoever started this is gone, maybe in the midst of a question
-        (length,) = struct.unpack("<Q", head)
-        body = stream.read(length)
-        if len(body) < length:
+        (length,) = struct.unpack("<Q", whole(stream, 8))
+        into.put(whole(stream, length))
+
+
+def whole(stream: io.FileIO, length: int) -> bytes:
+    """So many bytes; where there are fewer, whoever started this is gone, maybe in the midst of a question."""
+    body = bytearray()
+    while len(body) < length:
+        chunk = stream.read(min(length - len(body), 1 << 20))
+        if not chunk:
             os._exit(0)
-        into.put(body)
+        body += chunk
+    return bytes(body)
 
 
 def write(stream: BinaryIO, said: dict[str, Any]) -> None:
@@ -124,7 +130,8 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     waiting: queue.Queue[bytes] = queue.Queue()
-    threading.Thread(target=frames, args=(sys.stdin.buffer, waiting), daemon=True).start()
+    unbuffered = io.FileIO(0, closefd=False)  # a buffer's lock, held at the end, would abort Python
+    threading.Thread(target=frames, args=(unbuffered, waiting), daemon=True).start()
     function, digest = load(target)
     write(out, {"ready": platform.python_version(), "digest": digest})
     while True:
