@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from grpaint.backends.adapters import Lora, add_adapter
 from grpaint.backends.families import FAMILIES, Family, Folder, Guidance, find
+from grpaint.backends.hollow import parts
 from grpaint.backends.hub import check_parts, located
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.weights import WeightSets
@@ -177,24 +178,27 @@ class Diffusers:
             CheckpointError: where weights are missing, damaged, or of another architecture.
         """
         name, family = self.named_family
-        pipe = _open(located(self.base, weights=True), family, runtime.dtype, frozen=self.lora is not None)
+        folder = located(self.base, weights=not runtime.hollow)
+        pipe = _open(folder, family, runtime.dtype, frozen=self.lora is not None, hollow=runtime.hollow)
         network = getattr(pipe, family.NETWORK)
         file = FilePath(self.adapter or self.start)
         adapter = bool(self.adapter or (self.start and _is_adapter(file)))
         if adapter and not self.lora:
             raise CheckpointError(f"{file}: an adapter, but no model.lora is set. Set it, with the adapter's rank.")
-        if self.start and not (adapter and not self.adapter):
+        if self.start and not (adapter and not self.adapter) and not runtime.hollow:
             whole, metadata = read_weights(FilePath(self.start))
             check_tensors(FilePath(self.start), whole, network.state_dict(), metadata, {"family": name})
             network.load_state_dict(whole)
         for key, parameter in network.named_parameters():
             if key.startswith(family.idle(network)):
                 parameter.requires_grad_(False)  # no gradient would reach it
-        stored, metadata = read_weights(file) if adapter else ({}, {})
+        stored, metadata = read_weights(file) if adapter and not runtime.hollow else ({}, {})
         if self.lora:
-            add_adapter(network, self.lora, family.TARGETS, idle=family.idle(network))
+            with runtime.building():
+                add_adapter(network, self.lora, family.TARGETS, idle=family.idle(network))
+        runtime.place(pipe)
         trainable = {key: p for key, p in network.named_parameters() if p.requires_grad}
-        if adapter and self.lora:
+        if adapter and self.lora and not runtime.hollow:
             wanted = {_file_name(family, key): p for key, p in trainable.items()}
             check_tensors(file, stored, wanted, metadata, {"family": name})
             factor = _strength(metadata, family) * self.lora.rank / self.lora.alpha
@@ -204,15 +208,15 @@ class Diffusers:
             network.enable_gradient_checkpointing()
         if self.vae_tiling:
             pipe.vae.enable_tiling()
-        pipe.to(runtime.device)
         weights = WeightSets(network, trainable, adapters=self.lora is not None and not adapter)
         return DiffusersPolicy(self, pipe, weights, runtime)
 
 
-def _open(folder: FilePath, family: Family, dtype: torch.dtype, *, frozen: bool) -> Any:
+def _open(folder: FilePath, family: Family, dtype: torch.dtype, *, frozen: bool, hollow: bool = False) -> Any:
     """The pipeline in eval mode, with gradients for its network alone.
 
     Text encoders and a frozen network are kept in the precision that computes; a trained network and the VAE in fp32.
+    A hollow one is made from its settings; its networks are on the meta device.
     """
     try:
         import diffusers
@@ -223,10 +227,12 @@ def _open(folder: FilePath, family: Family, dtype: torch.dtype, *, frozen: bool)
     diffusers.logging.disable_progress_bar()
     transformers.logging.disable_progress_bar()
     dtypes = {"default": dtype, "vae": torch.float32, family.NETWORK: dtype if frozen else torch.float32}
-    safe = check_parts(folder, family.WITHOUT)
+    safe = None if hollow else check_parts(folder, family.WITHOUT)
     try:
+        index = Folder(folder).settings("model_index.json") if hollow else {}
+        made = parts(folder, {key: kind for key, kind in index.items() if key not in family.WITHOUT}, dtypes)
         pipe = getattr(diffusers, family.PIPELINE).from_pretrained(
-            folder, dtype=dtypes, local_files_only=True, use_safetensors=safe, **family.WITHOUT
+            folder, dtype=dtypes, local_files_only=True, use_safetensors=safe, **family.WITHOUT, **made
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = " ".join(str(error).split())
