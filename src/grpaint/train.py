@@ -30,6 +30,8 @@ from grpaint.run.pieces import Model
 from grpaint.run.report import rows_of_pictures, save_picture
 
 Log = Callable[[str], None]
+# what a run that was out of memory may be resumed with: the same gradients up to rounding, in smaller parts
+SPLITS = {"model.batch", "model.vae_batch", "model.checkpointing", "objective.minibatch", "anchor.loss.minibatch"}
 
 
 def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Callable[[int, dict[str, Any]], None]]) -> None:
@@ -233,7 +235,7 @@ def _follow(recipe: TrainRecipe, policy: Model, iteration: int) -> None:
 
 
 def check_resume(folder: RunFolder, kept: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Hold a run to its own settings, save for a larger ``train.iterations``.
+    """Hold a run to its own settings, save for a larger ``train.iterations`` and what only splits work into parts.
 
     ``kept`` are the settings of run.toml, ``asked`` those of this command.
 
@@ -243,9 +245,11 @@ def check_resume(folder: RunFolder, kept: dict[str, Any], asked: dict[str, Any])
     for key, old, new in _differences(kept, asked):
         if key == "train.iterations" and isinstance(new, int) and new > old:
             continue
+        if key in SPLITS:
+            continue
         raise ConfigError(
             f"{key} = {new!r}: the run {folder.path} has {old!r}; --resume repeats a run's settings (only a larger "
-            "train.iterations may differ). Start another run with another --name."
+            f"train.iterations and {', '.join(sorted(SPLITS))} may differ). Start another run with another --name."
         )
 
 

@@ -287,3 +287,11 @@ def test_the_first_module_that_is_not_finite_is_named():
     net[2].weight.grad = torch.full((1, 2), float("nan"))
     assert first_module(net, terms) == "the gradient of 2.weight"
     assert not net[0]._forward_hooks
+
+
+def test_what_was_out_of_memory_is_resumed_in_smaller_parts():
+    assert command("train", "flow-grpo-fast", "--name", "it", sets=[*SETS, "train.iterations=2"]).code == 0
+    smaller = ["train.iterations=3", "objective.minibatch=5", "model.batch=7"]
+    end = command("train", "--name", "it", "--resume", sets=smaller)
+    assert (end.code, end.err) == (0, "")
+    assert len(lines(Path("runs/it/metrics.jsonl"))) == 3
