@@ -1,5 +1,6 @@
 """``grpaint plan``: what it prints, that it opens no weights, and that its levers help."""
 
+import dataclasses
 import json
 import os
 import re
@@ -13,9 +14,10 @@ import pytest
 import tiny_pipelines
 import tiny_runs
 from grpaint.core.errors import ConfigError
-from grpaint.plan import forecast, levers
+from grpaint.plan import forecast
 from grpaint.plan.forecast import amount
-from grpaint.run.config import locate, override, read_toml
+from grpaint.plan.levers import choices
+from grpaint.run.config import locate, override, read_toml, resolve
 from tiny_runs import TINY, command
 
 ROOT = Path(__file__).parent.parent.parent
@@ -97,14 +99,15 @@ def test_levers_are_pasted_and_then_it_fits():
 
 def test_levers_that_are_pulled_are_not_offered(tmp_path):
     folder = tiny_pipelines.save("sdxl", tmp_path)
+    now = forecast(small(folder), "train")
     offered = []
-    for model in ({"batch": 4}, {"batch": 1, "checkpointing": True}):
-        table = small(folder, **model)
-        now = forecast(table, "train")
-        offered.append({s.split("=")[0] for p in levers(table, "train", now, phase="update") for s in p.sets})
-    assert {"objective.minibatch", "model.checkpointing"} <= offered[0]
-    assert "model.checkpointing" not in offered[1]
-    assert "model.lora.rank" not in offered[0]
+    for model in ({"batch": 4}, {"batch": 1, "checkpointing": True, "vae_tiling": True}):
+        recipe = resolve(small(folder, **model), "train")[0]
+        known = choices(dataclasses.replace(now, recipe=recipe))
+        offered.append([sets[0][0].split("=")[0] for sets in known if sets])
+    assert offered[0][-1] == "model.height"
+    assert {"model.vae_tiling", "model.batch", "model.checkpointing", "precision"} <= set(offered[0])
+    assert not {"model.vae_tiling", "model.batch", "model.checkpointing", "model.lora.rank"} & set(offered[1])
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the process's own peak is read from /proc")

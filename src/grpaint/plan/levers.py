@@ -40,7 +40,7 @@ def _halves(key: str, start: int, least: int = 1) -> list[Sets]:
     return values
 
 
-def _choices(now: Forecast) -> Iterator[list[Sets]]:
+def choices(now: Forecast) -> Iterator[list[Sets]]:
     """Levers that are not pulled, cheapest first; each a list of settings, from the mildest to the strongest.
 
     The first only split work into smaller parts; then come those that compute more, those that round or learn
@@ -116,7 +116,7 @@ def levers(
     of memory nobody knows how far: each once, by half where it is a number.
     """
     search = _Search(table, stage, device, now)
-    for choices in list(_choices(now)):
+    for options in list(choices(now)):
         large = (
             [largest(search.now, phase)]
             if phase
@@ -124,7 +124,7 @@ def levers(
         )
         if not large:
             return
-        pulled = _mildest(search, choices, large, limit) if limit else _first(search, choices, large)
+        pulled = _mildest(search, options, large, limit) if limit else _first(search, options, large)
         if pulled:
             yield search.accept(*pulled)
 
@@ -139,8 +139,8 @@ def _exceeds(now: Forecast, peak: int, limit: int) -> bool:
     return peak + overhead(peak, now.device) > limit
 
 
-def _first(search: _Search, choices: Sequence[Sets], large: Sequence[str]) -> tuple[Sets, Forecast] | None:
-    for sets in choices:
+def _first(search: _Search, options: Sequence[Sets], large: Sequence[str]) -> tuple[Sets, Forecast] | None:
+    for sets in options:
         tried = search.attempt(sets)
         if tried and search.lowers(tried, large):
             return sets, tried
@@ -148,20 +148,20 @@ def _first(search: _Search, choices: Sequence[Sets], large: Sequence[str]) -> tu
 
 
 def _mildest(
-    search: _Search, choices: Sequence[Sets], large: Sequence[str], limit: int
+    search: _Search, options: Sequence[Sets], large: Sequence[str], limit: int
 ) -> tuple[Sets, Forecast] | None:
     """The mildest choice after which what it concerns fits; the strongest where none is enough."""
-    strongest = search.attempt(choices[-1]) if choices else None
+    strongest = search.attempt(options[-1]) if options else None
     if not strongest or not search.lowers(strongest, large):
         return None
-    best = choices[-1], strongest
+    best = options[-1], strongest
     concerned = [n for n in large if strongest.memory.peaks.get(n, 0) < REAL * search.now.memory.peaks[n]]
-    low, high = 0, len(choices) - 1  # what lies at high is enough, or all there is
+    low, high = 0, len(options) - 1  # what lies at high is enough, or all there is
     while low < high:
         middle = (low + high) // 2
-        tried = search.attempt(choices[middle])
+        tried = search.attempt(options[middle])
         if tried and not any(_exceeds(tried, tried.memory.peaks[name], limit) for name in concerned):
-            best, high = (choices[middle], tried), middle
+            best, high = (options[middle], tried), middle
         else:
             low = middle + 1
     return best
