@@ -36,7 +36,11 @@ def small(folder: Path, **model: object) -> dict[str, object]:
     return {
         "model": {"kind": "diffusers", "base": str(folder), "height": 16, "width": 16, "lora": {"rank": 2}, **model},
         "data": {"kind": "scenes"},
-        "plan": {"steps": 2, "sampler": {"kind": "flow-sde" if flow else "ddim"}, "window": {"kind": "prefix"}},
+        "plan": {
+            "steps": 2,
+            "sampler": {"kind": "flow-sde" if flow else "ddim"},
+            "window": {"kind": "prefix", "size": 1},
+        },
         "rewards": {"checker": {"kind": "scenes-checker"}},
         "train": {"iterations": 3, "learning_rate": 1e-3, "prompts": 1, "group_size": 4},
         "evaluate": {"prompts": 2, "steps": 1, "guided": []},
