@@ -120,14 +120,19 @@ class _Conduct(TorchFunctionMode):
 
     def __init__(self, target: str) -> None:
         super().__init__()
-        self.upcast = target == "cuda"
+        self.target = target
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if (
+            name == "backward"
+        ):  # a mode is off in its own handler, and checkpointing computes the forward in there again
+            with conducted(self.target):
+                return func(*args, **kwargs)
         if name == "__getitem__" and _masks(args):  # how many a real mask picks is known
             args = (args[0], args[1].nonzero(as_tuple=True))
-        elif self.upcast and name in IN_FP32 and torch.is_autocast_enabled("cpu"):
+        elif self.target == "cuda" and name in IN_FP32 and torch.is_autocast_enabled("cpu"):
             args = tuple(map(_fp32, args))
             kwargs = {key: _fp32(value) for key, value in kwargs.items()}
         return func(*args, **kwargs)
@@ -144,7 +149,7 @@ def _fp32(value: Any) -> Any:
 
 
 @contextmanager
-def conducted(runtime: Hollow) -> Iterator[None]:
-    """Inside it hollow networks run; backward passes too."""
-    with _Conduct(runtime.target):
+def conducted(target: str) -> Iterator[None]:
+    """Inside it hollow networks run as on ``target``; backward passes too."""
+    with _Conduct(target):
         yield

@@ -130,7 +130,7 @@ def rehearse(recipe: Recipe, runtime: Hollow) -> Memory:
     Raises:
         ConfigError, CheckpointError: where the model's settings are missing, damaged or do not go together.
     """
-    with Ledger() as ledger, conducted(runtime):
+    with Ledger() as ledger, conducted(runtime.target):
         policy = recipe.model.load(runtime)
         _follow(policy, runtime, ledger)
         with torch.no_grad():
