@@ -16,7 +16,7 @@ import tiny_runs
 from grpaint import cli
 from grpaint.run.config import names
 from grpaint.run.report import table
-from tiny_runs import TINY, command, flags
+from tiny_runs import EMBEDDED, TINY, command, flags
 
 COMMANDS = {
     "train": "recipe --set --name --resume",
@@ -25,12 +25,18 @@ COMMANDS = {
     "export": "source --for --out --check --set",
     "doctor": "recipe --set --json",
     "fetch": "recipe --to --dry-run --set",
-    "evaluate": "source --json --set",
+    "evaluate": "sources --out --few --keep --json --set",
     "show": "recipe --set --json",
     "plan": "recipe --gpu --calibrate --json --set",
     "compare": "methods --seeds --budget-evaluations --budget-minutes --world --only --shard --search --baseline "
     "--dry-run --out --set",
     "list": "what --json",
+    "data scan": "where --sheet --set --json",
+    "data captions": "where --out --draws --set",
+    "data draw": "--out --count --held-out --seed --size",
+    "prompts scan": "recipe --prompts --captions --set --json",
+    "serve-reward": "reward --port --host --token-env --token-file --max-mib --timeout --batch --threads --set",
+    "reward try": "reward --images --prompts --references --json --set",
 }
 
 
@@ -50,14 +56,21 @@ def run(tmp_path_factory):
 
 def test_the_commands_and_their_flags_are_pinned():
     group = typer.main.get_command(cli.app)
-    found = {
-        name: " ".join(param.opts[0] for param in sub.params if param.name != "help")
+    commands = {
+        " ".join([name, *more]): command
         for name, sub in group.commands.items()
+        for more, command in ([([n], c) for n, c in sub.commands.items()] if hasattr(sub, "commands") else [([], sub)])
+    }
+    found = {
+        name: " ".join(param.opts[0] for param in command.params if param.name != "help")
+        for name, command in commands.items()
     }
     assert found == COMMANDS
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sample", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["data", "scan", "--help"], ["reward", "try", "--help"]]
+)
 def test_help_imports_nothing_heavy(words):
     program = (
         "import sys; from grpaint.cli import main\n"
@@ -138,7 +151,7 @@ def test_show_has_steps_batches_costs_and_memory():
 
 
 def test_show_reads_every_packaged_recipe():
-    for name in names():
+    for name in EMBEDDED:
         assert command("show", name).code == 0, name
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 import tiny_runs
-from grpaint.run.config import locate, names, stage_of
-from tiny_runs import QUICK, command, lines
+from grpaint.run.config import locate, stage_of
+from tiny_runs import EMBEDDED, QUICK, command, lines
 
-METHODS = [name for name in names() if stage_of(name) == "train"]
+METHODS = [name for name in EMBEDDED if stage_of(name) == "train"]
 SMALL = (*QUICK, "train.prompts=2", "evaluate.prompts=5", "evaluate.probe=4")
 FITTED = {
     "pro-grpo": ("train.group_size=8", "plan.prune.keep=[6, 4]", "plan.prune.audit=2"),

@@ -13,9 +13,10 @@ from grpaint.backends.scenes import START, Scenes
 from grpaint.core.files import read_weights
 from grpaint.evaluate import evaluate
 from grpaint.run.catalog import CATALOG, find
-from grpaint.run.config import names, open_recipe, stage_of
+from grpaint.run.config import open_recipe, stage_of
 from grpaint.run.settings import Evaluation
 from grpaint.scenes.world import SceneData
+from tiny_runs import EMBEDDED
 
 ROOT = Path(__file__).parent.parent
 KINDS = sorted(START)
@@ -40,7 +41,7 @@ def test_a_shipped_base_leaves_headroom_for_reinforcement_learning(kind: str) ->
     assert line["background"] < 0.02
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_every_recipe_resolves_and_says_what_it_is(name: str) -> None:
     first = (ROOT / f"src/grpaint/recipes/{name}.toml").read_text(encoding="utf-8").splitlines()[0]
     recipe, _ = open_recipe(name, stage_of(name))

@@ -13,6 +13,7 @@ from grpaint.run.comparison_page import COSTS, page, plot, summaries
 from grpaint.run.config import TrainRecipe
 from grpaint.run.jobs import Entry, Job, Record, execute, load, missing, part
 from grpaint.run.outlook import costs
+from grpaint.run.score import worth
 
 EVALUATIONS = 9  # of a run, about
 SEARCH_SEED, SEARCH_SHARE = 100, 0.25
@@ -117,7 +118,7 @@ class Comparison:
     def best(self, entry: Entry) -> tuple[str, ...]:
         """The settings with which the search of a method ended highest; none before it is complete."""
         jobs = dataclasses.replace(self, entries=(entry,)).search()
-        found = [(load(job)["scores"][-1]["strict"], job) for job in jobs if job.record.is_file()]
+        found = [(worth(load(job)["scores"][-1]), job) for job in jobs if job.record.is_file()]
         if len(found) < len(jobs):
             return ()
         return tuple(s for s in max(found, key=lambda pair: pair[0])[1].sets if _searched(s))

@@ -2,38 +2,73 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from grpaint.core.path import Path, VpPath
 from grpaint.core.policy import Prompt, Weights
+from grpaint.core.rng import Key
 from grpaint.core.step import Ode
 from grpaint.learn.objective import Denoising
+from grpaint.learn.table import RewardSet
+from grpaint.measures.statistics import image_statistics
 from grpaint.rollout.rollout import Plan, Rollout, roll
+from grpaint.rollout.start import Independent, Start
 from grpaint.rollout.window import Closed
 from grpaint.run.build import dump
 from grpaint.run.pieces import Data, Model
+from grpaint.run.score import worth
 from grpaint.run.settings import Evaluation
 
 NORMAL_95 = 1.959964
 
 
-def sample(
-    policy: Model, prompts: Sequence[Prompt], settings: Evaluation, *, seed: int, weights: Weights = "average"
+class _Numbered:
+    """A policy whose rows are numbered from ``first`` on, so that a part of a batch draws the noise of that part."""
+
+    def __init__(self, policy: Model, first: int) -> None:
+        self._policy, self._first = policy, first
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._policy, name)
+
+    def noise(self, key: Key, rows: Sequence[int] | Tensor) -> Tensor:
+        return self._policy.noise(key, torch.as_tensor(rows) + self._first)
+
+
+def sample(  # noqa: PLR0913 - reason: the keyword-only ones say which draw, of whom, from where
+    policy: Model,
+    prompts: Sequence[Prompt],
+    settings: Evaluation,
+    *,
+    seed: int,
+    weights: Weights = "average",
+    first: int = 0,
+    draw: int = 0,
+    start: Start | None = None,
 ) -> Tensor:
-    """One image ``[3, h, w]`` in [0, 1] for each prompt; image i depends on its prompt, the seed and i alone.
+    """One image ``[3, h, w]`` in [0, 1] for each prompt; it depends on its prompt, seed, number and ``draw`` alone.
 
     ``settings`` say the sampler, its steps, the guidance, and the share of the steps that the tuned model takes.
+    ``first``: the number of the first prompt among all. ``start``: where to begin, noise unless given.
     """
     share = 1.0 if weights == "reference" else settings.tuned_share
-    plan = Plan(settings.steps, window=Closed(), outside=settings.sampler, weights=weights, base_after=share)
+    plan = Plan(
+        settings.steps,
+        window=Closed(),
+        outside=settings.sampler,
+        weights=weights,
+        base_after=share,
+        start=start or Independent(),
+    )
+    numbered = cast("Model", _Numbered(policy, first)) if first else policy
     with policy.meter.account("evaluation"), guided(policy, settings.guidance):
-        done = roll(policy, prompts, 1, plan, iteration=0, seed=seed)
+        done = roll(numbered, prompts, 1, plan, iteration=draw, seed=seed)
         with torch.no_grad():
             return policy.decode(done.x0).float().cpu()
 
@@ -82,24 +117,54 @@ def captioned(policy: Model, images: Tensor, prompts: Sequence[Prompt], *, itera
 
 
 def evaluate(
-    policy: Model, data: Data, settings: Evaluation, *, weights: Weights = "average", probe: bool = True
+    policy: Model,
+    data: Data,
+    settings: Evaluation,
+    *,
+    rewards: RewardSet | None = None,
+    weights: Weights = "average",
+    probe: bool = True,
 ) -> dict[str, Any]:
-    """Scores on held-out prompts, their 95% intervals, scores by category, and with ``probe`` the denoising loss."""
+    """Scores on held-out prompts, their 95% intervals, scores by category, and with ``probe`` the denoising loss.
+
+    The score is the data's own; where that is a reward and there is none, the denoising loss. ``rewards`` that look at
+    a reference image are left out: these images began at noise.
+    """
     prompts = data.held_out(settings.prompts, settings.seed)
     images = sample(policy, prompts, settings, seed=settings.seed, weights=weights)
-    measures = data.measures(images, prompts)
+    measures = data.measures(images, prompts) | (free_rewards(rewards, images, prompts) if rewards else {})
+    statistics = image_statistics(images)
     line: dict[str, Any] = {"guidance": settings.guidance, "prompts": len(prompts), "steps": settings.steps}
     line |= {"sampler": dump(settings.sampler), "tuned_share": settings.tuned_share}
-    for name, values in measures.items():
+    line["score"] = data.score if data.score in measures else "denoising_loss"
+    for name, values in (measures | statistics).items():
         line |= {name: values.double().mean().item(), f"{name}_interval": interval(values)}
-    line["by_kind"] = _by_category(data, prompts, measures)
-    line |= {f"{name}_by_prompt": [round(v, 4) for v in measures[name].tolist()] for name in ("strict", "soft")}
-    if probe:
+    line["by_kind"] = by_category(data, prompts, measures)
+    line |= {f"{name}_by_prompt": _written(values) for name, values in (measures | statistics).items()}
+    if probe and data.captioned:
         line["denoising_loss"] = denoising_loss(policy, data, settings, weights)
     return line
 
 
-def _by_category(data: Data, prompts: Sequence[Prompt], measures: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+def free_rewards(rewards: RewardSet, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    """``reward/NAME`` of every reward that needs no reference image, and their weighted sum as ``reward``."""
+    free = {name: r for name, r in rewards.rewards.items() if not getattr(r, "needs_reference", False)}
+    if not free:
+        return {}
+    table = RewardSet(free, rewards.weights).score(images, prompts)
+    weighted = torch.stack([table.weight(name) * column for name, column in table.columns.items()])
+    return {f"reward/{name}": column for name, column in table.columns.items()} | {"reward": weighted.sum(0)}
+
+
+def _written(values: Tensor) -> list[float]:
+    """To four decimals, and to more where the largest value is small."""
+    most = values.abs().max().item()
+    digits = max(4, 3 - math.floor(math.log10(most))) if most else 4
+    return [round(value, digits) for value in values.tolist()]
+
+
+def by_category(data: Data, prompts: Sequence[Prompt], measures: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Means by category of the prompts."""
     rows: dict[str, list[int]] = defaultdict(list)
     for row, prompt in enumerate(prompts):
         rows[data.category(prompt)].append(row)
@@ -110,17 +175,24 @@ def _by_category(data: Data, prompts: Sequence[Prompt], measures: dict[str, Tens
     }
 
 
-def best_guided(policy: Model, data: Data, settings: Evaluation) -> dict[str, Any] | None:
-    """The base at the best of ``settings.guided``: what guidance alone would give, the fair bar for training."""
+def best_guided(
+    policy: Model, data: Data, settings: Evaluation, rewards: RewardSet | None = None
+) -> dict[str, Any] | None:
+    """The base at the best of ``settings.guided``: what guidance alone would give, the fair bar for training.
+
+    The best is by the data's score; without images' scores there is no best.
+    """
     if getattr(policy, "distilled", False):  # guidance is inside it
         return None
+    asked = rewards if data.score.startswith("reward") else None  # a slow scorer is not asked for nothing
     tried = [
-        evaluate(policy, data, replace(settings, guidance=guidance), weights="reference", probe=False)
+        evaluate(policy, data, replace(settings, guidance=guidance), rewards=asked, weights="reference", probe=False)
         for guidance in settings.guided
     ]
-    if not tried:
+    judged = [line for line in tried if line["score"] in line]
+    if not judged:
         return None
-    best = max(tried, key=lambda line: line["strict"])
+    best = max(judged, key=worth)
     return {name: value for name, value in best.items() if not name.endswith("_by_prompt")}
 
 

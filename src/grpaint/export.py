@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from grpaint.backends.adapters import merged_state
-from grpaint.backends.diffusers import DiffusersPolicy
+from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.core.files import read_weights, write_weights
 
@@ -42,6 +42,11 @@ def export(policy: Any, recipe: Mapping[str, Any], steps: int, target: Target, o
     if not isinstance(policy, DiffusersPolicy):
         raise ConfigError(
             "export: the built-in model is its own file, checkpoints/NUMBER/model.safetensors of the run."
+        )
+    if policy.spec.base_precision != "full":
+        raise ConfigError(
+            f"export: the base is held in {policy.spec.base_precision}, and what is written is compared on the whole "
+            "one; add --set model.base_precision=full."
         )
     if target != "merged" and not policy.spec.lora:
         raise ConfigError(

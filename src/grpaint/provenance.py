@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from grpaint.backends.diffusers import DiffusersPolicy
+from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.core.errors import ConfigError
 from grpaint.core.rng import seed_of
 from grpaint.core.step import Ode
@@ -155,6 +155,8 @@ def _check_snippet(policy: Any, recipe: Recipe) -> None:
         raise ConfigError(
             f"--snippet: model.tokens = {spec.tokens}, and the stock pipeline reads {pipe_tokens(policy)}."
         )
+    if spec.base_precision != "full":
+        raise ConfigError("--snippet: a stock pipeline opens the whole base; add --set model.base_precision=full.")
     if spec.adapter:
         raise ConfigError(f"--snippet: this adapter sits on the whole network {spec.start}; export it --for merged.")
 

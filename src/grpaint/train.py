@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,25 +14,33 @@ from torch import Tensor
 
 from grpaint.backends.runtime import Runtime, has_matrix_units
 from grpaint.backends.runtime import resolve as resolve_runtime
-from grpaint.core.errors import CheckpointError, ConfigError, RunError
+from grpaint.core.errors import CheckpointError, ConfigError, RewardError, RunError
 from grpaint.core.files import read_weights, unflatten
-from grpaint.core.policy import Prompt
 from grpaint.core.rng import permutation
 from grpaint.evaluate import best_guided, captioned, evaluate, sample
+from grpaint.learn.advantage import shares
+from grpaint.learn.elsewhere import running
 from grpaint.learn.objective import Term
 from grpaint.learn.penalty import AdaptiveKl
-from grpaint.learn.table import RewardTable
+from grpaint.learn.reward_checks import ConstantWatch, self_test
+from grpaint.learn.table import RewardSet, RewardTable
 from grpaint.rollout.prune import ranks
-from grpaint.rollout.rollout import Rollout, roll
+from grpaint.rollout.rollout import Rollout
 from grpaint.run.config import Recipe, SftRecipe, TrainRecipe, locate, override, read_toml, resolve
 from grpaint.run.folder import RunFolder, find_checkpoint
+from grpaint.run.gathering import Gathering
 from grpaint.run.loop import Listener, Loop, Stopped, memory
-from grpaint.run.pieces import Model
+from grpaint.run.pieces import Listed, Model, Preparing
 from grpaint.run.report import rows_of_pictures, save_picture
 
 Log = Callable[[str], None]
-# what a run that was out of memory may be resumed with: the same gradients up to rounding, in smaller parts
-SPLITS = {"model.batch", "model.vae_batch", "model.checkpointing", "objective.minibatch", "anchor.loss.minibatch"}
+# what --resume may change besides: how a reward in another process is reached, which changes nothing of what it says;
+# and how work is split into parts, which changes gradients by rounding alone
+MENDED = (
+    r"train\.overlap|rewards\.[^.]+\."
+    "(urls?|token_env|timeout_s|start_s|retries|restarts|backoff_s|concurrency|python)"
+    r"|model\.(batch|vae_batch|checkpointing)|objective\.minibatch|anchor\.loss\.minibatch"
+)
 
 
 def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Callable[[int, dict[str, Any]], None]]) -> None:
@@ -42,8 +51,10 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Callable[[
         Stopped: after saving, when a signal asked for it.
     """
     try:
-        with Listener() as listener:
+        with Listener() as listener, contextlib.ExitStack() as stack:
             folder.status(status="running")
+            if isinstance(recipe, TrainRecipe):
+                stack.enter_context(running(recipe.reward_set().rewards, log))
             loop = open_loop(recipe, folder, log, listener)
             loop.watchers.extend(watchers)
             if isinstance(recipe, SftRecipe):
@@ -76,13 +87,23 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     log(_machine(runtime))
+    rewards = recipe.rewards if isinstance(recipe, TrainRecipe) else {}
+    for name, item in rewards.items():
+        item.check(f"rewards.{name}")
+    recipe.data.prepare(log)
     with memory("load"):
         policy = recipe.model.load(runtime)
+        if isinstance(recipe.data, Listed) and isinstance(policy, Preparing):
+            new = policy.prepare(recipe.data.captions())
+            if new:
+                log(f"{new} captions encoded, and kept for later runs")
     for logger in recipe.loggers.values():
         logger.start(folder.path, folder.settings())
     loop = Loop(recipe, policy, folder, lambda iteration: _judge(recipe, policy, iteration), listener)
     loop.watchers.extend(logger.write for logger in recipe.loggers.values())
     folder.status(device=runtime.device, precision=runtime.precision, threads=torch.get_num_threads())
+    if isinstance(recipe, TrainRecipe):
+        _self_tests(recipe, policy)
     checkpoint = folder.latest()
     if checkpoint:
         loop.resume(checkpoint)
@@ -92,6 +113,23 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     return loop
 
 
+def _self_tests(recipe: TrainRecipe, policy: Model) -> None:
+    """Ask every reward about its pair, and a reward without one about two images of noise.
+
+    Raises:
+        ConfigError: where one fails; nothing has been sampled yet.
+    """
+    prompts = recipe.data.prompts(2, 0, recipe.train.seed)
+    with memory("reward"), torch.no_grad():
+        images = policy.decode(policy.noise((recipe.train.seed, "self-test"), range(len(prompts))))
+        for name, item in recipe.rewards.items():
+            try:
+                if item.self_test:
+                    self_test(name, item.reward, images, prompts)
+            except RewardError as error:
+                raise ConfigError(f"before the first iteration: {error}") from error
+
+
 def _machine(runtime: Runtime) -> str:
     where = f"{runtime.device}, {runtime.precision}, {torch.get_num_threads()} threads"
     if runtime.device == "cpu" and not has_matrix_units():
@@ -99,10 +137,16 @@ def _machine(runtime: Runtime) -> str:
     return where
 
 
+def rewards_of(recipe: Recipe) -> RewardSet | None:
+    """The rewards of a recipe; a supervised one has none."""
+    return recipe.reward_set() if isinstance(recipe, TrainRecipe) else None
+
+
 def _judge(recipe: Recipe, policy: Model, iteration: int) -> dict[str, Any]:
-    line = evaluate(policy, recipe.data, recipe.evaluate)
-    if iteration == 0 and isinstance(recipe, TrainRecipe):
-        line["base_guided"] = best_guided(policy, recipe.data, recipe.evaluate)
+    rewards = rewards_of(recipe)
+    line = evaluate(policy, recipe.data, recipe.evaluate, rewards=rewards)
+    if iteration == 0 and rewards:
+        line["base_guided"] = best_guided(policy, recipe.data, recipe.evaluate, rewards)
     return line
 
 
@@ -131,34 +175,15 @@ def sft(recipe: SftRecipe, loop: Loop) -> None:
 
 def train(recipe: TrainRecipe, loop: Loop) -> None:
     """Stage two: roll out groups, score them, and move towards what scored above its group."""
-    settings, policy, rewards = recipe.train, loop.policy, recipe.reward_set()
-
-    asked = 0
-
-    def score(images: Tensor, prompts: Sequence[Prompt], references: Tensor) -> RewardTable:
-        nonlocal asked
-        asked += len(images) * len(rewards.rewards)
-        return rewards.score(images, prompts, references)
-
+    settings, policy = recipe.train, loop.policy
+    gather = Gathering(recipe, loop)
+    watch = ConstantWatch(settings.constant)
     if not loop.done:
         _follow(recipe, policy, -1)
     for iteration in loop.iterations():
-        asked = 0
-        with loop.phase("rollout"):
-            prompts = recipe.data.prompts(settings.prompts, iteration, settings.seed)
-            rollout = roll(
-                policy,
-                prompts,
-                settings.group_size,
-                recipe.plan,
-                iteration=iteration,
-                seed=settings.seed,
-                score=lambda *seen: score(*seen).total(),
-                retain=settings.retain,
-            )
+        rollout, table = gather(iteration)
         with loop.phase("reward"), torch.no_grad():
-            images = policy.decode(rollout.x0)
-            table = score(images, [prompts[i] for i in rollout.group.tolist()], rollout.references)
+            watch.observe(table, recipe.reward_set().rewards, rollout.prompts)
             advantage = recipe.advantage(table, rollout)
         with loop.phase("update"):
             for number, rows in enumerate(_parts(rollout, settings.updates)):
@@ -169,8 +194,8 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
                     measures = {name: value for name, value in measures.items() if "ratio_error" not in name}
                 loop.record({f"policy/{name}": value for name, value in measures.items()})
         loop.record(_summary(rollout, table, advantage) | _audit(recipe, rollout, table))
-        loop.record({"cost/reward_calls": asked})
-        _observe(recipe, measures)
+        loop.record(_of_rewards(recipe, rollout, table))
+        _observe(recipe, measures, table)
         _follow(recipe, policy, iteration)
 
 
@@ -210,6 +235,19 @@ def _summary(rollout: Rollout, table: RewardTable, advantage: Tensor) -> dict[st
     return out
 
 
+def _of_rewards(recipe: TrainRecipe, rollout: Rollout, table: RewardTable) -> dict[str, float]:
+    """What there is to say about single rewards: captions cut, floors, shares of the advantage."""
+    cut = recipe.reward_set().truncated(rollout.prompts)
+    out = {f"reward/{name}/truncated": share for name, share in cut.items()}
+    for name, item in recipe.rewards.items():
+        if item.floor:
+            out[f"reward/{name}/multiplier"] = item.floor.multiplier
+    if len(table.columns) > 1:
+        parts = shares(recipe.advantage, table, rollout)
+        out |= {f"advantage/share/{name}": share for name, share in parts.items()}
+    return out
+
+
 def _audit(recipe: TrainRecipe, rollout: Rollout, table: RewardTable) -> dict[str, float]:
     """How well previews ranked a group that was not pruned (Spearman), in the iterations that have one."""
     funnel = recipe.plan.prune
@@ -222,7 +260,11 @@ def _audit(recipe: TrainRecipe, rollout: Rollout, table: RewardTable) -> dict[st
     return {name: value for name, value in found.items() if not math.isnan(value)}  # without spread there is none
 
 
-def _observe(recipe: TrainRecipe, measures: dict[str, float]) -> None:
+def _observe(recipe: TrainRecipe, measures: dict[str, float], table: RewardTable) -> None:
+    for name, item in recipe.rewards.items():
+        if item.floor:
+            scores = table.columns[name]
+            item.floor.observe(scores[table.applies[name]] if name in table.applies else scores)
     penalty = getattr(recipe.objective, "penalty", None)
     if isinstance(penalty, AdaptiveKl) and "kl" in measures:
         penalty.observe(measures["kl"])
@@ -235,7 +277,7 @@ def _follow(recipe: TrainRecipe, policy: Model, iteration: int) -> None:
 
 
 def check_resume(folder: RunFolder, kept: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Hold a run to its own settings, save for a larger ``train.iterations`` and what only splits work into parts.
+    """Hold a run to its own settings, save for a larger ``train.iterations`` and what :data:`MENDED` names.
 
     ``kept`` are the settings of run.toml, ``asked`` those of this command.
 
@@ -245,11 +287,12 @@ def check_resume(folder: RunFolder, kept: dict[str, Any], asked: dict[str, Any])
     for key, old, new in _differences(kept, asked):
         if key == "train.iterations" and isinstance(new, int) and new > old:
             continue
-        if key in SPLITS:
+        if re.fullmatch(MENDED, key):
             continue
         raise ConfigError(
             f"{key} = {new!r}: the run {folder.path} has {old!r}; --resume repeats a run's settings (only a larger "
-            f"train.iterations and {', '.join(sorted(SPLITS))} may differ). Start another run with another --name."
+            "train.iterations, where rewards are found, and model.batch, model.vae_batch, model.checkpointing and "
+            "minibatch may differ). Start another run with another --name."
         )
 
 
@@ -283,7 +326,8 @@ def _from_header(file: Path, text: str) -> dict[str, Any]:
     try:
         said = json.loads(text)["recipe"]
         kept = {key: said[key] for key in ("model", "evaluate", "precision") if key in said}
-    except (ValueError, KeyError, TypeError) as error:
+        kept.get("model", {}).pop("cache", None)  # a folder of the machine that wrote it
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: its header does not say how to draw with it ({error}).") from error
     refuse_code(kept, str(file))
     return override(read_toml(locate("scenes/sft")), []) | kept

@@ -21,6 +21,7 @@ from grpaint.backends.diffusers import Diffusers
 from grpaint.backends.hub import is_hub_id, located
 from grpaint.backends.runtime import Runtime
 from grpaint.core import CheckpointError, ConfigError
+from grpaint.rewards.aesthetic import Aesthetic
 from tiny_pipelines import save
 
 COMMIT = "0" * 40
@@ -131,6 +132,42 @@ def test_fetch_lists_and_downloads_and_the_rest_needs_no_network(hub: str, folde
     assert done.stdout.splitlines()[-1] == f'--set model.base="{fetched}"'
     assert (fetched / weights.relative_to(folder)).read_bytes() == weights.read_bytes()
     assert Diffusers(str(fetched)).load(Runtime()).name == "sd15"
+
+
+REWARDS = """
+[rewards.taste]
+kind = "aesthetic"
+weights = "me/tiny"
+clip = "me/tiny"
+[rewards.like]
+kind = "lpips"
+[rewards.small]
+kind = "jpeg"
+"""
+
+
+def test_rewards_weights_are_fetched_too(hub: str, tmp_path: Path) -> None:
+    from tiny_scorers import clip_folder, head_tensors
+
+    Hub.root = clip_folder(tmp_path / "root")
+    torch.save(head_tensors(16), Hub.root / "aesthetic-model.pth")
+    (Hub.root / "unasked.bin").write_bytes(b"0")
+    (tmp_path / "mine.toml").write_text(REWARDS)
+    done = grpaint(hub, tmp_path, "fetch", "mine.toml", "--to", "models")
+    assert done.returncode == 0, done.stderr
+    assert "rewards.like.weights: alexnet-owt-7be5be79.pth comes from https://download.pytorch.org" in done.stdout
+    weights = Hub.root / "model.safetensors"
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() in done.stdout
+    fetched = tmp_path / "models/tiny"
+    assert done.stdout.splitlines()[-2:] == [f'--set rewards.taste.{key}="{fetched}"' for key in ("weights", "clip")]
+    assert (fetched / weights.name).read_bytes() == weights.read_bytes()
+    assert (fetched / "aesthetic-model.pth").is_file()
+    assert not (fetched / "unasked.bin").exists()
+    Aesthetic(weights=str(fetched), clip=str(fetched)).check()
+    Hub.lie = True
+    done = grpaint(hub, tmp_path, "fetch", "mine.toml", "--to", "others")
+    assert done.returncode == 2
+    assert "SHA-256" in done.stderr
 
 
 def test_a_hub_id_is_read_through_the_cache_and_offline_is_kept(hub: str, tmp_path: Path) -> None:

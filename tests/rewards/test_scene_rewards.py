@@ -74,3 +74,10 @@ def test_a_reference_reward_counts_where_rows_began_at_one_and_the_others_make_u
 
 def test_the_checker_pays_for_both_scores() -> None:
     assert torch.equal(SceneChecker()(PICTURES, PROMPTS), torch.ones(24))
+
+
+@pytest.mark.parametrize("reward", [SceneChecker(), SceneScorer(), SceneDistance(), SceneCleanliness()], ids=str)
+def test_pictures_of_another_size_are_refused(reward: SceneChecker) -> None:
+    larger = PICTURES.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    with pytest.raises(ValueError, match="scenes are 32 x 32 pixels, these are 64 x 64"):
+        reward(larger, PROMPTS)

@@ -9,8 +9,8 @@ import tomli_w
 import tiny_runs
 from grpaint.core.errors import ConfigError
 from grpaint.core.step import Cps, Ddim, FlowSde
-from grpaint.run.config import names, open_recipe, override, parse_sets, resolve, stage_of
-from tiny_runs import command
+from grpaint.run.config import open_recipe, override, parse_sets, resolve, stage_of
+from tiny_runs import EMBEDDED, command
 
 CONTRACT = [
     "train.iterations",
@@ -177,9 +177,9 @@ def test_a_class_of_ones_own_takes_settings_when_it_is_a_dataclass():
         "@dataclass(frozen=True)\nclass Scaled(Plain):\n    share: float = 0.5\n"
     )
     _, plain = open_recipe("flow-grpo-fast", "train", ["rewards.mine.kind=mine.py:Plain"])
-    assert plain["rewards"]["mine"] == {"kind": "mine.py:Plain", "weight": 1.0}
+    assert plain["rewards"]["mine"] == {"kind": "mine.py:Plain", "weight": 1.0, "self_test": True}
     recipe, settings = open_recipe("flow-grpo-fast", "train", ['rewards.mine={kind="mine.py:Scaled",share=2,weight=3}'])
-    assert settings["rewards"]["mine"] == {"kind": "mine.py:Scaled", "share": 2.0, "weight": 3.0}
+    assert settings["rewards"]["mine"] == {"kind": "mine.py:Scaled", "share": 2.0, "weight": 3.0, "self_test": True}
     assert recipe.rewards["mine"].reward.share == 2.0
     for bad, word in {
         'rewards.mine={kind="mine.py:Plain",share=1}': "takes no settings",
@@ -240,7 +240,7 @@ def test_none_leaves_an_optional_table_out():
     assert table == {"objective": {"penalty": {"kind": "step-kl", "beta": 0.1}}}
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_a_packaged_recipe_resolves_and_comes_back_from_its_run_toml(name):
     stage = stage_of(name)
     recipe, settings = open_recipe(name, stage)

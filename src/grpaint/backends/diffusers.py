@@ -1,53 +1,32 @@
 """Any supported diffusers pipeline, trained whole or through LoRA.
 
 The house samples; the pipeline lends its text encoders, its network and its VAE. What differs between pipelines is in
-:mod:`grpaint.backends.families`; casting, guidance, batching and adapters are here.
+:mod:`grpaint.backends.families`; casting, guidance and batching are in :mod:`grpaint.backends.diffusers_policy`.
 """
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path as FilePath
-from pickle import UnpicklingError
-from typing import Any, Literal, Self
+from typing import Literal
 
-import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from grpaint.backends.adapters import Lora, add_adapter
+from grpaint.backends.diffusers_policy import DiffusersPolicy
+from grpaint.backends.embeddings import default_folder, readers_hash
 from grpaint.backends.families import FAMILIES, Family, Folder, Guidance, find
-from grpaint.backends.hollow import parts
-from grpaint.backends.hub import check_parts, located
+from grpaint.backends.hub import located
+from grpaint.backends.pipeline import file_name, is_adapter, open_pipeline, strength, text_encoders
+from grpaint.backends.quantize import BasePrecision, quantizer
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.weights import WeightSets
-from grpaint.core.errors import CheckpointError, ConfigError, MissingExtra
-from grpaint.core.files import check_tensors, read_names, read_weights
-from grpaint.core.path import Path, Point
-from grpaint.core.policy import Meter, Prompt, Weights
-from grpaint.core.prediction import Parametrisation, Prediction, read
-from grpaint.core.rng import Key, noise
+from grpaint.core.errors import CheckpointError, ConfigError
+from grpaint.core.files import check_tensors, read_weights
+from grpaint.core.path import Path
+from grpaint.core.prediction import Parametrisation
 
-
-@dataclass(frozen=True)
-class TextCondition:
-    """Text embeddings of distinct captions and which of them each row uses, so that a group shares one copy."""
-
-    parts: tuple[Tensor, ...]
-    index: Tensor
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def rows(self, index: Tensor) -> Self:
-        return replace(self, index=self.index[index.cpu()])
-
-    def tensors(self, rows: slice) -> tuple[Tensor, ...]:
-        """The embeddings of some rows, one row each."""
-        return tuple(part[self.index[rows]] for part in self.parts)
+__all__ = ["Diffusers", "DiffusersPolicy"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +41,9 @@ class Diffusers:
       stock pipeline reads; SD and SDXL read more than 75 in windows of 75.
     - ``batch``: rows of one network call; ``vae_batch``: images of one VAE call, ``vae_tiling`` a tile of them at a
       time. ``checkpointing`` computes activations a second time in the backward instead of keeping them.
+    - ``base_precision``: under an adapter, what a frozen network's linear layers are held in; see ``quantizer``.
+    - ``embeddings`` "cache": every caption's embedding is kept in a file of ``cache`` (the user's cache folder where
+      that is empty), and the text encoders are in memory only while a caption is met that has none.
     - ``start``: a ``.safetensors`` file or checkpoint folder made by an earlier run, a whole network or an adapter; an
       adapter goes on being trained, and the reference is the model that it made. ``adapter``: one on a whole ``start``.
     """
@@ -78,6 +60,9 @@ class Diffusers:
     vae_batch: int = 4
     vae_tiling: bool = False
     checkpointing: bool = False
+    base_precision: BasePrecision = "full"
+    embeddings: Literal["encode", "cache"] = "encode"
+    cache: str = ""
     start: str = ""
     adapter: str = ""
 
@@ -91,6 +76,12 @@ class Diffusers:
             raise ValueError(f"guidance must not be negative, got {self.guidance}")
         if self.guidance_kind == "none" and self.guidance != 1:
             raise ValueError(f'guidance must be 1 where guidance_kind = "none", got {self.guidance}')
+        if self.base_precision != "full" and not self.lora:
+            raise ValueError(
+                f'base_precision = "{self.base_precision}" is for a frozen base: set model.lora, or leave it "full"'
+            )
+        if self.cache and self.embeddings != "cache":
+            raise ValueError(f'cache = "{self.cache}" goes with embeddings = "cache"; set both or neither')
         for key in ("batch", "vae_batch"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
@@ -100,7 +91,7 @@ class Diffusers:
 
     def from_file(self, file: str) -> "Diffusers":
         """The same model, starting from weights that a run of it saved."""
-        whole = self.lora and self.start and not _is_adapter(FilePath(self.start))
+        whole = self.lora and self.start and not is_adapter(FilePath(self.start))
         return replace(self, adapter=file) if whole else replace(self, start=file)
 
     @cached_property
@@ -166,6 +157,22 @@ class Diffusers:
         return self.sample_shape[-2] * factor, self.sample_shape[-1] * factor
 
     @property
+    def whole(self) -> int:
+        """Pixels that the sides of an image must be a multiple of."""
+        family = self.named_family[1]
+        return family.factor(self._folder) * family.PATCH
+
+    @cached_property
+    def readers(self) -> str:
+        """A hash of all that reads captions."""
+        return readers_hash(self.local)
+
+    @property
+    def cache_folder(self) -> FilePath:
+        """Where embeddings are kept."""
+        return FilePath(self.cache).expanduser() if self.cache else default_folder()
+
+    @property
     def parametrisation(self) -> Parametrisation:
         """What the network's raw output means, read from the scheduler's settings."""
         return self.named_family[1].parametrisation(self._folder)
@@ -178,32 +185,29 @@ class Diffusers:
             CheckpointError: where weights are missing, damaged, or of another architecture.
         """
         name, family = self.named_family
+        quantize = quantizer(self.base_precision, runtime)
         folder = located(self.base, weights=not runtime.hollow)
-        pipe = _open(folder, family, runtime.dtype, frozen=self.lora is not None, hollow=runtime.hollow)
+        without = text_encoders(folder) if self.embeddings == "cache" else ()
+        pipe = open_pipeline(
+            folder, family, runtime.dtype, frozen=self.lora is not None, without=without, hollow=runtime.hollow
+        )
         network = getattr(pipe, family.NETWORK)
-        file = FilePath(self.adapter or self.start)
-        adapter = bool(self.adapter or (self.start and _is_adapter(file)))
-        if adapter and not self.lora:
-            raise CheckpointError(f"{file}: an adapter, but no model.lora is set. Set it, with the adapter's rank.")
-        if self.start and not (adapter and not self.adapter) and not runtime.hollow:
+        adapter = self._adapter()
+        if self.start and adapter != FilePath(self.start) and not runtime.hollow:
             whole, metadata = read_weights(FilePath(self.start))
             check_tensors(FilePath(self.start), whole, network.state_dict(), metadata, {"family": name})
             network.load_state_dict(whole)
+        quantize(network)
         for key, parameter in network.named_parameters():
             if key.startswith(family.idle(network)):
                 parameter.requires_grad_(False)  # no gradient would reach it
-        stored, metadata = read_weights(file) if adapter and not runtime.hollow else ({}, {})
         if self.lora:
             with runtime.building():
                 add_adapter(network, self.lora, family.TARGETS, idle=family.idle(network))
         runtime.place(pipe)
         trainable = {key: p for key, p in network.named_parameters() if p.requires_grad}
         if adapter and self.lora and not runtime.hollow:
-            wanted = {_file_name(family, key): p for key, p in trainable.items()}
-            check_tensors(file, stored, wanted, metadata, {"family": name})
-            factor = _strength(metadata, family) * self.lora.rank / self.lora.alpha
-            for key, p in wanted.items():
-                p.data.copy_(stored[key].float() * (factor if ".lora_B." in key else 1))
+            _continue(adapter, self.lora, trainable, name, family)
         if self.checkpointing:
             network.enable_gradient_checkpointing()
         if self.vae_tiling:
@@ -211,184 +215,21 @@ class Diffusers:
         weights = WeightSets(network, trainable, adapters=self.lora is not None and not adapter)
         return DiffusersPolicy(self, pipe, weights, runtime)
 
-
-def _open(folder: FilePath, family: Family, dtype: torch.dtype, *, frozen: bool, hollow: bool = False) -> Any:
-    """The pipeline in eval mode, with gradients for its network alone.
-
-    Text encoders and a frozen network are kept in the precision that computes; a trained network and the VAE in fp32.
-    A hollow one is made from its settings; its networks are on the meta device.
-    """
-    try:
-        import diffusers
-        import transformers  # without it diffusers offers stand-ins that fail when used
-    except ImportError as error:
-        raise MissingExtra("A diffusers model", "diffusers") from error
-    diffusers.logging.set_verbosity_error()  # it would print every caption that it cuts, in every iteration
-    diffusers.logging.disable_progress_bar()
-    transformers.logging.disable_progress_bar()
-    dtypes = {"default": dtype, "vae": torch.float32, family.NETWORK: dtype if frozen else torch.float32}
-    safe = None if hollow else check_parts(folder, family.WITHOUT)
-    try:
-        index = Folder(folder).settings("model_index.json") if hollow else {}
-        made = parts(folder, {key: kind for key, kind in index.items() if key not in family.WITHOUT}, dtypes)
-        pipe = getattr(diffusers, family.PIPELINE).from_pretrained(
-            folder, dtype=dtypes, local_files_only=True, use_safetensors=safe, **family.WITHOUT, **made
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder}: diffusers cannot open it as a {family.PIPELINE}: {reason}") from error
-    pipe.set_progress_bar_config(disable=True)
-    for key, part in pipe.components.items():
-        if isinstance(part, nn.Module):
-            part.eval().requires_grad_(key == family.NETWORK)
-    return pipe
+    def _adapter(self) -> FilePath | None:
+        """The adapter file to go on from."""
+        file = FilePath(self.adapter or self.start)
+        if not (self.adapter or (self.start and is_adapter(file))):
+            return None
+        if not self.lora:
+            raise CheckpointError(f"{file}: an adapter, but no model.lora is set. Set it, with the adapter's rank.")
+        return file
 
 
-def _batches(count: int, size: int) -> Iterator[slice]:
-    return (slice(first, first + size) for first in range(0, count, size))
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Rows of several tensors; shorter ones are filled with zeros along dimension 1."""
-    if parts[0].ndim < 3:
-        return torch.cat(list(parts))
-    most = max(part.shape[1] for part in parts)
-    return torch.cat([functional.pad(part, (0, 0, 0, most - part.shape[1])) for part in parts])
-
-
-def _is_adapter(path: FilePath) -> bool:
-    """Whether a weight file holds an adapter, by the names of its tensors.
-
-    Raises:
-        CheckpointError: where it is one under other programs' names.
-    """
-    names = read_names(path)
-    if any(".lora_down." in key for key in names):
-        raise CheckpointError(f"{path}: an adapter under kohya's names; name the run, or its export --for diffusers.")
-    return any(".lora_A." in key for key in names)
-
-
-def _file_name(family: Family, name: str) -> str:
-    """What diffusers calls an adapter's tensor in a file."""
-    return f"{family.NETWORK}.{name.replace('.default.', '.')}"
-
-
-def _strength(metadata: Mapping[str, str], family: Family) -> float:
-    """The alpha / rank of an adapter file: 1 unless its header, as diffusers writes it, says otherwise."""
-    written = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    alpha, rank = (written.get(f"{family.NETWORK}.{key}", 1) for key in ("lora_alpha", "r"))
-    return float(alpha / rank)
-
-
-class DiffusersPolicy:
-    """A diffusers pipeline behind the Policy protocol. Latents are scaled as the network sees them, in fp32."""
-
-    def __init__(self, spec: Diffusers, pipe: Any, weights: WeightSets, runtime: Runtime) -> None:
-        self.spec, self.pipe, self.weights, self.runtime = spec, pipe, weights, runtime
-        self.name, self.family = spec.named_family
-        self.path, self.kind, self.meter = spec.path, spec.parametrisation, Meter()
-        self.guidance = spec.guidance if spec.guided_by == "cfg" else 1.0  # a distilled model's stays what it is told
-        self.distilled = spec.guided_by == "distilled"
-        self._shape = spec.sample_shape
-        self._dtype = next(getattr(pipe, self.family.NETWORK).parameters()).dtype
-        self._empty = self.encode([Prompt("")])
-
-    def encode(self, prompts: Sequence[Prompt]) -> TextCondition:
-        """Captions to embeddings of the frozen text encoders, ``batch`` at a time."""
-        texts = [prompt.text for prompt in prompts]
-        encoded = [
-            self.family.encode(self.pipe, texts[rows], self.spec.tokens)
-            for rows in _batches(len(texts), self.spec.batch)
-        ]
-        return TextCondition(tuple(map(_joined, zip(*encoded, strict=True))), torch.arange(len(texts)))
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] to the mean of their latents."""
-        pixels = (images * 2 - 1).to(self.runtime.device)
-        return torch.cat(
-            [self.family.encode_images(self.pipe, pixels[rows]) for rows in self._vae_batches(len(images))]
-        )
-
-    def decode(self, x0: Tensor) -> Tensor:
-        """Latents to images in [0, 1], clamped."""
-        images = torch.cat([self.family.decode(self.pipe, x0[rows]) for rows in self._vae_batches(len(x0))])
-        return ((images + 1) / 2).clamp(0, 1)
-
-    def noise(self, key: Key, rows: Sequence[int] | Tensor) -> Tensor:
-        """Keyed start or step noise on the model's device."""
-        return noise(key, rows, self._shape).to(self.runtime.device)
-
-    def _vae_batches(self, count: int) -> Iterator[slice]:
-        return _batches(count, self.spec.vae_batch)
-
-    def _output(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
-        self.meter.forward(len(x), recomputed=self.spec.checkpointing)
-        with self.runtime.autocast():
-            return self.family.call(self.pipe, x.to(self._dtype), t, cond, self.spec.guidance).float()
-
-    def _guided(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
-        conditional = self._output(x, t, cond)
-        if self.guidance == 1 or self.distilled:
-            return conditional
-        free = self._output(x, t, tuple(part.expand(len(x), *part.shape[1:]) for part in self._empty.parts))
-        return self.family.combine(free, conditional, self.guidance)
-
-    def predict(self, x: Tensor, here: Point, cond: TextCondition, weights: Weights = "current") -> Prediction:
-        """See :class:`grpaint.core.policy.Policy`; rows beyond ``batch`` go in further calls."""
-        t = torch.as_tensor(here.t, device=x.device).flatten().expand(len(x))
-        with self.weights.use(weights):
-            parts = [self._guided(x[rows], t[rows], cond.tensors(rows)) for rows in _batches(len(x), self.spec.batch)]
-        return read(torch.cat(parts), x, here, self.kind)
-
-    def stock(self, texts: Sequence[str], start: Tensor, steps: int) -> Tensor:
-        """The latents that the pipeline itself makes of ``start``, by the ODE of its schedule."""
-        family, (height, width), own = self.family, self.spec.pixels, self.pipe.scheduler
-        self.pipe.scheduler = family.deterministic(own)
-        try:
-            with self.runtime.autocast():
-                made = self.pipe(
-                    prompt=list(texts),
-                    latents=family.to_stock(start).to(self._dtype),
-                    num_inference_steps=steps,
-                    height=height,
-                    width=width,
-                    output_type="latent",
-                    **family.arguments(self.spec.guidance, self.spec.guided_by),
-                    **family.length(self.spec.tokens),
-                )
-        finally:
-            self.pipe.scheduler = own
-        return family.from_stock(made.images.float(), start)
-
-    def open_base(self, folder: FilePath | None = None, dtype: torch.dtype | None = None) -> Any:
-        """A fresh stock pipeline: of the base, or of a folder made from it."""
-        return _open(folder or self.spec.local, self.family, dtype or self._dtype, frozen=True)
-
-    def blend(self, into: Weights, keep: float) -> None:
-        """See :class:`grpaint.core.policy.Policy`."""
-        self.weights.blend(into, keep)
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """What the optimizer moves."""
-        return iter(self.weights.trainable.values())
-
-    def export(self, weights: Weights = "average") -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What a stock pipeline takes up, and the header that says what it is.
-
-        An adapter, for ``pipe.load_lora_weights``, with alpha / rank folded into its second matrix, since programs
-        differ in where they look for alpha; otherwise the whole network.
-        """
-        labels = {"model": "diffusers", "family": self.name, "format": "pt"}
-        lora = self.spec.lora
-        with self.weights.use(weights):
-            if not lora:
-                network = getattr(self.pipe, self.family.NETWORK)
-                return {name: tensor.detach() for name, tensor in network.state_dict().items()}, labels
-            if weights == "reference" and self.weights.adapters:
-                raise ValueError("the reference is the model without its adapter: there is nothing to export")
-            scale = lora.alpha / lora.rank
-            tensors = {
-                _file_name(self.family, name): p.detach() * (scale if ".lora_B." in name else 1)
-                for name, p in self.weights.trainable.items()
-            }
-        return tensors, labels
+def _continue(file: FilePath, lora: Lora, trainable: dict[str, nn.Parameter], name: str, family: Family) -> None:
+    """Give an adapter the weights of a file, at the strength that they had."""
+    stored, metadata = read_weights(file)
+    wanted = {file_name(family, key): p for key, p in trainable.items()}
+    check_tensors(file, stored, wanted, metadata, {"family": name})
+    factor = strength(metadata, family) * lora.rank / lora.alpha
+    for key, p in wanted.items():
+        p.data.copy_(stored[key].float() * (factor if ".lora_B." in key else 1))

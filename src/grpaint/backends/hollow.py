@@ -5,7 +5,7 @@ an attention kernel go as on a CPU. What is not a weight, a latent or an image (
 levels) stays real, so that code which decides on values still can.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +14,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 
+from grpaint.backends.families import Folder
 from grpaint.backends.runtime import Device, Precision, Runtime, resolve
 from grpaint.core.errors import ConfigError
 
@@ -85,14 +87,15 @@ def _modules(pipe: Any) -> list[nn.Module]:
     return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
 
 
-def parts(folder: Path, index: dict[str, Any], dtypes: dict[str, torch.dtype]) -> dict[str, nn.Module]:
-    """The modules that a pipeline's ``index`` names, on the meta device, from their ``config.json`` files.
+def parts(folder: Path, without: Collection[str], dtypes: dict[str, torch.dtype]) -> dict[str, nn.Module]:
+    """The modules that a pipeline's folder names, on the meta device, from their ``config.json`` files.
 
     ``dtypes``: by part; "default" for the others.
     """
     made = {}
-    for name, kind in index.items():
-        if isinstance(kind, list) and kind[0] and (folder / name / "config.json").is_file():
+    for name, kind in Folder(folder).settings("model_index.json").items():
+        known = isinstance(kind, list) and kind[0] and name not in without
+        if known and (folder / name / "config.json").is_file():
             with torch.device("meta"):
                 module = _maker(folder / name, *kind)()
             made[name] = module.to(dtypes.get(name, dtypes["default"]))
@@ -124,18 +127,22 @@ class _Conduct(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if (
-            name == "backward"
-        ):  # a mode is off in its own handler, and checkpointing computes the forward in there again
+        if func is Tensor.backward:  # a mode is off in its own handler, and checkpointing computes forwards in there
             with conducted(self.target):
-                return func(*args, **kwargs)
+                return _backward(*args, kwargs["gradient"])
+        name = getattr(func, "__name__", "")
         if name == "__getitem__" and _masks(args):  # how many a real mask picks is known
             args = (args[0], args[1].nonzero(as_tuple=True))
         elif self.target == "cuda" and name in IN_FP32 and torch.is_autocast_enabled("cpu"):
             args = tuple(map(_fp32, args))
             kwargs = {key: _fp32(value) for key, value in kwargs.items()}
         return func(*args, **kwargs)
+
+
+def _backward(root: Tensor, gradient: Tensor | None) -> None:
+    """What ``root.backward`` ends in; that itself would ask the mode again."""
+    start = torch.ones_like(root) if gradient is None else gradient
+    _engine_run_backward((root,), (start,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 def _masks(args: Any) -> bool:

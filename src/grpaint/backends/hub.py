@@ -1,35 +1,18 @@
 """Where a base model's files are: a local folder, or a hub's repository by its own cache. No other socket opens."""
 
-import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatch
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from grpaint.backends.families.folder import Folder
-from grpaint.core.errors import CheckpointError, ConfigError, MissingExtra
+from grpaint.core import hub
+from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.core.files import check_weights
+from grpaint.core.hub import is_hub_id
 
 SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
 NOT = ("*.fp16[.-]*", "*.bf16[.-]*", "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", "safety_checker/*")
-
-
-@dataclass(frozen=True)
-class Remote:
-    """A file of a hub's repository; ``sha256`` is known of large ones."""
-
-    name: str
-    size: int
-    sha256: str | None
-
-
-def is_hub_id(base: str) -> bool:
-    """Whether ``owner/name`` is meant, and not a path."""
-    named = re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not base.startswith((".", "~"))
-    return bool(named) and not Path(base).exists() and not Path(base).parent.is_dir()
 
 
 def located(base: str, *, weights: bool) -> Path:
@@ -47,77 +30,24 @@ def located(base: str, *, weights: bool) -> Path:
         raise ConfigError(
             f'model.base = "{base}": no such folder. Name one in the diffusers layout, or a hub id OWNER/NAME.'
         )
-    found = _snapshot(base, None, SETTINGS)
-    return _snapshot(base, None, (*SETTINGS, *_weights(found))) if weights else found
+    patterns = _patterns(base) if weights else SETTINGS
+    return hub.snapshot("model.base", base, patterns, without=NOT)
 
 
-def _weights(folder: Path) -> list[str]:
-    """The weight files of the parts that ``model_index.json`` names, and no others that a repository may hold."""
-    index = Folder(folder).settings("model_index.json")
-    return [f"{part}/*.safetensors" for part, kind in index.items() if isinstance(kind, list) and kind[0]]
+def _patterns(name: str) -> tuple[str, ...]:
+    """The settings, the weight files of the parts that ``model_index.json`` names, and no others."""
+    index = Folder(hub.snapshot("model.base", name, SETTINGS, without=NOT)).settings("model_index.json")
+    return (*SETTINGS, *(f"{part}/*.safetensors" for part, kind in index.items() if isinstance(kind, list) and kind[0]))
 
 
-def _snapshot(name: str, to: Path | None, patterns: Sequence[str]) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise MissingExtra("A model from a hub", "diffusers") from error
-    asked: dict[str, Any] = {"allow_patterns": list(patterns), "ignore_patterns": list(NOT)}
-    try:
-        return Path(snapshot_download(name, local_dir=to, **asked))
-    except Exception as error:  # its HTTP client's, too
-        reason = " ".join(str(error).split())[:160]
-        raise ConfigError(
-            f'model.base = "{name}": not on this machine, and not to be had from the hub ({reason}). Where there is a '
-            "network: grpaint fetch RECIPE --to DIR, then model.base = DIR/NAME."
-        ) from error
-
-
-def listing(name: str) -> list[Remote]:
+def listing(name: str) -> list[hub.Remote]:
     """The files that a base model needs, with sizes and hashes, as the hub gives them.
 
     Raises:
         ConfigError: where the hub cannot be reached or has no such repository.
     """
-    try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise MissingExtra("A model from a hub", "diffusers") from error
-    try:
-        found = HfApi().model_info(name, files_metadata=True).siblings or []
-    except Exception as error:  # its HTTP client's, too
-        raise ConfigError(f"{name}: the hub does not answer ({' '.join(str(error).split())[:160]}).") from error
-    patterns = (*SETTINGS, *_weights(_snapshot(name, None, SETTINGS)))
-    files = {
-        part.rfilename: Remote(part.rfilename, part.size or 0, part.lfs.sha256 if part.lfs else None) for part in found
-    }
-    return [file for path, file in files.items() if _any(path, patterns) and not _any(path, NOT)]
-
-
-def _any(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
-
-
-def fetch(name: str, to: Path) -> Path:
-    """Download a base model into ``to/NAME``, and hold every file to its size and hash.
-
-    Raises:
-        ConfigError: where the hub does not answer.
-        CheckpointError: where a file is not what the hub says.
-    """
-    wanted = listing(name)
-    folder = _snapshot(name, to / name.rpartition("/")[2], [file.name for file in wanted])
-    for file in wanted:
-        place = folder / file.name
-        size = place.stat().st_size if place.is_file() else -1
-        if size != file.size:
-            raise CheckpointError(f"{place}: {size} bytes, the hub says {file.size}. Fetch it again.")
-        if file.sha256:
-            with place.open("rb") as opened:
-                found = hashlib.file_digest(opened, "sha256").hexdigest()
-            if found != file.sha256:
-                raise CheckpointError(f"{place}: SHA-256 {found}, the hub says {file.sha256}. Fetch it again.")
-    return folder
+    files, patterns = hub.listing(name), _patterns(name)
+    return [file for file in files if hub.matches(file.name, patterns) and not hub.matches(file.name, NOT)]
 
 
 def check_parts(folder: Path, without: Mapping[str, Any]) -> bool | None:

@@ -16,6 +16,7 @@ from grpaint.backends.adapters import Lora, add_adapter, merged_state
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.scene_net import Architecture, SceneNet
 from grpaint.backends.weights import WeightSets
+from grpaint.core.errors import ConfigError
 from grpaint.core.files import check_tensors, read_weights
 from grpaint.core.path import FlowPath, Path, Point, VpPath
 from grpaint.core.policy import Meter, Prompt, Weights
@@ -81,6 +82,11 @@ class Scenes:
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one latent."""
         return 3, SIDE, SIDE
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of an image."""
+        return SIDE, SIDE
 
     @property
     def calls(self) -> int:
@@ -154,7 +160,17 @@ class ScenePolicy:
             return SceneCondition(numbers, self.net.read(numbers))
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """[0, 1] to [-1, 1]."""
+        """[0, 1] to [-1, 1].
+
+        Raises:
+            ConfigError: where they are of another size.
+        """
+        if images.shape[-2:] != self.spec.pixels:
+            high, width = images.shape[-2:]
+            raise ConfigError(
+                f"data: images of {width} x {high} pixels; the built-in model's have {SIDE} x {SIDE}. Set "
+                f"data.resolution = {SIDE}, without buckets."
+            )
         return (images * 2 - 1).to(self.runtime.device)
 
     def decode(self, x0: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from grpaint.cli.app import app
-from grpaint.cli import runs, models, recipes  # noqa: F401
+from grpaint.cli import runs, models, data, rewards, serve, recipes  # noqa: F401
 
 
 def main() -> None:

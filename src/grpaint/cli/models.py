@@ -127,17 +127,27 @@ def fetch(
     sets: Sets = None,
 ) -> None:
     """Download every file that a recipe needs, with sizes and hashes; nothing else needs a network."""
-    from grpaint.backends import hub
-    from grpaint.run.config import locate, override, read_toml
+    from grpaint.backends.hub import listing as pipeline_files
+    from grpaint.core import hub
+    from grpaint.run.config import locate, override, read_toml, weights_of
 
-    model = override(read_toml(locate(recipe)), sets or []).get("model", {})
+    table = override(read_toml(locate(recipe)), sets or [])
+    model = table.get("model", {})
     base = str(model.get("base", ""))
-    if model.get("kind") != "diffusers" or not hub.is_hub_id(base):
-        typer.echo("nothing to fetch: the recipe's model is on this machine")
-        return
-    files = hub.listing(base)
-    for file in files:
-        typer.echo(f"{file.size:>14,}  {file.sha256 or '-':64}  {file.name}")
-    typer.echo(f"{sum(file.size for file in files):>14,}  bytes in {len(files)} files of {base}")
-    if not dry_run:
-        typer.echo(f'--set model.base="{hub.fetch(base, to)}"')
+    wanted: list[tuple[str, str, list[hub.Remote]]] = []
+    if model.get("kind") == "diffusers" and hub.is_hub_id(base):
+        wanted.append(("model.base", base, pipeline_files(base)))
+    for key, source in weights_of(table):
+        if hub.is_hub_id(source.given):
+            files = [file for file in hub.listing(source.given) if hub.matches(file.name, source.files)]
+            wanted.append((f"{key}.{source.setting}", source.given, files))
+        elif not Path(source.given).expanduser().exists():
+            typer.echo(f"{key}.{source.setting}: {source.files[0]} comes from {source.origin}")
+    for _, name, files in wanted:
+        for file in files:
+            typer.echo(f"{file.size:>14,}  {file.sha256 or '-':64}  {file.name}")
+        typer.echo(f"{sum(file.size for file in files):>14,}  bytes in {len(files)} files of {name}")
+    if not wanted:
+        typer.echo("nothing to fetch: no part of the recipe names a hub's repository")
+    for key, name, files in [] if dry_run else wanted:
+        typer.echo(f'--set {key}="{hub.fetch(name, files, to)}"')

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from grpaint.cli.app import app
-from grpaint.cli.options import AsJson, RecipeName, Resume, RunName, Sets, Source
+from grpaint.cli.options import AsJson, RecipeName, Resume, RunName, Sets
 
 if TYPE_CHECKING:
     from grpaint.run.folder import RunFolder
@@ -87,31 +87,84 @@ def _short(recipe: str) -> str:
 def _show_end(console: Any, folder: "RunFolder") -> None:
     from grpaint.evaluate import paired_difference
     from grpaint.run.report import table
+    from grpaint.run.score import score_of
 
     lines = folder.lines("evaluations.jsonl")
-    difference = paired_difference(lines[0]["strict_by_prompt"], lines[-1]["strict_by_prompt"])
-    console.print(table(lines[0], lines[-1], difference))
+    first, last = lines[0], lines[-1]
+    name = f"{score_of(last)}_by_prompt"
+    console.print(table(first, last, paired_difference(first[name], last[name]) if name in last else None))
+    _show_hacking(console, folder)
     console.print(f"run folder  {folder.path}", soft_wrap=True)
     picture = folder.samples / "before-after.png"
     if picture.is_file():
         console.print(f"pictures    {picture}", soft_wrap=True)
 
 
+def _show_hacking(console: Any, folder: "RunFolder") -> None:
+    """The first alarm of a run, if it raised one."""
+    from grpaint.run.watch import told
+
+    found = folder.facts().get("hacking")
+    if found:
+        console.print(
+            f"reward hacking? from iteration {found['began']} (none at {found['clean']}): {told(found)}; best before "
+            f"it: {found['best_before'] or 'the base'}",
+            soft_wrap=True,
+        )
+
+
 @app.command()
-def evaluate(source: Source, as_json: AsJson = False, sets: Sets = None) -> None:
-    """Judge a model on held-out prompts. --set takes evaluate.* keys."""
+def evaluate(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="[NAME=]RUN-OR-CHECKPOINT...", help="Models; RUN:base is what a run began from."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Records, evaluation.json and the page; evaluation/ for several models.")
+    ] = None,
+    few: Annotated[bool, typer.Option("--few", help="FID on fewer images than features, all the same.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the images.")] = False,
+    as_json: AsJson = False,
+    sets: Sets = None,
+) -> None:
+    """Judge a model on held-out prompts, or several against each other. --set takes evaluate.* and measure.*"""
+    if len(sources) == 1 and out is None:
+        _evaluate_one(sources[0], sets or [], as_json=as_json)
+        return
+    from rich.console import Console
+
+    from grpaint.assess.command import assess
+    from grpaint.assess.page import alarms, terminal
+    from grpaint.assess.sources import read_sources
+
+    folder, console = out or Path("evaluation"), Console()
+    log = Console(stderr=True).print
+    result = assess(read_sources(sources), sets or [], folder, few=few, keep=keep, log=log)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    for part in (*terminal(result), *alarms(result)):
+        console.print(part)
+    console.print(f"page  {folder / 'evaluation.html'}", soft_wrap=True)
+
+
+def _evaluate_one(source: str, sets: list[str], *, as_json: bool) -> None:
     from rich.console import Console
 
     from grpaint.evaluate import evaluate as judge
+    from grpaint.run.folder import RunFolder, find_checkpoint
     from grpaint.run.report import summary
-    from grpaint.train import open_model
+    from grpaint.train import open_model, rewards_of
 
-    policy, recipe = open_model(source, sets or [])
-    line = judge(policy, recipe.data, recipe.evaluate)
+    policy, recipe = open_model(source, sets)
+    line = judge(policy, recipe.data, recipe.evaluate, rewards=rewards_of(recipe))
     if as_json:
         typer.echo(json.dumps(line))
-    else:
-        Console().print(summary(line))
+        return
+    console = Console()
+    console.print(summary(line))
+    for folder in find_checkpoint(source).parents:
+        _show_hacking(console, RunFolder(folder))
 
 
 @app.command()

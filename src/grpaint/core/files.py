@@ -1,10 +1,13 @@
-"""Opening and writing weight files: safetensors alone, and a plain word about what is wrong with a bad one."""
+"""Opening and writing weight files: safetensors, torch files of tensors alone, and what is wrong with a bad one."""
 
 import json
 import os
+import pickle  # for the name of an error: nothing is unpickled
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -19,24 +22,37 @@ def find_weights(path: Path) -> Path:
     return path / WEIGHTS_FILE if path.is_dir() else path
 
 
+def check_start(file: Path) -> tuple[bytes, int]:
+    """The first bytes of a weight file of any format, and its size.
+
+    Raises:
+        CheckpointError: where it cannot be read, or is a git-lfs pointer or an HTML page.
+    """
+    try:
+        with file.open("rb") as opening:
+            start, size = opening.read(256), file.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}.") from None
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{file}: a git-lfs pointer of {size} bytes, not the weights. Run `git lfs pull` at its origin."
+        )
+    if start.lstrip()[:1] == b"<":
+        raise CheckpointError(
+            f"{file}: an HTML page of {size} bytes, not weights. Download the file (/resolve/, not /blob/)."
+        )
+    return start, size
+
+
 def check_weights(file: Path) -> None:
     """Refuse a ``.safetensors`` file that is none, from its first bytes and its size.
 
     Raises:
         CheckpointError: where it is a git-lfs pointer, an HTML page or cut short, with what was expected and found.
     """
+    start, size = check_start(file)
     try:
         with file.open("rb") as opening:
-            start = opening.read(256)
-            size = file.stat().st_size
-            if start.startswith(b"version https://git-lfs"):
-                raise CheckpointError(
-                    f"{file}: a git-lfs pointer of {size} bytes, not the weights. Run `git lfs pull` at its origin."
-                )
-            if start.lstrip()[:1] == b"<":
-                raise CheckpointError(
-                    f"{file}: an HTML page of {size} bytes, not weights. Download the file (/resolve/, not /blob/)."
-                )
             length = int.from_bytes(start[:8], "little")
             opening.seek(8)
             header = opening.read(length) if length < min(size, 10**8) else b""
@@ -85,6 +101,23 @@ def read_names(path: Path) -> list[str]:
     check_weights(file)
     with safe_open(file, "pt") as opened:
         return list(opened.keys())
+
+
+def read_torch(file: Path) -> dict[str, Any]:
+    """What a ``.pt`` or ``.pth`` file holds, on the CPU; it can hold tensors and plain values alone.
+
+    Raises:
+        CheckpointError: where it is missing, damaged, or would run code.
+    """
+    check_start(file)
+    try:
+        stored = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{file}: not a whole torch file of tensors ({reason}). Copy it again.") from error
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{file}: holds a {type(stored).__name__}, a table of tensors was expected.")
+    return stored
 
 
 def check_tensors(

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -33,6 +33,17 @@ class Reward(Protocol):
         """One finite score an image."""
 
 
+@runtime_checkable
+class Elsewhere(Protocol):
+    """A reward that lives in another process: it is started with a run, and may be asked beside others."""
+
+    def start(self) -> list[str]:
+        """Reach it, before weights are opened; what a person should know of it. Raises RewardError."""
+
+    def stop(self) -> None:
+        """Let go of it; harmless where it was never started."""
+
+
 class Condition(Protocol):
     """Encoded prompts, one row each."""
 
@@ -52,6 +63,7 @@ class Meter:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._account = "training"
+        self._captions = self._truncated = 0
 
     def forward(self, rows: int, *, networks: int = 1, recomputed: bool = False) -> None:
         """Book a forward of ``rows`` samples; with gradients enabled its backward is booked with it.
@@ -60,6 +72,17 @@ class Meter:
         """
         backward = 2 + recomputed if torch.is_grad_enabled() else 0
         self.counts[self._account] += rows * networks * (1 + backward)
+
+    def captions(self, read: int, truncated: int) -> None:
+        """Book captions that were read, and how many of them not to their end; those of training alone count."""
+        if self._account == "training":
+            self._captions, self._truncated = self._captions + read, self._truncated + truncated
+
+    def truncated(self) -> dict[str, float]:
+        """By its metric's name the share of captions, since this was last asked, that were not read to their end."""
+        share = {"prompts/truncated": self._truncated / self._captions} if self._captions else {}
+        self._captions = self._truncated = 0
+        return share
 
     @contextmanager
     def account(self, name: str) -> Iterator[None]:

@@ -131,6 +131,26 @@ class PerReward:
         return parts
 
 
+def shares(advantage: Advantage, table: RewardTable, rollout: Rollout) -> dict[str, float]:
+    """Each reward's share of the advantage: its mean absolute part, over the sum of all; they sum to 1.
+
+    Advantages of a weighted sum are told by the parts of that sum, relative to the group. All 0: nothing is told.
+    """
+    while hasattr(advantage, "of"):  # a selection of another's
+        advantage = advantage.of
+    if isinstance(advantage, PerReward):
+        parts = advantage.shares(table, rollout)
+    else:
+        every = torch.ones_like(rollout.group, dtype=torch.bool)
+        parts = {
+            name: table.weight(name) * _standardise(column, rollout.group, table.applies.get(name, every), "none", 0.0)
+            for name, column in table.columns.items()
+        }
+    sizes = {name: part.abs().mean().item() for name, part in parts.items()}
+    total = sum(sizes.values())
+    return {name: size / total for name, size in sizes.items()} if total else {}
+
+
 @dataclass(frozen=True)
 class BatchNorm:
     """Relative to the whole batch (DDPO without a tracker); groups may be of one."""

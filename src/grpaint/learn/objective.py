@@ -11,7 +11,7 @@ from torch import Tensor
 from grpaint.core.path import Point
 from grpaint.core.policy import Policy, Weights
 from grpaint.core.prediction import Prediction
-from grpaint.core.rng import uniform
+from grpaint.core.rng import noise, uniform
 from grpaint.core.step import per_row
 from grpaint.learn.penalty import Acted, Penalty
 from grpaint.learn.surrogate import Clips, PpoClip, Surrogate, log_ratio
@@ -148,7 +148,7 @@ class Denoising:
         if self.times == "logit-normal":
             stratified = (torch.special.ndtri(stratified.clamp(1e-4, 1 - 1e-4)) + self.towards_noise).sigmoid()
         times = policy.path.times(stratified)
-        eps = policy.noise(key, range(count))
+        eps = noise(key, range(count), rollout.x0.shape[1:]).to(rollout.x0.device)  # of the batch's own size
         for index in torch.arange(count).split(self.minibatch or count):
             t = times[index].to(eps.device).view(-1, *[1] * (eps.ndim - 1))
             loss = self.loss(policy, rollout.rows(index), policy.path.at(t), eps[index])

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt, Reward
+from grpaint.core.reward import RewardBase
+from grpaint.learn import elsewhere
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,14 @@ class RewardTable:
         """The scores of some rows."""
         columns = {name: column[index] for name, column in self.columns.items()}
         return RewardTable(columns, self.weights, {name: where[index] for name, where in self.applies.items()})
+
+    @classmethod
+    def joined(cls, parts: "Sequence[RewardTable]") -> "RewardTable":
+        """The rows of tables of the same rewards, one after the other."""
+        first = parts[0]
+        columns = {name: torch.cat([part.columns[name] for part in parts]) for name in first.columns}
+        applies = {name: torch.cat([part.applies[name] for part in parts]) for name in first.applies}
+        return cls(columns, first.weights, applies)
 
     def total(self) -> Float[Tensor, "b *steps"]:
         """The weighted sum of raw scores (Flow-GRPO's aggregate); a reward counts where it applies."""
@@ -53,17 +63,22 @@ class RewardSet:
         prompts: Sequence[Prompt],
         references: Bool[Tensor, " b"] | None = None,
     ) -> RewardTable:
-        """Ask every reward.
+        """Ask every reward; those in other processes side by side.
 
         Raises:
             RewardError: where one raises, or returns NaN, infinity or the wrong length; it names the reward and the
                 first prompts. Nothing is replaced by zero.
         """
-        columns = {name: ask(name, reward, images, prompts) for name, reward in self.rewards.items()}
+        columns = elsewhere.columns(self.rewards, ask, images, prompts)
         applies = {}
         if references is not None:
             applies = {name: references for name, r in self.rewards.items() if getattr(r, "needs_reference", False)}
         return RewardTable(columns, self.weights, applies)
+
+    def truncated(self, prompts: Sequence[Prompt]) -> dict[str, float]:
+        """The share of captions that a reward cuts, by its name, where it has a limit."""
+        counts = {name: r.truncated(prompts) for name, r in self.rewards.items() if isinstance(r, RewardBase)}
+        return {name: count / len(prompts) for name, count in counts.items() if count is not None}
 
 
 def ask(name: str, reward: Reward, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
@@ -72,6 +87,8 @@ def ask(name: str, reward: Reward, images: Float[Tensor, "b 3 h w"], prompts: Se
     try:
         with torch.no_grad():
             scores = torch.as_tensor(reward(images, prompts), dtype=torch.float32).cpu()
+    except RewardError as error:
+        raise RewardError(f"reward {name}: {error} (first prompts: {first})") from error
     except Exception as error:
         raise RewardError(f"reward {name} raised {type(error).__name__}: {error} (first prompts: {first})") from error
     if scores.shape != (len(prompts),):

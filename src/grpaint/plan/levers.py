@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from grpaint.backends.runtime import Device
 from grpaint.core.errors import ConfigError
@@ -33,7 +34,7 @@ class Pull:
 
 
 def _halves(key: str, start: int, least: int = 1) -> list[Sets]:
-    values = []
+    values: list[Sets] = []
     while start // 2 >= least:
         start //= 2
         values.append((f"{key}={start}",))
@@ -46,9 +47,9 @@ def choices(now: Forecast) -> Iterator[list[Sets]]:
     The first only split work into smaller parts; then come those that compute more, those that round or learn
     otherwise, and last those that change what is asked for.
     """
-    recipe, model, train = now.recipe, now.recipe.model, now.recipe.train
-    rl = isinstance(recipe, TrainRecipe)
-    images = train.prompts * train.group_size if isinstance(recipe, TrainRecipe) else recipe.train.batch
+    recipe, train = now.recipe, now.recipe.train
+    model: Any = recipe.model
+    images = recipe.train.batch if isinstance(recipe, SftRecipe) else recipe.train.prompts * recipe.train.group_size
     most = max(images, recipe.evaluate.prompts)
     if hasattr(model, "vae_batch"):
         yield _halves("model.vae_batch", min(model.vae_batch, most))
@@ -59,7 +60,7 @@ def choices(now: Forecast) -> Iterator[list[Sets]]:
     minibatch = getattr(recipe.objective, "minibatch", None)
     if minibatch is not None:
         yield _halves("objective.minibatch", min(minibatch or images, images))
-    if rl and recipe.anchor and isinstance(recipe, TrainRecipe):
+    if isinstance(recipe, TrainRecipe) and recipe.anchor:
         rows = recipe.anchor.loss.minibatch or recipe.anchor.batch
         yield _halves("anchor.loss.minibatch", rows)
     if getattr(model, "checkpointing", True) is False:

@@ -46,7 +46,7 @@ class Recall:
         if key not in self.traces:
             self.traces[key] = self._graph(work) if grad else self._plain(work)
         if grad:
-            return _Echo.apply(self.parameters[0], self, self.traces[key])  # type: ignore[no-untyped-call]
+            return _Echo.apply(self.parameters[0], self, self.traces[key])
         return self.again(self.traces[key])
 
     def again(self, trace: Trace) -> Tensor:

@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from grpaint.rollout.rollout import Rollout
 from grpaint.run.config import Recipe, SftRecipe
 from grpaint.run.folder import RunFolder
 from grpaint.run.loop import Line, Listener, Loop
-from grpaint.run.pieces import Data, Model, WeightedReward
+from grpaint.run.pieces import Data, Model
 from grpaint.train import sft, train
 
 PHASES = ("load", "encode", "rollout", "decode", "reward", "update", "evaluate")
@@ -74,8 +74,10 @@ class Rehearsal(Unwritten):
                 with self.phase("evaluate"):
                     sample(self.policy, prompts, settings, seed=settings.seed)
 
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        return self.ledger.phase(name)
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        with self.ledger.phase(name):
+            yield
 
     def update(self, terms: Callable[[], Iterable[Term]], batch: Rollout) -> dict[str, float]:
         if self.backward(terms()):
@@ -116,8 +118,8 @@ def unrewarded(recipe: Recipe, *, ask: bool) -> Recipe:
     if isinstance(recipe, SftRecipe):
         return recipe
     rewards = {
-        name: WeightedReward(
-            Stand(getattr(item.reward, "needs_reference", False), item.reward if ask else None), item.weight
+        name: dataclasses.replace(
+            item, reward=Stand(getattr(item.reward, "needs_reference", False), item.reward if ask else None)
         )
         for name, item in recipe.rewards.items()
     }
@@ -137,6 +139,7 @@ def rehearse(recipe: Recipe, runtime: Hollow) -> Memory:
             pixels = policy.decode(runtime.blank((1, *recipe.model.sample_shape))).shape[1:]
         ledger.peaks.clear()
         data: Any = Blank(recipe.data, tuple(pixels), runtime)
+        recipe.data.prepare(lambda _: None)
         recipe = dataclasses.replace(unrewarded(recipe, ask=False), data=data)
         loop = Rehearsal(recipe, policy, ledger)
         sft(recipe, loop) if isinstance(recipe, SftRecipe) else train(recipe, loop)
@@ -158,6 +161,8 @@ def _follow(policy: Any, runtime: Hollow, ledger: Ledger) -> None:
         )
     else:
         policy.family = RecalledFamily(policy.family, recall)
+        embed = cache(lambda text: next(iter(policy._encoded([text]))))  # a caption's embedding is made once
+        policy._embed = lambda texts: [embed(text) for text in texts]
 
 
 def booked(work: Callable[..., Any], phase: Callable[[], AbstractContextManager[None]]) -> Callable[..., Any]:

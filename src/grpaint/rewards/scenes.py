@@ -3,17 +3,44 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from grpaint.core.policy import Prompt
+from grpaint.core.reward import Pair, RewardBase
+from grpaint.rewards.pictures import noise
+from grpaint.rewards.references import references
+from grpaint.scenes.captions import parse
 from grpaint.scenes.checker import background
+from grpaint.scenes.render import render
 from grpaint.scenes.scorer import shipped_scorer
-from grpaint.scenes.world import judge
+from grpaint.scenes.shapes import SIDE
+from grpaint.scenes.world import judge, sentence_of
+
+
+def _scenes(images: Tensor) -> Tensor:
+    """Images of the embedded world's size, where its judges compute."""
+    if tuple(images.shape[2:]) != (SIDE, SIDE):
+        raise ValueError(f"scenes are {SIDE} x {SIDE} pixels, these are {images.shape[2]} x {images.shape[3]}")
+    return images.float().cpu()
+
+
+def _drawn(text: str) -> Tensor:
+    """A scene as it should be, always the same one."""
+    return render([parse(text)], ("self-test",))[0]
+
+
+def _right_and_wrong(low: float, high: float) -> Pair:
+    asked = "a red circle above a blue square"
+    return Pair(_drawn(asked), _drawn("a green cross"), Prompt(asked), low, high)
+
+
+def _clean_and_grainy() -> tuple[Tensor, Tensor]:
+    scene = _drawn("a red circle")
+    return scene, scene + 0.5 * (noise(scene.shape[-1]) - 0.5)
 
 
 @dataclass(frozen=True)
-class SceneChecker:
+class SceneChecker(RewardBase):
     """``strict`` * strict + ``soft`` * soft, in [0, 1] for weights that sum to 1.
 
     The strict score alone is flat in many groups; the soft one tells their members apart.
@@ -23,12 +50,19 @@ class SceneChecker:
     soft: float = 0.5
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
-        verdict = judge(images, prompts)
+        verdict = judge(_scenes(images), prompts)
         return self.strict * verdict.strict + self.soft * verdict.soft
+
+    @property
+    def best(self) -> float:
+        return self.strict + self.soft
+
+    def pair(self) -> Pair:
+        return _right_and_wrong(0, max(1.0, self.best))
 
 
 @dataclass(frozen=True)
-class SceneScorer:
+class SceneScorer(RewardBase):
     """How well image and caption agree by a small learned scorer, the embedded world's stand-in for CLIP: a cosine.
 
     ``enough``: an agreement from which on more is no better. What is right still varies a little, and the std of a
@@ -42,34 +76,48 @@ class SceneScorer:
             raise ValueError(f"enough must lie in (-1, 1], got {self.enough}")
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
-        cosine = shipped_scorer().score(images.float().cpu(), [prompt.text for prompt in prompts])
+        cosine = shipped_scorer().score(_scenes(images), [sentence_of(prompt) for prompt in prompts])
         return cosine.clamp(max=self.enough)
+
+    @property
+    def best(self) -> float:
+        return self.enough
+
+    def pair(self) -> Pair:
+        return _right_and_wrong(-1, 1)
 
 
 @dataclass(frozen=True)
-class SceneDistance:
+class SceneDistance(RewardBase):
     """Minus the distance to the prompt's reference image in the scorer's layers, in the manner of LPIPS.
 
     It says something only about images that began at that reference, so it applies to those rows alone.
     """
 
     needs_reference = True
+    needs_caption = False
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
-        pictures = [prompt.reference for prompt in prompts if prompt.reference is not None]
-        if len(pictures) < len(prompts):
-            bare = next(prompt.text for prompt in prompts if prompt.reference is None)
-            raise ValueError(f'the prompt "{bare}" has no reference image; set data.references = true')
-        return -shipped_scorer().distance(images.float().cpu(), torch.stack(pictures).float().cpu())
+        return -shipped_scorer().distance(_scenes(images), references(prompts).cpu())
+
+    @property
+    def best(self) -> float:
+        return 0.0
+
+    def pair(self) -> Pair:
+        scene, grainy = _clean_and_grainy()
+        return Pair(scene, grainy, Prompt("a red circle", reference=scene), -4, 1e-6)
 
 
 @dataclass(frozen=True)
-class SceneCleanliness:
+class SceneCleanliness(RewardBase):
     """Minus the root-mean-square deviation of the background: it sees the woven pattern that the checker does not.
 
     ``enough``: a deviation below which cleaner is no better. Clean images differ by 3e-4 within a group, and its std
     would blow that up to advantages of 1.
     """
+
+    needs_caption = False
 
     enough: float = 0.0
 
@@ -78,4 +126,11 @@ class SceneCleanliness:
             raise ValueError(f"enough must not be negative, got {self.enough}")
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
-        return -background(images.float().cpu()).clamp(min=self.enough)
+        return -background(_scenes(images)).clamp(min=self.enough)
+
+    @property
+    def best(self) -> float:
+        return -self.enough
+
+    def pair(self) -> Pair:
+        return Pair(*_clean_and_grainy(), Prompt("a red circle"), -1, 0)

@@ -120,13 +120,14 @@ class _Walk:
     def take(self, index: Tensor) -> "_Walk":
         return _Walk(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
 
-    def fork(self, group: Tensor) -> "_Walk":
-        """From one row a prompt to one a sample."""
-        return dataclasses.replace(self.take(group), owner=group, number=torch.arange(len(group)))
+    def fork(self, samples: Tensor, group: Tensor) -> "_Walk":
+        """From one row a prompt, in ascending order, to one a sample."""
+        rows = torch.searchsorted(self.owner, group)
+        return dataclasses.replace(self.take(rows), owner=group, number=samples)
 
 
-class _Roller:
-    """The state of one rollout, and what is done to it at a step."""
+class Roller:
+    """The state of one rollout, and what is done to it at a step; :meth:`enter` begins it anew with other prompts."""
 
     def __init__(
         self, policy: Policy, prompts: Sequence[Prompt], group_size: int, plan: Plan, key: tuple[int, int]
@@ -138,7 +139,13 @@ class _Roller:
         owner = torch.arange(len(prompts)) if plan.start.shared else self.group
         self.cond = policy.encode(prompts)
         begin = plan.start.begin(policy, prompts, owner, policy.path.grid(plan.steps), key)
-        self.walk = _Walk(*begin, owner, torch.arange(len(owner)))
+        self.begun = _Walk(*begin, owner, torch.arange(len(owner)))
+        self.enter(torch.arange(len(prompts)))
+
+    def enter(self, numbers: Tensor) -> None:
+        """Begin with these prompts' rows; they keep the numbers, and so the noise, that they have among all."""
+        self.walk = self.begun.take(torch.isin(self.begun.owner, numbers).nonzero()[:, 0])
+        self.samples = torch.isin(self.group, numbers).nonzero()[:, 0]
         self.transitions: list[Transition] = []
         self.previews: dict[int, Tensor] = {}
         self.before: tuple[Tensor, Point] | None = None  # what a solver looks back on
@@ -146,7 +153,7 @@ class _Roller:
     def fork(self, step: int) -> None:
         """Where groups first differ, one row a prompt becomes one a sample."""
         if self.plan.start.shared and step == self.course.fork:
-            self.walk = self.walk.fork(self.group)
+            self.walk = self.walk.fork(self.samples, self.group[self.samples])
 
     def take(self, leg: Leg, score: Score | None, *, retain: bool) -> None:
         """One step of every row that is under way."""
@@ -207,6 +214,14 @@ class _Roller:
         self.previews = {at: old[alive] for at, old in self.previews.items()}
         return alive
 
+    def go(self, score: Score | None, *, retain: bool = False) -> Rollout:
+        """All steps."""
+        for leg in self.course.legs:
+            self.fork(leg.step)
+            self.take(leg, score, retain=retain)
+        self.fork(len(self.course.legs))
+        return self.end()
+
     def end(self) -> Rollout:
         """The finished rows, renumbered 0 .. b - 1."""
         places = _places(self.walk.number, torch.arange(len(self.walk.number)), len(self.group))
@@ -243,12 +258,7 @@ def roll(  # noqa: PLR0913 - reason: the keyword-only ones are the house's publi
     next step uses anyway. ``retain`` keeps the graphs of the window's steps for an objective that is asked once.
     """
     with torch.no_grad():
-        roller = _Roller(policy, prompts, group_size, plan, (seed, iteration))
-        for leg in roller.course.legs:
-            roller.fork(leg.step)
-            roller.take(leg, score, retain=retain)
-        roller.fork(len(roller.course.legs))
-        return roller.end()
+        return Roller(policy, prompts, group_size, plan, (seed, iteration)).go(score, retain=retain)
 
 
 def _pick(acted: Acted, rows: Tensor) -> Acted:

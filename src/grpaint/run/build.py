@@ -14,6 +14,8 @@ from grpaint.learn.advantage import Advantage
 from grpaint.learn.objective import Objective
 from grpaint.learn.penalty import Penalty
 from grpaint.learn.surrogate import Surrogate
+from grpaint.measures.features import Features
+from grpaint.rewards.function import with_metadata
 from grpaint.rollout.start import Start
 from grpaint.rollout.window import Window
 from grpaint.run import catalog
@@ -24,6 +26,7 @@ Plain = dict[str, Any]
 GROUPS: dict[object, str] = {
     Advantage: "advantages",
     Data: "data",
+    Features: "features",
     Logger: "loggers",
     ModelSpec: "models",
     Objective: "objectives",
@@ -58,16 +61,24 @@ def build(hint: Any, value: Any, key: str) -> tuple[Any, Any]:  # noqa: PLR0911 
     if hint in GROUPS:
         return _piece(GROUPS[hint], value, key)
     if hint is WeightedReward:
-        settings = _table(value, key)
-        weight = _scalar(float, settings.pop("weight", 1.0), f"{key}.weight")
-        reward, plain = _piece("rewards", settings, key)
-        try:
-            return WeightedReward(reward, weight), plain | {"weight": weight}
-        except ValueError as error:
-            raise ConfigError(f"{key}.{error}") from error
+        return _weighted(_table(value, key), key)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _dataclass(hint, _table(value, key), key)
     return (_scalar(hint, value, key),) * 2
+
+
+def _weighted(settings: Plain, key: str) -> tuple[WeightedReward, Plain]:
+    """A reward, and what stands in its table beside its own settings."""
+    hints = typing.get_type_hints(WeightedReward)
+    beside = [field.name for field in dataclasses.fields(WeightedReward) if field.name != "reward"]
+    given = {name: build(hints[name], settings.pop(name), f"{key}.{name}")[0] for name in beside if name in settings}
+    reward, plain = _piece("rewards", settings, key)
+    try:
+        made = WeightedReward(reward, **given)
+    except ValueError as error:
+        raise ConfigError(f"{key}.{error}") from error
+    values = {name: dump(getattr(made, name)) for name in beside}
+    return made, plain | {name: value for name, value in values.items() if value is not None}
 
 
 def _not_none(args: tuple[Any, ...]) -> Any:
@@ -114,7 +125,8 @@ def _piece(group: str, value: Any, key: str) -> tuple[Any, Any]:
     if not (isinstance(target, type) and dataclasses.is_dataclass(target)):  # a user's function or plain class
         if settings:
             raise ConfigError(f'{key}.{next(iter(settings))}: "{kind}" is no dataclass and takes no settings.')
-        return (_plain_class(target, f'{key}.kind = "{kind}"') if isinstance(target, type) else target), {"kind": kind}
+        made = _plain_class(target, f'{key}.kind = "{kind}"') if isinstance(target, type) else target
+        return (with_metadata(made) if group == "rewards" else made), {"kind": kind}
     made, plain = _dataclass(target, settings, key)
     return made, {"kind": kind, **plain}
 

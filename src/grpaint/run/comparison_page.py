@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grpaint.run.score import score_of, shown, unit, worth
 from grpaint.run.statistics import bootstrap_interval, holm, mean_interval, paired_t
 
 Record = Mapping[str, Any]
@@ -28,6 +29,17 @@ img { max-width: 100%; image-rendering: pixelated; }
 .key i { display: inline-block; width: 1.1rem; height: .25rem; margin-right: .35rem; vertical-align: middle; }
 """
 
+WHAT = {"strict": "the share of held-out prompts whose image shows everything asked for"}
+
+
+def _named(score: str) -> str:
+    return f"held-out {score}{', %' if unit(score) else ''}"
+
+
+def _mark(score: str, value: float) -> str:
+    """A score where a digit less is enough."""
+    return f"{100 * value:.0f}%" if score == "strict" else f"{value:.3g}"
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -37,36 +49,40 @@ class Summary:
     seeds: tuple[int, ...]
     records: tuple[Record, ...]
 
+    @property
+    def score(self) -> str:
+        """The name of the score."""
+        return score_of(self.records[0]["scores"][-1])
+
     def final(self, name: str) -> list[float]:
         """A score of the last evaluation, by seed."""
         return [record["scores"][-1][name] for record in self.records]
 
     def cost_to(self, target: float, cost: str) -> list[float | None]:
-        """By seed, what was spent when strict first reached ``target``; None where it never did."""
+        """By seed, what was spent when the score first reached ``target``; None where it never did."""
         return [
-            next((line[cost] for line in record["scores"] if line["strict"] >= target), None) for record in self.records
+            next((line[cost] for line in record["scores"] if worth(line) >= target), None) for record in self.records
         ]
 
 
 def summaries(records: Sequence[Record]) -> list[Summary]:
-    """Records by method, best mean final strict first."""
+    """Records by method, best mean final score first."""
     by: dict[str, list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record["seed"]):
         by[record["method"]].append(record)
     found = [Summary(method, tuple(r["seed"] for r in rows), tuple(rows)) for method, rows in by.items()]
-    return sorted(found, key=lambda summary: -mean_interval(summary.final("strict"))[0])
+    return sorted(found, key=lambda summary: -mean_interval(summary.final(summary.score))[0])
 
 
 def differences(one: Summary, other: Summary) -> list[float]:
-    """Final strict of ``one`` minus that of ``other``, over the seeds that both have."""
-    theirs = dict(zip(other.seeds, other.final("strict"), strict=True))
-    return [mine - theirs[s] for s, mine in zip(one.seeds, one.final("strict"), strict=True) if s in theirs]
+    """Final score of ``one`` minus that of ``other``, over the seeds that both have."""
+    theirs = dict(zip(other.seeds, other.final(other.score), strict=True))
+    return [mine - theirs[s] for s, mine in zip(one.seeds, one.final(one.score), strict=True) if s in theirs]
 
 
-def _percent(values: Sequence[float], *, sign: bool = False) -> str:
-    mean, low, high = (100 * value for value in mean_interval(values))
-    mark = "+" if sign else ""
-    return f"{mean:{mark}.1f} [{low:{mark}.1f}, {high:{mark}.1f}]" if len(values) > 1 else f"{mean:{mark}.1f}"
+def _score(name: str, values: Sequence[float], *, sign: bool = False) -> str:
+    mean, low, high = (shown(name, value, sign=sign) for value in mean_interval(values))
+    return f"{mean} [{low}, {high}]" if len(values) > 1 else mean
 
 
 def _times(summary: Summary, name: str) -> str:
@@ -86,8 +102,8 @@ def _finals(found: Sequence[Summary]) -> str:
         [
             html.escape(s.method),
             str(len(s.seeds)),
-            _percent(s.final("strict")),
-            f"{mean_interval(s.final('soft'))[0]:.3f}",
+            _score(s.score, s.final(s.score)),
+            f"{mean_interval(s.final('soft'))[0]:.3f}" if "soft" in s.records[0]["scores"][-1] else "-",
             _times(s, "background"),
             _times(s, "patch_energy"),
             _times(s, "denoising_loss"),
@@ -96,7 +112,7 @@ def _finals(found: Sequence[Summary]) -> str:
         ]
         for s in found
     ]
-    judged = ("held-out strict, %", "soft", "background", "patch energy", "denoising loss")
+    judged = (_named(found[0].score), "soft", "background", "patch energy", "denoising loss")
     return _table(("method", "seeds", *judged, "evaluations", "CPU s"), rows)
 
 
@@ -115,13 +131,14 @@ def _against(found: Sequence[Summary], baseline: str) -> str:
             [
                 html.escape(method),
                 str(len(values)),
-                _percent(values, sign=True) if values else "",
-                f"[{100 * low:+.1f}, {100 * high:+.1f}]" if enough else "",
+                _score(base.score, values, sign=True) if values else "",
+                f"[{shown(base.score, low, sign=True)}, {shown(base.score, high, sign=True)}]" if enough else "",
                 f"{tested[method]:.3f}" if enough else "",
                 f"{adjusted[method]:.3f}" if enough else "",
             ]
         )
-    head = ("method", "seeds", f"minus {html.escape(baseline)}, points", "bootstrap 95%", "paired t, p", "Holm, p")
+    points = ", points" if base.score == "strict" else ""
+    head = ("method", "seeds", f"minus {html.escape(baseline)}{points}", "bootstrap 95%", "paired t, p", "Holm, p")
     return _table(head, rows)
 
 
@@ -132,25 +149,28 @@ def _targets(found: Sequence[Summary], targets: Sequence[float]) -> str:
         return f"{sum(costs) / len(costs) / 1000:.0f}k ({share})" if costs else f"never (0/{len(summary.seeds)})"
 
     rows = [[html.escape(s.method), *(cell(s, target) for target in targets)] for s in found]
-    return _table(("method", *(f"to {100 * target:.0f}%" for target in targets)), rows)
+    return _table(("method", *(f"to {_mark(found[0].score, target)}" for target in targets)), rows)
 
 
 def _curve(summary: Summary, cost: str) -> list[tuple[float, float, float, float]]:
-    """Mean cost, mean strict and its interval at each evaluation that all seeds have."""
+    """Mean cost, mean score and its interval at each evaluation that all seeds have."""
     count = min(len(record["scores"]) for record in summary.records)
     out = []
     for at in range(count):
         spent = [record["scores"][at][cost] for record in summary.records]
-        out.append((sum(spent) / len(spent), *mean_interval([r["scores"][at]["strict"] for r in summary.records])))
+        out.append((sum(spent) / len(spent), *mean_interval([worth(r["scores"][at]) for r in summary.records])))
     return out
 
 
 def plot(found: Sequence[Summary], cost: str) -> str:
-    """Strict against a cost, mean and 95% interval over seeds, as SVG."""
+    """The score against a cost, mean and 95% interval over seeds, as SVG."""
     curves = {summary.method: _curve(summary, cost) for summary in found}
     most = max((point[0] for curve in curves.values() for point in curve), default=1) or 1
-    low = max(0.0, min((point[2] for curve in curves.values() for point in curve), default=0.0) - 0.03)
-    high = min(1.0, max((point[3] for curve in curves.values() for point in curve), default=1.0) + 0.03)
+    name = found[0].score if found else "strict"
+    low = min((point[2] for curve in curves.values() for point in curve), default=0.0)
+    high = max((point[3] for curve in curves.values() for point in curve), default=1.0)
+    if name == "strict":  # a share
+        low, high = max(0.0, low - 0.03), min(1.0, high + 0.03)
 
     def x(value: float) -> float:
         return LEFT + (WIDTH - LEFT - 10) * value / most
@@ -158,7 +178,7 @@ def plot(found: Sequence[Summary], cost: str) -> str:
     def y(value: float) -> float:
         return 8 + (HEIGHT - BOTTOM - 8) * (1 - (min(max(value, low), high) - low) / (high - low or 1))
 
-    parts = _axes(x, y, most, (low, high), COSTS[cost])
+    parts = _axes(x, y, most, (low, high), (COSTS[cost], name))
     for colour, curve in zip(_colours(found), curves.values(), strict=True):
         band = [(x(p[0]), y(p[3])) for p in curve] + [(x(p[0]), y(p[2])) for p in reversed(curve)]
         line = [(x(p[0]), y(p[1])) for p in curve]
@@ -178,15 +198,19 @@ def _points(pairs: Sequence[tuple[float, float]]) -> str:
 
 
 def _axes(
-    x: Callable[[float], float], y: Callable[[float], float], most: float, ends: tuple[float, float], name: str
+    x: Callable[[float], float],
+    y: Callable[[float], float],
+    most: float,
+    ends: tuple[float, float],
+    names: Sequence[str],
 ) -> list[str]:
     parts = [f'<path class="axis" d="M{LEFT},8 V{HEIGHT - BOTTOM} H{WIDTH - 10}"/>']
     for tick in range(5):
         cost, score = most * tick / 4, ends[0] + (ends[1] - ends[0]) * tick / 4
         label = f"{cost / 1000:.0f}k" if most >= 10_000 else f"{cost:.0f}"
         parts.append(f'<text x="{x(cost):.0f}" y="{HEIGHT - 18}" text-anchor="middle">{label}</text>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y(score) + 4:.0f}" text-anchor="end">{100 * score:.0f}%</text>')
-    parts.append(f'<text x="{WIDTH - 10}" y="{HEIGHT - 4}" text-anchor="end">{name}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y(score) + 4:.0f}" text-anchor="end">{_mark(names[1], score)}</text>')
+    parts.append(f'<text x="{WIDTH - 10}" y="{HEIGHT - 4}" text-anchor="end">{names[0]}</text>')
     return parts
 
 
@@ -200,10 +224,11 @@ def _key(found: Sequence[Summary]) -> str:
 
 def _base(records: Sequence[Record]) -> str:
     first = records[0]
-    said = f"The base scores {100 * first['scores'][0]['strict']:.1f}%"
+    name = score_of(first["scores"][0])
+    said = f"The base scores {shown(name, first['scores'][0][name])}{unit(name)}"
     guided = first.get("base_guided")
     return (
-        f"{said}; at its best guidance ({guided['guidance']:g}) {100 * guided['strict']:.1f}%."
+        f"{said}; at its best guidance ({guided['guidance']:g}) {shown(name, guided[name])}{unit(name)}."
         if guided
         else f"{said}."
     )
@@ -214,14 +239,14 @@ def page(records: Sequence[Record], *, title: str, baseline: str, missing: Seque
     if not records:
         return f"<!doctype html><title>{html.escape(title)}</title><p>No run has finished yet.</p>"
     found = summaries(records)
-    best = max(mean_interval(summary.final("strict"))[0] for summary in found)
-    base = records[0]["scores"][0]["strict"]
+    best = max(mean_interval([worth(r["scores"][-1]) for r in summary.records])[0] for summary in found)
+    base, name = worth(records[0]["scores"][0]), found[0].score
     targets = [base + (best - base) * share for share in (0.5, 0.8, 1.0)]
     absent = f"<p class='note'>Not finished yet: {html.escape(', '.join(missing))}.</p>" if missing else ""
     figures = "".join(
-        f"<figure>{plot(found, cost)}<figcaption>Held-out strict against {name}; mean and 95% interval over seeds."
+        f"<figure>{plot(found, cost)}<figcaption>Held-out {name} against {spent}; mean and 95% interval over seeds."
         f"</figcaption></figure>"
-        for cost, name in COSTS.items()
+        for cost, spent in COSTS.items()
     )
     pictures = "".join(
         f'<figure><img alt="before and after, {html.escape(s.method)}" src="{s.records[0]["pictures"]}">'
@@ -234,7 +259,7 @@ def page(records: Sequence[Record], *, title: str, baseline: str, missing: Seque
 <meta name="viewport" content="width=device-width"><style>{STYLE}</style>
 <h1>{html.escape(title)}</h1>
 <p>Every method from the same base, with the same prompts, at an equal number of model evaluations (a forward of one
-sample is 1, a backward 2). Score: the share of held-out prompts whose image shows everything asked for, without
+sample is 1, a backward 2). Score: {WHAT.get(name, f"held-out {name}")}, without
 guidance. {_base(records)} Intervals are over seeds (Student, 95%).</p>
 {absent}
 <h2>Final scores</h2>{_finals(found)}

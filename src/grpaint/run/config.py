@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from grpaint.backends.runtime import Device, Precision
 from grpaint.core.errors import ConfigError
+from grpaint.core.reward import RewardBase, Source
 from grpaint.learn.advantage import Advantage, PerReward
 from grpaint.learn.forward import Forward
 from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient
@@ -19,7 +20,8 @@ from grpaint.run.build import Plain, build
 from grpaint.run.catalog import did_you_mean
 from grpaint.run.optim import Behaviour
 from grpaint.run.pieces import Data, Logger, ModelSpec, WeightedReward
-from grpaint.run.settings import Checkpoints, Evaluation, SftTraining, Training, check_least
+from grpaint.run.settings import Checkpoints, Evaluation, Measuring, SftTraining, Training, check_least
+from grpaint.run.watch import Watch
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEFAULT = {"train": "scenes/diffusion-nft", "sft": "scenes/sft"}
@@ -33,6 +35,7 @@ class Common:
     model: ModelSpec
     data: Data
     evaluate: Evaluation = field(default_factory=Evaluation)
+    measure: Measuring = field(default_factory=Measuring)
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
     loggers: dict[str, Logger] = field(default_factory=dict)
     device: Device = "auto"
@@ -51,6 +54,10 @@ class SftRecipe(Common):
     train: SftTraining
     objective: Denoising
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_captioned(self.data, "stage")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe(Common):
@@ -63,6 +70,7 @@ class TrainRecipe(Common):
     objective: Objective = field(default_factory=PolicyGradient)
     anchor: Anchor | None = None
     behaviour: Behaviour | None = None
+    watch: Watch = field(default_factory=Watch)
     train: Training
 
     def __post_init__(self) -> None:
@@ -94,6 +102,8 @@ class TrainRecipe(Common):
             self.objective.check(self.plan)
         if (self.plan.weights == "behaviour") != bool(self.behaviour):
             raise ValueError('plan.weights = "behaviour" and a [behaviour] table go together: give both or neither')
+        if self.anchor:
+            _check_captioned(self.data, "anchor")
         self._check_references()
 
     def _check_references(self) -> None:
@@ -103,12 +113,19 @@ class TrainRecipe(Common):
                 raise ValueError(f'rewards.{name} needs rows that begin at a reference: plan.start.kind = "reference"')
         if begins and not getattr(self.data, "references", True):
             raise ValueError('plan.start.kind = "reference" needs reference images: set data.references = true')
+        side = getattr(self.data, "resolution", None)
+        if begins and side and self.model.pixels != (side, side):
+            high, width = self.model.pixels
+            raise ValueError(
+                f"data.resolution = {side}: rows begin at references, and the model's images have {width} x {high} "
+                "pixels; make them equal squares"
+            )
 
     def reward_set(self) -> RewardSet:
-        """The rewards, ready to score."""
+        """The rewards, with the weights that they have now."""
         return RewardSet(
             {name: item.reward for name, item in self.rewards.items()},
-            {name: item.weight for name, item in self.rewards.items()},
+            {name: item.weight_now for name, item in self.rewards.items()},
         )
 
 
@@ -117,6 +134,11 @@ def _prefix(key: str, check: Any, *values: Any) -> None:
         check(*values)
     except ValueError as error:
         raise ValueError(f"{key}.{error}") from error
+
+
+def _check_captioned(data: Data, key: str) -> None:
+    if not data.captioned:
+        raise ValueError(f'{key} trains on captioned images, and this data has prompts alone; use data.kind = "images"')
 
 
 Recipe = TrainRecipe | SftRecipe
@@ -209,6 +231,13 @@ def resolve(table: Plain, stage: str) -> tuple[Recipe, Plain]:
 def open_recipe(name: str | None, stage: str, sets: Sequence[str] = ()) -> tuple[Recipe, Plain]:
     """Find, read, override and check a recipe."""
     return resolve(override(read_toml(locate(name or DEFAULT[stage])), sets), stage)
+
+
+def weights_of(table: Plain) -> list[tuple[str, Source]]:
+    """The weights that a recipe's rewards open, each with the key of its reward."""
+    made, _ = build(dict[str, WeightedReward], table.get("rewards", {}), "rewards")
+    rewards = {f"rewards.{name}": item.reward for name, item in made.items()}
+    return [(key, s) for key, reward in rewards.items() if isinstance(reward, RewardBase) for s in reward.sources()]
 
 
 def stage_of(name: str) -> str:

@@ -19,8 +19,9 @@ from PIL import Image
 from grpaint.core.errors import ConfigError, RunError
 from grpaint.run.config import TrainRecipe, locate, open_recipe, override, read_toml
 from grpaint.run.folder import RunFolder
+from grpaint.run.score import score_of, shown, unit
 
-KEPT = ("iteration", "strict", "soft", "background", "patch_energy", "denoising_loss")
+KEPT = ("iteration", "score", "strict", "soft", "background", "patch_energy", "denoising_loss")
 
 Record = dict[str, Any]
 
@@ -130,7 +131,9 @@ def execute(jobs: Sequence[Job], work: Path, log: Callable[[str], None], workers
                 if code:
                     failed.append(f"{job.name} ({said.strip().splitlines()[-1] if said.strip() else code})")
                 else:
-                    log(f"{job.name}  held-out {100 * load(job)['scores'][-1]['strict']:.1f}%")
+                    last = load(job)["scores"][-1]
+                    name = score_of(last)
+                    log(f"{job.name}  held-out {shown(name, last[name])}{unit(name)}")
         except KeyboardInterrupt:  # children got the signal too, and save
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -170,7 +173,7 @@ def record_of(job: Job, folder: RunFolder) -> Record:
     scores = []
     for line in judged:
         evaluations, seconds, asked = used[line["iteration"]]
-        kept = {name: line[name] for name in KEPT if name in line}
+        kept = {name: line[name] for name in (*KEPT, score_of(line)) if name in line}
         scores.append(kept | {"evaluations": evaluations, "cpu_s": round(seconds, 2), "reward_calls": asked})
     guided = judged[0].get("base_guided")
     return {
@@ -183,7 +186,7 @@ def record_of(job: Job, folder: RunFolder) -> Record:
         "evaluations": scores[-1]["evaluations"],
         "cpu_s": scores[-1]["cpu_s"],
         "scores": scores,
-        "base_guided": guided and {"guidance": guided["guidance"], "strict": guided["strict"]},
+        "base_guided": guided and {"guidance": guided["guidance"], score_of(guided): guided[score_of(guided)]},
         "pictures": _pictures(folder.samples / "before-after.png"),
         "versions": folder.facts().get("versions"),
         "commit": folder.facts().get("commit"),

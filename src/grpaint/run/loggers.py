@@ -9,8 +9,13 @@ from grpaint.core.errors import MissingExtra
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """The plain numbers of a line."""
-    return {k: float(v) for k, v in line.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    """The plain numbers of a line; an evaluation's rewards under ``held_out/``, apart from those of an iteration."""
+    judged = "prompts" in line
+    return {
+        f"held_out/{name}" if judged and name.startswith("reward") else name: float(value)
+        for name, value in line.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 @dataclass

@@ -20,10 +20,12 @@ from grpaint.core.files import WEIGHTS_FILE, flatten, read_weights, unflatten, w
 from grpaint.learn.objective import Term
 from grpaint.rollout.rollout import Rollout
 from grpaint.run import nonfinite
-from grpaint.run.config import Recipe
+from grpaint.run.config import Recipe, TrainRecipe
 from grpaint.run.folder import RunFolder
 from grpaint.run.optim import learning_rate_factor
 from grpaint.run.pieces import Model
+from grpaint.run.score import worth
+from grpaint.run.watch import hacking, told
 
 Line = dict[str, Any]
 
@@ -31,6 +33,7 @@ LOWER = {
     "load": "precision, or take a smaller model",
     "rollout": "train.prompts, train.group_size or model.batch",
     "reward": "train.prompts or train.group_size",
+    "reward_wait": "train.prompts or train.group_size",
     "update": "objective.minibatch",
     "evaluate": "evaluate.prompts or model.batch",
 }
@@ -117,6 +120,7 @@ class Loop:
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.done, self.best, self.nonfinite = 0, (-math.inf, 0), 0
         self.line: Line = {}
+        self.alarm: Line | None = None  # what the last evaluation said of reward hacking
         self.watchers: list[Callable[[int, Line], None]] = []
         self._times: dict[str, float] = defaultdict(float)
 
@@ -134,8 +138,11 @@ class Loop:
             self._write_line()
             better = (self.done % self.recipe.evaluate.every == 0 or self.finished) and self._judge()
             stop = self.listener.asked
-            if better or self.done % every == 0 or self.finished or stop:
+            alarmed = self._stops_for_hacking()
+            if better or self.done % every == 0 or self.finished or stop or alarmed:
                 self.save()
+            if alarmed:
+                raise RunError(alarmed)
             if stop and not self.finished:
                 raise Stopped(stop)
 
@@ -171,6 +178,10 @@ class Loop:
             self._times[name] += time.perf_counter() - start
             if name != "evaluate":
                 self._times["cpu"] += time.process_time() - worked
+
+    def book(self, name: str, seconds: float) -> None:
+        """Add to the time under ``name`` what went by beside the loop."""
+        self._times[name] += seconds
 
     # -- one optimizer step --------------------------------------------------------------------------------------
 
@@ -258,7 +269,7 @@ class Loop:
     def _write_line(self) -> None:
         costs = {f"cost/{name}": value for name, value in self._costs().items()}
         times = {f"time/{name}_s": round(value, 4) for name, value in self._times.items()}
-        line = {"iteration": self.done} | self.line | costs | times
+        line = {"iteration": self.done} | self.line | self.policy.meter.truncated() | costs | times
         self.folder.append("metrics.jsonl", line)
         for watcher in self.watchers:
             watcher(self.done, line)
@@ -269,16 +280,45 @@ class Loop:
         return {"model_evaluations": counts["training"], "evaluation_model_evaluations": counts["evaluation"]}
 
     def _judge(self) -> bool:
-        """Evaluate, and say whether this is the best so far."""
+        """Evaluate, and say whether this is the best so far; what reward hacking brought cannot be."""
         with self.phase("evaluate"):
             line = {"iteration": self.done} | self.evaluate(self.done)
+        line |= self._watch(line)
         self.folder.append("evaluations.jsonl", line)
         for watcher in self.watchers:
             watcher(self.done, line)
-        better = line["strict"] > self.best[0]
+        better = worth(line) > self.best[0] and not self.alarm
         if better:
-            self.best = (line["strict"], self.done)
+            self.best = (worth(line), self.done)
         return better and self.done > 0
+
+    def _watch(self, line: Line) -> Line:
+        """``hacking`` where this evaluation raises the alarm, with the iteration at which it began."""
+        judged = self.folder.lines("evaluations.jsonl")
+        recipe = self.recipe
+        if not judged or not isinstance(recipe, TrainRecipe):
+            return {}
+        silent = [f"reward/{name}" for name, item in recipe.rewards.items() if not item.weight]
+        self.alarm = hacking(judged[0], line, recipe.watch, silent)
+        if not self.alarm:
+            return {}
+        before = next((old["hacking"] for old in judged if "hacking" in old), None)
+        clean = max(old["iteration"] for old in judged if "hacking" not in old)
+        began = {name: before[name] for name in ("began", "clean")} if before else {"began": self.done, "clean": clean}
+        if not before:
+            self.folder.status(hacking=began | {"best_before": self.best[1]} | self.alarm)
+        return {"hacking": began | self.alarm}
+
+    def _stops_for_hacking(self) -> str:
+        """The reason to stop, where the last evaluation raised the alarm and ``watch.stop`` asks for it."""
+        recipe = self.recipe
+        if not (self.alarm and isinstance(recipe, TrainRecipe) and recipe.watch.stop):
+            return ""
+        kept = self.folder.checkpoints / f"{self.best[1]:06d}" if self.best[1] else "the base itself"
+        return (
+            f"reward hacking since iteration {self.done}: {told(self.alarm)}. The best before it is {kept}. Mend the "
+            "reward, or hold the model closer to the base; watch.stop = false only records it."
+        )
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 

@@ -1,18 +1,21 @@
 """Protocols of the pieces that a run, and not an algorithm, is made of."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.weights import WeightSets
+from grpaint.core.errors import ConfigError
 from grpaint.core.path import Path
 from grpaint.core.policy import Policy, Prompt, Reward, Weights
+from grpaint.core.reward import RewardBase
+from grpaint.learn.floor import Floor
 
 
 class Model(Policy, Protocol):
@@ -24,6 +27,14 @@ class Model(Policy, Protocol):
 
     def export(self, weights: Weights = "average") -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors and header of a file that ``model.start`` can name."""
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A model that may read captions before the first iteration and then let its text encoders go."""
+
+    def prepare(self, captions: Iterable[str]) -> int:
+        """Read captions, where that is of use later; how many had not been read before."""
 
 
 class ModelSpec(Protocol):
@@ -38,6 +49,10 @@ class ModelSpec(Protocol):
         """Shape of one latent."""
 
     @property
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of an image that it draws."""
+
+    @property
     def calls(self) -> int:
         """Network calls a prediction: 2 with classifier-free guidance."""
 
@@ -49,25 +64,43 @@ class ModelSpec(Protocol):
 
 
 class Data(Protocol):
-    """The ``[data]`` table: prompts to train on, prompts to be judged on, and captioned images."""
+    """The ``[data]`` table: prompts to train on, prompts to be judged on, and captioned images.
+
+    ``score``: the measure by which a model is judged, or "reward" for the weighted sum of the recipe's rewards.
+    ``captioned``: whether there are images, without which there is neither a supervised stage nor an anchor.
+    """
+
+    score: ClassVar[str]
+    captioned: ClassVar[bool]
+
+    def prepare(self, log: Callable[[str], None]) -> None:
+        """Read and check what can be checked, and say what is there; called before weights are opened."""
 
     def prompts(self, count: int, iteration: int, seed: int) -> list[Prompt]:
         """Training prompts of an iteration."""
 
     def held_out(self, count: int, seed: int) -> list[Prompt]:
-        """Prompts that training never shows."""
+        """Prompts that training never shows; fewer than ``count`` where there are no more."""
 
     def batch(self, count: int, iteration: int, seed: int) -> tuple[Tensor, list[Prompt]]:
-        """Captioned training images in [0, 1]."""
+        """Captioned training images in [0, 1], all of one size."""
 
     def held_out_images(self, count: int, seed: int) -> tuple[Tensor, list[Prompt]]:
         """Held-out captioned images."""
 
     def measures(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """What an evaluation records, ``[b]`` each; ``strict`` is the score."""
+        """What an evaluation records of each image, ``[b]`` each, ``score`` among them unless that is "reward"."""
 
     def category(self, prompt: Prompt) -> str:
         """The name under which a prompt is reported."""
+
+
+@runtime_checkable
+class Listed(Protocol):
+    """Data whose captions are few enough to be known beforehand, held-out ones among them."""
+
+    def captions(self) -> Iterable[str]:
+        """Every caption that a run may ask for."""
 
 
 class Optimizer(Protocol):
@@ -89,13 +122,36 @@ class Logger(Protocol):
 
 @dataclass(frozen=True)
 class WeightedReward:
-    """A ``[rewards.NAME]`` table: the reward's own settings, and ``weight`` among them."""
+    """A ``[rewards.NAME]`` table: the reward's own settings, and these among them.
+
+    ``self_test`` asks it about a pair of its own before the run begins. ``floor`` adds a multiplier to its weight while
+    its mean is below the base's; with ``weight = 0`` the reward is that constraint and nothing else.
+    """
 
     reward: Reward
     weight: float = 1.0
+    self_test: bool = True
+    floor: Floor | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.reward):
             raise ValueError(f"kind must name a function, or a class with __call__, not {self.reward!r:.60}")
         if not math.isfinite(self.weight):
             raise ValueError(f"weight must be finite, got {self.weight}")
+
+    @property
+    def weight_now(self) -> float:
+        """The weight, and the multiplier of its floor."""
+        return self.weight + (self.floor.multiplier if self.floor else 0.0)
+
+    def check(self, key: str) -> None:
+        """Refuse what needs no weights opened.
+
+        Raises:
+            ConfigError, CheckpointError: a file or package is missing, or a file is not what its name says.
+        """
+        try:
+            if isinstance(self.reward, RewardBase):
+                self.reward.check()
+        except ValueError as error:
+            raise ConfigError(f"{key}.{error}") from error

@@ -7,6 +7,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from grpaint.run.score import score_of, shown, unit
+from grpaint.run.watch import told
+
 
 class Progress:
     """Reward, held-out score and time left."""
@@ -32,8 +35,11 @@ class Progress:
 
     def watch(self, iteration: int, line: dict[str, Any]) -> None:
         """Take note of a line of metrics or of an evaluation."""
-        if "strict" in line:
-            self.score = f"held-out {100 * line['strict']:.1f}%"
+        if "prompts" in line:  # an evaluation
+            name = score_of(line)
+            self.score = f"held-out {'' if name == 'strict' else name + ' '}{shown(name, line[name])}{unit(name)}"
+            if "hacking" in line:
+                self.log(f"iteration {iteration}: reward hacking? {told(line['hacking'])}")
             if not self.console.is_terminal:
                 self.log(
                     f"{iteration:6d}/{self.total}  {self.reward}  {self.score}  {time.monotonic() - self.began:.0f} s"

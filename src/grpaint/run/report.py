@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from grpaint.run.score import score_of, shown, unit
+
 CELL, MARGIN, CAPTION = 128, 10, 44
 
 
@@ -46,41 +48,58 @@ def _table(title: str) -> Table:
     return Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
-def _score(line: dict[str, Any], name: str) -> str:
+def _score(line: dict[str, Any]) -> str:
+    name = score_of(line)
+    if f"{name}_interval" not in line:  # a denoising loss has none
+        return shown(name, line[name])
     low, high = line[f"{name}_interval"]
-    return f"{100 * line[name]:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{shown(name, line[name])}{unit(name)} [{shown(name, low)}, {shown(name, high)}]"
 
 
-def _measures(line: dict[str, Any]) -> list[str]:
-    energy = line.get("patch_energy")
-    return [f"{line['soft']:.3f}", f"{line['background']:.4f}", "-" if energy is None else f"{energy:.1e}"]
+def _columns(line: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """What is shown beside the score: heading to name and format; the world's own judges, or the rewards."""
+    if "background" in line:
+        return {"soft": ("soft", ".3f"), "background": ("background", ".4f"), "patch": ("patch_energy", ".1e")}
+    rewards = [name for name, value in line.items() if name.startswith("reward/") and isinstance(value, float)]
+    return {name.removeprefix("reward/"): (name, ".4g") for name in rewards}
 
 
-def _row(title: str, line: dict[str, Any]) -> list[str]:
+def _measures(line: dict[str, Any], columns: dict[str, tuple[str, str]]) -> list[str]:
+    return [f"{line[name]:{form}}" if name in line else "-" for name, form in columns.values()]
+
+
+def _row(title: str, line: dict[str, Any], columns: dict[str, tuple[str, str]]) -> list[str]:
     loss = line.get("denoising_loss")
-    return [title, _score(line, "strict"), *_measures(line), "-" if loss is None else f"{loss:.4f}"]
+    return [title, _score(line), *_measures(line, columns), "-" if loss is None else f"{loss:.4f}"]
 
 
-def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, list[float]]) -> Table:
-    """Before and after, with 95% intervals, and the base at its best guidance."""
+def _change(first: dict[str, Any], last: dict[str, Any], name: str) -> str:
+    """Of a judge as a multiple, of a score as a difference."""
+    before, after = first.get(name), last.get(name)
+    if name == "soft" or name.startswith("reward/"):
+        return f"{after - before:+.3f}" if before is not None and after is not None else "-"
+    return f"x {after / before:.2f}" if before and after is not None else "-"
+
+
+def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, list[float]] | None) -> Table:
+    """Before and after, with 95% intervals, and the base at its best guidance; ``difference`` is that of the score."""
+    name, columns = score_of(last), _columns(last)
     out = _table(f"Held-out prompts ({last['prompts']}), {last['steps']}-step ODE, average weights")
-    for heading in ("", "strict [95%]", "soft", "background", "patch", "denoising"):
+    for heading in ("", f"{name} [95%]", *columns, "denoising"):
         out.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    out.add_row(*_row("before", first))
+    out.add_row(*_row("before", first, columns))
     guided = first.get("base_guided")
     if guided:
-        out.add_row(*_row(f"at guidance {guided['guidance']:g}", guided))
-    out.add_row(*_row(f"after {last['iteration']}", last), style="bold")
-    mean, (low, high) = difference
+        out.add_row(*_row(f"at guidance {guided['guidance']:g}", guided, columns))
+    out.add_row(*_row(f"after {last['iteration']}", last, columns), style="bold")
     out.add_section()
-    judges = ("background", "patch_energy", "denoising_loss")
-    pairs = [(first.get(name), last.get(name)) for name in judges]
-    out.add_row(
-        "paired",
-        f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
-        f"{last['soft'] - first['soft']:+.3f}",
-        *(f"x {after / before:.2f}" if before and after is not None else "-" for before, after in pairs),
-    )
+    paired = ""
+    if difference:
+        mean, ends = difference
+        low, high = (shown(name, end, sign=True) for end in ends)
+        paired = f"{shown(name, mean, sign=True)} [{low}, {high}]"
+    judges = [*(key for key, _ in columns.values()), "denoising_loss"]
+    out.add_row("paired", paired, *(_change(first, last, key) for key in judges))
     return out
 
 
@@ -92,14 +111,16 @@ def save_picture(page: Image.Image, file: Path, info: PngInfo | None = None) -> 
 
 def summary(line: dict[str, Any]) -> Table:
     """One evaluation, by category."""
+    name, columns = score_of(line), _columns(line)
     told = "no guidance" if line["guidance"] == 1 else f"guidance {line['guidance']:g}"
     out = _table(f"Held-out prompts ({line['prompts']}), {line['steps']}-step {line['sampler']['kind']}, {told}")
-    for heading in ("", "prompts", "strict", "soft", "background", "patch"):
+    for heading in ("", "prompts", name, *columns):
         out.add_column(heading, justify="right" if heading else "left")
     for kind, scores in line["by_kind"].items():
-        out.add_row(kind, str(scores["prompts"]), f"{100 * scores['strict']:.1f}%", *_measures(scores))
+        score = f"{shown(name, scores[name])}{unit(name)}" if name in scores else "-"
+        out.add_row(kind, str(scores["prompts"]), score, *_measures(scores, columns))
     out.add_section()
-    out.add_row("all", str(line["prompts"]), _score(line, "strict"), *_measures(line))
+    out.add_row("all", str(line["prompts"]), _score(line), *_measures(line, columns))
     out.caption = f"denoising loss {line['denoising_loss']:.4f}"
     return out
 

@@ -1,10 +1,12 @@
-"""The tables of a recipe that are plain numbers: ``[train]``, ``[evaluate]``, ``[checkpoint]``."""
+"""The tables of a recipe that are mostly plain numbers: ``[train]``, ``[evaluate]``, ``[measure]``, and the like."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from grpaint.core.policy import Reward
 from grpaint.core.step import Ode, Sampler
+from grpaint.measures.features import Features
 from grpaint.run.optim import Adamw, Schedule
 from grpaint.run.pieces import Optimizer
 
@@ -52,16 +54,27 @@ class Training(Optimisation):
     """``[train]``: ``prompts`` groups of ``group_size`` images an iteration, used for ``updates`` optimizer steps.
 
     ``retain`` keeps the graphs of the rollout's noisy steps for the update, which then need no second forward.
+    ``parts`` samples the prompts in so many parts; with ``overlap`` one is scored while the next is sampled, which
+    changes no number.
+    ``constant``: iterations in a row in which a reward gives all images one score, before the run stops (0: never).
     """
 
     prompts: int = 12
     group_size: int = 12
     updates: int = 1
     retain: bool = False
+    parts: int = 1
+    overlap: bool = True
+    constant: int = 20
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, 1, "prompts", "group_size", "updates")
+        check_least(self, 1, "prompts", "group_size", "updates", "parts")
+        check_least(self, 0, "constant")
+        if self.parts > self.prompts:
+            raise ValueError(f"parts must not exceed prompts = {self.prompts}, got {self.parts}")
+        if self.retain and self.parts > 1:
+            raise ValueError(f"retain keeps graphs of one undivided rollout, and parts = {self.parts}; choose one")
         if self.retain and self.updates > 1:
             raise ValueError(
                 f"retain keeps graphs for one update of a rollout, and updates = {self.updates}; choose one"
@@ -110,6 +123,32 @@ class Evaluation:
             raise ValueError(f"guidance must not be negative, got {self.guidance}")
         if any(not 0 <= guidance < math.inf for guidance in self.guided):
             raise ValueError(f"guided must not be negative, got {list(self.guided)}")
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """``[measure]``: what ``grpaint evaluate`` measures of several models beside the recipe's own rewards.
+
+    ``features``: what FID, KID, recall and diversity are computed on (on scenes their scorer's unless said; elsewhere
+    none, and then these are left out). ``rewards``: scorers that are asked, besides those of the recipe, which stay
+    out of training. ``strength``: how far references are noised for reconstructions. ``group`` images of each of
+    ``group_prompts`` prompts tell the diversity within a prompt. ``draws`` resamples make an interval, ``image_draws``
+    that of FID and KID, which cost more.
+    """
+
+    features: Features | None = None
+    rewards: dict[str, Reward] = field(default_factory=dict)
+    strength: float = 0.6
+    group: int = 4
+    group_prompts: int = 32
+    draws: int = 1000
+    image_draws: int = 100
+
+    def __post_init__(self) -> None:
+        check_least(self, 2, "group", "draws", "image_draws")
+        check_least(self, 1, "group_prompts")
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength must lie in (0, 1], got {self.strength}")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from grpaint.core.rng import uniform
 
@@ -59,6 +60,25 @@ def bootstrap_interval(differences: Sequence[float], draws: int = 10_000) -> tup
     rows = (uniform(("bootstrap", count), draws * count) * count).long().view(draws, count)
     low, high = values[rows].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
+
+
+def resamples(count: int, draws: int) -> Tensor:
+    """How often each of ``count`` items is in each resample with replacement, ``[draws, count]`` in float64.
+
+    They belong to the two numbers alone: measures of the same images are resampled alike, and differences paired.
+    """
+    picked = (uniform(("resamples", count), draws * count) * count).long().clamp(max=count - 1).view(draws, count)
+    return torch.zeros(draws, count, dtype=torch.float64).scatter_add_(1, picked, torch.ones_like(picked).double())
+
+
+def percentile_interval(values: Tensor) -> list[float]:
+    """The middle 95% of resampled values."""
+    return values.double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+
+
+def resampled_mean_interval(values: Tensor, draws: int) -> list[float]:
+    """Bootstrap 95% interval of a mean (percentiles)."""
+    return percentile_interval(resamples(len(values), draws) @ values.double() / len(values))
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:

@@ -146,20 +146,20 @@ def lay_out(captions: Sequence[Caption], key: Key) -> Layout:
     raise ConfigError(f'prompt "{captions[left[0]]}": no room for it on a canvas of {SIDE} x {SIDE} pixels.')
 
 
-def draw(layout: Layout) -> Float[Tensor, "b 3 h w"]:
-    """Images in [0, 1]."""
-    flat = [part.flatten() for part in (layout.shape, layout.x, layout.y, layout.radius)]
-    cover = shape_coverage(*flat).view(*layout.shape.shape, 1, SIDE, SIDE)
+def draw(layout: Layout, side: int = SIDE) -> Float[Tensor, "b 3 h w"]:
+    """Images in [0, 1], ``side`` pixels a side; a layout is in pixels of the world's own ``SIDE``."""
+    x, y, radius = (part.flatten() * (side / SIDE) for part in (layout.x, layout.y, layout.radius))
+    cover = shape_coverage(layout.shape.flatten(), x, y, radius, side).view(*layout.shape.shape, 1, side, side)
     cover = cover * (layout.radius > 0)[..., None, None, None]
-    image = torch.tensor(BACKGROUND)[:, None, None].expand(len(layout.shape), 3, SIDE, SIDE)
+    image = torch.tensor(BACKGROUND)[:, None, None].expand(len(layout.shape), 3, side, side)
     for n in range(MOST_THINGS):
         image = image + cover[:, n] * (PALETTE[layout.colour[:, n]][..., None, None] - image)
     return image
 
 
-def render(captions: Sequence[Caption], key: Key) -> Float[Tensor, "b 3 h w"]:
+def render(captions: Sequence[Caption], key: Key, side: int = SIDE) -> Float[Tensor, "b 3 h w"]:
     """Images of captions; image ``i`` depends on its caption and ``(*key, i)`` alone."""
-    return draw(lay_out(captions, key))
+    return draw(lay_out(captions, key), side)
 
 
 def draw_of(*key: int | str) -> random.Random:

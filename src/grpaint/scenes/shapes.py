@@ -68,10 +68,14 @@ def coverage(distance: Tensor) -> Tensor:
 
 
 def shape_coverage(
-    shape: Int[Tensor, " n"], cx: Float[Tensor, " n"], cy: Float[Tensor, " n"], radius: Float[Tensor, " n"]
+    shape: Int[Tensor, " n"],
+    cx: Float[Tensor, " n"],
+    cy: Float[Tensor, " n"],
+    radius: Float[Tensor, " n"],
+    side: int = SIDE,
 ) -> Float[Tensor, "n h w"]:
-    """Coverage images of ``n`` objects."""
-    x, y = pixel_centres()
+    """Coverage images of ``n`` objects, ``side`` pixels a side."""
+    x, y = pixel_centres(side)
     every = outlines(x - cx[:, None, None], y - cy[:, None, None], radius[:, None, None])
     return coverage(every[torch.arange(len(shape)), shape])
 

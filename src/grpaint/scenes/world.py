@@ -1,7 +1,8 @@
 """The embedded world as a source of prompts, of captioned images, and of true scenes to measure against."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -13,9 +14,14 @@ from grpaint.scenes.render import draw_of, render
 
 
 def caption_of(prompt: Prompt) -> Caption:
-    """A prompt's caption: the one it was made from, or its text read by the grammar."""
+    """A prompt's caption: the one it was made from, or its sentence read by the grammar."""
     known = prompt.metadata.get("caption")
-    return known if isinstance(known, Caption) else parse(prompt.text)
+    return known if isinstance(known, Caption) else parse(sentence_of(prompt))
+
+
+def sentence_of(prompt: Prompt) -> str:
+    """What a prompt says in prose: its text, or where that is tags, the ``sentence`` of its metadata."""
+    return str(prompt.metadata.get("sentence", prompt.text))
 
 
 def judge(images: Tensor, prompts: Sequence[Prompt]) -> Verdict:
@@ -39,11 +45,17 @@ class SceneData:
     references: bool = False
     caption_dropout: float = 0.1
 
+    score: ClassVar[str] = "strict"
+    captioned: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if not self.kinds:
             raise ValueError("kinds must name at least one task kind")
         if not 0 <= self.caption_dropout < 1:
             raise ValueError(f"caption_dropout must lie in [0, 1), got {self.caption_dropout}")
+
+    def prepare(self, log: Callable[[str], None]) -> None:
+        """Nothing: scenes are drawn when they are asked for."""
 
     def _captions(
         self, count: int, key: tuple[int | str, ...], kinds: Sequence[Kind], *, held_out: bool

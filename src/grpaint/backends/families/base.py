@@ -80,6 +80,10 @@ class Family(ABC):
         ``tokens``: of a caption that are read, 0 for as many as the stock pipeline reads.
         """
 
+    def room(self, pipe: Any, tokens: int) -> tuple[Any, int] | None:
+        """The tokenizer of the encoder that reads most of a caption, and how many of its tokens; None if not known."""
+        return None
+
     @abstractmethod
     def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:
         """The network's raw output at path times ``t`` ``[b]``; ``guidance`` is what a distilled model is told."""
@@ -139,6 +143,9 @@ class Diffusion(Family):
     def length(self, tokens: int) -> dict[str, Any]:
         return {}  # its pipeline reads 75
 
+    def room(self, pipe: Any, tokens: int) -> tuple[Any, int] | None:
+        return pipe.tokenizer, window(pipe.tokenizer) * window_count(pipe.tokenizer, tokens)
+
     def deterministic(self, scheduler: Any) -> Any:
         return as_ddim(scheduler)
 
@@ -167,13 +174,22 @@ def _spread(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     return like.new_tensor(mean).view(shape), like.new_tensor(std).view(shape) * scale
 
 
+def window(tokenizer: Any) -> int:
+    """Tokens of a caption in a window, between its begin and end marks."""
+    return int(tokenizer.model_max_length) - 2
+
+
+def window_count(tokenizer: Any, tokens: int) -> int:
+    """How many windows hold ``tokens``."""
+    return max(1, -(-tokens // window(tokenizer)))
+
+
 def windows(tokenizer: Any, texts: list[str], tokens: int) -> Tensor:
     """Token ids ``[b, n, 77]``: a caption cut into windows, each with its begin and end marks.
 
     With one window it is what the stock pipelines make of a caption; further ones are filled like an empty caption's.
     """
-    room = tokenizer.model_max_length - 2
-    count = max(1, -(-tokens // room))
+    room, count = window(tokenizer), window_count(tokenizer, tokens)
     rows = []
     for ids in tokenizer(texts, add_special_tokens=False, verbose=False).input_ids:
         for first in range(0, count * room, room):

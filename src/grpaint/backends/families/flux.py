@@ -27,6 +27,9 @@ class Flux(ScaledFlow):
         embeddings, pooled, _ = pipe.encode_prompt(texts, None, **self.length(tokens))
         return embeddings, pooled
 
+    def room(self, pipe: Any, tokens: int) -> tuple[Any, int] | None:
+        return pipe.tokenizer_2, (tokens or 512) - 1  # T5's, with an end mark
+
     def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:
         embeddings, pooled = cond
         height, width = x.shape[-2] // 2, x.shape[-1] // 2

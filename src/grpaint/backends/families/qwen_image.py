@@ -30,6 +30,10 @@ class QwenImage(ScaledFlow):
         lengths = torch.full((len(texts),), embeddings.shape[1]) if mask is None else mask.sum(1).cpu()
         return embeddings, lengths
 
+    def room(self, pipe: Any, tokens: int) -> tuple[Any, int] | None:
+        before = pipe.tokenizer(pipe.prompt_template_encode.partition("{}")[0]).input_ids
+        return pipe.tokenizer, (tokens or 512) - len(before) + pipe.prompt_template_encode_start_idx
+
     def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:
         embeddings, lengths = cond
         most = int(lengths.max())

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from grpaint.backends.families.base import JOINT, Family
+from grpaint.backends.families.base import JOINT, Family, window
 from grpaint.backends.families.folder import Folder
 from grpaint.backends.families.schedule import flow_path
 from grpaint.core.path import Path
@@ -29,6 +29,11 @@ class StableDiffusion3(Family):
             texts, None, None, do_classifier_free_guidance=False, **self.length(tokens)
         )
         return embeddings, pooled
+
+    def room(self, pipe: Any, tokens: int) -> tuple[Any, int] | None:
+        if pipe.tokenizer_3 is None:  # without T5
+            return pipe.tokenizer, window(pipe.tokenizer)
+        return pipe.tokenizer_3, (tokens or 256) - 1  # and an end mark
 
     def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:
         embeddings, pooled = cond

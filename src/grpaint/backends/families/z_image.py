@@ -23,6 +23,13 @@ class ZImage(ScaledFlow):
         )
         return pad_sequence(embeddings, batch_first=True), torch.tensor([len(states) for states in embeddings])
 
+    def room(self, pipe: Any, tokens: int) -> tuple[Any, int] | None:
+        asked = [{"role": "user", "content": ""}]
+        around = pipe.tokenizer.apply_chat_template(
+            asked, tokenize=False, add_generation_prompt=True, enable_thinking=True
+        )
+        return pipe.tokenizer, (tokens or 512) - len(pipe.tokenizer(around).input_ids)
+
     def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:
         """It runs from 0 at noise to 1 at data, and points from noise to data: the velocity with its sign turned."""
         states = [row[:length] for row, length in zip(cond[0], cond[1].tolist(), strict=True)]

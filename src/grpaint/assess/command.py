@@ -1,0 +1,47 @@
+"""The command: check, make what is missing, then evaluation.json and evaluation.html from all that is there."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from grpaint.assess.page import page
+from grpaint.assess.parts import REFERENCE, Parts
+from grpaint.assess.result import FREE, RECONSTRUCTION, Assessed
+from grpaint.assess.sources import Judging, Source
+from grpaint.core.errors import ConfigError
+
+Log = Callable[[str], None]
+
+
+def assess(
+    sources: Sequence[Source], sets: Sequence[str], out: Path, *, few: bool, keep: bool, log: Log
+) -> dict[str, Any]:
+    """Judge every source on the same prompts and noise; repeat it to go on.
+
+    Raises:
+        ConfigError, CheckpointError: for what cannot be judged, before any weight is opened.
+    """
+    if any(source.name == REFERENCE for source in sources):
+        raise ConfigError(f'"{REFERENCE}" is the name of the true images; call the model something else.')
+    judging = Judging.of(sources[-1].recipe(sets))
+    judging.check(sources, sets, few=few)
+    settings = judging.recipe.evaluate
+    images, prompts = judging.recipe.data.held_out_images(settings.prompts, settings.seed)
+    parts = Parts(judging, out, images, prompts, log, keep)
+    parts.reference()
+    found = Assessed(parts, {source.name: parts.make(source, sets) for source in sources})
+    result = found.result()
+    shown = {
+        protocol: {
+            name: scores[key] for name, scores in ({REFERENCE: found.reference} | found.scores).items() if key in scores
+        }
+        for protocol, key in ((FREE, "shown/free"), (RECONSTRUCTION, "shown/reconstruction"))
+    }
+    shown[RECONSTRUCTION] = {REFERENCE: found.reference["shown/free"]} | shown[RECONSTRUCTION]
+    captions = [prompt.text for prompt in prompts[: len(found.reference["shown/free"])]]
+    for name, text in (("json", json.dumps(result, indent=1) + "\n"), ("html", page(result, shown, captions))):
+        aside = out / f".evaluation.{name}.part"
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(out / f"evaluation.{name}")
+    return result

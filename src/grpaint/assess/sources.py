@@ -1,0 +1,161 @@
+"""Who is judged, and by what: NAME=RUN-OR-CHECKPOINT, and the recipe that all of them are held to."""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpaint.backends.runtime import resolve as resolve_runtime
+from grpaint.core.errors import ConfigError
+from grpaint.core.policy import Reward, Weights
+from grpaint.measures.features import ScenesFeatures
+from grpaint.rewards.scenes import SceneCleanliness, SceneDistance, SceneScorer
+from grpaint.rollout.start import Reference
+from grpaint.run.build import dump
+from grpaint.run.config import Recipe, override, resolve
+from grpaint.run.pieces import Model
+from grpaint.run.settings import Measuring
+from grpaint.scenes.world import SceneData
+from grpaint.train import find_model, open_model, rewards_of
+
+STANDS_FOR = {"scenes-scorer": "CLIP-Score", "scenes-cleanliness": "aesthetic", "scenes-distance": "LPIPS"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model under a name; ``base`` means the reference weights of a run, from which it began."""
+
+    name: str
+    source: str
+    base: bool = False
+
+    def open(self, sets: Sequence[str]) -> tuple[Model, Recipe]:
+        """The model, and its recipe.
+
+        Raises:
+            ConfigError, CheckpointError: where it cannot be read.
+        """
+        if not self.base:
+            return open_model(self.source, sets)
+        recipe = self.recipe(sets)
+        return recipe.model.load(resolve_runtime(recipe.device, recipe.precision)), recipe
+
+    def recipe(self, sets: Sequence[str]) -> Recipe:
+        """Its recipe, before any weight is opened.
+
+        Raises:
+            ConfigError: where there is none, or ``base`` is asked of what is no run.
+        """
+        file, table = find_model(self.source)
+        if self.base and not any((parent / "run.toml").is_file() for parent in file.parents):
+            raise ConfigError(f"{self.source}:base: only a run knows what it began from; name the weight file itself.")
+        return resolve(override(table, sets), table.get("stage", "train"))[0]
+
+
+def read_sources(words: Sequence[str]) -> tuple[Source, ...]:
+    """``NAME=SOURCE`` or ``SOURCE``; ``RUN:base`` is what the run began from, and ``base`` alone that of the last one.
+
+    Raises:
+        ConfigError: where two have one name.
+    """
+    found = []
+    for word in words:
+        name, equals, rest = word.partition("=")
+        if not (equals and re.fullmatch(r"[\w.-]+", name)):
+            name, rest = "", word
+        source, base = rest.removesuffix(":base"), rest.endswith(":base")
+        if rest == "base" and word != words[-1]:
+            source, base = _of_last(words[-1]), True
+        found.append(Source(name or ("base" if base else Path(source).stem), source, base))
+    names = [source.name for source in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{name}: two sources of one name; write NAME=RUN-OR-CHECKPOINT.")
+    return tuple(found)
+
+
+def _of_last(word: str) -> str:
+    name, equals, rest = word.partition("=")
+    return (rest if equals and re.fullmatch(r"[\w.-]+", name) else word).removesuffix(":base")
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What all sources are held to: the recipe of the last one, with stand-ins on scenes where it names nothing."""
+
+    recipe: Recipe
+    measure: Measuring
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Judging":
+        """Of a recipe."""
+        measure = recipe.measure
+        if isinstance(recipe.data, SceneData):
+            stand_ins: dict[str, Reward] = {
+                "scenes-scorer": SceneScorer(),
+                "scenes-cleanliness": SceneCleanliness(),
+                "scenes-distance": SceneDistance(),
+            }
+            measure = dataclasses.replace(
+                measure, features=measure.features or ScenesFeatures(), rewards=stand_ins | measure.rewards
+            )
+        return cls(recipe, measure)
+
+    @property
+    def start(self) -> Reference:
+        """Where reconstructions begin."""
+        return Reference(self.measure.strength, 1.0)
+
+    def rewards(self, *, referenced: bool) -> dict[str, Reward]:
+        """All rewards that are asked, by the names of their numbers: those that look at a reference, or the others."""
+        own = rewards_of(self.recipe)
+        every = {f"reward/{name}": reward for name, reward in own.rewards.items()} if own else {}
+        every |= self.measure.rewards
+        return {name: r for name, r in every.items() if getattr(r, "needs_reference", False) == referenced}
+
+    def check(self, sources: Sequence[Source], sets: Sequence[str], *, few: bool) -> None:
+        """Refuse what cannot be judged, before any weight is opened.
+
+        Raises:
+            ConfigError: with the reason and the way out.
+        """
+        shape = self.recipe.model.sample_shape
+        for source in sources:
+            model = source.recipe(sets).model
+            if model.sample_shape != shape:
+                raise ConfigError(
+                    f"{source.name}: samples of {model.sample_shape}, {sources[-1].name}'s are {shape}; what is "
+                    "compared draws alike."
+                )
+            try:
+                self.start.enter(model.path.grid(self.recipe.evaluate.steps))
+            except ValueError as error:
+                raise ConfigError(f"measure.strength: {error}.") from error
+        features, count = self.measure.features, self.recipe.evaluate.prompts
+        if features:
+            features.card()
+            if count <= features.width and not few:
+                raise ConfigError(
+                    f"evaluate.prompts = {count}: a Frechet distance on {features.width} features needs more images "
+                    f"than features; --set evaluate.prompts={features.width + 1} or more, or --few."
+                )
+
+
+def weights_hash(policy: Model, weights: Weights) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of the tensors that answer: names, shapes, fp32 values."""
+    digest = hashlib.sha256()
+    with policy.weights.use(weights):
+        for name, tensor in sorted(policy.weights.module.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def described(piece: Any) -> Any:
+    """The settings of a piece as plain values, whosever it is."""
+    named = piece if hasattr(piece, "__qualname__") else type(piece)
+    plain = dump(piece) if dataclasses.is_dataclass(piece) else {}
+    return {"kind": f"{named.__module__}:{named.__qualname__}"} | plain

@@ -1,0 +1,43 @@
+"""Commands that serve."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grpaint.cli.app import app
+from grpaint.cli.options import Sets
+
+
+@app.command(name="serve-reward")
+def serve_reward(  # noqa: PLR0913 - reason: one argument a flag
+    reward: Annotated[str, typer.Argument(help="A name that `grpaint list rewards` gives, or file.py:function.")],
+    port: Annotated[int, typer.Option(help="0 takes a free one.")],
+    host: Annotated[str, typer.Option(help="Another than loopback needs a token of yours.")] = "127.0.0.1",
+    token_env: Annotated[str | None, typer.Option(help="The environment variable with the token.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="The file with the token.")] = None,
+    max_mib: Annotated[int, typer.Option(help="The largest request.")] = 256,
+    timeout: Annotated[float, typer.Option(help="Seconds a request may take to arrive, and to be scored.")] = 300.0,
+    batch: Annotated[int, typer.Option(help="Images of waiting requests that are scored together; 0: none.")] = 0,
+    threads: Annotated[int, typer.Option(help="Processor threads; 0: PyTorch decides.")] = 0,
+    sets: Sets = None,
+) -> None:
+    """Serve a reward over HTTP, for runs with kind = "remote". --set takes the reward's own settings."""
+    import torch
+
+    from grpaint.core.errors import ConfigError
+    from grpaint.rewards.server import Limits
+    from grpaint.run.serving import make_server, serve, token_of
+
+    if max_mib < 1 or not 0 < timeout <= 86_400 or batch < 0 or not 0 <= port < 65536 or threads < 0:
+        raise ConfigError("serve-reward: --max-mib, --timeout (seconds, up to a day), --port: out of range.")
+    if threads:
+        torch.set_num_threads(threads)
+    token, made = token_of(host, token_env, token_file)
+    limits = Limits(max_mib << 20, timeout, batch)
+    server, stop = make_server(reward, sets or [], (host, port), token, limits, lambda line: typer.echo(line, err=True))
+    if made:
+        typer.echo(f"token {token}")
+    about = server.about
+    typer.echo(f"serving {about['name']} on http://{host}:{server.server_port} identity {about['identity']}")
+    serve(server, stop)

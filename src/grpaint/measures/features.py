@@ -1,0 +1,186 @@
+"""What images are turned into before they are compared: features ``[b, d]``, and the card that says of what kind."""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from grpaint.core.errors import CheckpointError, ConfigError, MissingExtra
+from grpaint.core.files import check_weights
+from grpaint.scenes.scorer import SHIPPED, WIDTH, shipped_scorer
+from grpaint.scenes.shapes import SIDE
+
+
+class Features(Protocol):
+    """A feature extractor; ``width`` and ``card`` are known before any weight is opened."""
+
+    @property
+    def width(self) -> int:
+        """The number of features of an image."""
+
+    def card(self) -> dict[str, Any]:
+        """Name, version, weight hash, resize filter and input size."""
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"], /) -> Float[Tensor, "b d"]:
+        """Features of images in [0, 1], in fp32 on the CPU."""
+
+
+@functools.cache
+def file_hash(file: Path) -> str:
+    """The first 16 hexadecimal digits of a file's SHA-256."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ScenesFeatures:
+    """The image tower of the embedded world's scorer, 192 numbers: a stand-in for Inception and CLIP on drawings.
+
+    A distance in it is comparable with no published FID. The features are taken before they are scaled to length 1.
+    """
+
+    @property
+    def width(self) -> int:
+        return WIDTH
+
+    def card(self) -> dict[str, Any]:
+        return {
+            "name": "scenes-scorer features",
+            "version": importlib.metadata.version("grpaint"),
+            "weights": file_hash(SHIPPED),
+            "resize": "none",
+            "input": f"{SIDE}x{SIDE}",
+            "width": self.width,
+        }
+
+    def __call__(self, images: Tensor, /) -> Tensor:
+        if images.shape[-2:] != (SIDE, SIDE):
+            raise ValueError(f"scenes-scorer features read {SIDE} x {SIDE} drawings, got {tuple(images.shape[-2:])}")
+        with torch.no_grad():
+            return shipped_scorer().image(images.detach().float().cpu())
+
+
+@dataclass(frozen=True)
+class ClipFeatures:
+    """The projected image embedding of a CLIP model (as CLIP-FID, Kynkaanniemi et al. 2023), not scaled to length 1.
+
+    ``path``: a folder as ``save_pretrained`` of transformers writes it. The shortest side is resized to the model's
+    input (bicubic, antialiased, by torch), the middle is cut out, and pixels are scaled by CLIP's mean and std.
+    """
+
+    path: str
+
+    def _file(self, name: str) -> Path:
+        file = Path(self.path).expanduser() / name
+        if not file.is_file():
+            raise ConfigError(
+                f'features.path = "{self.path}": {name} not found; name the folder of a CLIP model (transformers, '
+                "config.json and model.safetensors)."
+            )
+        return file
+
+    @functools.cached_property
+    def _settings(self) -> dict[str, Any]:
+        return json.loads(self._file("config.json").read_text(encoding="utf-8"))
+
+    @property
+    def width(self) -> int:
+        return int(self._settings.get("projection_dim", 512))
+
+    @property
+    def side(self) -> int:
+        """Of the model's input, in pixels."""
+        return int(self._settings.get("vision_config", {}).get("image_size", 224))
+
+    def card(self) -> dict[str, Any]:
+        return {
+            "name": f"CLIP image features, {Path(self.path).name}",
+            "version": f"transformers {importlib.metadata.version('transformers')}",
+            "weights": file_hash(self._file("model.safetensors")),
+            "resize": "bicubic, antialiased, shortest side, centre crop",
+            "input": f"{self.side}x{self.side}",
+            "width": self.width,
+        }
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        check_weights(self._file("model.safetensors"))
+        try:
+            from transformers import CLIPModel
+        except ImportError as error:
+            raise MissingExtra('features.kind = "clip"', "diffusers") from error
+        try:
+            return CLIPModel.from_pretrained(self.path, local_files_only=True).eval().requires_grad_(False)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{self.path}: not a CLIP model ({' '.join(str(error).split())[:160]}).") from error
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """What the model is shown."""
+        scale = self.side / min(images.shape[-2:])
+        size = [max(self.side, round(side * scale)) for side in images.shape[-2:]]
+        resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True).clamp(0, 1)
+        top, left = ((length - self.side) // 2 for length in size)
+        cut = resized[..., top : top + self.side, left : left + self.side]
+        mean, std = (
+            torch.tensor([0.48145466, 0.4578275, 0.40821073]),
+            torch.tensor([0.26862954, 0.26130258, 0.27577711]),
+        )
+        return (cut - mean[:, None, None]) / std[:, None, None]
+
+    def __call__(self, images: Tensor, /) -> Tensor:
+        with torch.no_grad():
+            found = self._model.get_image_features(pixel_values=self.pixels(images.detach().cpu()))
+        return getattr(found, "pooler_output", found).float()
+
+
+@dataclass(frozen=True)
+class InceptionFeatures:
+    """The 2048 pool features of the Inception network that published FID is computed on, through torch-fidelity.
+
+    ``path``: its weight file ``weights-inception-2015-12-05-6726825d.pth``; nothing is downloaded. torch-fidelity needs
+    torchvision, and is imported here alone. Images are rounded to 8 bits, as files are.
+    """
+
+    path: str
+
+    width = 2048
+
+    def card(self) -> dict[str, Any]:
+        if not Path(self.path).expanduser().is_file():
+            raise ConfigError(
+                f'features.path = "{self.path}": no such file; name Inception\'s weights-inception-*.pth.'
+            )
+        try:
+            version = importlib.metadata.version("torch-fidelity")
+        except importlib.metadata.PackageNotFoundError as error:
+            raise MissingExtra('features.kind = "inception"', "inception") from error
+        return {
+            "name": "Inception v3 pool features",
+            "version": f"torch-fidelity {version}",
+            "weights": file_hash(Path(self.path).expanduser()),
+            "resize": "bilinear as TensorFlow 1",
+            "input": "299x299",
+            "width": self.width,
+        }
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ImportError as error:
+            raise MissingExtra('features.kind = "inception"', "inception") from error
+        file = str(Path(self.path).expanduser())
+        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=file).eval()
+
+    def __call__(self, images: Tensor, /) -> Tensor:
+        pixels = (images.detach().cpu() * 255).round().to(torch.uint8)
+        with torch.no_grad():
+            return self._model(pixels)[0].float()

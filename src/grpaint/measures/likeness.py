@@ -1,0 +1,34 @@
+"""How like a reference an image is, pixel by pixel: SSIM and PSNR, as torchmetrics has them."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from grpaint.core.errors import MissingExtra
+
+LEAST = 11  # pixels: the side of SSIM's Gaussian window
+
+
+def likeness(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, " b"]]:
+    """``ssim`` (Wang et al. 2004; Gaussian window of 11, sigma 1.5) and ``psnr`` in dB of images in [0, 1].
+
+    SSIM is the mean over all pixels, images mirrored at their borders; code that leaves the borders out differs. Equal
+    images have SSIM 1 and an infinite PSNR.
+
+    Raises:
+        MissingExtra: where torchmetrics is not installed.
+        ValueError: for images smaller than the window, or of another size than their references.
+    """
+    try:
+        from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+    except ImportError as error:
+        raise MissingExtra("SSIM and PSNR", "metrics") from error
+    if images.shape != references.shape or min(images.shape[-2:]) < LEAST:
+        raise ValueError(
+            f"SSIM and PSNR compare images of one size, {LEAST} pixels or more; got {tuple(images.shape)} and "
+            f"{tuple(references.shape)}"
+        )
+    a, b = images.detach().double().cpu(), references.detach().double().cpu()
+    every = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
+    noise = peak_signal_noise_ratio(a, b, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    return {"ssim": torch.as_tensor(every), "psnr": noise}

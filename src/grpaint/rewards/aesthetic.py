@@ -1,0 +1,53 @@
+"""The LAION improved aesthetic predictor: a linear head on a CLIP embedding."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from grpaint.core.files import read_torch
+from grpaint.core.policy import Prompt
+from grpaint.core.reward import Pair, Source
+from grpaint.rewards.clip import VIT_L, load_clip
+from grpaint.rewards.heads import LinearHead
+from grpaint.rewards.model import TransformersReward
+from grpaint.rewards.pictures import noise, sunset
+from grpaint.rewards.sources import MODEL, TOKENIZER
+
+HEAD = "trl-lib/ddpo-aesthetic-predictor"
+
+
+@functools.cache
+def load_head(file: Path) -> LinearHead:
+    """The predictor's own layers, opened once."""
+    return LinearHead(read_torch(file), file)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aesthetic(TransformersReward):
+    """How much people would like a picture, about 1 to 10, by LAION's improved aesthetic predictor; reads no caption.
+
+    ``weights`` is its head (``aesthetic-model.pth``, the same file as ``sac+logos+ava1-l14-linearMSE.pth``), ``clip``
+    the CLIP ViT-L/14 under it, shared with clip-score.
+    """
+
+    needs_caption = False
+
+    weights: str = HEAD
+    clip: str = VIT_L
+
+    def sources(self) -> tuple[Source, ...]:
+        return (
+            Source("weights", self.weights, ("aesthetic-model.pth",), HEAD),
+            Source("clip", self.clip, (*MODEL, *TOKENIZER), VIT_L),
+        )
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
+        head, file = self.files()
+        clip = load_clip(file, file.parent, str(images.device), self.precision)
+        return load_head(head)(clip.image_features(images))
+
+    def pair(self) -> Pair:
+        return Pair(sunset(), noise(), Prompt(""), 0, 10)

@@ -1,0 +1,44 @@
+"""How small, or how large, a picture is as JPEG: DDPO's compressibility and incompressibility."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from grpaint.core.policy import Prompt
+from grpaint.core.reward import Pair, RewardBase
+from grpaint.rewards.pictures import noise
+
+
+@dataclass(frozen=True)
+class Jpeg(RewardBase):
+    """The size of an image as JPEG in kB (1000 bytes), negative where "small" is wanted (DDPO, Black et al. 2023)."""
+
+    needs_caption = False
+
+    want: Literal["small", "large"] = "small"
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 95:
+            raise ValueError(f"quality must lie in 1..95, got {self.quality}")
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
+        levels = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        sign = -1 if self.want == "small" else 1
+        return torch.tensor([sign * self._size(level) / 1000 for level in levels])
+
+    def _size(self, level: Tensor) -> int:
+        file = io.BytesIO()
+        Image.fromarray(level.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=self.quality)
+        return len(file.getvalue())
+
+    def pair(self) -> Pair:
+        flat, grain = torch.full((3, 64, 64), 0.5), noise(64)
+        better, worse = (flat, grain) if self.want == "small" else (grain, flat)
+        low, high = (-30, 0) if self.want == "small" else (0, 30)
+        return Pair(better, worse, Prompt(""), low, high)

@@ -1,0 +1,156 @@
+"""A vision-language model as judge, played by a real server that speaks chat completions and judges by brightness."""
+
+import base64
+import io
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageStat
+
+import tiny_runs
+from grpaint.core import Prompt, RewardError
+from grpaint.core.errors import ConfigError
+from grpaint.rewards.vlm import VlmJudge, groups, meetings
+from tiny_runs import TINY, command, lines
+
+IMAGES = torch.stack([torch.full((3, 4, 4), level) for level in (0.2, 0.8, 0.5, 0.4)])
+PROMPTS = [Prompt("a {red} circle")] * 4
+QUICK = {"timeout_s": 2.0, "retries": 1, "backoff_s": 0.01}
+
+
+class Judge(BaseHTTPRequestHandler):
+    """Grades brightness from 0 to 10; of two images prefers the brighter."""
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, dict(self.headers), asked))
+        _, *pictures = asked["messages"][0]["content"]
+        seen = [brightness(part["image_url"]["url"]) for part in pictures]
+        said = self.server.says or (f"{10 * seen[0]:.1f}" if len(seen) == 1 else verdict(*seen))
+        status = self.server.statuses.pop() if self.server.statuses else 200
+        if status != 200:
+            self.reply({"error": {"message": "slow down", "type": "rate_limit"}}, status)
+            return
+        usage = {"prompt_tokens": 100 * len(seen), "completion_tokens": 1}
+        self.reply({"choices": [{"message": {"role": "assistant", "content": said}}], "usage": usage})
+
+    def reply(self, said, status=200):
+        body = json.dumps(said).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def brightness(url):
+    head, _, picture = url.partition(",")
+    assert head == "data:image/png;base64"
+    return ImageStat.Stat(Image.open(io.BytesIO(base64.b64decode(picture)))).mean[0] / 255
+
+
+def verdict(first, second):
+    return "tie" if abs(first - second) < 0.01 else "A" if first > second else "B"
+
+
+@pytest.fixture
+def judge():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+    server.asked, server.says, server.statuses = [], "", []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.url = f"http://127.0.0.1:{server.server_port}/v1"
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_grades(judge, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    reward = VlmJudge(judge.url, "eye-1", token_env="JUDGE_KEY", **QUICK)
+    assert reward(IMAGES, PROMPTS).tolist() == pytest.approx([2, 8, 5, 4], abs=0.05)
+    path, headers, asked = judge.asked[0]
+    assert path == "/v1/chat/completions"
+    assert headers["Authorization"] == "Bearer secret"
+    assert (asked["model"], asked["temperature"]) == ("eye-1", 0)
+    assert "a {red} circle" in asked["messages"][0]["content"][0]["text"]
+    assert reward.spent() == {"questions": 4, "prompt_tokens": 400, "completion_tokens": 4}
+    assert reward.spent() == {"questions": 0, "prompt_tokens": 0, "completion_tokens": 0}
+
+
+@pytest.mark.parametrize(("opponents", "asked"), [(1, 8), (2, 12), (9, 12)])
+def test_pairs_meet_in_both_orders(judge, opponents, asked):
+    reward = VlmJudge(judge.url, "eye-1", measure="pairwise", opponents=opponents, **QUICK)
+    found = reward(IMAGES, PROMPTS)
+    assert len(judge.asked) == asked
+    expected = {1: [0, 1, 0.5, 0.5], 2: [0, 1, 2 / 3, 1 / 3], 9: [0, 1, 2 / 3, 1 / 3]}[opponents]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_a_judge_that_always_says_a_finds_no_difference(judge):
+    judge.says = "A"
+    assert VlmJudge(judge.url, "eye-1", measure="pairwise", **QUICK)(IMAGES, PROMPTS).tolist() == [0.5] * 4
+
+
+def test_ties_count_half(judge):
+    found = VlmJudge(judge.url, "eye-1", measure="pairwise", **QUICK)(IMAGES[[1, 1, 0]], PROMPTS[:3])
+    assert found.tolist() == [0.75, 0.75, 0.0]
+
+
+def test_who_meets_whom():
+    assert meetings([4, 7], 3) == [(4, 7), (7, 4)]
+    assert len(meetings(range(5), 2)) == 20
+    assert groups([Prompt("a"), Prompt("b"), Prompt("a"), Prompt("b")]) == [[0, 2], [1, 3]]
+    with pytest.raises(RewardError, match='two or more images a prompt, and "b" has one'):
+        groups([Prompt("a"), Prompt("a"), Prompt("b")])
+
+
+@pytest.mark.parametrize(
+    "said", ["I would give it a 7.", "11", "-1", "7/10", "", "seven", "1e1", "nan", "10.5", "\u0667"], ids=str
+)
+def test_what_is_no_grade_is_none(judge, said):
+    judge.says = said or " "
+    with pytest.raises(RewardError, match="where a number from 0 to 10 was asked for; asked 2 times"):
+        VlmJudge(judge.url, "eye-1", **QUICK)(IMAGES[:1], PROMPTS[:1])
+
+
+def test_what_is_no_choice_is_none(judge):
+    judge.says = "Image A is better"
+    with pytest.raises(RewardError, match='it said "Image A is better" where A, B or tie was asked for'):
+        VlmJudge(judge.url, "eye-1", measure="pairwise", **QUICK)(IMAGES, PROMPTS)
+
+
+def test_a_judge_that_is_busy_is_asked_again_and_one_that_forbids_is_not(judge):
+    judge.statuses = [429, 503]
+    assert VlmJudge(judge.url, "e", **QUICK | {"retries": 2})(IMAGES[:1], PROMPTS[:1]).tolist() == [2.0]
+    judge.statuses = [403] * 9
+    with pytest.raises(RewardError, match="answered 403: slow down; asked once"):
+        VlmJudge(judge.url, "e", **QUICK)(IMAGES[:1], PROMPTS[:1])
+
+
+def test_settings_are_checked():
+    for settings, words in (
+        ({"url": "localhost"}, "is no address"),
+        ({"question": "how good?"}, "{prompt}"),
+        ({"concurrency": 0}, "concurrency"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            VlmJudge(**{"url": "http://a/v1", "model": "e"} | settings)
+    with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
+        VlmJudge("http://a/v1", "e", token_env="NO_SUCH_KEY").start()
+
+
+def test_a_run_books_what_the_judge_cost(judge, tmp_path):
+    table = f'rewards={{judge={{kind="vlm-judge",url="{judge.url}",model="eye-1",measure="pairwise",opponents=1}}}}'
+    with tiny_runs.folder(tmp_path, keep=False):
+        end = command("train", "flow-grpo-fast", "--name", "it", sets=[*TINY, table, "train.iterations=1"])
+        assert (end.code, end.err) == (0, "")
+        (line,) = lines(Path("runs/it/metrics.jsonl"))
+    assert line["cost/judge/questions"] == 3 * 8
+    assert line["cost/judge/prompt_tokens"] == 3 * 8 * 200
+    assert line["reward/judge"] == 0.5

@@ -1,0 +1,87 @@
+"""The recipes for real models: each resolves on a tiny pipeline of its family, and says what it is and is not."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from grpaint.learn.objective import PolicyGradient
+from grpaint.rollout import Sliding, Whole
+from grpaint.run.config import TrainRecipe, locate, names, open_recipe, stage_of
+from grpaint.run.listing import listing
+from tiny_pipelines import save
+from tiny_runs import EMBEDDED
+
+PIPELINES = {
+    "flux-dev": "flux-dev",
+    "qwen-image": "qwen-image",
+    "sd15": "sd15",
+    "sd3.5-medium": "sd3",
+    "sdxl": "sdxl",
+    "ssd-1b": "ssd-1b",
+    "z-image": "z-image",
+}
+RECIPES = sorted({*names()} - {*EMBEDDED})
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny pipelines, prompts, and a folder of captioned images."""
+    root = tmp_path_factory.mktemp("families")
+    for name in set(PIPELINES.values()):
+        save(name, root)
+    (root / "prompts.txt").write_text("".join(f"a cat, number {n}\n" for n in range(40)))
+    (root / "images").mkdir()
+    for number in range(40):
+        Image.new("RGB", (24, 16 + 4 * (number % 3)), (number, 0, 0)).save(root / f"images/{number}.png")
+        (root / f"images/{number}.txt").write_text(f"a cat, number {number}")
+    return root
+
+
+def test_every_family_has_both_methods_and_ssd_1b_its_first_stage() -> None:
+    wanted = {f"{family}/{method}" for family in PIPELINES for method in ("flow-grpo", "mix-grpo")}
+    assert set(RECIPES) == wanted | {"ssd-1b/sft"}
+
+
+def test_a_bare_name_is_still_a_recipe_of_the_embedded_world() -> None:
+    for method in listing("methods"):
+        assert locate(method).parent.name.startswith("scenes")
+    assert locate("sft").parent.name == "scenes"
+    assert {*RECIPES} <= listing("recipes").keys()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_its_source_what_differs_and_that_nobody_has_measured_it(name: str) -> None:
+    text = locate(name).read_text(encoding="utf-8")
+    header = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
+    assert header[0].endswith(".")
+    for word in ("Source: ", f"Command: grpaint {stage_of(name)} {name} "):
+        assert any(line.startswith(word) for line in header), word
+    assert "Not yet measured on real weights." in header
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_resolves_on_a_tiny_pipeline_of_its_family(name: str, root: Path) -> None:
+    family, _, method = name.partition("/")
+    kind = "images" if 'kind = "images"' in locate(name).read_text() else "prompts"
+    sets = [
+        f"model.base={json.dumps(str(root / PIPELINES[family]))}",
+        "model.height=16",
+        "model.width=16",
+        "data.held_out_share=0.3",
+        f"data.train={json.dumps(str(root / ('images' if kind == 'images' else 'prompts.txt')))}",
+        *(["data.resolution=16", "data.bucket_step=4"] if kind == "images" else []),
+    ]
+    recipe, _ = open_recipe(name, stage_of(name), sets)
+    assert recipe.model.path
+    assert recipe.data.held_out(2, 0)
+    if not isinstance(recipe, TrainRecipe):
+        return
+    assert isinstance(recipe.objective, PolicyGradient)
+    window = recipe.plan.window
+    assert isinstance(window, Sliding) == (method == "mix-grpo")
+    if isinstance(window, Whole):
+        assert recipe.plan.window.steps(recipe.plan.steps, 0, 0) == range(recipe.plan.steps - 1)
+    assert recipe.evaluate.guidance == getattr(recipe.model, "guidance", 1.0) or recipe.model.guided_by == "distilled"  # type: ignore[attr-defined]
