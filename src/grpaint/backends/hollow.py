@@ -129,7 +129,7 @@ class _Conduct(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.backward:  # a mode is off in its own handler, and checkpointing computes forwards in there
             with conducted(self.target):
-                return _backward(*args, kwargs["gradient"])
+                return _backward(args[0], kwargs["gradient"])
         name = getattr(func, "__name__", "")
         if name == "__getitem__" and _masks(args):  # how many a real mask picks is known
             args = (args[0], args[1].nonzero(as_tuple=True))
