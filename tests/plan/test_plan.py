@@ -58,6 +58,17 @@ def test_no_weight_file_is_opened(tmp_path):
     assert memory.peaks["update"] > memory.peaks["load"] == memory.weights + memory.copies
 
 
+def test_cached_embeddings_leave_no_encoder_in_memory(tmp_path):
+    """Beside the embeddings, and while a caption is encoded, the encoders are there; afterwards they are not."""
+    folder = tiny_pipelines.save("sdxl", tmp_path)
+    kept = forecast(small(folder), "train").memory
+    freed = forecast(small(folder, embeddings="cache"), "train").memory
+    encoders = kept.weights - freed.weights
+    assert encoders > 0
+    assert freed.peaks["update"] == kept.peaks["update"] - encoders
+    assert freed.peaks["encode"] > freed.peaks["load"] + encoders
+
+
 def test_the_commands_lines_and_its_json():
     end = command("plan", "flow-grpo-fast", sets=[*TINY, "precision=fp32"])
     assert (end.code, end.err) == (0, "")
@@ -114,6 +125,7 @@ def test_levers_that_are_pulled_are_not_offered(tmp_path):
     assert not {"model.vae_tiling", "model.batch", "model.checkpointing", "model.lora.rank"} & set(offered[1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the process's own peak is read from /proc")
 @pytest.mark.parametrize("size", ["xl-small", "sd3-small"])
 def test_the_peak_of_a_real_process_is_near_the_plan(size):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from grpaint.backends.runtime import resolve
+from grpaint.learn.elsewhere import running
 from grpaint.plan.forecast import Forecast
 from grpaint.plan.rehearsal import Unwritten, unrewarded
 from grpaint.run.config import Recipe, SftRecipe
@@ -70,7 +71,11 @@ def calibrate(said: Forecast) -> Times:
         share = small.train.prompts / prompts
         small = dataclasses.replace(small, train=dataclasses.replace(small.train, prompts=prompts))
     loop = Timed(small, small.model.load(resolve(recipe.device, recipe.precision)))
-    sft(small, loop) if isinstance(small, SftRecipe) else train(small, loop)
+    if isinstance(recipe, SftRecipe):
+        sft(small, loop)
+    else:
+        with running(recipe.reward_set().rewards, lambda _: None):
+            train(small, loop)
     return _extrapolated(said, loop, share)
 
 

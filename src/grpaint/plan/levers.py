@@ -54,6 +54,8 @@ def choices(now: Forecast) -> Iterator[list[Sets]]:
     if hasattr(model, "vae_batch"):
         yield _halves("model.vae_batch", min(model.vae_batch, most))
         yield [] if model.vae_tiling else [("model.vae_tiling=true",)]
+    if getattr(model, "embeddings", "") == "encode":
+        yield [("model.embeddings=cache",)]
     yield _halves("model.batch", min(getattr(model, "batch", 1), most))
     if getattr(train, "retain", False):
         yield [("train.retain=false",)]
