@@ -55,7 +55,7 @@ def main() -> None:
             torch.set_num_threads(recipe.threads)
         runtime = resolve(recipe.device, recipe.precision)
         policy = recipe.model.load(runtime)
-    network, parameters = policy.pipe.unet, list(policy.parameters())
+    network, parameters = getattr(policy.pipe, policy.family.NETWORK), list(policy.parameters())
     optimizers = recipe.train.optimizer.make(parameters, 1e-12)
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     network.register_forward_pre_hook(lambda _, given, named: calls.append((given, named)), with_kwargs=True)

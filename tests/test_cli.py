@@ -27,6 +27,7 @@ COMMANDS = {
     "fetch": "recipe --to --dry-run --set",
     "evaluate": "sources --out --few --keep --json --set",
     "show": "recipe --set --json",
+    "plan": "recipe --gpu --calibrate --json --set",
     "compare": "methods --seeds --budget-evaluations --budget-minutes --world --only --shard --search --baseline "
     "--dry-run --out --set",
     "list": "what --json",

@@ -88,7 +88,7 @@ def _changed(policy: DiffusersPolicy, folder: Path) -> float:
     """How far the weights of a merged pipeline are from those that were merged."""
     name = policy.family.NETWORK
     wanted = merged_state(getattr(policy.pipe, name))
-    kept = getattr(policy.open_base(folder, torch.float32), name).state_dict()
+    kept = getattr(policy.open_base(folder, exact=True), name).state_dict()
     return max(_difference(kept[key].to(t.device), t.float()) for key, t in wanted.items() if t.any())
 
 
@@ -100,7 +100,7 @@ def _write(policy: DiffusersPolicy, recipe: Mapping[str, Any], target: Target, f
     about = description(policy, recipe)
     if target == "merged":
         network = getattr(policy.pipe, policy.family.NETWORK)
-        whole = policy.open_base(dtype=torch.float32)  # less would round a small change away
+        whole = policy.open_base(exact=True)  # less would round a small change away
         getattr(whole, policy.family.NETWORK).load_state_dict(merged_state(network))
         whole.save_pretrained(folder)
         (folder / "grpaint.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

@@ -34,10 +34,12 @@ from grpaint.run.pieces import Listed, Model, Preparing, described
 from grpaint.run.report import rows_of_pictures, save_picture
 
 Log = Callable[[str], None]
-# how a reward in another process is reached, which changes nothing of what it says
-REACHED = (
+# what --resume may change besides: how a reward in another process is reached, which changes nothing of what it says;
+# and how work is split into parts, which changes gradients by rounding alone
+MENDED = (
     r"train\.overlap|rewards\.[^.]+\."
     "(urls?|token_env|timeout_s|start_s|retries|restarts|backoff_s|concurrency|python)"
+    r"|model\.(batch|vae_batch|checkpointing)|objective\.minibatch|anchor\.loss\.minibatch"
 )
 
 
@@ -277,7 +279,7 @@ def _follow(recipe: TrainRecipe, policy: Model, iteration: int) -> None:
 
 
 def check_resume(folder: RunFolder, kept: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Hold a run to its own settings, save for a larger ``train.iterations`` and for where its rewards are found.
+    """Hold a run to its own settings, save for a larger ``train.iterations`` and what :data:`MENDED` names.
 
     ``kept`` are the settings of run.toml, ``asked`` those of this command.
 
@@ -287,11 +289,12 @@ def check_resume(folder: RunFolder, kept: dict[str, Any], asked: dict[str, Any])
     for key, old, new in _differences(kept, asked):
         if key == "train.iterations" and isinstance(new, int) and new > old:
             continue
-        if re.fullmatch(REACHED, key):
+        if re.fullmatch(MENDED, key):
             continue
         raise ConfigError(
             f"{key} = {new!r}: the run {folder.path} has {old!r}; --resume repeats a run's settings (only a larger "
-            "train.iterations and where rewards are found may differ). Start another run with another --name."
+            "train.iterations, where rewards are found, and model.batch, model.vae_batch, model.checkpointing and "
+            "minibatch may differ). Start another run with another --name."
         )
 
 

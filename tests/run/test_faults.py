@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -148,10 +149,38 @@ def test_out_of_memory_names_the_phase_and_what_to_lower(phase, error, monkeypat
         "evaluate": "grpaint.train.evaluate",
     }[phase]
     monkeypatch.setattr(where, exhausted)
+    monkeypatch.setattr("grpaint.cli.runs._advise", lambda *_: None)  # the next test's
     end = command("train", "flow-grpo-fast", "--name", "it", sets=[*SETS, "advantage.kind=group"])
     assert end.code == 1
     assert end.err == f"grpaint: out of memory in {phase}: lower {loop.LOWER[phase]}. The run can be resumed.\n"
     assert status(Path("runs/it"))["status"] == "failed"
+
+
+def test_out_of_memory_prints_the_levers_of_the_plan(monkeypatch):
+    from grpaint.plan import forecast, levers, page
+
+    predict, raised = ScenePolicy.predict, []
+
+    def exhausted(self, x, here, cond, weights="current"):
+        if torch.is_grad_enabled() and not raised:
+            raised.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return predict(self, x, here, cond, weights)
+
+    monkeypatch.setattr(ScenePolicy, "predict", exhausted)
+    end = command("train", "flow-grpo-fast", "--name", "it", sets=SETS)
+    assert raised
+    assert end.err.startswith("grpaint: out of memory in update")
+    table = status_settings(Path("runs/it"))
+    wanted = list(page.pulled(levers(table, "train", forecast(table, "train"), phase="update"), "update"))
+    assert any("--set objective.minibatch=" in line for line in wanted)
+    for line in wanted:
+        assert line in end.out
+
+
+def status_settings(run):
+    """What run.toml holds."""
+    return tomllib.loads((run / "run.toml").read_text())
 
 
 def test_what_to_lower_are_settings():
@@ -258,3 +287,11 @@ def test_the_first_module_that_is_not_finite_is_named():
     net[2].weight.grad = torch.full((1, 2), float("nan"))
     assert first_module(net, terms) == "the gradient of 2.weight"
     assert not net[0]._forward_hooks
+
+
+def test_what_was_out_of_memory_is_resumed_in_smaller_parts():
+    assert command("train", "flow-grpo-fast", "--name", "it", sets=[*SETS, "train.iterations=2"]).code == 0
+    smaller = ["train.iterations=3", "objective.minibatch=5", "model.batch=7"]
+    end = command("train", "--name", "it", "--resume", sets=smaller)
+    assert (end.code, end.err) == (0, "")
+    assert len(lines(Path("runs/it/metrics.jsonl"))) == 3

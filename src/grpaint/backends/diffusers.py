@@ -203,25 +203,26 @@ class Diffusers:
         name, family = self.named_family
         quantize = quantizer(self.base_precision, runtime)
         without = text_encoders(self.origin) if self.embeddings == "cache" else ()
-        pipe = open_pipeline(self.origin, family, runtime.dtype, frozen=self.lora is not None, without=without)
+        pipe = open_pipeline(self.origin, family, runtime, frozen=self.lora is not None, without=without)
         network = getattr(pipe, family.NETWORK)
         adapter = self._adapter()
-        if self.start and adapter != FilePath(self.start):
+        if self.start and adapter != FilePath(self.start) and not runtime.hollow:
             take_whole(FilePath(self.start), network, name)
         quantize(network)
         for key, parameter in network.named_parameters():
             if key.startswith(family.idle(network)):
                 parameter.requires_grad_(False)  # no gradient would reach it
         if self.lora:
-            add_adapter(network, self.lora, family.TARGETS, idle=family.idle(network))
+            with runtime.building():
+                add_adapter(network, self.lora, family.TARGETS, idle=family.idle(network))
+        runtime.place(pipe)
         trainable = {key: p for key, p in network.named_parameters() if p.requires_grad}
-        if adapter and self.lora:
+        if adapter and self.lora and not runtime.hollow:
             take_adapter(adapter, self.lora, trainable, (name, family))
         if self.checkpointing:
             network.enable_gradient_checkpointing()
         if self.vae_tiling:
             pipe.vae.enable_tiling()
-        pipe.to(runtime.device)
         weights = WeightSets(network, trainable, adapters=self.lora is not None and not adapter)
         return DiffusersPolicy(self, pipe, weights, runtime)
 

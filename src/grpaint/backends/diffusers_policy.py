@@ -54,11 +54,11 @@ class DiffusersPolicy:
         self.path, self.kind, self.meter = spec.path, spec.parametrisation, Meter()
         self.guidance = spec.guidance if spec.guided_by == "cfg" else 1.0  # a distilled model's stays what it is told
         self.distilled = spec.guided_by == "distilled"
-        self._shape, self._reads = spec.sample_shape, runtime.dtype  # which encoders keep, whatever the network does
+        self._shape, self._reads = spec.sample_shape, runtime  # with which encoders read, whatever the network does
         weights_of = getattr(pipe, self.family.NETWORK).parameters()
         self._dtype = next(p.dtype for p in weights_of if p.is_floating_point())  # 4-bit ones are not
         self._embed: Callable[[Sequence[str]], Iterable[Parts]] = self._encoded
-        if spec.embeddings == "cache":
+        if spec.embeddings == "cache" and not runtime.hollow:
             by = made_by(spec.readers, self.family, spec.tokens, runtime)
             self._embed = EmbeddingCache(spec.cache_folder, by, self._encoded)
         self._empty = self._told([""])
@@ -189,10 +189,11 @@ class DiffusersPolicy:
         else:
             take_whole(file, getattr(self.pipe, self.family.NETWORK), self.name)
 
-    def open_base(self, folder: Path | None = None, dtype: torch.dtype | None = None) -> Any:
-        """A fresh stock pipeline: of the base, or of a folder made from it."""
+    def open_base(self, folder: Path | None = None, *, exact: bool = False) -> Any:
+        """A fresh stock pipeline: of the base, or of a folder made from it; ``exact`` in fp32."""
         base = find_base(str(folder), "", "auto") if folder else self.spec.origin
-        return open_pipeline(base, self.family, dtype or self._dtype, frozen=True)
+        runtime = replace(self.runtime, precision="fp32") if exact or not self.spec.lora else self.runtime
+        return open_pipeline(base, self.family, runtime, frozen=True)
 
     def blend(self, into: Weights, keep: float) -> None:
         """See :class:`grpaint.core.policy.Policy`."""

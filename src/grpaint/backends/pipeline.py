@@ -15,17 +15,20 @@ from torch import nn
 from grpaint.backends.adapters import Lora
 from grpaint.backends.base_model import BaseModel, open_parts
 from grpaint.backends.families import Family
+from grpaint.backends.hollow import hollow_parts
 from grpaint.backends.hub import check_parts
+from grpaint.backends.runtime import Runtime
 from grpaint.core.errors import CheckpointError, MissingExtra
 from grpaint.core.files import check_tensors, read_header, read_weights
 
 
 def open_pipeline(
-    base: BaseModel, family: Family, dtype: torch.dtype, *, frozen: bool, without: Collection[str] = ()
+    base: BaseModel, family: Family, runtime: Runtime, *, frozen: bool, without: Collection[str] = ()
 ) -> Any:
     """The pipeline in eval mode, with gradients for its network alone; parts named in ``without`` are None.
 
     Text encoders and a frozen network are kept in the precision that computes; a trained network and the VAE in fp32.
+    A hollow one is made from its settings, its networks on the meta device.
 
     Raises:
         MissingExtra: without diffusers and transformers.
@@ -40,16 +43,17 @@ def open_pipeline(
     diffusers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()  # it would advise torchvision, which nothing here needs
     transformers.logging.disable_progress_bar()
+    dtype = runtime.dtype
     dtypes = {"default": dtype, "vae": torch.float32, family.NETWORK: dtype if frozen else torch.float32}
     index = base.settings.settings("model_index.json")
     left_out = dict.fromkeys(part for part, kind in index.items() if kind == [None, None])  # SD 3 without T5
     absent = family.WITHOUT | left_out | dict.fromkeys(without)
-    folder = base.folder
-    safe = check_parts(folder, {*absent, *base.held})
+    folder = base.settings.path if runtime.hollow else base.folder
+    safe = None if runtime.hollow else check_parts(folder, {*absent, *base.held})
     try:
-        given = absent | open_parts(base, family, dtypes, without)
+        made = hollow_parts(folder, absent, dtypes) if runtime.hollow else open_parts(base, family, dtypes, without)
         pipe = getattr(diffusers, family.PIPELINE).from_pretrained(
-            folder, dtype=dtypes, local_files_only=True, use_safetensors=safe, **given
+            folder, dtype=dtypes, local_files_only=True, use_safetensors=safe, **absent, **made
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = " ".join(str(error).split())
@@ -70,7 +74,7 @@ def text_encoders(base: BaseModel) -> tuple[str, ...]:
 
 
 @contextmanager
-def reading(pipe: Any, base: BaseModel, family: Family, dtype: torch.dtype) -> Iterator[Any]:
+def reading(pipe: Any, base: BaseModel, family: Family, runtime: Runtime) -> Iterator[Any]:
     """``pipe`` with its text encoders on its device, opened from ``base`` and freed again where it has none.
 
     Raises:
@@ -84,8 +88,9 @@ def reading(pipe: Any, base: BaseModel, family: Family, dtype: torch.dtype) -> I
     others = tuple(
         part for part, kind in index.items() if isinstance(kind, list) and part not in (*wanted, *family.WITHOUT)
     )
-    lent = open_pipeline(base, family, dtype, frozen=True, without=others)
-    pipe.register_modules(**{name: getattr(lent, name).to(pipe.device) for name in wanted})
+    lent = open_pipeline(base, family, runtime, frozen=True, without=others)
+    runtime.place(lent)
+    pipe.register_modules(**{name: getattr(lent, name) for name in wanted})
     del lent
     try:
         yield pipe

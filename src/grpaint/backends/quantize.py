@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from grpaint.backends.runtime import Runtime
-from grpaint.core.errors import MissingExtra
+from grpaint.core.errors import ConfigError, MissingExtra
 
 BasePrecision = Literal["full", "int8", "nf4"]
 
@@ -20,7 +20,12 @@ def quantizer(precision: BasePrecision, runtime: Runtime) -> Callable[[nn.Module
 
     Raises:
         MissingExtra: without the library, before anything is opened.
+        ConfigError: where the network is to be hollow.
     """
+    if runtime.hollow and precision != "full":
+        raise ConfigError(
+            f'model.base_precision = "{precision}": not planned for yet. Plan with "full", which takes more.'
+        )
     try:
         match precision:
             case "full":

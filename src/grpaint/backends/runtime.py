@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -17,6 +17,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Runtime:
     """Where networks compute and in what: latents, log-probabilities and masters are fp32 whatever it says."""
 
+    hollow: ClassVar[bool] = False  # whether networks have shapes alone, so that no file of weights is opened
     device: str = "cpu"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
@@ -30,6 +31,14 @@ class Runtime:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device, self.dtype)
+
+    def building(self) -> AbstractContextManager[object]:
+        """Inside it parts are added to a network."""
+        return nullcontext()
+
+    def place(self, model: Any) -> None:
+        """Move a module or a pipeline to the device."""
+        model.to(self.device)
 
 
 def has_matrix_units() -> bool:

@@ -124,12 +124,12 @@ class Scenes:
             net = SceneNet(Architecture())
         finally:
             torch.random.set_rng_state(torch_state)
-        if self.start != "random":
+        if self.start != "random" and not runtime.hollow:
             file = FilePath(self.start) if self.start else START[self.parametrisation]
             stored, metadata = read_weights(file)
             check_tensors(file, stored, net.state_dict(), metadata, {"parametrisation": self.parametrisation})
             net.load_state_dict({name: tensor.float() for name, tensor in stored.items()})
-        return ScenePolicy(self, net.to(runtime.device), runtime)
+        return ScenePolicy(self, net, runtime)
 
 
 class ScenePolicy:
@@ -139,11 +139,13 @@ class ScenePolicy:
         self.spec, self.net, self.runtime = spec, net, runtime
         self.path, self.meter, self.guidance = spec.path, Meter(), spec.guidance
         if spec.lora:
-            add_adapter(net, spec.lora, ["qkv", "out", "mlp.0", "mlp.2"], within="blocks")
+            with runtime.building():
+                add_adapter(net, spec.lora, ["qkv", "out", "mlp.0", "mlp.2"], within="blocks")
         elif not spec.train_text:
             for module in (net.words, net.text):
                 module.requires_grad_(False)
             net.word_places.requires_grad_(False)
+        runtime.place(net)
         trainable = {name: p for name, p in net.named_parameters() if p.requires_grad}
         self.weights = WeightSets(net, trainable, adapters=spec.lora is not None)
         self._text_frozen = bool(spec.lora) or not spec.train_text

@@ -1,7 +1,7 @@
 """Commands that print what there is."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,6 +29,48 @@ def show(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False) 
         if about:
             typer.echo(f"model  {about}")
         show_recipe(Console(), name, settings, step_table(loaded), costs(loaded))
+
+
+@app.command()
+def plan(
+    recipe: RecipeName = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Memory of a GPU, as 24GB or 24GiB: does it fit, or what to do?")
+    ] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Open the weights, and measure the time.")] = False,
+    as_json: AsJson = False,
+    sets: Sets = None,
+) -> None:
+    """What a recipe will need: memory by phase, model evaluations, disk, time. Opens no weights."""
+    from grpaint.plan import calibrate as measure
+    from grpaint.plan import forecast, levers, page
+    from grpaint.plan.forecast import amount
+    from grpaint.run.config import DEFAULT, locate, override, read_toml, stage_of
+
+    name = recipe or DEFAULT["train"]
+    table, stage, limit = override(read_toml(locate(name)), sets or []), stage_of(name), amount(gpu) if gpu else 0
+    device: Any = "cuda" if gpu else None
+    said = forecast(table, stage, device)
+    times = measure(said) if calibrate else None
+    fits = not limit or said.fits(limit)
+    pulls = [] if fits else list(levers(table, stage, said, limit=limit, device=device))
+    ends = fits or (bool(pulls) and pulls[-1].forecast.fits(limit))
+    if as_json:
+        plain = (
+            said.plain() | ({"limit": limit, "fits": fits} if limit else {}) | ({"times": vars(times)} if times else {})
+        )
+        typer.echo(json.dumps(plain | {"levers": [{"sets": p.sets, "peak": p.forecast.peak} for p in pulls]}))
+        return
+    for line in page.lines(said, times):
+        typer.echo(line)
+    if limit:
+        typer.echo(
+            f"{page.gib(limit)} GiB: " + ("fits" if fits else "does not fit. The peak after each of, in this order:")
+        )
+        for line in page.pulled(pulls):
+            typer.echo(line)
+        if not ends:
+            typer.echo("  and that is not enough: take a smaller model")
 
 
 @app.command(name="list")

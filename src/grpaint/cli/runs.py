@@ -28,7 +28,7 @@ def sft(recipe: RecipeName = None, sets: Sets = None, name: RunName = None, resu
 def _run(stage: str, recipe: str | None, sets: list[str], name: str | None, *, resume: bool) -> None:
     from rich.console import Console
 
-    from grpaint.core.errors import CheckpointError, ConfigError
+    from grpaint.core.errors import CheckpointError, ConfigError, MemoryExhausted
     from grpaint.run.config import DEFAULT, keep_pins, locate, open_recipe, override, pinned, read_toml, resolve
     from grpaint.run.folder import RunFolder
     from grpaint.run.progress import Progress
@@ -62,7 +62,22 @@ def _run(stage: str, recipe: str | None, sets: list[str], name: str | None, *, r
         if not resume and not folder.lines("evaluations.jsonl"):
             folder.discard()
         raise
+    except MemoryExhausted as error:
+        _advise(settings, stage, error.phase)
+        raise
     _show_end(console, folder)
+
+
+def _advise(settings: dict[str, Any], stage: str, phase: str) -> None:
+    """Print the settings that would have lowered the peak of a phase."""
+    from grpaint.plan import forecast, levers, page
+
+    said = forecast(settings, stage)
+    typer.echo(
+        f"Each of these lowers the peak in {phase}, the cheapest first; the predicted peak with those before it:"
+    )
+    for line in page.pulled(levers(settings, stage, said, phase=phase), phase):
+        typer.echo(line)
 
 
 def _short(recipe: str) -> str:

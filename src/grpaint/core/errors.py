@@ -39,3 +39,7 @@ class RewardError(RunError):
 
 class MemoryExhausted(RunError):
     """Out of memory; the message names the phase and what to lower."""
+
+    def __init__(self, phase: str, lower: str) -> None:
+        super().__init__(f"out of memory in {phase}: lower {lower}. The run can be resumed.")
+        self.phase = phase

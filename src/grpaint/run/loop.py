@@ -83,7 +83,7 @@ def memory(phase: str) -> Iterator[None]:
         signs = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
         if isinstance(error, RuntimeError) and not any(sign in said for sign in signs):
             raise
-        raise MemoryExhausted(f"out of memory in {phase}: lower {LOWER[phase]}. The run can be resumed.") from error
+        raise MemoryExhausted(phase, LOWER[phase]) from error
 
 
 def stateful(piece: Any, name: str = "") -> dict[str, Any]:
@@ -194,37 +194,51 @@ class Loop:
         Raises:
             RunError: after ``train.nonfinite`` updates in a row whose gradient was not finite.
         """
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        seen: dict[str, list[torch.Tensor]] = defaultdict(list)
-        for term in terms():
-            self.scaler.scale(term.loss).backward()
-            for name, values in term.measures.items():
-                seen[name].append(values)
-                if term.step >= 0:
-                    seen[f"{name}/{term.step}"].append(values)
+        seen = self.backward(terms())
         means = {n: (torch.cat(v).max() if "error" in n else _mean(torch.cat(v))).item() for n, v in seen.items()}
         if not seen:
             self.count("train/skipped_updates")
             return means
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.train.max_grad_norm)
+        norm = self.clip()
         means["grad_norm"] = norm.item()
         if not norm.isfinite():
             self.scaler.update()
             self._nonfinite(terms, batch)
             return means
         self.nonfinite = 0
+        means["update_to_weight"] = self.step().item()
+        return means
+
+    def backward(self, terms: Iterable[Term]) -> dict[str, list[torch.Tensor]]:
+        """Fresh gradients of the terms' sum; what they measured, by name, and by step as ``name/step``."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        seen: dict[str, list[torch.Tensor]] = defaultdict(list)
+        for term in terms:
+            self.scaler.scale(term.loss).backward()
+            for name, values in term.measures.items():
+                seen[name].append(values)
+                if term.step >= 0:
+                    seen[f"{name}/{term.step}"].append(values)
+        return seen
+
+    def clip(self) -> torch.Tensor:
+        """The gradient's norm, and the gradient no longer than ``train.max_grad_norm``."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        return torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.train.max_grad_norm)
+
+    def step(self) -> torch.Tensor:
+        """Move the weights, and the average after them; the length of the move over the weights'."""
         before = [parameter.detach().clone() for parameter in self.parameters]
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
         with torch.no_grad():
             moved = [(now - then).norm() for now, then in zip(self.parameters, before, strict=True)]
-            means["update_to_weight"] = (_norm(moved) / _norm([then.norm() for then in before]).clamp(min=1e-12)).item()
+            share = _norm(moved) / _norm([then.norm() for then in before]).clamp(min=1e-12)
         self.policy.blend("average", self.recipe.train.ema)
-        return means
+        return share
 
     def _nonfinite(self, terms: Callable[[], Iterable[Term]], batch: Rollout) -> None:
         """Say where it began and keep the batch; enough of them in a row end the run."""
@@ -313,17 +327,18 @@ class Loop:
         self.folder.save(self.done, self._write_checkpoint)
         self.folder.thin(self.recipe.checkpoint.keep, self.best[1])
 
-    def _write_checkpoint(self, folder: Path) -> None:
+    def files(self) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, str]]]:
+        """The weight files of a checkpoint: tensors and header by name."""
         tensors, header = self.policy.export("average")
         if self.recipe.checkpoint.precision == "fp16":
             tensors = {name: tensor.half() for name, tensor in tensors.items()}
-        write_weights(folder / WEIGHTS_FILE, tensors, header)
         sets = {name: kept for name, kept in self.policy.weights.tensors().items() if name != "reference"}
-        states = [_tensors_of(optimizer) for optimizer in self.optimizers]
-        write_weights(
-            folder / "training.safetensors",
-            flatten(sets | {f"optimizer{n}": state for n, state in enumerate(states)}),
-        )
+        sets |= {f"optimizer{n}": _tensors_of(optimizer) for n, optimizer in enumerate(self.optimizers)}
+        return {WEIGHTS_FILE: (tensors, header), "training.safetensors": (flatten(sets), {})}
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        for name, (tensors, header) in self.files().items():
+            write_weights(folder / name, tensors, header)
         state = {
             "iteration": self.done,
             "best": self.best,
