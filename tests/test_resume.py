@@ -12,7 +12,7 @@ import pytest
 import tiny_runs
 from grpaint.core.files import read_weights, unflatten
 from grpaint.run.config import read_toml
-from grpaint.run.loop import stateful
+from grpaint.run.pieces import stateful
 from tiny_pipelines import save
 from tiny_runs import REWARD, TINY, TINY_SFT, command, lines, process, status
 

@@ -15,7 +15,7 @@ from grpaint.core.rng import seed_of
 from grpaint.core.step import Ode
 from grpaint.run.build import dump
 from grpaint.run.config import Recipe
-from grpaint.train import refuse_code
+from grpaint.run.saved import refuse_code
 
 KEY = "grpaint"
 PACKING = """b, c, h, w = latents.shape

@@ -8,7 +8,7 @@ from PIL import Image
 
 import tiny_runs
 from grpaint.run.config import open_recipe
-from grpaint.run.loop import stateful
+from grpaint.run.pieces import stateful
 from tiny_runs import TINY, command, lines, status
 from tiny_scorers import clip_folder
 

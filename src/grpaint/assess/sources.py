@@ -18,9 +18,10 @@ from grpaint.rollout.start import Reference
 from grpaint.run.build import dump
 from grpaint.run.config import Recipe, override, resolve
 from grpaint.run.pieces import Model
+from grpaint.run.saved import find_model, open_model
 from grpaint.run.settings import Measuring
 from grpaint.scenes.world import SceneData
-from grpaint.train import find_model, open_model, rewards_of
+from grpaint.train import rewards_of
 
 STANDS_FOR = {"scenes-scorer": "CLIP-Score", "scenes-cleanliness": "aesthetic", "scenes-distance": "LPIPS"}
 

@@ -32,7 +32,7 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
     from grpaint.core.policy import Prompt
     from grpaint.evaluate import sample as draw
     from grpaint.run.report import save_picture, to_picture
-    from grpaint.train import find_model, open_model
+    from grpaint.run.saved import find_model, open_model
 
     given = [*(sets or []), *([f"evaluate.steps={steps}"] if steps else [])]
     given += [] if guidance is None else [f"evaluate.guidance={guidance}"]
@@ -86,7 +86,7 @@ def export(
     from grpaint import push as pushing
     from grpaint.core.errors import ConfigError
     from grpaint.run.folder import evaluations
-    from grpaint.train import find_model, open_model
+    from grpaint.run.saved import find_model, open_model
 
     user = pushing.check(push) if push else ""
     if target not in get_args(exporting.Target):

@@ -32,7 +32,8 @@ def _run(stage: str, recipe: str | None, sets: list[str], name: str | None, *, r
     from grpaint.run.config import DEFAULT, keep_pins, locate, open_recipe, override, pinned, read_toml, resolve
     from grpaint.run.folder import RunFolder
     from grpaint.run.progress import Progress
-    from grpaint.train import check_resume, start
+    from grpaint.run.saved import check_resume
+    from grpaint.train import start
 
     console = Console()
     name = name or _short(recipe or DEFAULT[stage])
@@ -154,7 +155,8 @@ def _evaluate_one(source: str, sets: list[str], *, as_json: bool) -> None:
     from grpaint.evaluate import evaluate as judge
     from grpaint.run.folder import RunFolder, find_checkpoint
     from grpaint.run.report import summary
-    from grpaint.train import open_model, rewards_of
+    from grpaint.run.saved import open_model
+    from grpaint.train import rewards_of
 
     policy, recipe = open_model(source, sets)
     line = judge(policy, recipe.data, recipe.evaluate, rewards=rewards_of(recipe))

@@ -21,7 +21,8 @@ from grpaint.plan.recall import Recall, RecalledFamily
 from grpaint.rollout.rollout import Rollout
 from grpaint.run.config import Recipe, SftRecipe
 from grpaint.run.folder import RunFolder
-from grpaint.run.loop import Line, Listener, Loop
+from grpaint.run.listener import Listener
+from grpaint.run.loop import Line, Loop
 from grpaint.run.pieces import Data, Model
 from grpaint.train import sft, train
 

@@ -13,7 +13,8 @@ from grpaint.learn.table import RewardTable
 from grpaint.rollout.parts import Parts
 from grpaint.rollout.rollout import Rollout, roll
 from grpaint.run.config import TrainRecipe
-from grpaint.run.loop import Loop, memory
+from grpaint.run.loop import Loop
+from grpaint.run.memory import memory
 
 
 class Gathering:

@@ -1,101 +1,31 @@
 """The clockwork that both stages share: resume, schedule, update, record, evaluate, save, stop."""
 
 import contextlib
-import dataclasses
 import json
 import math
-import signal
-import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import torch
 
-from grpaint.core.errors import MemoryExhausted, RunError
+from grpaint.core.errors import RunError
 from grpaint.core.files import WEIGHTS_FILE, flatten, read_weights, unflatten, write_weights
 from grpaint.learn.objective import Term
 from grpaint.rollout.rollout import Rollout
 from grpaint.run import nonfinite
 from grpaint.run.config import Recipe, TrainRecipe
 from grpaint.run.folder import RunFolder
-from grpaint.run.optim import learning_rate_factor
-from grpaint.run.pieces import Model
+from grpaint.run.listener import Listener, Stopped
+from grpaint.run.memory import memory
+from grpaint.run.optim import learning_rate_factor, load_tensors, tensors_of
+from grpaint.run.pieces import Model, stateful
 from grpaint.run.score import worth
-from grpaint.run.watch import hacking, told
+from grpaint.run.watch import hacking, since, told
 
 Line = dict[str, Any]
-
-LOWER = {
-    "load": "precision, or take a smaller model",
-    "rollout": "train.prompts, train.group_size or model.batch",
-    "reward": "train.prompts or train.group_size",
-    "reward_wait": "train.prompts or train.group_size",
-    "update": "objective.minibatch",
-    "evaluate": "evaluate.prompts or model.batch",
-}
-
-
-class Stopped(Exception):
-    """Raised after a checkpoint when a signal asked the run to stop."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
-
-
-class Listener:
-    """Inside it Ctrl-C and SIGTERM ask to stop after the iteration; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = number
-
-
-@contextlib.contextmanager
-def memory(phase: str) -> Iterator[None]:
-    """Out of memory inside says in which phase, and what to lower.
-
-    Raises:
-        MemoryExhausted: for what Python, torch on the CPU, CUDA and cuBLAS raise.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        said = str(error).lower()
-        signs = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
-        if isinstance(error, RuntimeError) and not any(sign in said for sign in signs):
-            raise
-        raise MemoryExhausted(phase, LOWER[phase]) from error
-
-
-def stateful(piece: Any, name: str = "") -> dict[str, Any]:
-    """The parts of a recipe that carry state from one iteration to the next, by their keys; not torch modules."""
-    has_state = hasattr(piece, "state_dict") and hasattr(piece, "load_state_dict")
-    found = {name: piece} if has_state and not isinstance(piece, torch.nn.Module) else {}
-    parts: Mapping[str, Any] = piece if isinstance(piece, Mapping) else {}
-    if dataclasses.is_dataclass(piece) and not isinstance(piece, type):
-        parts = {field.name: getattr(piece, field.name) for field in dataclasses.fields(piece) if field.init}
-    for key, part in parts.items():
-        found |= stateful(part, f"{name}.{key}" if name else key)
-    return found
 
 
 class Loop:
@@ -195,7 +125,9 @@ class Loop:
             RunError: after ``train.nonfinite`` updates in a row whose gradient was not finite.
         """
         seen = self.backward(terms())
-        means = {n: (torch.cat(v).max() if "error" in n else _mean(torch.cat(v))).item() for n, v in seen.items()}
+        means = {
+            n: (torch.cat(v).max() if "error" in n else torch.cat(v).float().mean()).item() for n, v in seen.items()
+        }
         if not seen:
             self.count("train/skipped_updates")
             return means
@@ -302,10 +234,8 @@ class Loop:
         self.alarm = hacking(judged[0], line, recipe.watch, silent)
         if not self.alarm:
             return {}
-        before = next((old["hacking"] for old in judged if "hacking" in old), None)
-        clean = max(old["iteration"] for old in judged if "hacking" not in old)
-        began = {name: before[name] for name in ("began", "clean")} if before else {"began": self.done, "clean": clean}
-        if not before:
+        began = since(judged, self.done)
+        if began["began"] == self.done:
             self.folder.status(hacking=began | {"best_before": self.best[1]} | self.alarm)
         return {"hacking": began | self.alarm}
 
@@ -333,7 +263,7 @@ class Loop:
         if self.recipe.checkpoint.precision == "fp16":
             tensors = {name: tensor.half() for name, tensor in tensors.items()}
         sets = {name: kept for name, kept in self.policy.weights.tensors().items() if name != "reference"}
-        sets |= {f"optimizer{n}": _tensors_of(optimizer) for n, optimizer in enumerate(self.optimizers)}
+        sets |= {f"optimizer{n}": tensors_of(optimizer) for n, optimizer in enumerate(self.optimizers)}
         return {WEIGHTS_FILE: (tensors, header), "training.safetensors": (flatten(sets), {})}
 
     def _write_checkpoint(self, folder: Path) -> None:
@@ -354,7 +284,7 @@ class Loop:
         sets = unflatten(read_weights(checkpoint / "training.safetensors")[0])
         self.policy.weights.load(sets)
         for number, optimizer in enumerate(self.optimizers):
-            _load_tensors(optimizer, sets.get(f"optimizer{number}", {}))
+            load_tensors(optimizer, sets.get(f"optimizer{number}", {}))
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         self.done, self.best = state["iteration"], tuple(state["best"])
         self.policy.meter.counts = Counter(state["counts"])
@@ -363,22 +293,5 @@ class Loop:
         self.folder.cut(self.done)
 
 
-def _mean(values: torch.Tensor) -> torch.Tensor:
-    return values.float().mean()
-
-
 def _norm(norms: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(norms)).norm()
-
-
-def _tensors_of(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
-
-
-def _load_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    state: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
-    for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        state[int(index)][name] = value
-    optimizer.load_state_dict({"state": dict(state), "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -99,3 +100,18 @@ def learning_rate_factor(schedule: Schedule, warmup: int, iteration: int, iterat
         return (iteration + 1) / warmup
     done = (iteration - warmup) / max(iterations - warmup, 1)
     return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[schedule]
+
+
+def tensors_of(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The state of an optimizer under flat names, for a file."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+
+
+def load_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Take back what :func:`tensors_of` gave."""
+    state: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state[int(index)][name] = value
+    optimizer.load_state_dict({"state": dict(state), "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,5 +1,6 @@
 """Protocols of the pieces that a run, and not an algorithm, is made of."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -160,3 +161,15 @@ class WeightedReward:
                 self.reward.check()
         except ValueError as error:
             raise ConfigError(f"{key}.{error}") from error
+
+
+def stateful(piece: Any, name: str = "") -> dict[str, Any]:
+    """The parts of a recipe that carry state from one iteration to the next, by their keys; not torch modules."""
+    has_state = hasattr(piece, "state_dict") and hasattr(piece, "load_state_dict")
+    found = {name: piece} if has_state and not isinstance(piece, nn.Module) else {}
+    parts: Mapping[str, Any] = piece if isinstance(piece, Mapping) else {}
+    if dataclasses.is_dataclass(piece) and not isinstance(piece, type):
+        parts = {field.name: getattr(piece, field.name) for field in dataclasses.fields(piece) if field.init}
+    for key, part in parts.items():
+        found |= stateful(part, f"{name}.{key}" if name else key)
+    return found

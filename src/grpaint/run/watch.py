@@ -89,6 +89,14 @@ def hacking(base: Line, line: Line, watch: Watch, held_out: Sequence[str] = ()) 
     return {"reward": _said(base, line, "reward") | {"errors": round(rise, 1)}, "judges": moved}
 
 
+def since(judged: Sequence[Line], iteration: int) -> dict[str, int]:
+    """The iteration of the first alarm, this one if none of ``judged`` raised it; the last without."""
+    first = next((line["hacking"] for line in judged if "hacking" in line), None)
+    if first:
+        return {"began": first["began"], "clean": first["clean"]}
+    return {"began": iteration, "clean": max(line["iteration"] for line in judged)}
+
+
 def _pair(base: Line, line: Line, name: str) -> tuple[Tensor, Tensor] | None:
     """The values by prompt of a measure in both lines; None where one lacks it or has other prompts."""
     before, after = base.get(f"{name}_by_prompt"), line.get(f"{name}_by_prompt")

@@ -1,0 +1,115 @@
+"""What runs left: the model in a run, a checkpoint or a file, and with which settings a run may go on."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from grpaint.backends.runtime import resolve as resolve_runtime
+from grpaint.core.errors import CheckpointError, ConfigError
+from grpaint.core.files import read_weights, unflatten
+from grpaint.run.config import Recipe, locate, override, read_toml, resolve
+from grpaint.run.folder import RunFolder, find_checkpoint
+from grpaint.run.pieces import Model
+
+# what --resume may change besides: how a reward in another process is reached, which changes nothing of what it says;
+# and how work is split into parts, which changes gradients by rounding alone
+MENDED = (
+    r"train\.overlap|rewards\.[^.]+\."
+    "(urls?|token_env|timeout_s|start_s|retries|restarts|backoff_s|concurrency|python)"
+    r"|model\.(batch|vae_batch|checkpointing)|objective\.minibatch|anchor\.loss\.minibatch"
+)
+
+
+def check_resume(folder: RunFolder, kept: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Hold a run to its own settings, save for a larger ``train.iterations`` and what :data:`MENDED` names.
+
+    ``kept`` are the settings of run.toml, ``asked`` those of this command.
+
+    Raises:
+        ConfigError: where a setting differs.
+    """
+    for key, old, new in _differences(kept, asked):
+        if key == "train.iterations" and isinstance(new, int) and new > old:
+            continue
+        if re.fullmatch(MENDED, key):
+            continue
+        raise ConfigError(
+            f"{key} = {new!r}: the run {folder.path} has {old!r}; --resume repeats a run's settings (only a larger "
+            "train.iterations, where rewards are found, and model.batch, model.vae_batch, model.checkpointing and "
+            "minibatch may differ). Start another run with another --name."
+        )
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield key, old, new
+
+
+def find_model(source: str) -> tuple[Path, dict[str, Any]]:
+    """The weight file that a run, checkpoint, export or file means, and the recipe's table that goes with it.
+
+    Raises:
+        ConfigError, CheckpointError: where there is none, or it cannot be read.
+    """
+    file = find_checkpoint(source)
+    run = next((parent for parent in file.parents if (parent / "run.toml").is_file()), None)
+    if run:
+        return file, read_toml(run / "run.toml")
+    header = read_weights(file)[1]
+    if "grpaint" in header:
+        return file, _from_header(file, header["grpaint"])
+    epsilon = header.get("parametrisation") == "epsilon"
+    return file, read_toml(locate("scenes-epsilon/sft" if epsilon else "scenes/sft"))
+
+
+def _from_header(file: Path, text: str) -> dict[str, Any]:
+    """How to draw with an exported file: its model and evaluation, by our own names; a file brings no code."""
+    try:
+        said = json.loads(text)["recipe"]
+        kept = {key: said[key] for key in ("model", "evaluate", "precision") if key in said}
+        kept.get("model", {}).pop("cache", None)  # a folder of the machine that wrote it
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: its header does not say how to draw with it ({error}).") from error
+    refuse_code(kept, str(file))
+    return override(read_toml(locate("scenes/sft")), []) | kept
+
+
+def refuse_code(table: Any, where: str) -> None:
+    """Refuse a file's own ``kind`` or ``family`` that names code.
+
+    Raises:
+        ConfigError: where one is not a plain name.
+    """
+    for key, value in table.items() if isinstance(table, dict) else ():
+        if key in ("kind", "family") and ":" in str(value):
+            raise ConfigError(
+                f'{where}: asks for code, {key} = "{value}"; only names of grpaint\'s own are taken from a file.'
+            )
+        refuse_code(value, where)
+
+
+def open_model(source: str, sets: Sequence[str] = ()) -> tuple[Model, Recipe]:
+    """The model of a run, checkpoint or weight file, and the recipe to judge it by.
+
+    Raises:
+        ConfigError, CheckpointError: where there is none, or it cannot be read.
+    """
+    file, table = find_model(source)
+    recipe, _ = resolve(override(table, sets), table.get("stage", "train"))
+    runtime = resolve_runtime(recipe.device, recipe.precision)
+    if recipe.evaluate.tuned_share == 1:
+        return recipe.model.from_file(str(file)).load(runtime), recipe
+    training = file.parent / "training.safetensors"
+    if not training.is_file():
+        raise ConfigError(
+            f"evaluate.tuned_share = {recipe.evaluate.tuned_share}: the base takes the other steps, and {source} does "
+            "not hold it; name a run or one of its checkpoint folders."
+        )
+    policy = recipe.model.load(runtime)
+    policy.weights.load(unflatten(read_weights(training)[0]))
+    return policy, recipe
