@@ -189,9 +189,10 @@ def test_a_reward_of_ours_over_http_is_bit_for_bit_the_same(tmp_path, monkeypatc
 
 
 def test_requests_that_wait_together_are_scored_together_and_fail_apart():
-    seen, gate = [], threading.Event()
+    seen, begun, gate = [], threading.Event(), threading.Event()
 
     def score(images, prompts):
+        begun.set()
         gate.wait()
         seen.append(len(images))
         if any(prompt.text == "broken" for prompt in prompts):
@@ -207,6 +208,7 @@ def test_requests_that_wait_together_are_scored_together_and_fail_apart():
     for number, text in enumerate(["first", "a", "b", "broken", "c"]):
         threads.append(threading.Thread(target=send, args=(number, text)))
         threads[-1].start()
+        begun.wait()  # the first is under way before another waits
         while len(bench._jobs) < number:
             time.sleep(0.005)
     gate.set()
