@@ -118,7 +118,7 @@ def header(root: Path, shapes: Mapping[str, tuple[int, ...]], metadata: dict[str
     ],
 )
 def test_block_layouts_of_full_size_are_told_apart(size: str, said: str) -> None:
-    tensors = unet(random_weights.sdxl(random_weights.SIZES[size], device="meta").unet)
+    tensors = unet(random_weights.pipeline(random_weights.SIZES[size], device="meta").unet)
     shapes = {name.removeprefix("model.diffusion_model."): tuple(t.shape) for name, t in tensors.items()}
     assert layout(shapes) == said
 

@@ -92,7 +92,7 @@ def _peak(recalled: bool) -> tuple[int, int]:
         with runtime.building():
             net = mlp()
         runtime.place(net)
-        recall = Recall(net.parameters(), runtime, ledger)
+        recall = Recall(net.parameters(), runtime, ledger, {})
         for _ in range(2):
             with ledger.phase("update"):
                 x = runtime.blank((ROWS, WIDTH))

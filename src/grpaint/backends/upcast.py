@@ -13,9 +13,10 @@ def upcast(module: nn.Module) -> Iterator[None]:
     """Inside, every layer computes in fp32 on its weights as they are rounded; one layer's at a time take the room."""
     handles = []
     for layer in module.modules():
-        kept = [t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None and _half(t)]
-        if not kept:
+        own = [t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None]
+        if not own:
             continue
+        kept = [tensor for tensor in own if _half(tensor)]
         dtypes = [tensor.dtype for tensor in kept]
 
         def before(_: nn.Module, args: Any, kwargs: Any, kept: list[Tensor] = kept) -> Any:

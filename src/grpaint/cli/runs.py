@@ -64,7 +64,10 @@ def _run(stage: str, recipe: str | None, sets: list[str], name: str | None, *, r
             folder.discard()
         raise
     except MemoryExhausted as error:
-        _advise(settings, stage, error.phase)
+        try:
+            _advise(settings, stage, error.phase)
+        except Exception as reason:  # advice that fails must not hide what happened
+            typer.echo(f"no plan can be made of it: {reason}")
         raise
     _show_end(console, folder)
 

@@ -7,6 +7,7 @@ from typing import Any
 from grpaint.backends.runtime import Device
 from grpaint.core.errors import ConfigError
 from grpaint.plan.forecast import Forecast, forecast, overhead
+from grpaint.plan.rehearsal import Known
 from grpaint.run.build import Plain
 from grpaint.run.config import SftRecipe, TrainRecipe, override
 
@@ -91,11 +92,12 @@ class _Search:
 
     def __init__(self, table: Plain, stage: str, device: Device | None, now: Forecast) -> None:
         self.table, self.stage, self.device, self.now = table, stage, device, now
+        self.known = Known()
 
     def attempt(self, sets: Sequence[str]) -> Forecast | None:
         """The forecast with further settings; None where the recipe does not allow them."""
         try:
-            return forecast(override(self.table, sets), self.stage, self.device)
+            return forecast(override(self.table, sets), self.stage, self.device, self.known)
         except ConfigError:
             return None
 

@@ -32,12 +32,14 @@ class Trace:
     again: int = 0
 
 
+Traces = dict[Any, Trace]  # by work, whether with gradients, and shapes; of one model, whatever recipe it serves
+
+
 class Recall:
     """Work on hollow tensors, done once for each shape."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], runtime: Hollow, ledger: Ledger) -> None:
-        self.parameters, self.runtime, self.ledger = list(parameters), runtime, ledger
-        self.traces: dict[Any, Trace] = {}
+    def __init__(self, parameters: Iterable[nn.Parameter], runtime: Hollow, ledger: Ledger, traces: Traces) -> None:
+        self.parameters, self.runtime, self.ledger, self.traces = list(parameters), runtime, ledger, traces
 
     def run(self, name: str, given: Any, work: Callable[[], Tensor]) -> Tensor:
         """What ``work`` gives, whose shapes follow from those of the tensors in ``given`` and from its real numbers."""

@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import cache, partial, wraps
+from dataclasses import dataclass, field
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from grpaint.core.policy import Prompt
 from grpaint.evaluate import sample
 from grpaint.learn.objective import Term
 from grpaint.plan.ledger import Ledger, size
-from grpaint.plan.recall import Recall, RecalledFamily
+from grpaint.plan.recall import Recall, RecalledFamily, Traces
 from grpaint.rollout.rollout import Rollout
 from grpaint.run.config import Recipe, SftRecipe
 from grpaint.run.folder import RunFolder
@@ -127,7 +127,20 @@ def unrewarded(recipe: Recipe, *, ask: bool) -> Recipe:
     return dataclasses.replace(recipe, rewards=rewards)
 
 
-def rehearse(recipe: Recipe, runtime: Hollow) -> Memory:
+@dataclass
+class Known:
+    """What rehearsals have learned of models, for those that come after: how work is split changes no trace."""
+
+    traces: dict[str, Traces] = field(default_factory=dict)
+
+    def of(self, model: Any, runtime: Hollow) -> Traces:
+        """The traces of a model."""
+        parts = {name: 1 for name in ("batch", "vae_batch") if hasattr(model, name)}
+        key = f"{dataclasses.replace(model, **parts)} {runtime}"
+        return self.traces.setdefault(key, {})
+
+
+def rehearse(recipe: Recipe, runtime: Hollow, known: Known) -> Memory:
     """Run the recipe's own loop without contents.
 
     Raises:
@@ -135,7 +148,7 @@ def rehearse(recipe: Recipe, runtime: Hollow) -> Memory:
     """
     with Ledger() as ledger, conducted(runtime.target):
         policy = recipe.model.load(runtime)
-        _follow(policy, runtime, ledger)
+        _follow(policy, runtime, ledger, known.of(recipe.model, runtime))
         with torch.no_grad():
             pixels = policy.decode(runtime.blank((1, *recipe.model.sample_shape))).shape[1:]
         ledger.peaks.clear()
@@ -147,14 +160,14 @@ def rehearse(recipe: Recipe, runtime: Hollow) -> Memory:
         return _memory(policy, loop, ledger)
 
 
-def _follow(policy: Any, runtime: Hollow, ledger: Ledger) -> None:
+def _follow(policy: Any, runtime: Hollow, ledger: Ledger, traces: Traces) -> None:
     """Give the parts of a policy's work phases of their own, and run a pipeline's networks once for each shape."""
     shape = policy.spec.sample_shape
     policy.noise = lambda _, rows: runtime.blank((len(rows), *shape))
     for name in ("encode", "encode_images", "decode"):
         phase = "decode" if name == "decode" else "encode"
         setattr(policy, name, booked(getattr(policy, name), partial(ledger.phase, phase)))
-    recall = Recall(policy.parameters(), runtime, ledger)
+    recall = Recall(policy.parameters(), runtime, ledger, traces)
     if isinstance(policy, ScenePolicy):
         clean = policy._clean
         policy._clean = lambda x, level, cond: recall.run(  # type: ignore[method-assign]
@@ -162,8 +175,16 @@ def _follow(policy: Any, runtime: Hollow, ledger: Ledger) -> None:
         )
     else:
         policy.family = RecalledFamily(policy.family, recall)
-        embed = cache(lambda text: next(iter(policy._encoded([text]))))  # a caption's embedding is made once
-        policy._embed = lambda texts: [embed(text) for text in texts]
+        made: dict[Any, Any] = {}  # embeddings: one for every length in tokens, which is all that shapes go by
+        policy._embed = lambda texts: [_embedding(policy, text, made) for text in texts]
+
+
+def _embedding(policy: Any, text: str, made: dict[Any, Any]) -> Any:
+    found = policy.family.room(policy.pipe, policy.spec.tokens)
+    key = len(found[0](text, add_special_tokens=False, verbose=False).input_ids) if found else text
+    if key not in made:
+        made[key] = next(iter(policy._encoded([text])))
+    return made[key]
 
 
 def booked(work: Callable[..., Any], phase: Callable[[], AbstractContextManager[None]]) -> Callable[..., Any]:
