@@ -107,6 +107,8 @@ def test_levers_are_pasted_and_then_it_fits():
     pasted = re.findall(r"^  (--set .*?)  ", end.out, re.M)
     assert pasted
     assert any("objective.minibatch" in line for line in pasted)
+    peaks = [float(peak) for peak in re.findall(r"^  --set .*?  +([\d.]+) GiB", end.out, re.M)]
+    assert peaks == sorted(peaks, reverse=True)  # what one lever frees, none takes back
     again = command(*words, *[word for line in pasted for word in shlex.split(line)], sets=sets)
     assert re.search(r"MiB|GiB: fits", again.out)
     assert "GiB: fits" in again.out

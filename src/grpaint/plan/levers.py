@@ -102,9 +102,9 @@ class _Search:
             return None
 
     def lowers(self, tried: Forecast, phases: Sequence[str]) -> bool:
-        """Whether it takes something off a phase that is too large."""
+        """Whether it takes something off a phase that is too large, and the highest peak is not raised for it."""
         old, new = self.now.memory.peaks, tried.memory.peaks
-        return any(new.get(phase, 0) < REAL * old[phase] for phase in phases)
+        return tried.peak <= self.now.peak and any(new.get(phase, 0) < REAL * old[phase] for phase in phases)
 
     def accept(self, sets: Sets, found: Forecast) -> Pull:
         """Go on from here."""
