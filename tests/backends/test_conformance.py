@@ -8,6 +8,8 @@ import torch
 
 from grpaint.backends.runtime import Runtime
 from grpaint.doctor import CHECKS, Check, Examination, examine, fits, floor, learns, noise, parity, ratio
+from grpaint.doctor.examination import update
+from grpaint.evaluate import captioned, natural_loss
 from tiny_pipelines import PIPELINES, recipe, save
 
 
@@ -37,6 +39,26 @@ def test_a_family_learns(folder: Path) -> None:
     updates = 48 if folder.name.startswith("flux") else 12  # its random network hardly reaches the mean of an image
     for finding in (fits(case), learns(case, updates, group=32)):
         assert finding.passed, finding
+
+
+@pytest.mark.parametrize("folder", PIPELINES, indirect=True)
+def test_sft_makes_images_brighter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On latents along the gradient of brightness: a random VAE would encode white images to what is not bright."""
+    case = Examination(recipe(folder, lora=None), recipe(folder, lora=None).model.load(Runtime()), Runtime())
+    latents = case.policy.noise((0, "bright"), range(16)).requires_grad_()
+    case.policy.decode(latents).mean((1, 2, 3)).sum().backward()
+    assert latents.grad is not None
+    way = latents.grad.mean(0, keepdim=True)
+    bright = (latents.detach() + way / way.square().mean().sqrt()) / 2**0.5
+    monkeypatch.setattr(case.policy, "encode_images", lambda _: bright)
+    prompts, white, nothing = (case.prompts * 8)[:16], torch.ones(16, 3, 8, 8), torch.zeros(16)
+    loss, optimizer, scaler = natural_loss(case.policy.path), case.optimizer(), case.scaler()
+    before = case.images(count=16).mean((1, 2, 3))
+    for iteration in range(36):
+        batch = captioned(case.policy, white, prompts, iteration=iteration, seed=0)
+        update(optimizer, scaler, loss(case.policy, batch, nothing))
+    gain = case.images(count=16).mean((1, 2, 3)) - before
+    assert gain.mean() > 3 * gain.std() / len(gain) ** 0.5
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
