@@ -89,7 +89,7 @@ def test_the_page_is_one_file_and_has_every_picture(result):
     assert len(sources) == 2 * 3 * 6
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "color-scheme: light dark" in text
-    for name in ("fid", "ssim", "reference", "tuned minus base"):
+    for name in ("fid", "ssim", "reference", "difference from base"):
         assert name in text
     kept = Path("evaluation/images/tuned/free")
     assert [path.name for path in sorted(kept.iterdir())] == [f"{n:06d}.png" for n in range(6)]

@@ -25,6 +25,9 @@ PAGE_STYLE = (
 .rows td { text-align: center; vertical-align: top; padding: .15rem; border: 0; }
 .rows td:first-child { text-align: left; vertical-align: middle; white-space: nowrap; padding-right: .6rem; }
 .rows img { width: 7rem; display: block; } .rows .caption { max-width: 7rem; font-size: .75rem; line-height: 1.2; }
+.numbers td:not(:first-child) { text-align: right; white-space: nowrap; vertical-align: top; }
+.numbers td:first-child { position: sticky; left: 0; background: Canvas; vertical-align: top; }
+.numbers span { display: block; font-size: .75rem; opacity: .75; }
 details { margin: .3rem 0; } summary { cursor: pointer; } pre { font-size: .8rem; overflow-x: auto; }
 .alarm { border-left: .3rem solid #c33; padding-left: .8rem; }
 """
@@ -81,36 +84,45 @@ def alarms(result: Entry) -> list[str]:
     ]
 
 
-def _table(result: Entry, protocol: str) -> str:
-    names = list(result["sources"])
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    head += "".join(f"<th>{html.escape(name)} minus {html.escape(result['first'])}</th>" for name in names[1:])
-    rows = []
-    for entry in (entry for entry in result["measures"] if entry["protocol"] == protocol):
-        cells = [_said(entry["values"][name]) for name in names]
-        cells += [_said(entry["differences"].get(name), sign=True) for name in names[1:]]
-        body = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-        rows.append(f"<tr><td>{html.escape(_title(entry))}</td>{body}</tr>")
-    return f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
+def _cell(value: Entry, moved: Entry | None) -> str:
+    """A value, its interval, and its difference from the first source."""
+    lines = [_number(value["value"])]
+    if "interval" in value:
+        lines.append(f"[{', '.join(_number(end) for end in value['interval'])}]")
+    if moved:
+        lines.append(f"\u0394 {_said(moved, sign=True, digits=3)}")
+    head, *rest = lines
+    return f"<td>{head}{''.join(f'<span>{html.escape(line)}</span>' for line in rest)}</td>"
+
+
+def _table(sources: Sequence[str], rows: Mapping[str, Entry]) -> str:
+    """A column a source; ``rows`` have values and differences by title."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in sources)
+    body = "".join(
+        f"<tr><td>{html.escape(title)}</td>"
+        + "".join(_cell(found["values"][name], found["differences"].get(name)) for name in sources)
+        + "</tr>"
+        for title, found in rows.items()
+    )
+    return f'<div class="wide"><table class="numbers"><tr><th></th>{head}</tr>{body}</table></div>'
+
+
+def _protocol(result: Entry, protocol: str) -> str:
+    strength = f" from strength {result['strength']:g}" if protocol == "reconstruction" else ""
+    rows = {_title(entry): entry for entry in result["measures"] if entry["protocol"] == protocol}
+    return f"<h2>{html.escape(protocol.capitalize())}{strength}</h2>{_table(list(result['sources']), rows)}"
 
 
 def _categories(result: Entry) -> str:
-    """What the differences are in each category, for measures that have them."""
+    """The measures that have them, category by category."""
     out = []
     for entry in (entry for entry in result["measures"] if entry.get("by_category")):
-        rows = []
-        for kind, found in entry["by_category"].items():
-            cells = [_said(found["values"][name]) for name in result["sources"]]
-            cells += [_said(found["differences"].get(name), sign=True) for name in list(result["sources"])[1:]]
-            count = found["values"][result["first"]]["images"]
-            body = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-            rows.append(f"<tr><td>{html.escape(kind)} ({count})</td>{body}</tr>")
-        names = [*result["sources"], *(f"{n} minus {result['first']}" for n in list(result["sources"])[1:])]
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-        out.append(
-            f"<details><summary>{html.escape(_title(entry))}, {entry['protocol']}</summary>"
-            f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div></details>'
-        )
+        rows = {
+            f"{kind} ({found['values'][result['first']]['images']})": found
+            for kind, found in entry["by_category"].items()
+        }
+        title = f"{html.escape(_title(entry))}, {entry['protocol']}"
+        out.append(f"<details><summary>{title}</summary>{_table(list(result['sources']), rows)}</details>")
     return "".join(out)
 
 
@@ -147,7 +159,7 @@ def _pictures(rows: Mapping[str, Tensor], captions: Sequence[str]) -> str:
 def page(result: Entry, shown: Mapping[str, Mapping[str, Tensor]], captions: Sequence[str]) -> str:
     """The whole page; ``shown`` has the pictures of each protocol by source."""
     protocols = dict.fromkeys(entry["protocol"] for entry in result["measures"])
-    tables = "".join(f"<h2>{html.escape(_heading(result, p))}</h2>{_table(result, p)}" for p in protocols)
+    tables = "".join(_protocol(result, name) for name in protocols)
     pictures = "".join(
         f"<h3>{protocol.capitalize()}</h3>{_pictures(rows, captions)}" for protocol, rows in shown.items()
     )
@@ -156,8 +168,9 @@ def page(result: Entry, shown: Mapping[str, Mapping[str, Tensor]], captions: Seq
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>grpaint: models evaluated</title>
 <meta name="viewport" content="width=device-width"><style>{PAGE_STYLE}</style>
 <h1>{html.escape(" / ".join(result["sources"]))}</h1>
-<p>The same {result["prompts"]} held-out prompts and the same noise for each. Arrows say which way is better; intervals
-are bootstrap 95%, of differences over the same prompts.</p>
+<p>The same {result["prompts"]} held-out prompts and the same noise for each. Arrows say which way is better; \u0394 is
+the difference from {html.escape(result["first"])}; intervals are bootstrap 95%, of differences over the same
+prompts.</p>
 {alarm}{tables}
 <h2>Pictures</h2><p class="note">The same prompt and the same noise in each column.</p>{pictures}
 <h2>By category</h2>{_categories(result)}
