@@ -86,19 +86,38 @@ def judge(work: Path, seed: int, prompts: int) -> dict[str, Any]:
     return found
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: means over seeds, with Student's 95% interval where they differ."""
-    signs = {name: sign for name, _, sign in MEASURES}
-    values: dict[str, dict[str, list[float]]] = {}
+Values = dict[str, dict[str, list[float]]]  # by source without its seed, then by measure: a value a seed
+
+
+def values_of(results: list[dict[str, Any]]) -> Values:
+    """What was measured, seed by seed."""
+    signs, found = {name: sign for name, _, sign in MEASURES}, Values()
     for entry in (entry for result in results for entry in result["measures"] if entry["measure"] in signs):
         for source, said in entry["values"].items():
-            cells = values.setdefault(re.sub(r"-s\d+$", "", source), {})
+            cells = found.setdefault(re.sub(r"-s\d+$", "", source), {})
             cells.setdefault(entry["measure"], []).append(signs[entry["measure"]] * said["value"])
+    return found
+
+
+def table(rows: Values) -> str:
+    """Markdown: means over seeds, with Student's 95% interval where they differ."""
     lines = ["| | " + " | ".join(f"{title} ({name})" for name, title, _ in MEASURES) + " |"]
     lines.append("|---" * (len(MEASURES) + 1) + "|")
-    for source, found in values.items():
+    for source, found in rows.items():
         lines.append(f"| {source} | " + " | ".join(_cell(found.get(name, [])) for name, _, _ in MEASURES) + " |")
     return "\n".join(lines)
+
+
+def differences(rows: Values) -> Values:
+    """FlowGRPO less DDPO at each length, and each less SFT, paired by seed."""
+    pairs = [(f"flow-grpo-{a}", f"ddpo-{b}") for b, a in zip(*LENGTHS.values(), strict=True)]
+    pairs += [(f"{method}-{length}", "sft") for method, lengths in LENGTHS.items() for length in lengths]
+    return {
+        f"{one} less {other}": {
+            name: [a - b for a, b in zip(rows[one][name], rows[other][name], strict=True)] for name, _, _ in MEASURES
+        }
+        for one, other in pairs
+    }
 
 
 def _cell(values: list[float]) -> str:
@@ -126,8 +145,10 @@ def main() -> None:
     (given.out / "evaluation.json").write_text(text + "\n", encoding="utf-8")
     for seed in SEEDS:
         shutil.copy(work / f"evaluation-{seed}" / "evaluation.html", given.out / f"evaluation-{seed}.html")
-    (given.out / "table.md").write_text(table(results) + "\n", encoding="utf-8")
-    print(table(results))
+    rows = values_of(results)
+    said = f"{table(rows)}\n\n{table(differences(rows))}"
+    (given.out / "table.md").write_text(said + "\n", encoding="utf-8")
+    print(said)
 
 
 if __name__ == "__main__":
