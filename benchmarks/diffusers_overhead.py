@@ -41,20 +41,34 @@ def seconds(work: Callable[[], Any], device: str) -> tuple[float, Any]:
     return time.perf_counter() - start, done
 
 
+def opened(size: str, sets: list[str]) -> tuple[Any, Any]:
+    """A recipe on random weights of a size, and its policy."""
+    with tempfile.TemporaryDirectory() as place:
+        base = save(size, Path(place) / size)
+        model = {"kind": "diffusers", "base": str(base), "lora": {"rank": 16}, "batch": 8}
+        recipe: Any = resolve_recipe(override({"model": model, **TABLE}, sets), "train")[0]
+        if recipe.threads:
+            torch.set_num_threads(recipe.threads)
+        return recipe, recipe.model.load(resolve(recipe.device, recipe.precision))
+
+
+def report(times: dict[str, list[tuple[float, float]]]) -> None:
+    """Medians of ours and of the bare network, and their ratios."""
+    for name, pairs in times.items():
+        ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+        ratios = statistics.median(a / b for a, b in pairs)
+        print(
+            f"{name}: ours {ours:.3f} s, bare {theirs:.3f} s, ratio of medians {ours / theirs:.3f}, median {ratios:.3f}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="demo", choices=SIZES)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--set", dest="sets", action="append", default=[])
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        base = save(args.size, Path(place) / args.size)
-        model = {"kind": "diffusers", "base": str(base), "lora": {"rank": 16}, "batch": 8}
-        recipe: Any = resolve_recipe(override({"model": model, **TABLE}, args.sets), "train")[0]
-        if recipe.threads:
-            torch.set_num_threads(recipe.threads)
-        runtime = resolve(recipe.device, recipe.precision)
-        policy = recipe.model.load(runtime)
+    recipe, policy = opened(args.size, args.sets)
     network, parameters = getattr(policy.pipe, policy.family.NETWORK), list(policy.parameters())
     optimizers = recipe.train.optimizer.make(parameters, 1e-12)
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -76,7 +90,7 @@ def main() -> None:
 
     def bare(made: list[tuple[tuple[Any, ...], dict[str, Any]]], *, backward: bool) -> None:
         for given, named in made:
-            with torch.set_grad_enabled(backward), runtime.autocast():
+            with torch.set_grad_enabled(backward), policy.runtime.autocast():
                 out = network(*given, **named)[0]
             if backward:
                 out.float().square().mean().backward()
@@ -87,23 +101,18 @@ def main() -> None:
     times: dict[str, list[tuple[float, float]]] = {"rollout": [], "update": []}
     for number in range(1, args.rounds + 1):
         calls.clear()
-        mine, rolled = seconds(lambda n=number: rollout(n), runtime.device)
+        mine, rolled = seconds(lambda n=number: rollout(n), policy.runtime.device)
         made = list(calls)
-        times["rollout"].append((mine, seconds(lambda m=made: bare(m, backward=False), runtime.device)[0]))
+        times["rollout"].append((mine, seconds(lambda m=made: bare(m, backward=False), policy.runtime.device)[0]))
         calls.clear()
-        mine, _ = seconds(lambda r=rolled: update(r), runtime.device)
+        mine, _ = seconds(lambda r=rolled: update(r), policy.runtime.device)
         trained = list(calls)
-        times["update"].append((mine, seconds(lambda m=trained: bare(m, backward=True), runtime.device)[0]))
+        times["update"].append((mine, seconds(lambda m=trained: bare(m, backward=True), policy.runtime.device)[0]))
     print(
-        f"{args.size}, {runtime.device} {runtime.precision}, {torch.get_num_threads()} threads, {len(made)} and "
-        f"{len(trained)} calls, {args.rounds} rounds"
+        f"{args.size}, {policy.runtime.device} {policy.runtime.precision}, {torch.get_num_threads()} threads, "
+        f"{len(made)} and {len(trained)} calls, {args.rounds} rounds"
     )
-    for name, pairs in times.items():
-        ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-        ratios = statistics.median(a / b for a, b in pairs)
-        print(
-            f"{name}: ours {ours:.3f} s, bare {theirs:.3f} s, ratio of medians {ours / theirs:.3f}, median {ratios:.3f}"
-        )
+    report(times)
 
 
 if __name__ == "__main__":

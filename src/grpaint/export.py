@@ -31,15 +31,7 @@ class Match:
     unmatched: tuple[str, ...]
 
 
-def export(policy: Any, recipe: Mapping[str, Any], steps: int, target: Target, out: Path) -> float:
-    """Write ``out``, open it as its reader would, and compare what it draws in ``steps``; the relative difference.
-
-    ``recipe`` is the table that the file carries.
-
-    Raises:
-        ConfigError: where this model has no such form, or ``out`` is taken.
-        CheckpointError: where what was written draws something else; nothing stays of it.
-    """
+def _refuse(policy: Any, target: Target, out: Path) -> None:
     if not isinstance(policy, DiffusersPolicy):
         raise ConfigError(
             "export: the built-in model is its own file, checkpoints/NUMBER/model.safetensors of the run."
@@ -59,6 +51,18 @@ def export(policy: Any, recipe: Mapping[str, Any], steps: int, target: Target, o
         )
     if out.exists():
         raise ConfigError(f"--out {out}: exists already; take another name, or remove it.")
+
+
+def export(policy: Any, recipe: Mapping[str, Any], steps: int, target: Target, out: Path) -> float:
+    """Write ``out``, open it as its reader would, and compare what it draws in ``steps``; the relative difference.
+
+    ``recipe`` is the table that the file carries.
+
+    Raises:
+        ConfigError: where this model has no such form, or ``out`` is taken.
+        CheckpointError: where what was written draws something else; nothing stays of it.
+    """
+    _refuse(policy, target, out)
     start = policy.noise((0, 0, "export"), range(len(TEXTS)))
     wanted = policy.stock(TEXTS, start, steps)
     with without_adapters(getattr(policy.pipe, policy.family.NETWORK)):  # a whole network has none: moved is 0
