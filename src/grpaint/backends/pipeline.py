@@ -80,7 +80,8 @@ def reading(pipe: Any, base: BaseModel, family: Family, runtime: Runtime) -> Ite
     Raises:
         CheckpointError: where their weights are missing or damaged.
     """
-    wanted = tuple(name for name in text_encoders(base) if getattr(pipe, name) is None)
+    freed = {name for name, part in pipe.components.items() if name.startswith("text_encoder") and part is None}
+    wanted = tuple(name for name in text_encoders(base) if name in freed) if freed else ()
     if not wanted:
         yield pipe
         return
