@@ -66,7 +66,7 @@ def _run(stage: str, recipe: str | None, sets: list[str], name: str | None, *, r
     except MemoryExhausted as error:
         try:
             _advise(settings, stage, error.phase)
-        except Exception as reason:  # advice that fails must not hide what happened
+        except Exception as reason:  # noqa: BLE001 - reason: advice that fails must not hide what happened
             typer.echo(f"no plan can be made of it: {reason}")
         raise
     _show_end(console, folder)

@@ -22,7 +22,7 @@ class Later(Generic[T]):
         torch.set_num_threads(threads)  # OpenMP counts a new thread's own, and sums depend on how many there are
         try:
             self._results.append(work())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - reason: result() raises it
             self._error = error
         finally:
             self._over.set()

@@ -35,7 +35,7 @@ def read_picture(raw: bytes) -> Image.Image:
         opened = Image.open(io.BytesIO(raw))
     except Image.DecompressionBombError:
         raise BadImage("too many pixels") from None
-    except Exception:  # a decoder may raise anything at what it was not made for
+    except Exception:  # noqa: BLE001 - reason: a decoder may raise anything
         raise BadImage("not an image that Pillow reads") from None
     if math.prod(opened.size) > MOST_PIXELS:
         raise BadImage("too many pixels")
@@ -46,7 +46,7 @@ def read_picture(raw: bytes) -> Image.Image:
         return _rgb(ImageOps.exif_transpose(opened))
     except BadImage:
         raise
-    except Exception:
+    except Exception:  # noqa: BLE001 - reason: a decoder may raise anything
         raise BadImage("cut short or corrupt") from None
 
 

@@ -47,7 +47,7 @@ class TagRecall:
             raise ValueError("weights must not be negative")
         try:
             callable_ = callable(self._tagger)
-        except Exception as error:  # a user's own file may raise anything
+        except Exception as error:  # noqa: BLE001 - reason: a user's own file may raise anything
             raise ValueError(f'tagger = "{self.tagger}": cannot be imported: {type(error).__name__}: {error}') from None
         if not callable_:
             raise ValueError(f'tagger = "{self.tagger}": is no function')
