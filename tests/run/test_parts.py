@@ -14,6 +14,7 @@ from grpaint.core.later import Later
 from grpaint.learn import RewardSet, RewardTable
 from grpaint.rollout import Funnel, Independent, Plan, Prefix, Reference, Shared, Whole, roll
 from grpaint.rollout.parts import Parts
+from grpaint.rollout.rollout import Roller
 from grpaint.rollout.solver import Tail
 from tiny_runs import TINY, command, lines
 
@@ -36,7 +37,7 @@ def bright(images, prompts, references):
 def test_parts_are_the_rows_of_the_whole(plan, parts):
     policy = GaussianModel().load(Runtime())
     whole = roll(policy, PROMPTS, 6, plan, iteration=3, seed=7, score=bright)
-    made = Parts(policy, PROMPTS, 6, plan, parts, iteration=3, seed=7, score=bright)
+    made = Parts(Roller(policy, PROMPTS, 6, plan, (7, 3)), parts, bright)
     done = list(made)
     assert [len(part.group.unique()) for part in done] == {1: [5], 2: [3, 2], 5: [1] * 5}[parts]
     again = made.joined(done)

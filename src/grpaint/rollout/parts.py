@@ -5,33 +5,18 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from grpaint.core.policy import Policy, Prompt
-from grpaint.rollout.plan import Plan
 from grpaint.rollout.rollout import Roller, Rollout, Score, Transition
 
 
 class Parts:
-    """What ``roll`` samples, ``count`` runs of prompts one after the other; :meth:`joined` makes them one again.
+    """What a roller samples, ``count`` runs of prompts one after the other; :meth:`joined` makes them one again.
 
     Rows draw the noise that they would have drawn undivided; what else may differ is rounding, by the batch's shape.
     """
 
-    def __init__(  # noqa: PLR0913 - reason: the arguments of roll
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        group_size: int,
-        plan: Plan,
-        count: int,
-        *,
-        iteration: int,
-        seed: int,
-        score: Score | None = None,
-    ) -> None:
-        with torch.no_grad():
-            self._roller = Roller(policy, prompts, group_size, plan, (seed, iteration))
-        self._numbers = torch.arange(len(prompts)).tensor_split(count)
-        self._score = score
+    def __init__(self, roller: Roller, count: int, score: Score | None = None) -> None:
+        self._roller, self._score = roller, score
+        self._numbers = torch.arange(len(roller.prompts)).tensor_split(count)
 
     def __iter__(self) -> Iterator[Rollout]:
         for numbers in self._numbers:

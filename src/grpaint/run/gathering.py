@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from grpaint.core.later import Later
 from grpaint.core.policy import Prompt
 from grpaint.learn.table import RewardTable
 from grpaint.rollout.parts import Parts
-from grpaint.rollout.rollout import Rollout, roll
+from grpaint.rollout.rollout import Roller, Rollout, roll
 from grpaint.run.config import TrainRecipe
 from grpaint.run.loop import Loop
 from grpaint.run.memory import memory
@@ -65,9 +64,9 @@ class Gathering:
 
     def _in_parts(self, prompts: Sequence[Prompt], iteration: int) -> tuple[Rollout, RewardTable]:
         train, policy = self.recipe.train, self.loop.policy
-        roller = partial(Parts, policy, prompts, train.group_size, self.recipe.plan, train.parts)
-        with self.loop.phase("rollout"):
-            parts = roller(iteration=iteration, seed=train.seed, score=self._preview)
+        with self.loop.phase("rollout"), torch.no_grad():
+            roller = Roller(policy, prompts, train.group_size, self.recipe.plan, (train.seed, iteration))
+        parts = Parts(roller, train.parts, self._preview)
         sampling, done, scores = iter(parts), list[Rollout](), list[Later[RewardTable]]()
         for _ in range(train.parts):
             with self.loop.phase("rollout"), torch.no_grad():
