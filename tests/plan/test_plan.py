@@ -17,6 +17,7 @@ from grpaint.core.errors import ConfigError
 from grpaint.plan import forecast
 from grpaint.plan.forecast import amount
 from grpaint.plan.levers import choices
+from grpaint.plan.rehearsal import Known
 from grpaint.run.config import locate, override, read_toml, resolve
 from tiny_runs import TINY, command
 
@@ -125,6 +126,17 @@ def test_levers_that_are_pulled_are_not_offered(tmp_path):
     assert offered[0][-1] == "model.height"
     assert {"model.vae_tiling", "model.batch", "model.checkpointing", "precision"} <= set(offered[0])
     assert not {"model.vae_tiling", "model.batch", "model.checkpointing", "model.lora.rank"} & set(offered[1])
+
+
+@pytest.mark.parametrize("later", [{"batch": 1}, {"batch": 3}, {"batch": 2, "checkpointing": True}])
+def test_a_plan_after_others_is_the_plan_made_alone(tmp_path, later):
+    """What is known of a model from earlier plans makes the next one quicker and changes nothing in it."""
+    folder = tiny_pipelines.save("sdxl", tmp_path)
+    known = Known()
+    for earlier in ({"batch": 4}, {"batch": 4, "vae_tiling": True}):
+        forecast(small(folder, **earlier), "train", known=known)
+    after = forecast(small(folder, **later), "train", known=known)
+    assert after.memory == forecast(small(folder, **later), "train").memory
 
 
 @pytest.mark.slow
