@@ -25,7 +25,7 @@ def main(weights: str) -> None:
         from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_from_input_id
     except ImportError:
         sys.exit("torch-fidelity is not installed: pip install 'grpaint[inception]', with a torchvision that fits.")
-    images = SceneData().held_out_images(64, 0)[0]
+    images = SceneData().held_out_images(64, 0).images()
     ours = InceptionFeatures(weights)(images)
     with tempfile.TemporaryDirectory() as place:
         for half in (0, 1):

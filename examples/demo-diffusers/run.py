@@ -50,7 +50,8 @@ def make_base() -> None:
         if not (step + 1) % 200:
             print(f"VAE {step + 1}/{VAE_STEPS}  loss {loss.item():.5f}", flush=True)
     vae.eval()
-    images, prompts = data.held_out_images(256, 1)
+    held_out = data.held_out_images(256, 1)
+    images, prompts = held_out.images(), held_out.prompts
     with torch.no_grad():
         latents = vae.encode(images * 2 - 1).latent_dist.mode()
         again = ((vae.decode(latents).sample + 1) / 2).clamp(0, 1)

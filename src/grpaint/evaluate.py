@@ -90,10 +90,11 @@ def natural_loss(path: Path) -> Denoising:
 
 def denoising_loss(policy: Model, data: Data, settings: Evaluation, weights: Weights) -> float:
     """The supervised loss, unguided, on held-out captioned images at fixed times and noise."""
-    images, prompts = data.held_out_images(settings.probe, settings.seed)
+    held_out = data.held_out_images(settings.probe, settings.seed)
+    images = held_out.images()
     loss = natural_loss(policy.path)
     with torch.no_grad(), policy.meter.account("evaluation"), policy.weights.use(weights), guided(policy, 1.0):
-        batch = captioned(policy, images, prompts, iteration=0, seed=settings.seed)
+        batch = captioned(policy, images, held_out.prompts, iteration=0, seed=settings.seed)
         return sum(term.loss.item() for term in loss(policy, batch, torch.zeros(len(images))))
 
 

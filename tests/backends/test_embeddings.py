@@ -227,7 +227,7 @@ class Few(SceneData):
 
     def captions(self):
         return [p.text for i in range(2) for p in self.prompts(2, i, 0)] + [
-            p.text for p in self.held_out(2, 1000)] + [p.text for p in self.held_out_images(2, 1000)[1]]
+            p.text for p in self.held_out(2, 1000)] + [p.text for p in self.held_out_images(2, 1000).prompts]
 """
 RECIPE = """
 [model]

@@ -50,7 +50,11 @@ def test_every_kind_of_place_gives_the_same_images_and_captions(tmp_path, kind):
     told, others = ({p.text for p in prompts} for prompts in (source.prompts(50, 0, 0), source.held_out(50, 0)))
     assert len(told) + len(others) == 12
     assert not told & others
-    assert {p.text for p in source.held_out_images(50, 0)[1]} == others
+    held_out = source.held_out_images(50, 0)
+    assert {p.text for p in held_out.prompts} == others
+    pictured = [f"picture {making.number_of(image)}" for image in held_out.images()]
+    assert pictured == [p.text for p in held_out.prompts]
+    assert [f"picture {making.number_of(image)}" for image in held_out.images(slice(1, 3))] == pictured[1:3]
 
 
 def test_an_image_stays_on_its_side_whatever_is_added(tmp_path):
@@ -108,7 +112,7 @@ def test_a_batch_has_one_size_and_buckets_their_share(tmp_path):
     assert set(shapes) == {(2, 3, 48, 80), (2, 3, 80, 48)}
     share = {(2, 3, size[1], size[0]): len(items) / len(source.training) for size, items in sizes.items()}
     assert {shape: count / 60 for shape, count in shapes.items()} == pytest.approx(share, abs=0.15)
-    assert source.held_out_images(50, 0)[0].shape[0] >= 1
+    assert source.held_out_images(50, 0).images().shape[0] >= 1
 
 
 def test_captions_are_dropped_at_their_rate(tmp_path):

@@ -27,7 +27,7 @@ def clip(tmp_path_factory):
 
 
 def test_scenes_features_are_those_of_the_shipped_scorer():
-    images, _ = SceneData().held_out_images(3, 0)
+    images = SceneData().held_out_images(3, 0).images()
     features = ScenesFeatures()
     found = features(images)
     assert found.shape == (3, features.width) == (3, 192)

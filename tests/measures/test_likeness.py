@@ -16,7 +16,7 @@ from grpaint.scenes.world import SceneData
 
 @pytest.fixture(scope="module")
 def pair():
-    images, _ = SceneData().held_out_images(4, 0)
+    images = SceneData().held_out_images(4, 0).images()
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     return (images + 0.05 * noise).clamp(0, 1), images
 

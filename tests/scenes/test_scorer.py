@@ -70,7 +70,8 @@ def test_it_tells_held_out_captions_apart() -> None:
 
 
 def test_it_reads_through_the_grain_of_a_model_in_training() -> None:
-    images, prompts = SceneData().held_out_images(200, seed=3)
+    held_out = SceneData().held_out_images(200, seed=3)
+    images, prompts = held_out.images(), held_out.prompts
     grainy = images + 0.05 * noise((0,), range(200), images.shape[1:])
     scorer, texts = shipped_scorer(), [prompt.text for prompt in prompts]
     wrong = [str(one_word_wrong(prompt.metadata["caption"])[0]) for prompt in prompts]

@@ -27,8 +27,7 @@ def assess(
     judging = Judging.of(sources[-1].recipe(sets))
     judging.check(sources, sets, few=few)
     settings = judging.recipe.evaluate
-    images, prompts = judging.recipe.data.held_out_images(settings.prompts, settings.seed)
-    parts = Parts(judging, out, images, prompts, log, keep)
+    parts = Parts(judging, out, judging.recipe.data.held_out_images(settings.prompts, settings.seed), log, keep)
     parts.reference()
     found = Assessed(parts, {source.name: parts.make(source, sets) for source in sources})
     result = found.result()
@@ -39,7 +38,7 @@ def assess(
         for protocol, key in ((FREE, "shown/free"), (RECONSTRUCTION, "shown/reconstruction"))
     }
     shown[RECONSTRUCTION] = {REFERENCE: found.reference["shown/free"]} | shown[RECONSTRUCTION]
-    captions = [prompt.text for prompt in prompts[: len(found.reference["shown/free"])]]
+    captions = [prompt.text for prompt in parts.prompts[: len(found.reference["shown/free"])]]
     for name, text in (("json", json.dumps(result, indent=1) + "\n"), ("html", page(result, shown, captions))):
         aside = out / f".evaluation.{name}.part"
         aside.write_text(text, encoding="utf-8")

@@ -14,7 +14,7 @@ from torch import Tensor
 from grpaint.assess.sources import Judging, Source, described, weights_hash
 from grpaint.core.errors import ConfigError
 from grpaint.core.files import read_weights, write_weights
-from grpaint.core.policy import Prompt, Reward, Weights
+from grpaint.core.policy import Captioned, Prompt, Reward, Weights
 from grpaint.evaluate import denoising_loss, sample
 from grpaint.learn.table import ask
 from grpaint.measures.likeness import likeness
@@ -32,14 +32,18 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Parts:
-    """The records of one command in its folder; ``images`` and ``prompts`` are the held-out references in order."""
+    """The records of one command in its folder; ``held_out`` has the references in order, opened a part at a time."""
 
     judging: Judging
     out: Path
-    images: Tensor
-    prompts: Sequence[Prompt]
+    held_out: Captioned
     log: Callable[[str], None]
     keep: bool = False
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """The captions of the references."""
+        return self.held_out.prompts
 
     def slices(self) -> Iterator[tuple[int, slice]]:
         """The parts, by number."""
@@ -78,9 +82,10 @@ class Parts:
         for number, rows in self.slices():
             if self._there(REFERENCE, number, label):
                 continue
-            found: Tensors = {"features": features(self.images[rows])} if features else {}
+            images = self.held_out.images(rows)
+            found: Tensors = {"features": features(images)} if features else {}
             if number == 0:
-                found["shown/free"] = _bytes(self.images[rows][:SHOWN])
+                found["shown/free"] = _bytes(images[:SHOWN])
             self._write(REFERENCE, number, found or {"none": torch.zeros(1)}, label)
 
     def make(self, source: Source, sets: Sequence[str]) -> dict[str, Any]:
@@ -108,7 +113,7 @@ class Parts:
     def _part(self, policy: Model, name: str, weights: Weights, rows: slice) -> Tensors:
         """Both protocols for some prompts."""
         settings, measure = self.judging.recipe.evaluate, self.judging.measure
-        prompts, images = self.prompts[rows], self.images[rows]
+        prompts, images = self.prompts[rows], self.held_out.images(rows)
         drawn = {"seed": settings.seed, "weights": weights, "first": rows.start}
         free = sample(policy, prompts, settings, **drawn)
         statistics = image_statistics(free)

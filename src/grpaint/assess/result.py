@@ -153,7 +153,7 @@ class Assessed:
 
     def _entry(self, name: str, protocol: str, card: Mapping[str, Any]) -> dict[str, Any]:
         recipe, measure = self.parts.judging.recipe, self.parts.judging.measure
-        settings, shape = recipe.evaluate, self.parts.images.shape
+        settings, shape = recipe.evaluate, self.reference["shown/free"].shape
         common: dict[str, Any] = {
             "metric": f"grpaint {importlib.metadata.version('grpaint')}",
             "images": len(self.parts.prompts),

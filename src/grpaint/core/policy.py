@@ -1,7 +1,7 @@
 """What a training loop needs of a model, of its conditioning, of a prompt and of a reward."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self, runtime_checkable
@@ -15,6 +15,7 @@ from grpaint.core.prediction import Prediction
 from grpaint.core.rng import Key
 
 Weights = Literal["current", "behaviour", "average", "reference"]
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,18 @@ class Prompt:
     text: str
     metadata: Mapping[str, object] = field(default_factory=dict)
     reference: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Captions, and the images that they describe: ``load`` opens a run of them as ``[b, 3, h, w]`` in [0, 1]."""
+
+    prompts: list[Prompt]
+    load: Callable[[slice], Tensor]
+
+    def images(self, rows: slice = ALL) -> Float[Tensor, "b 3 h w"]:
+        """The images of ``rows``, opened now."""
+        return self.load(rows)
 
 
 class Reward(Protocol):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NoReturn
 from torch import Tensor
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.policy import Prompt
+from grpaint.core.policy import Captioned, Prompt
 from grpaint.core.rng import permutation
 from grpaint.images.data import check_split
 from grpaint.images.order import held_out, stream
@@ -150,7 +150,7 @@ class PromptData:
         """Refused."""
         self._no_images()
 
-    def held_out_images(self, count: int, seed: int) -> tuple[Tensor, list[Prompt]]:
+    def held_out_images(self, count: int, seed: int) -> Captioned:
         """Refused."""
         self._no_images()
 

@@ -14,7 +14,7 @@ from grpaint.backends.runtime import Runtime
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import ConfigError
 from grpaint.core.path import Path
-from grpaint.core.policy import Policy, Prompt, Reward, Weights
+from grpaint.core.policy import Captioned, Policy, Prompt, Reward, Weights
 from grpaint.core.reward import RewardBase
 from grpaint.learn.floor import Floor
 
@@ -91,8 +91,8 @@ class Data(Protocol):
     def batch(self, count: int, iteration: int, seed: int) -> tuple[Tensor, list[Prompt]]:
         """Captioned training images in [0, 1], all of one size."""
 
-    def held_out_images(self, count: int, seed: int) -> tuple[Tensor, list[Prompt]]:
-        """Held-out captioned images."""
+    def held_out_images(self, count: int, seed: int) -> Captioned:
+        """Held-out captioned images, all of one size; fewer than ``count`` where there are no more."""
 
     def measures(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """What an evaluation records of each image, ``[b]`` each, ``score`` among them unless that is "reward"."""
