@@ -279,6 +279,17 @@ def test_more_iterations_go_on_from_the_end(short):
     tiny_runs.same(IT, Path("runs/long"))
 
 
+def test_a_run_that_used_up_its_evaluations_goes_on_with_more(straight):
+    each = lines(straight / "metrics.jsonl")[0]["cost/model_evaluations"]
+    end = command("train", "flow-grpo-fast", "--name", "it", sets=[*SETS, f"train.evaluations={2 * each}"])
+    assert "     2/2 " in end.out
+    assert "finished its 2 iterations" in command("train", "--name", "it", "--resume").out
+    end = command("train", "--name", "it", "--resume", sets=[f"train.evaluations={4 * each}"])
+    assert (end.code, end.err) == (0, "")
+    assert "     4/4 " in end.out
+    assert status(IT)["iterations"] == 4
+
+
 def test_there_must_be_a_run_to_resume():
     end = command("train", "--name", "it", "--resume")
     assert end.code == 2

@@ -48,8 +48,10 @@ def _run(stage: str, recipe: str | None, sets: list[str], name: str | None, *, r
         loaded, settings = resolve(keep_pins(again, kept), stage)
         kept = resolve(kept, stage)[1]  # with the defaults of settings that have come since
         check_resume(folder, kept, settings)
-        if settings == kept and folder.facts().get("status") == "finished":
-            console.print(f"{path} has finished its {loaded.train.iterations} iterations; nothing to do.")
+        facts = folder.facts()
+        if settings == kept and facts.get("status") == "finished":
+            limits = "train.iterations" + (" and train.evaluations" if loaded.train.evaluations else "")
+            console.print(f"{path} has finished its {facts['iterations']} iterations; with larger {limits} it goes on.")
             return
         folder.keep_settings(settings)
         folder.status(sets=given)
@@ -57,7 +59,7 @@ def _run(stage: str, recipe: str | None, sets: list[str], name: str | None, *, r
         loaded, settings = pinned(*open_recipe(recipe, stage, sets))
         folder = RunFolder.create(path, settings, sets)
     try:
-        with Progress(console, loaded.train.iterations) as progress:
+        with Progress(console, loaded.train) as progress:
             start(loaded, folder, progress.log, [progress.watch])
     except (ConfigError, CheckpointError):
         if not resume and not folder.lines("evaluations.jsonl"):

@@ -82,16 +82,10 @@ class Loop:
         train, used = self.recipe.train, self.policy.meter.counts["training"]
         return self.done >= train.iterations or bool(train.evaluations and used >= train.evaluations)
 
-    def _total(self) -> int:
-        """Iterations in all: the recipe's, or what the model evaluations would last for at the cost so far."""
-        train, used = self.recipe.train, self.policy.meter.counts["training"]
-        if not (train.evaluations and used):
-            return train.iterations
-        return min(train.iterations, max(self.done + 1, round(self.done * train.evaluations / used)))
-
     def _set_rates(self) -> None:
-        train = self.recipe.train
-        factor = learning_rate_factor(train.schedule, train.warmup, self.done, self._total())
+        train, used = self.recipe.train, self.policy.meter.counts["training"]
+        total = max(self.done + 1, train.total(self.done, used))
+        factor = learning_rate_factor(train.schedule, train.warmup, self.done, total)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor

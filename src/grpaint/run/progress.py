@@ -8,18 +8,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from grpaint.run.score import score_of, shown, unit
+from grpaint.run.settings import Optimisation
 from grpaint.run.watch import told
 
 
 class Progress:
     """Reward, held-out score and time left."""
 
-    def __init__(self, console: Console, total: int) -> None:
-        self.console, self.total = console, total
+    def __init__(self, console: Console, train: Optimisation) -> None:
+        self.console, self.train, self.total = console, train, train.iterations
         self.reward, self.score = "", ""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Bar(*columns, console=console, disable=not console.is_terminal)
-        self.task = self.bar.add_task("starting", total=total)
+        self.task = self.bar.add_task("starting", total=self.total)
         self.began = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -45,10 +46,13 @@ class Progress:
                     f"{iteration:6d}/{self.total}  {self.reward}  {self.score}  {time.monotonic() - self.began:.0f} s"
                 )
         else:
+            self.total = self.train.total(iteration, line["cost/model_evaluations"])
             rewards = [
                 f"{name[7:]} {value:.3f}"
                 for name, value in line.items()
                 if name.startswith("reward/") and name.count("/") == 1
             ]
             self.reward = "  ".join(rewards) or f"loss {line.get('sft/denoising', float('nan')):.4f}"
-        self.bar.update(self.task, completed=iteration, description=f"{self.reward}  {self.score}".strip())
+        self.bar.update(
+            self.task, completed=iteration, total=self.total, description=f"{self.reward}  {self.score}".strip()
+        )

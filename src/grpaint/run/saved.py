@@ -23,7 +23,7 @@ MENDED = (
 
 
 def check_resume(folder: RunFolder, kept: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Hold a run to its own settings, save for a larger ``train.iterations`` and what :data:`MENDED` names.
+    """Hold a run to its own settings, save for larger limits of its length and what :data:`MENDED` names.
 
     ``kept`` are the settings of run.toml, ``asked`` those of this command.
 
@@ -31,14 +31,14 @@ def check_resume(folder: RunFolder, kept: dict[str, Any], asked: dict[str, Any])
         ConfigError: where a setting differs.
     """
     for key, old, new in _differences(kept, asked):
-        if key == "train.iterations" and isinstance(new, int) and new > old:
+        if key in ("train.iterations", "train.evaluations") and isinstance(new, int) and new > old:
             continue
         if re.fullmatch(MENDED, key):
             continue
         raise ConfigError(
-            f"{key} = {new!r}: the run {folder.path} has {old!r}; --resume repeats a run's settings (only a larger "
-            "train.iterations, where rewards are found, and model.batch, model.vae_batch, model.checkpointing and "
-            "minibatch may differ). Start another run with another --name."
+            f"{key} = {new!r}: the run {folder.path} has {old!r}; --resume repeats a run's settings (only larger "
+            "train.iterations and train.evaluations, where rewards are found, and model.batch, model.vae_batch, "
+            "model.checkpointing and minibatch may differ). Start another run with another --name."
         )
 
 

@@ -48,6 +48,12 @@ class Optimisation:
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
 
+    def total(self, done: int, used: int) -> int:
+        """Iterations in all: as set, or as many as ``evaluations`` last for, where ``done`` of them took ``used``."""
+        if not (self.evaluations and used):
+            return self.iterations
+        return min(self.iterations, max(done, round(done * self.evaluations / used)))
+
 
 @dataclass(frozen=True)
 class Training(Optimisation):
