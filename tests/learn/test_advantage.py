@@ -145,6 +145,14 @@ def test_per_reward_is_the_weighted_mean_of_normalised_rewards(std: str) -> None
     close(PerReward(std, eps=1e-9)(both, rollout(EVEN)), expected)  # type: ignore[arg-type]
 
 
+def test_a_negative_weight_turns_a_reward_round() -> None:
+    a, b = scores(1), scores(2)
+    for weights in ({"a": -1.0, "b": 0.0}, {"a": 1.0, "b": -2.0}, {"a": 1.0, "b": -0.99}):
+        both = RewardTable({"a": torch.tensor(a), "b": torch.tensor(b)}, weights)
+        parts = [weights[name] * normalised(each, EVEN, "group", 0) for name, each in (("a", a), ("b", b))]
+        close(PerReward(eps=1e-9)(both, rollout(EVEN)), sum(parts) / sum(map(abs, weights.values())))
+
+
 @pytest.mark.parametrize("factor", [1000.0, 1e-3])
 @pytest.mark.parametrize("std", ["group", "batch"])
 def test_the_unit_of_a_reward_does_not_matter_to_per_reward(std: str, factor: float) -> None:

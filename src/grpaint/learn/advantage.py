@@ -102,7 +102,7 @@ class PerReward:
     """Each reward normalised within its group first, then weighted: scaling one by 1000 changes nothing.
 
     MixGRPO's and DanceGRPO's aggregation. Where a reward does not apply, the weights of the others are rescaled to sum
-    to the same; weights are normalised to sum to one.
+    to the same; the weights' absolute values are normalised to sum to one. A negative weight turns a reward round.
     """
 
     std: Spread = "group"
@@ -121,7 +121,7 @@ class PerReward:
         """Each reward's part of the advantage."""
         every = torch.ones_like(rollout.group, dtype=torch.bool)
         where = {name: table.applies.get(name, every) for name in table.columns}
-        total = torch.stack([table.weight(name) * where[name].double() for name in table.columns]).sum(0)
+        total = torch.stack([abs(table.weight(name)) * where[name].double() for name in table.columns]).sum(0)
         parts = {}
         for name, column in table.columns.items():
             # relative eps: the same advantage whatever unit a reward speaks in
