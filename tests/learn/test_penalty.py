@@ -136,12 +136,13 @@ def test_a_step_along_the_gradient_leads_back_to_the_reference(penalty: Penalty)
 def test_adaptive_kl_follows_ziegler() -> None:
     penalty = AdaptiveKl(target=0.1, beta=0.01, rate=0.5)
     path = []
-    for kl in (0.11, 0.1, 0.5, 0.085, 0.0):
+    for kl in (0.11, 0.1, 0.5, 0.085, 0.0, math.nan, math.inf):
         penalty.observe(kl)
         path.append(penalty.state_dict()["beta"])
     expected = [0.01 * 1.05]
     for factor in (1, 1.1, 1 - 0.075, 0.9):
         expected.append(expected[-1] * factor)
+    expected += expected[-1:] * 2
     assert path == pytest.approx(expected)
 
 

@@ -1,5 +1,6 @@
 """What keeps a policy near its reference, one number a row, already times its coefficient."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
@@ -93,7 +94,9 @@ class AdaptiveKl:
         return StepKl(self._beta, self.scale)(now, reference, transition)
 
     def observe(self, kl: float) -> None:
-        """Take note of an iteration's mean KL."""
+        """Take note of an iteration's mean KL; one of a skipped update, not finite, is passed over."""
+        if not math.isfinite(kl):
+            return
         self._beta *= 1 + self.rate * min(max(kl / self.target - 1, -0.2), 0.2)
 
     def state_dict(self) -> dict[str, float]:
