@@ -11,7 +11,8 @@ from torch import Tensor
 from grpaint.backends.gaussian import GaussianModel
 from grpaint.backends.runtime import Runtime
 from grpaint.core import Cps, FlowPath, FlowSde, Ode, Path, Point, Prediction, Prompt, VpPath, read, step
-from grpaint.rollout import Plan, Random, Shared, Sliding, Tail, multistep, roll
+from grpaint.rollout import Plan, Random, Shared, Sliding, Tail, Whole, multistep, roll
+from grpaint.rollout.window import Window
 
 
 def network(x: Tensor, t: float) -> Tensor:
@@ -137,6 +138,17 @@ def test_a_tail_leaves_the_window_as_it_was_and_has_fewer_steps() -> None:
         assert torch.equal(ours.x_next, theirs.x_next)
     assert not torch.equal(short.x0, plain.x0)
     torch.testing.assert_close(short.x0, plain.x0, rtol=0, atol=0.15)
+
+
+@pytest.mark.parametrize("window", [Whole(skip_last=0), Random(2, 0, 10)], ids=str)
+def test_no_tail_follows_a_window_that_closes_at_the_end(window: Window) -> None:
+    plan = Plan(12, FlowSde(), window, tail=Tail())
+    plan.check(FlowPath(), 4)
+    for iteration in range(20):
+        legs = plan.course(FlowPath(), iteration, 0).legs
+        last = window.steps(12, iteration, 0)[-1]
+        assert [leg.solved for leg in legs] == [False] * (last + 1) + [True] * (len(legs) - last - 1)
+        assert legs[-1].there.sigma == 0
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, Ddim, FlowPath, Path, Prompt, VpPath
-from grpaint.rollout import Funnel, Independent, Plan, Reference, Shared, Whole, roll
+from grpaint.rollout import Funnel, Independent, Plan, Prefix, Reference, Shared, Whole, roll
 from grpaint.rollout.start import Begin, Start
 
 VP = VpPath(betas="cosine", spacing="trailing", final="one")
@@ -69,7 +69,7 @@ def test_a_reference_row_is_the_noised_picture_at_the_first_level_below_its_stre
     assert torch.equal(references, chosen)
     assert group[chosen].unique().numel() == 2
     (enter,) = entry[chosen].unique().tolist()
-    assert levels[enter] <= strength < levels[enter - 1]
+    assert levels[enter] <= strength + 1e-9 < levels[enter - 1]
     noise = policy.noise((0, 0, "start"), range(12))
     here = path.grid(10)[enter]
     for row in range(12):
@@ -112,6 +112,23 @@ def test_a_strength_that_leaves_no_step_is_refused(path: Path) -> None:
         begin(Reference(strength=0.001), model(path), members(4, 3))
     entry = begin(Reference(strength=0.101), model(), members(4, 3)).entry
     assert set(entry.tolist()) == {0, 9}
+
+
+@pytest.mark.parametrize(("steps", "strength", "enter"), [(10, 0.3, 7), (20, 0.3, 14), (20, 0.05, 19), (10, 0.6, 4)])
+def test_a_level_that_equals_the_strength_is_at_it(steps: int, strength: float, enter: int) -> None:
+    assert Reference(strength).enter(FlowPath().grid(steps)) == enter
+
+
+@pytest.mark.parametrize(
+    ("plan", "match"),
+    [
+        (Plan(10, Cps(), Prefix(2), start=Reference(0.31)), "window trains no step from 7 on"),
+        (Plan(10, Cps(), Prefix(8), Funnel((), (2,), close=True), Reference(0.31)), "a window may close before"),
+    ],
+)
+def test_plans_in_which_references_come_too_late_are_refused(plan: Plan, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        plan.check(FlowPath(), 4)
 
 
 def test_rows_take_no_step_before_they_enter() -> None:

@@ -82,13 +82,9 @@ class Plan:
                 )
         if not 0 < self.base_after <= 1:
             raise ValueError(f"base_after must lie in (0, 1], got {self.base_after}")
-        if isinstance(self.start, Reference):
-            if self.previews:
-                raise ValueError('previews does not go with start.kind = "reference": rows enter at different steps')
-            enter = self.start.enter(grid)
-            if self.prune and self.prune.at and self.prune.at[0] < enter:
-                raise ValueError(f"prune.at must not come before step {enter}, where rows with a reference begin")
         reach = self.window.reach(self.steps)
+        if isinstance(self.start, Reference):
+            self._check_entry(self.start.enter(grid), reach)
         if self.base_after < 1 and len(reach):
             raise ValueError(
                 "base_after leaves steps to the base, which training cannot credit; it is for a closed window. To "
@@ -98,6 +94,23 @@ class Plan:
             raise ValueError("prune.close needs a window that closes before the last step; set prune.at instead")
         if self.tail:
             self._check_tail(grid)
+
+    def _check_entry(self, enter: int, reach: Sequence[int]) -> None:
+        """Rows with a reference begin at step ``enter``, and the others at noise."""
+        if self.previews:
+            raise ValueError('previews does not go with start.kind = "reference": rows enter at different steps')
+        if len(reach) and reach[-1] < enter:
+            raise ValueError(
+                f"window trains no step from {enter} on, where rows with a reference begin: they would teach nothing. "
+                "Let it reach further, or raise start.strength"
+            )
+        if self.prune and self.prune.at and self.prune.at[0] < enter:
+            raise ValueError(f"prune.at must not come before step {enter}, where rows with a reference begin")
+        if self.prune and self.prune.close:
+            raise ValueError(
+                'prune.close does not go with start.kind = "reference": a window may close before such rows begin; set '
+                "prune.at instead"
+            )
 
     def _check_tail(self, grid: Sequence[Point]) -> None:
         """A tail solves noise-free steps, alike for all rows, and has step numbers of its own."""
@@ -119,7 +132,8 @@ class Plan:
         trained = self.window.steps(self.steps, iteration, seed)
         grid = path.grid(self.steps)
         close = trained[-1] + 1 if len(trained) else 0
-        points = [*grid[:close], *self.tail.points(path, self.steps, close)] if self.tail else grid
+        tail = self.tail if close < self.steps else None
+        points = [*grid[:close], *tail.points(path, self.steps, close)] if tail else grid
         legs = tuple(
             Leg(
                 k,
@@ -127,7 +141,7 @@ class Plan:
                 there,
                 self.sampler if k in trained else self.outside if there.sigma else Ode(),  # images end clean
                 k in trained,
-                bool(self.tail) and k >= close,
+                bool(tail) and k >= close,
             )
             for k, (here, there) in enumerate(pairwise(points))
         )

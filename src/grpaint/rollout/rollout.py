@@ -161,7 +161,7 @@ class Roller:
         if not len(going):
             return
         x, rows = _some(self.walk.x, going), self.cond.rows(self.walk.owner[going])
-        base = leg.step >= self.plan.base_after * len(self.course.legs)
+        base = leg.step >= round(self.plan.base_after * len(self.course.legs), 9)
         weights = "reference" if base else self.plan.weights
         with torch.set_grad_enabled(retain and leg.trained):
             acted = act(self.policy, leg.sampler, x, leg.here, leg.there, rows, weights)

@@ -115,7 +115,7 @@ class Reference:
         """
         levels = [sigma / (alpha + sigma) for _, alpha, sigma in grid[:-1]]
         for step, level in enumerate(levels):
-            if level <= self.strength:
+            if level <= self.strength + 1e-9:  # a level that is meant to equal it is off by rounding
                 return step
         raise ValueError(
             f"start.strength {self.strength:g} lies below the noise at which the last of {len(levels)} steps begins "
