@@ -64,11 +64,15 @@ class MuonAdamw:
         every = list(parameters)
         matrices = [p for p in every if p.ndim == 2 and min(p.shape) > 64]  # tables and places are not maps
         rest = [p for p in every if not any(p is matrix for matrix in matrices)]
-        muon = torch.optim.Muon(
-            matrices, lr=learning_rate, momentum=self.momentum, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
-        )
-        adamw = torch.optim.AdamW(rest, lr=self.adamw * learning_rate, betas=(0.9, self.beta2), weight_decay=0.0)
-        return [muon, adamw]
+        rate, betas = self.adamw * learning_rate, (0.9, self.beta2)
+        made: list[torch.optim.Optimizer] = []
+        if matrices:  # an adapter has none so large
+            made.append(
+                torch.optim.Muon(
+                    matrices, lr=learning_rate, momentum=self.momentum, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+                )
+            )
+        return [*made, torch.optim.AdamW(rest, lr=rate, betas=betas, weight_decay=0.0)] if rest else made
 
 
 @dataclass(frozen=True)
