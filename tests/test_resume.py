@@ -232,6 +232,7 @@ def test_equal_settings_may_be_repeated(short):
     [
         ("train.seed=1", "train.seed = 1"),
         ("train.iterations=3", "train.iterations = 3"),
+        ("train.evaluations=10", "train.evaluations = 10"),
         ("plan.sampler.eta=0.5", "plan.sampler.eta = 0.5"),
         ("plan.sampler.kind=flow-sde", "plan.sampler.kind = 'flow-sde'"),
         ("evaluate.guided=[2]", "evaluate.guided"),

@@ -31,7 +31,7 @@ def check_resume(folder: RunFolder, kept: dict[str, Any], asked: dict[str, Any])
         ConfigError: where a setting differs.
     """
     for key, old, new in _differences(kept, asked):
-        if key in ("train.iterations", "train.evaluations") and isinstance(new, int) and new > old:
+        if key in ("train.iterations", "train.evaluations") and isinstance(new, int) and _longer(old, new):
             continue
         if re.fullmatch(MENDED, key):
             continue
@@ -40,6 +40,11 @@ def check_resume(folder: RunFolder, kept: dict[str, Any], asked: dict[str, Any])
             "train.iterations and train.evaluations, where rewards are found, and model.batch, model.vae_batch, "
             "model.checkpointing and minibatch may differ). Start another run with another --name."
         )
+
+
+def _longer(old: int, new: int) -> bool:
+    """Whether a limit is raised; 0 is none."""
+    return new == 0 or 0 < old < new
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
