@@ -80,7 +80,10 @@ def interval(values: Tensor) -> list[float]:
     half = (
         NORMAL_95 * values.double().std(correction=1).item() / math.sqrt(len(values)) if len(values) > 1 else math.inf
     )
-    return [round(mean - half, 5), round(mean + half, 5)] if math.isfinite(half) else [mean, mean]
+    if not math.isfinite(half):
+        return [mean, mean]
+    digits = _digits(half or mean, 5)
+    return [round(mean - half, digits), round(mean + half, digits)]
 
 
 def natural_loss(path: Path) -> Denoising:
@@ -164,9 +167,13 @@ def free_rewards(rewards: RewardSet, images: Tensor, prompts: Sequence[Prompt]) 
 
 def _written(values: Tensor) -> list[float]:
     """To four decimals, and to more where the largest value is small."""
-    most = values.abs().max().item()
-    digits = max(4, 3 - math.floor(math.log10(most))) if most else 4
+    digits = _digits(values.abs().max().item(), 4)
     return [round(value, digits) for value in values.tolist()]
+
+
+def _digits(size: float, least: int) -> int:
+    """Decimals of a number of this size, four of them its own."""
+    return max(least, 3 - math.floor(math.log10(abs(size)))) if size else least
 
 
 def by_category(data: Data, prompts: Sequence[Prompt], measures: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:

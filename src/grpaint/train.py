@@ -1,6 +1,7 @@
 """The two loops: supervised, and reinforcement learning. Neither knows which method it runs."""
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -131,8 +132,14 @@ def _machine(runtime: Runtime) -> str:
 
 
 def rewards_of(recipe: Recipe) -> RewardSet | None:
-    """The rewards of a recipe; a supervised one has none."""
-    return recipe.reward_set() if isinstance(recipe, TrainRecipe) else None
+    """The rewards that a model is judged by, with the weights of its recipe; a supervised one has none.
+
+    What a floor adds to a weight belongs to training: it changes from one evaluation to the next.
+    """
+    if not isinstance(recipe, TrainRecipe):
+        return None
+    weights = {name: item.weight for name, item in recipe.rewards.items()}
+    return dataclasses.replace(recipe.reward_set(), weights=weights)
 
 
 def _judge(recipe: Recipe, policy: Model, iteration: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from PIL import Image
 import tiny_runs
 from grpaint.run.config import open_recipe
 from grpaint.run.pieces import stateful
+from grpaint.train import rewards_of
 from tiny_runs import TINY, command, lines, status
 from tiny_scorers import clip_folder
 
@@ -90,6 +91,16 @@ def test_a_floor_is_logged_and_resumed():
     for line in whole:
         assert line["advantage/share/more"] + line["advantage/share/less"] == pytest.approx(1)
     assert [line["reward/less/multiplier"] for line in whole][:2] == [0.0, 0.0]  # the base, and its measure
+
+
+def test_what_a_floor_adds_is_trainings_alone():
+    floor = '{kind="rewards.py:less",weight=0.5,floor={}}'
+    sets = [*TINY, f'rewards={{more={{kind="rewards.py:rows"}},less={floor}}}']
+    recipe = open_recipe("flow-grpo-fast", "train", sets)[0]
+    held = recipe.rewards["less"].floor
+    held.load_state_dict(held.state_dict() | {"multiplier": 2.0})
+    assert recipe.reward_set().weights == {"more": 1.0, "less": 2.5}
+    assert rewards_of(recipe).weights == {"more": 1.0, "less": 0.5}
 
 
 def test_a_function_of_three_gets_texts_and_metadata_and_a_third_setting_is_no_metadata():

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from grpaint.evaluate import interval
 from grpaint.run.statistics import bootstrap_interval, holm, mean_interval, paired_t, t_cdf, t_quantile
 
 
@@ -20,6 +21,15 @@ def test_one_and_two_degrees_of_freedom_have_closed_forms() -> None:
     for t in (-3.0, -0.5, 0.0, 0.7, 6.0):
         assert t_cdf(t, 1) == pytest.approx(0.5 + math.atan(t) / math.pi, abs=1e-9)
         assert t_cdf(t, 2) == pytest.approx(0.5 + t / (2 * math.sqrt(2 + t * t)), abs=1e-9)
+
+
+def test_the_interval_of_small_values_holds_their_mean() -> None:
+    for scale in (1.0, 1e-3, 1e-6):
+        values = scale * torch.tensor([3.0, 4.0, 5.0, 4.0])
+        low, high = interval(values)
+        half = 1.96 * values.std().item() / 2
+        assert (low, high) == pytest.approx((4 * scale - half, 4 * scale + half), rel=1e-3)
+    assert interval(torch.full((3,), 4e-6)) == pytest.approx([4e-6, 4e-6])
 
 
 def test_an_interval_is_students() -> None:
