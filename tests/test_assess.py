@@ -1,14 +1,21 @@
 """``grpaint evaluate`` of several models: what it makes, that parts change nothing, and what it refuses."""
 
+import dataclasses
 import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import tiny_runs
 from grpaint.assess import parts
+from grpaint.assess.sources import Judging
+from grpaint.core.errors import ConfigError
+from grpaint.core.policy import Captioned, Prompt
+from grpaint.run.config import open_recipe
+from grpaint.run.settings import Evaluation
 from tiny_runs import REWARD, TINY, command
 
 FEW = ("measure.group=2", "measure.group_prompts=3", "measure.draws=20", "measure.image_draws=2")
@@ -106,9 +113,12 @@ def test_parts_and_interruptions_change_nothing(result, monkeypatch, tmp_path):
     for one, other in zip(json.loads(end.out)["measures"], result["measures"], strict=True):
         for name, value in other["values"].items():
             assert one["values"][name]["value"] == pytest.approx(value["value"], rel=1e-3, abs=1e-4), one["measure"]
-    refused = command(*words, sets=[*FEW, "measure.strength=0.5"])
-    assert refused.code == 2
-    assert "0000.safetensors: made with other settings or weights" in refused.err
+    for other in ("measure.strength=0.5", "precision=bf16", "model.guidance=2.0"):
+        refused = command(*words, sets=[*FEW, other])
+        assert refused.code == 2
+        assert "0000.safetensors: made with other settings or weights" in refused.err
+    end = command(*words, sets=[*FEW, "model.batch=3"])
+    assert (end.code, end.err) == (0, "")  # nothing was drawn again
     shutil.rmtree(tmp_path / "again")
 
 
@@ -125,6 +135,7 @@ def test_a_table_for_a_person_and_a_model_against_itself(tmp_path):
 
 REFUSED = {
     ("base", "tuned=one"): (FEW, "evaluate.prompts = 6: a Frechet distance on 192 features needs more images"),
+    ("base", "tuned=one", "--few"): ((*FEW, "evaluate.prompts=3"), "evaluate.prompts = 3: recall looks at 3"),
     ("a=one", "a=one:base", "--few"): (FEW, "a: two sources of one name"),
     ("reference=one", "tuned=one", "--few"): (FEW, '"reference" is the name of the true images'),
     ("base", "one", "--few"): ((*FEW, "measure.strength=0.01"), "measure.strength: start.strength 0.01 lies below"),
@@ -140,6 +151,22 @@ def test_what_cannot_be_judged_is_refused_in_one_line(words, tmp_path):
     assert (end.code, end.err.count("\n")) == (2, 1)
     assert said in end.err
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "side", "said"),
+    [
+        (20, 32, "20 held-out images, 256 asked for: a Frechet distance on 192 features .* hold out more, or --few"),
+        (2, 32, "2 held-out images, 256 asked for: recall looks at 3 neighbours"),
+        (200, 16, "the held-out images have 16 x 16 pixels, and the model draws 32 x 32"),
+    ],
+)
+def test_references_that_are_too_few_or_of_another_size_are_refused(count, side, said):
+    judging = Judging.of(open_recipe("flow-grpo-fast", "train", [])[0])
+    judging = dataclasses.replace(judging, recipe=dataclasses.replace(judging.recipe, evaluate=Evaluation(prompts=256)))
+    images = torch.zeros(count, 3, side, side)
+    with pytest.raises(ConfigError, match=said):
+        judging.check_references(Captioned([Prompt("")] * count, images.__getitem__), few=False)
 
 
 DATA = """

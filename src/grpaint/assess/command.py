@@ -25,9 +25,11 @@ def assess(
     if any(source.name == REFERENCE for source in sources):
         raise ConfigError(f'"{REFERENCE}" is the name of the true images; call the model something else.')
     judging = Judging.of(sources[-1].recipe(sets))
-    judging.check(sources, sets, few=few)
+    judging.check(sources, sets)
     settings = judging.recipe.evaluate
-    parts = Parts(judging, out, judging.recipe.data.held_out_images(settings.prompts, settings.seed), log, keep)
+    held_out = judging.recipe.data.held_out_images(settings.prompts, settings.seed)
+    judging.check_references(held_out, few=few)
+    parts = Parts(judging, out, held_out, log, keep)
     parts.reference()
     found = Assessed(parts, {source.name: parts.make(source, sets) for source in sources})
     result = found.result()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from grpaint.assess.sources import Judging, Source, described, weights_hash
+from grpaint.backends.runtime import resolve as resolve_runtime
 from grpaint.core.errors import ConfigError
 from grpaint.core.files import read_weights, write_weights
 from grpaint.core.policy import Captioned, Prompt, Reward, Weights
@@ -26,6 +27,7 @@ from grpaint.run.report import save_picture, to_picture
 PART = 64  # prompts
 SHOWN = 8  # of the first prompts, whose images stay for the page
 REFERENCE = "reference"
+ALIKE = {"start", "adapter", "cache", "embeddings", "batch", "vae_batch", "checkpointing"}  # of [model]: no other image
 
 Tensors = dict[str, Tensor]
 
@@ -64,7 +66,7 @@ class Parts:
             "rewards": rewards,
             "part": PART,
         }
-        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return _hash(said)
 
     def file(self, name: str, number: int) -> Path:
         """The tensors of a part's record."""
@@ -102,7 +104,9 @@ class Parts:
             "of": weights,
             "model": dump(recipe.model),
         }
-        label = f"{self.fingerprint()}-{known['weights']}"
+        runtime = resolve_runtime(recipe.device, recipe.precision)
+        drawn = [{k: v for k, v in known["model"].items() if k not in ALIKE}, runtime.precision]
+        label = f"{self.fingerprint()}-{known['weights']}-{_hash(drawn)}"
         for number, rows in self.slices():
             if not self._there(source.name, number, label):
                 self._write(source.name, number, self._part(policy, source.name, weights, rows), label)
@@ -176,6 +180,10 @@ class Parts:
 
 def _asked(rewards: dict[str, Reward], images: Tensor, prompts: Sequence[Prompt]) -> Tensors:
     return {name: ask(name, reward, images, prompts) for name, reward in rewards.items()}
+
+
+def _hash(said: object) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _bytes(images: Tensor) -> Tensor:

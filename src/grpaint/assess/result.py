@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from grpaint.assess.parts import REFERENCE, Parts, Tensors
-from grpaint.assess.sources import STANDS_FOR, described
+from grpaint.assess.sources import NEIGHBOURS, STANDS_FOR, described
 from grpaint.measures.distances import KernelDistance, Moments, frechet_distance, pairwise_distance, recalled
 from grpaint.measures.features import file_hash
 from grpaint.rewards.scenes import SceneCleanliness, SceneDistance, SceneScorer
@@ -21,7 +21,6 @@ from grpaint.run.watch import Watch, hacking
 from grpaint.scenes.scorer import SHIPPED
 
 FREE, RECONSTRUCTION = "free generation", "reconstruction"
-NEIGHBOURS = 3  # of recall
 LOWER = ("fid", "kid", "background", "patch_energy", "image/grid_energy", "denoising_loss")  # is better
 NORMAL_95 = 1.959964
 PIXELS = {"ssim": "torchmetrics", "psnr": "torchmetrics"}

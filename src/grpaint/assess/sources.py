@@ -10,7 +10,7 @@ from typing import Any
 
 from grpaint.backends.runtime import resolve as resolve_runtime
 from grpaint.core.errors import ConfigError
-from grpaint.core.policy import Reward, Weights
+from grpaint.core.policy import Captioned, Reward, Weights
 from grpaint.images.data import DrawnImages
 from grpaint.measures.features import ScenesFeatures
 from grpaint.rewards.scenes import SceneCleanliness, SceneDistance, SceneScorer
@@ -23,6 +23,7 @@ from grpaint.run.settings import Measuring
 from grpaint.scenes.world import SceneData
 from grpaint.train import rewards_of
 
+NEIGHBOURS = 3  # by which recall is told
 STANDS_FOR = {"scenes-scorer": "CLIP-Score", "scenes-cleanliness": "aesthetic", "scenes-distance": "LPIPS"}
 
 
@@ -119,8 +120,8 @@ class Judging:
         alone = {name: r for name, r in every.items() if not getattr(r, "needs_group", False)}
         return {name: r for name, r in alone.items() if getattr(r, "needs_reference", False) == referenced}
 
-    def check(self, sources: Sequence[Source], sets: Sequence[str], *, few: bool) -> None:
-        """Refuse what cannot be judged, before any weight is opened.
+    def check(self, sources: Sequence[Source], sets: Sequence[str]) -> None:
+        """Refuse models that cannot be judged beside each other, before any weight is opened.
 
         Raises:
             ConfigError: with the reason and the way out.
@@ -137,14 +138,34 @@ class Judging:
                 self.start.enter(model.path.grid(self.recipe.evaluate.steps))
             except ValueError as error:
                 raise ConfigError(f"measure.strength: {error}.") from error
-        features, count = self.measure.features, self.recipe.evaluate.prompts
-        if features:
-            features.card()
-            if count <= features.width and not few:
-                raise ConfigError(
-                    f"evaluate.prompts = {count}: a Frechet distance on {features.width} features needs more images "
-                    f"than features; --set evaluate.prompts={features.width + 1} or more, or --few."
-                )
+        if self.measure.features:
+            self.measure.features.card()
+
+    def check_references(self, held_out: Captioned, *, few: bool) -> None:
+        """Refuse references that are too few, or of another size than what is drawn, before any weight is opened.
+
+        Raises:
+            ConfigError: with the reason and the way out.
+        """
+        high, width = held_out.images(slice(1)).shape[-2:]
+        if (high, width) != self.recipe.model.pixels:
+            drawn = " x ".join(str(side) for side in reversed(self.recipe.model.pixels))
+            raise ConfigError(
+                f"the held-out images have {width} x {high} pixels, and the model draws {drawn}: reconstructions need "
+                "one size. Set data.resolution to the model's, without buckets, or model.height and model.width."
+            )
+        features, count, asked = self.measure.features, len(held_out.prompts), self.recipe.evaluate.prompts
+        if not features or count > features.width:
+            return
+        have = f"evaluate.prompts = {count}" if count == asked else f"{count} held-out images, {asked} asked for"
+        more = f"--set evaluate.prompts={features.width + 1} or more" if count == asked else "hold out more"
+        if count <= NEIGHBOURS:
+            raise ConfigError(f"{have}: recall looks at {NEIGHBOURS} neighbours, and needs more images; {more}.")
+        if not few:
+            raise ConfigError(
+                f"{have}: a Frechet distance on {features.width} features needs more images than features; {more}, or "
+                "--few."
+            )
 
 
 def weights_hash(policy: Model, weights: Weights) -> str:
