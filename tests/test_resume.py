@@ -140,14 +140,31 @@ def test_a_second_signal_stops_at_once(short):
     _resumed(short)
 
 
-def test_a_process_stopped_from_outside_as_soon_as_it_runs(short):
-    running = process("train", "flow-grpo-fast", "--name", "it", sets=[*TINY, REWARD])
+def _under_way(*sets):
+    running = process("train", "flow-grpo-fast", "--name", "it", sets=[*TINY, REWARD, *sets])
     while running.poll() is None and not ((IT / "run.json").is_file() and status(IT)["status"] == "running"):
         time.sleep(0.005)
+    return running
+
+
+def test_a_process_asked_twice_says_so_twice():
+    running = _under_way("evaluate.prompts=2000", "evaluate.steps=50")  # the first evaluation takes long
+    running.send_signal(signal.SIGINT)
+    assert running.stderr.readline().startswith("grpaint: stopping after what is under way")
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=600)
+    assert running.returncode == 130
+    assert said == "grpaint: stopped at once; what was saved before stays.\n"
+
+
+def test_a_process_stopped_from_outside_as_soon_as_it_runs(short):
+    running = _under_way()
     running.send_signal(signal.SIGTERM)
     _, said = running.communicate(timeout=600)
     assert running.returncode == 143
-    assert said == "grpaint: stopped by SIGTERM after saving; go on with --resume.\n"
+    first, last = said.splitlines()
+    assert first.startswith("grpaint: stopping after what is under way")
+    assert last == "grpaint: stopped by SIGTERM after saving; go on with --resume."
     assert status(IT)["status"] == "interrupted"
     assert [path.name for path in IT.glob("checkpoints/*")] == ["000001"]
     _resumed(short)

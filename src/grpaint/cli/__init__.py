@@ -17,7 +17,10 @@ def main() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != 130:  # typer's own word for Ctrl-C
+            raise
+        typer.echo("grpaint: stopped at once; what was saved before stays.", err=True)
         sys.exit(130)
     except Exception as error:
         code = _explain(error)

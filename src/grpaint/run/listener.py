@@ -1,9 +1,12 @@
 """Signals that ask a run to stop."""
 
+import os
 import signal
 import threading
 from types import FrameType
 from typing import Any, Self
+
+SAID = b"grpaint: stopping after what is under way, an iteration or an evaluation; again to stop at once.\n"
 
 
 class Stopped(Exception):
@@ -34,3 +37,4 @@ class Listener:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = number
+        os.write(2, SAID)  # a handler may come in the middle of a print

@@ -16,7 +16,8 @@ class Progress:
     """Reward, held-out score and time left."""
 
     def __init__(self, console: Console, train: Optimisation) -> None:
-        self.console, self.train, self.total = console, train, train.iterations
+        self.console, self.train = console, train
+        self.total = None if train.evaluations else train.iterations  # how many iterations those make is seen later
         self.reward, self.score = "", ""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Bar(*columns, console=console, disable=not console.is_terminal)
@@ -42,9 +43,8 @@ class Progress:
             if "hacking" in line:
                 self.log(f"iteration {iteration}: reward hacking? {told(line['hacking'])}")
             if not self.console.is_terminal:
-                self.log(
-                    f"{iteration:6d}/{self.total}  {self.reward}  {self.score}  {time.monotonic() - self.began:.0f} s"
-                )
+                of = f"/{self.total}" if self.total else ""
+                self.log(f"{iteration:6d}{of}  {self.reward}  {self.score}  {time.monotonic() - self.began:.0f} s")
         else:
             self.total = self.train.total(iteration, line["cost/model_evaluations"])
             rewards = [
