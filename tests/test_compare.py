@@ -3,6 +3,7 @@
 import dataclasses
 import html.parser
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,7 @@ def test_a_dry_run_says_and_does_nothing(tmp_path):
     assert end.code == 0
     assert "6 runs, 1,500 model evaluations" in end.out  # three rates each, at a quarter
     assert "6 runs, 6,000 model evaluations" in end.out
+    assert re.search(r"flow-grpo-fast: an iteration takes up to [\d,]+ of 1,000 model evaluations", end.out + end.err)
 
 
 @pytest.mark.parametrize(

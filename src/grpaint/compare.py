@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from grpaint.run.score import worth
 EVALUATIONS = 9  # of a run, about
 SEARCH_SEED, SEARCH_SHARE = 100, 0.25
 RATES, CLIPS = (0.5, 1.0, 2.0), (1.0, 0.1)
+COARSE = 0.1  # of the budget in one iteration
 MILLISECONDS = 0.6  # of processor time an evaluation, before anything was measured
 WORKERS = len(os.sched_getaffinity(0))
 
@@ -115,6 +117,16 @@ class Comparison:
             for entry in self.entries
         ]
 
+    def warn(self, log: Callable[[str], None]) -> None:
+        """Say which methods' iterations are so large that a run may end far above the budget."""
+        for entry in self.entries:
+            each, budget = costs(self.open(entry)[0])["evaluations_iteration"], self.budget(entry)
+            if each > COARSE * budget:
+                log(
+                    f"{entry.name}: an iteration takes up to {each:,} of {budget:,} model evaluations, and a run ends "
+                    f"with a whole one; a budget of {math.ceil(each / COARSE):,} or more compares better"
+                )
+
     def best(self, entry: Entry) -> tuple[str, ...]:
         """The settings with which the search of a method ended highest; none before it is complete."""
         jobs = dataclasses.replace(self, entries=(entry,)).search()
@@ -128,6 +140,8 @@ class Comparison:
     ) -> None:
         """Make what is missing, then comparison.json, the plots and the page from all that is there."""
         mine = dataclasses.replace(self, entries=tuple(entry for entry in self.entries if entry.name in only))
+        if not self.minutes:
+            mine.warn(log)
         stages = [mine.search] if search else []
         if self.minutes:
             stages.insert(0, lambda: [mine.calibration(entry) for entry in mine.entries])

@@ -142,14 +142,14 @@ def _against(found: Sequence[Summary], baseline: str) -> str:
     return _table(head, rows)
 
 
-def _targets(found: Sequence[Summary], targets: Sequence[float]) -> str:
+def _targets(found: Sequence[Summary], marks: Mapping[str, float]) -> str:
     def cell(summary: Summary, target: float) -> str:
         costs = [cost for cost in summary.cost_to(target, "evaluations") if cost is not None]
         share = f"{len(costs)}/{len(summary.seeds)}"
         return f"{sum(costs) / len(costs) / 1000:.0f}k ({share})" if costs else f"never (0/{len(summary.seeds)})"
 
-    rows = [[html.escape(s.method), *(cell(s, target) for target in targets)] for s in found]
-    return _table(("method", *(f"to {_mark(found[0].score, target)}" for target in targets)), rows)
+    rows = [[html.escape(s.method), *(cell(s, target) for target in marks.values())] for s in found]
+    return _table(("method", *(f"to {mark}" for mark in marks)), rows)
 
 
 def _curve(summary: Summary, cost: str) -> list[tuple[float, float, float, float]]:
@@ -241,7 +241,8 @@ def page(records: Sequence[Record], *, title: str, baseline: str, missing: Seque
     found = summaries(records)
     best = max(mean_interval([worth(r["scores"][-1]) for r in summary.records])[0] for summary in found)
     base, name = worth(records[0]["scores"][0]), found[0].score
-    targets = [base + (best - base) * share for share in (0.5, 0.8, 1.0)]
+    marks = {_mark(name, target): target for target in (base + (best - base) * share for share in (0.5, 0.8, 1.0))}
+    spent = [record["evaluations"] for record in records]
     absent = f"<p class='note'>Not finished yet: {html.escape(', '.join(missing))}.</p>" if missing else ""
     figures = "".join(
         f"<figure>{plot(found, cost)}<figcaption>Held-out {name} against {spent}; mean and 95% interval over seeds."
@@ -259,15 +260,15 @@ def page(records: Sequence[Record], *, title: str, baseline: str, missing: Seque
 <meta name="viewport" content="width=device-width"><style>{STYLE}</style>
 <h1>{html.escape(title)}</h1>
 <p>Every method from the same base, with the same prompts, at an equal number of model evaluations (a forward of one
-sample is 1, a backward 2). Score: {WHAT.get(name, f"held-out {name}")}, without
-guidance. {_base(records)} Intervals are over seeds (Student, 95%).</p>
+sample is 1, a backward 2), or as near to it as whole iterations come: {min(spent):,} to {max(spent):,}. Score:
+{WHAT.get(name, f"held-out {name}")}, without guidance. {_base(records)} Intervals are over seeds (Student, 95%).</p>
 {absent}
 <h2>Final scores</h2>{_finals(found)}
 <p class="note">Background (its deviation from the true colour), patch energy (the mean square of what repeats there
 with the model's patches) and denoising loss as multiples of the base's. CPU s: processor seconds of training,
 evaluation apart.</p>
 <h2>Against {html.escape(baseline)}</h2>{_against(found, baseline)}
-<h2>Model evaluations to reach a score</h2>{_targets(found, targets)}
+<h2>Model evaluations to reach a score</h2>{_targets(found, marks)}
 <p class="note">Mean over the seeds that reached it, and how many did; at the resolution of the evaluations.</p>
 <h2>Curves</h2>{_key(found)}{figures}
 <h2>Pictures</h2>{pictures}
