@@ -1,6 +1,6 @@
 """A whole GRPO run on the built-in model, top to bottom: `grpaint train flow-grpo-fast` without the comforts.
 
-    python examples/whole_run.py            # about a minute on two cores
+    python examples/whole_run.py            # about a minute on two cores: to see it work, too short to learn much
     python examples/whole_run.py 440        # as many iterations as that recipe
 
 Post-training a text-to-image model is a loop of five lines: draw prompts, roll out a group of images for each, score

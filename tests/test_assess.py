@@ -126,6 +126,7 @@ def test_a_table_for_a_person_and_a_model_against_itself(tmp_path):
     words = ("evaluate", "one=one:base", "two=runs/one:base", "--few", "--out", str(tmp_path / "same"))
     end = command(*words, sets=FEW)
     assert end.code == 0
+    assert "one and two have the same weights; what an earlier RUN began from is RUN:base." in end.err
     for word in ("Free generation", "Reconstruction from strength 0.6", "scenes-distance for LPIPS", "evaluation.html"):
         assert word in end.out
     found = json.loads((tmp_path / "same/evaluation.json").read_text())

@@ -197,7 +197,10 @@ def test_a_picture_or_a_file_brings_no_code(run: Path, monkeypatch: pytest.Monke
     assert "drawn with model.guidance" in str(
         command("sample", "--like", files[0], "--set", "model.guidance=2.0").exception
     )
-    assert "is the picture to be repeated" in str(command("sample", "--like", files[0], "--out", "honest").exception)
+    honest = Path(files[0]).read_bytes()
+    again = command("sample", "--like", files[0], "--out", "honest").stdout.split()
+    assert again == [files[0].replace(".png", "-2.png")]
+    assert Path(files[0]).read_bytes() == honest  # a picture is never written over
 
 
 def test_an_adapter_on_a_whole_start_is_merged_alone(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 import tiny_runs
 from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import Scenes
+from grpaint.core.errors import CheckpointError
 from grpaint.core.files import read_weights, write_weights
 from tiny_runs import TINY, command
 
@@ -136,6 +137,13 @@ def test_a_checkpoint_folder_and_half_precision_are_good_starts(whole):
     for name, tensor in whole[0].items():
         assert net[name].dtype == torch.float32
         assert torch.equal(net[name], tensor.half().float())
+
+
+def test_a_run_is_told_from_its_checkpoints(whole):
+    Path("run/checkpoints/000002").mkdir(parents=True)
+    write_weights(Path("run/checkpoints/000002/model.safetensors"), *whole)
+    with pytest.raises(CheckpointError, match=r"It is a run: name a checkpoint of it, as run/checkpoints/000002\."):
+        Scenes(start="run").load(Runtime())
 
 
 def test_a_written_file_reads_back(whole):

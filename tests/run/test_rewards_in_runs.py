@@ -167,6 +167,9 @@ def test_reward_try_reads_captions_beside_pictures_and_from_files():
     for file in ("captions.txt", "captions.jsonl"):
         end = command("reward", "try", "scenes-checker", "--images", "drawn", "--prompts", file, "--json")
         assert json.loads(end.out)["mean"] == 1.0
+    for number, text in enumerate(texts):
+        Path(f"drawn/{number}.json").write_text(json.dumps({"sentence": text, "more": 1}))
+    assert json.loads(command("reward", "try", "scenes-checker", "--images", "drawn", "--json").out)["mean"] == 1.0
     Path("drawn/0.txt").write_text("a green cross\n" if texts[0] != "a green cross" else "a red cross\n")
     for number in (1, 2):
         Path(f"drawn/{number}.txt").write_text(texts[number])

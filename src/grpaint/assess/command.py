@@ -1,7 +1,7 @@
 """The command: check, make what is missing, then evaluation.json and evaluation.html from all that is there."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,14 @@ from grpaint.assess.sources import Judging, Source
 from grpaint.core.errors import ConfigError
 
 Log = Callable[[str], None]
+
+
+def _alike(sources: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """The names of sources whose weights are the same."""
+    by: dict[str, list[str]] = {}
+    for name, known in sources.items():
+        by.setdefault(known["weights"], []).append(name)
+    return [names for names in by.values() if len(names) > 1]
 
 
 def assess(
@@ -32,6 +40,8 @@ def assess(
     parts = Parts(judging, out, held_out, log, keep)
     parts.reference()
     found = Assessed(parts, {source.name: parts.make(source, sets) for source in sources})
+    for names in _alike(found.sources):
+        log(f"{' and '.join(names)} have the same weights; what an earlier RUN began from is RUN:base.")
     result = found.result()
     shown = {
         protocol: {

@@ -31,7 +31,7 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
     from grpaint.core.files import digest
     from grpaint.core.policy import Prompt
     from grpaint.evaluate import sample as draw
-    from grpaint.run.report import save_picture, to_picture
+    from grpaint.run.report import new_file, save_picture, to_picture
     from grpaint.run.saved import find_model, open_model
 
     given = [*(sets or []), *([f"evaluate.steps={steps}"] if steps else [])]
@@ -58,9 +58,7 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
             continue
         image = draw(policy, [Prompt(text)], recipe.evaluate, seed=seed + number)[0]
         words = "-".join(re.findall(r"\w+", text))
-        place = out / f"{number:02d}-{words[:60]}{mixed}.png"
-        if like and place.resolve() == like.resolve():
-            raise ConfigError(f"--out {out}: {place} is the picture to be repeated; name another folder.")
+        place = new_file(out / f"{number:02d}-{words[:60]}{mixed}.png")
         said = provenance.facts(source, weights, recipe, text, seed + number)
         save_picture(to_picture(image, max(256, image.shape[-1])), place, provenance.info(said))
         typer.echo(str(place))

@@ -23,6 +23,13 @@ def find_weights(path: Path) -> Path:
     return path / WEIGHTS_FILE if path.is_dir() else path
 
 
+def _missing(path: Path, file: Path) -> CheckpointError:
+    """Where a path has no weights; the last checkpoint is named where it is a run."""
+    kept = sorted(path.glob(f"checkpoints/*/{WEIGHTS_FILE}"))
+    way = f" It is a run: name a checkpoint of it, as {kept[-1].parent}." if kept else ""
+    return CheckpointError(f"{path}: no weights there ({file.name} not found).{way}")
+
+
 def check_start(file: Path) -> tuple[bytes, int]:
     """The first bytes of a weight file of any format, and its size.
 
@@ -81,7 +88,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     file = find_weights(path)
     if not file.is_file():
-        raise CheckpointError(f"{path}: no weights there ({file.name} not found).")
+        raise _missing(path, file)
     check_weights(file)
     try:
         with safe_open(file, "pt") as opened:
@@ -104,7 +111,7 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
     """
     file = find_weights(path)
     if not file.is_file():
-        raise CheckpointError(f"{path}: no weights there ({file.name} not found).")
+        raise _missing(path, file)
     check_weights(file)
     with safe_open(file, "pt") as opened:
         shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118

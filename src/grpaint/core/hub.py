@@ -4,6 +4,7 @@ A repository is named ``owner/name``, or ``owner/name@revision`` with a commit, 
 """
 
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -40,6 +41,10 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
+def _brief(error: Exception) -> str:
+    return textwrap.shorten(str(error), 160, placeholder=" ..")
+
+
 def snapshot(
     key: str, base: str, patterns: Sequence[str], *, without: Sequence[str] = (), to: Path | None = None
 ) -> Path:
@@ -59,7 +64,7 @@ def snapshot(
     try:
         return Path(snapshot_download(name, revision=revision or None, local_dir=to, **asked))
     except Exception as error:  # its HTTP client's, too
-        reason = " ".join(str(error).split())[:160]
+        reason = _brief(error)
         raise ConfigError(
             f'{key} = "{base}": not on this machine, and not to be had from the hub ({reason}). Where there is a '
             f"network: grpaint fetch RECIPE --to DIR, then {key} = DIR/NAME."
@@ -80,7 +85,7 @@ def listing(base: str) -> tuple[str, list[Remote]]:
     try:
         found = HfApi().model_info(name, revision=revision or None, files_metadata=True)
     except Exception as error:  # its HTTP client's, too
-        raise ConfigError(f"{base}: the hub does not answer ({' '.join(str(error).split())[:160]}).") from error
+        raise ConfigError(f"{base}: the hub does not answer ({_brief(error)}).") from error
     files = [Remote(f.rfilename, f.size or 0, f.lfs.sha256 if f.lfs else None) for f in found.siblings or []]
     return at(base, found.sha) if found.sha else base, files
 

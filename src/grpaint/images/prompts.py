@@ -83,7 +83,7 @@ class PromptData:
         check_split(self.held_out_path, self.held_out_share)
         for key, path in (("train", self.train), ("held_out_path", self.held_out_path)):
             if not Path(path).is_file() and (path or key == "train"):
-                raise ValueError(f'{key} = "{path}": no such file')
+                raise ValueError(f'{key} = "{path}": no such file; name your own (.txt, .jsonl, .csv)')
             if path and Path(path).suffix not in SUFFIXES:
                 raise ValueError(f'{key} = "{path}": must end in {", ".join(SUFFIXES)}')
         if self.resolution < 1:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from grpaint.core.errors import RewardError
+from grpaint.core.errors import GrpaintError, RewardError
 from grpaint.core.policy import Prompt, Reward
 from grpaint.core.reward import RewardBase
 from grpaint.learn import elsewhere
@@ -87,7 +87,7 @@ def ask(name: str, reward: Reward, images: Float[Tensor, "b 3 h w"], prompts: Se
     try:
         with torch.no_grad():
             scores = torch.as_tensor(reward(images, prompts), dtype=torch.float32).cpu()
-    except RewardError as error:
+    except GrpaintError as error:
         raise RewardError(f"reward {name}: {error} (first prompts: {first})") from error
     except Exception as error:
         raise RewardError(f"reward {name} raised {type(error).__name__}: {error} (first prompts: {first})") from error

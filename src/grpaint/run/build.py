@@ -108,9 +108,8 @@ def _scalar(hint: type, value: Any, key: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        raise ConfigError(
-            f"{key} = {value!r}: must be {_NAMES.get(hint, hint)}, not {_NAMES.get(type(value), 'that')}."
-        )
+        is_what = "" if isinstance(value, float) else f", not {_NAMES.get(type(value), 'that')}"
+        raise ConfigError(f"{key} = {value!r}: must be {_NAMES.get(hint, hint)}{is_what}.")
     if isinstance(value, float) and math.isnan(value):
         raise ConfigError(f"{key} = nan: must be a number.")
     return value
@@ -120,7 +119,10 @@ def _piece(group: str, value: Any, key: str) -> tuple[Any, Any]:
     settings = _table(value, key)
     kind = settings.pop("kind", None)
     if not isinstance(kind, str):
-        raise ConfigError(f"{key}.kind is missing. There are: {', '.join(sorted(catalog.CATALOG[group]))}.")
+        raise ConfigError(
+            f"{key}.kind is missing: what is not in the recipe is named by its kind first. There are: "
+            f"{', '.join(sorted(catalog.CATALOG[group]))}."
+        )
     target = catalog.find(group, kind, key)
     if not (isinstance(target, type) and dataclasses.is_dataclass(target)):  # a user's function or plain class
         if settings:

@@ -1,5 +1,6 @@
 """What a run shows a person: the table of before and after, and pictures."""
 
+import itertools
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,10 +98,16 @@ def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, 
     if difference:
         mean, ends = difference
         low, high = (shown(name, end, sign=True) for end in ends)
-        paired = f"{shown(name, mean, sign=True)} [{low}, {high}]"
+        paired = f"{shown(name, mean, sign=True)} [{low}, {high}]" if ends[0] < ends[1] else "no prompt changed"
     judges = [*(key for key, _ in columns.values()), "denoising_loss"]
     out.add_row("paired", paired, *(_change(first, last, key) for key in judges))
     return out
+
+
+def new_file(file: Path) -> Path:
+    """``file``, or where there is one already NAME-2, NAME-3 and so on."""
+    names = itertools.chain([file], (file.with_name(f"{file.stem}-{n}{file.suffix}") for n in itertools.count(2)))
+    return next(name for name in names if not name.exists())
 
 
 def save_picture(page: Image.Image, file: Path, info: PngInfo | None = None) -> None:

@@ -121,6 +121,20 @@ def _captions(file: Path | None) -> dict[str, Prompt]:
     return out
 
 
+def _beside(file: Path) -> Prompt | None:
+    """The caption in a picture's ``.txt``, or in its ``.json``: ``text``, or the ``sentence`` of drawn scenes."""
+    try:
+        if (place := file.with_suffix(".txt")).is_file():
+            return Prompt(place.read_text(encoding="utf-8").strip())
+        if (place := file.with_suffix(".json")).is_file():
+            said = json.loads(place.read_text(encoding="utf-8"))
+            text = said.get("text") or said.get("sentence")
+            return Prompt(text, said) if isinstance(text, str) else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{place}: cannot be read ({error}).") from error
+    return None
+
+
 def _prompts(
     files: Sequence[Path], reward: Reward, captions: Mapping[str, Prompt], references: Path | None
 ) -> list[Prompt]:
@@ -128,12 +142,11 @@ def _prompts(
     needs = isinstance(reward, RewardBase) and reward.needs_caption
     out = []
     for file in files:
-        prompt = captions.get(file.name)
-        beside = file.with_suffix(".txt")
-        if prompt is None and beside.is_file():
-            prompt = Prompt(beside.read_text(encoding="utf-8").strip())
+        prompt = captions.get(file.name) or _beside(file)
         if prompt is None and needs:
-            raise ConfigError(f"{file}: has no caption, and this reward reads one; write {beside.name}, or --prompts.")
+            raise ConfigError(
+                f"{file}: has no caption, and this reward reads one; write {file.stem}.txt, or --prompts."
+            )
         prompt = prompt or Prompt("")
         if getattr(reward, "needs_reference", False):
             if references is None or not (references / file.name).is_file():
