@@ -69,6 +69,13 @@ def test_still_images_of_every_kind_are_read(kind):
     assert read_picture(encoded(photo(), kind)).size == (40, 30)
 
 
+def test_of_a_cameras_pictures_the_first_is_read():
+    raw = encoded(FRAMES[0], "MPO", save_all=True, append_images=FRAMES[1:])
+    assert Image.open(io.BytesIO(raw)).n_frames == 2
+    difference = np.asarray(read_picture(raw), np.int16) - np.asarray(FRAMES[0], np.int16)
+    assert np.abs(difference).mean() < 5
+
+
 def test_alpha_is_laid_on_white_in_every_mode_that_has_it():
     clear = Image.new("RGBA", (2, 1), (200, 0, 0, 0))
     clear.putpixel((1, 0), (200, 0, 0, 255))

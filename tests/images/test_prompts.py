@@ -41,6 +41,19 @@ def test_every_kind_of_file_gives_the_same_prompts(tmp_path, suffix):
         assert {source.category(prompt) for prompt in told} == {"odd", "even"}
 
 
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv"])
+def test_only_line_ends_end_a_line(tmp_path, suffix):
+    texts = ["a cat\u2028sat", "a\u0085dog", "a\x0cbird"]
+    rows = {
+        ".txt": "\r\n".join(texts),
+        ".jsonl": "\n".join(json.dumps({"prompt": text}, ensure_ascii=False) for text in texts),
+        ".csv": ",prompt\n" + "".join(f"{n},{text}\n" for n, text in enumerate(texts)),  # its first column has no name
+    }
+    file = tmp_path / f"a{suffix}"
+    file.write_bytes(rows[suffix].encode())
+    assert [prompt.text for prompt in read_prompts(file, "prompt")] == texts
+
+
 BAD = {
     "a.txt: no prompt in it": ("a.txt", "\n"),
     'a.jsonl:2: no "prompt" to be its prompt': ("a.jsonl", '{"prompt": "a"}\n{"text": "b"}'),

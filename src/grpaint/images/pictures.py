@@ -11,6 +11,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
+MOVING = ("GIF", "WEBP", "PNG")
 MOST_PIXELS = 1 << 26  # 8192 x 8192: what is larger is taken for a decompression bomb
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 WHITE = (255, 255, 255)
@@ -40,7 +41,7 @@ def read_picture(raw: bytes) -> Image.Image:
     if math.prod(opened.size) > MOST_PIXELS:
         raise BadImage("too many pixels")
     try:
-        if getattr(opened, "n_frames", 1) > 1:
+        if opened.format in MOVING and getattr(opened, "n_frames", 1) > 1:  # else further pages, such as previews
             raise BadImage("animated")
         opened.load()
         return _rgb(ImageOps.exif_transpose(opened))

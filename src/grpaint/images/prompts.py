@@ -1,6 +1,7 @@
 """Prompt files as a source of prompts for reinforcement learning: ``[data] kind = "prompts"``."""
 
 import csv
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +28,7 @@ def read_prompts(file: Path, column: str) -> list[Prompt]:
         ConfigError: where a row has no prompt or cannot be read; with the line.
     """
     if file.suffix == ".txt":
-        lines = [line.strip() for line in read_text(file).splitlines()]
+        lines = [line.strip() for line in read_text(file).split("\n")]
         found = [Prompt(line) for line in lines if line]
     else:
         found = [_prompt(row, f"{file}:{number}", column) for number, row in _rows(file)]
@@ -40,10 +41,10 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if file.suffix == ".jsonl":
         yield from json_lines(file)
         return
-    reader = csv.DictReader(read_text(file).splitlines(keepends=True), restkey="", restval=None, strict=True)
+    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
     try:
         for row in reader:
-            if "" in row or None in row.values():
+            if None in row or None in row.values():
                 wanted = len(reader.fieldnames or ())
                 raise ConfigError(f"{file}:{reader.line_num}: not the {wanted} columns that the first line names.")
             yield reader.line_num, row

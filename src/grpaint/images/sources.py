@@ -77,8 +77,11 @@ def read_text(file: Path) -> str:
 
 
 def json_lines(file: Path) -> Iterator[tuple[int, Fields]]:
-    """The objects of a .jsonl file with their line numbers; blank lines are passed over."""
-    for number, line in enumerate(read_text(file).splitlines(), 1):
+    """The objects of a .jsonl file with their line numbers; blank lines are passed over.
+
+    A line ends with a line feed alone: U+2028 and its like may stand in JSON.
+    """
+    for number, line in enumerate(read_text(file).split("\n"), 1):
         if line.strip():
             yield number, parse_json(line, str(file), number)
 

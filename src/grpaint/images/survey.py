@@ -3,7 +3,6 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +80,26 @@ def near_duplicates(items: Sequence[Item]) -> list[tuple[str, str]]:
         return copies[row]
 
     def alike(one: int, other: int) -> bool:
-        a, b = items[one].seen, items[other].seen
-        if (a.hash ^ b.hash).bit_count() > NEAR or a.digest == b.digest:
-            return False
-        return bool(np.abs(copy(one) - copy(other)).max() <= LIGHTER)
+        same = items[one].seen.digest == items[other].seen.digest
+        return not same and bool(np.abs(copy(one) - copy(other)).max() <= LIGHTER)
 
+    hashes = np.array([item.seen.hash for item in items], dtype=np.uint64)
     parts: dict[tuple[int, int], list[int]] = {}
     for row, item in enumerate(items):
-        for part in range(NEAR + 1):
-            parts.setdefault((part, item.seen.hash >> 16 * part & 0xFFFF), []).append(row)
-    pairs = {pair for rows in parts.values() for pair in combinations(rows, 2)}
-    return [(items[one].entry.name, items[other].entry.name) for one, other in sorted(pairs) if alike(one, other)]
+        for key in _parts(item):
+            parts.setdefault(key, []).append(row)
+    sharing = {key: np.array(rows) for key, rows in parts.items()}
+    found = []
+    for one, item in enumerate(items):  # a row at a time: flat pictures all share parts
+        others = np.unique(np.concatenate([sharing[key][sharing[key] > one] for key in _parts(item)]))
+        near = others[np.bitwise_count(hashes[others] ^ hashes[one]) <= NEAR]
+        found += [(item.entry.name, items[other].entry.name) for other in near.tolist() if alike(one, other)]
+    return found
+
+
+def _parts(item: Item) -> list[tuple[int, int]]:
+    """The parts of its hash, with their places."""
+    return [(part, item.seen.hash >> 16 * part & 0xFFFF) for part in range(NEAR + 1)]
 
 
 def contact_sheet(items: Sequence[Item], side: int = 96, columns: int = 10, rows: int = 8) -> Image.Image:

@@ -118,7 +118,7 @@ def read_implications(file: Path) -> dict[str, frozenset[str]]:
         ConfigError: with the line that is none, or that closes a circle.
     """
     direct: dict[str, set[str]] = {}
-    for number, line in enumerate(read_text(file).splitlines(), 1):
+    for number, line in enumerate(read_text(file).split("\n"), 1):
         if not line.strip() or line.startswith("# "):
             continue
         one, arrow, other = (part.strip() for part in line.partition("->"))

@@ -101,7 +101,7 @@ def _captions(file: Path | None) -> dict[str, Prompt]:
     """Prompts by picture name: lines ``NAME<tab>CAPTION``, or JSON with ``file_name``, ``text`` and whatever else."""
     out: dict[str, Prompt] = {}
     try:
-        lines = file.read_text(encoding="utf-8").splitlines() if file else []
+        lines = file.read_text(encoding="utf-8").split("\n") if file else []
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompts {file}: cannot be read ({error}).") from error
     for number, line in enumerate(lines, 1):
