@@ -19,7 +19,7 @@ from grpaint.rewards.aesthetic import Aesthetic
 from grpaint.rewards.clip import ClipScore, PickScore, load_clip
 from grpaint.rewards.hps import Hps
 from grpaint.rewards.image_reward import ImageReward
-from grpaint.rewards.lpips import LpipsToReference
+from grpaint.rewards.lpips import Lpips, LpipsToReference
 from grpaint.rewards.model import ModelReward
 from tiny_scorers import (
     TEXTS,
@@ -359,3 +359,14 @@ def test_half_precision_is_near(here: Path) -> None:
     whole, half = (ClipScore(**settings, precision=p)(images, PROMPTS) for p in ("fp32", "bf16"))
     assert half.dtype == torch.float32
     assert 0 < (whole - half).abs().max() < 3
+
+
+def test_places_without_features_are_finite_in_half_precision() -> None:
+    alexnet, heads = lpips_tensors()
+    dark = {
+        name: tensor if name.endswith("weight") else tensor - 9 for name, tensor in alexnet.items()
+    }  # all maps are 0
+    for dtype in (torch.float32, torch.float16):
+        maps = Lpips(dark, heads, [Path("a"), Path("b")]).to("cpu", dtype).maps(pictures(64, 64))
+        assert all(not seen.isnan().any() for seen in maps)
+        assert any(not seen.any() for seen in maps)

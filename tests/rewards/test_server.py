@@ -228,6 +228,20 @@ def test_requests_that_wait_together_are_scored_together_and_fail_apart():
         (["scenes-checker", "--port", "0", "--token-file", "no/such"], "--token-file no/such: cannot be read"),
         (["scenes-checker", "--port", "0", "--set", "weight=2"], "weight the run's"),
         (["scenes-checker", "--port", "70000"], "out of range"),
+        (
+            [
+                "vlm-judge",
+                "--port",
+                "0",
+                "--set",
+                "measure=pairwise",
+                "--set",
+                "url=http://127.0.0.1:9/v1",
+                "--set",
+                "model=m",
+            ],
+            "it compares the images of a prompt",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_one_line(words, said, tmp_path):

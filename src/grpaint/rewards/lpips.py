@@ -48,7 +48,8 @@ class Lpips:
         for (number, stride, padding), (weight, bias) in zip(CONVOLUTIONS, self.layers, strict=True):
             x = F.max_pool2d(x, 3, 2) if number in POOLED else x
             x = F.conv2d(x, weight, bias, stride, padding).relu()
-            seen.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
+            wide = x.float()  # in fp16 squares overflow, and 1e-10 is 0
+            seen.append((wide / (wide.square().sum(1, keepdim=True).sqrt() + 1e-10)).to(x.dtype))
         return seen
 
     def distance(self, images: Float[Tensor, "b 3 h w"], others: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:

@@ -71,6 +71,11 @@ def make_server(
             "serve-reward: --set takes the reward's own settings; kind is the argument, weight the run's."
         )
     reward, settings = build(Reward, override({"kind": kind}, sets), "reward")
+    if getattr(reward, "needs_group", False):
+        raise ConfigError(
+            f"{kind}: it compares the images of a prompt, which a server is not asked about together; name it in the "
+            "run itself, or serve it pointwise."
+        )
     stop: Callable[[], None] = lambda: None  # noqa: E731
     if isinstance(reward, Elsewhere):
         stop = reward.stop
