@@ -84,6 +84,24 @@ def test_the_commands_lines_and_its_json():
     assert said["times"]["whole"] > said["times"]["iteration"] == pytest.approx(sum(said["times"]["phases"].values()))
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_what_rewards_take_is_part_of_an_iteration(parts):
+    body = "    time.sleep(0.4)\n    return images.mean((1, 2, 3))\n"
+    Path("slow.py").write_text(f"import time\n\ndef score(images, prompts):\n{body}")
+    sets = [*TINY, "rewards={slow={kind='slow.py:score'}}", f"train.parts={parts}", "train.overlap=false"]
+    end = command("plan", "flow-grpo-fast", "--calibrate", "--json", sets=sets)
+    assert (end.code, end.err) == (0, "")
+    assert json.loads(end.out)["times"]["iteration"] > 0.4
+
+
+def test_judging_costs_what_the_plan_says():
+    sets = [*TINY, tiny_runs.REWARD, "evaluate.guidance=2", "model.guidance=1"]
+    said = json.loads(command("plan", "flow-grpo-fast", "--json", sets=sets).out)
+    assert command("train", "flow-grpo-fast", "--name", "it", sets=sets).code == 0
+    last = max(Path("runs/it/checkpoints").iterdir())
+    assert said["evaluations"]["judging"] == json.loads((last / "state.json").read_text())["counts"]["evaluation"]
+
+
 @pytest.mark.parametrize(("text", "size"), [("24GB", 24 * 10**9), ("24GiB", 24 * 2**30), ("1.5 mib", 3 * 2**19)])
 def test_sizes(text, size):
     assert amount(text) == size
@@ -119,7 +137,7 @@ def test_levers_that_are_pulled_are_not_offered(tmp_path):
     folder = tiny_pipelines.save("sdxl", tmp_path)
     now = forecast(small(folder), "train")
     offered = []
-    for model in ({"batch": 4}, {"batch": 1, "checkpointing": True, "vae_tiling": True}):
+    for model in ({"batch": 4, "height": 256, "width": 256}, {"batch": 1, "checkpointing": True, "vae_tiling": True}):
         recipe = resolve(small(folder, **model), "train")[0]
         known = choices(dataclasses.replace(now, recipe=recipe))
         offered.append([sets[0][0].split("=")[0] for sets in known if sets])

@@ -32,19 +32,28 @@ class Times:
 
 
 class Timed(Unwritten):
-    """Two iterations, the first to warm up; seconds and model evaluations of the second, by phase."""
+    """Two iterations, the first to warm up; seconds and model evaluations of the second, by phase.
+
+    What is scored beside sampling counts as far as the loop waits for it.
+    """
 
     def __init__(self, recipe: Recipe, policy: Model) -> None:
         super().__init__(recipe, policy)
         self.seconds: dict[str, float] = {}
         self.evaluations: dict[str, int] = {}
 
+    def iterations(self) -> Iterator[int]:
+        for number in super().iterations():
+            self.seconds, self.evaluations = {}, {}
+            yield number
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         before, start = self.policy.meter.counts["training"], self._now()
         yield
-        self.seconds[name] = self._now() - start
-        self.evaluations[name] = self.policy.meter.counts["training"] - before
+        used = self.policy.meter.counts["training"] - before
+        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
+        self.evaluations[name] = self.evaluations.get(name, 0) + used
 
     def _now(self) -> float:
         if self.policy.runtime.device == "cuda":
@@ -69,7 +78,8 @@ def calibrate(said: Forecast) -> Times:
         least = math.ceil(small.train.updates / small.train.group_size)
         prompts = min(small.train.prompts, max(PROMPTS, least))
         share = small.train.prompts / prompts
-        small = dataclasses.replace(small, train=dataclasses.replace(small.train, prompts=prompts))
+        parts = min(small.train.parts, prompts)
+        small = dataclasses.replace(small, train=dataclasses.replace(small.train, prompts=prompts, parts=parts))
     loop = Timed(small, small.model.load(resolve(recipe.device, recipe.precision)))
     if isinstance(recipe, SftRecipe):
         sft(small, loop)

@@ -88,8 +88,9 @@ def _evaluations(recipe: Recipe) -> tuple[int, int, int]:
     said, train, judge = costs(recipe), recipe.train, recipe.evaluate
     each = said["evaluations_update"] if isinstance(recipe, SftRecipe) else said["evaluations_iteration"]
     count = min(train.iterations, math.ceil(train.evaluations / each)) if train.evaluations else train.iterations
-    guided = 0 if isinstance(recipe, SftRecipe) else len(judge.guided)
+    distilled = getattr(recipe.model, "guided_by", "") == "distilled"
+    guided = 0 if isinstance(recipe, SftRecipe) or distilled else len(judge.guided)
     times = 1 + math.ceil(count / judge.every)
-    calls = 2 if judge.guidance != 1 and recipe.model.calls == 2 else 1
+    calls = 1 if judge.guidance == 1 or distilled else 2
     judging = (times * calls + 2 * guided) * judge.prompts * judge.steps + times * judge.probe
     return each, each * count, judging

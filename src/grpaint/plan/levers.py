@@ -82,9 +82,9 @@ def choices(now: Forecast) -> Iterator[list[Sets]]:
 
 def _smaller(model: object) -> list[Sets]:
     """Images of three quarters, half and a quarter of each side."""
-    sides = getattr(model, "pixels", None)
-    return [tuple(f"model.{k}={int(v * share) // 64 * 64}" for k, v in zip(("height", "width"), sides, strict=True))
-            for share in (0.75, 0.5, 0.25)] if sides else []  # fmt: skip
+    sides = getattr(model, "pixels", None) or (0, 0)
+    smaller = [tuple(int(side * share) // 64 * 64 for side in sides) for share in (0.75, 0.5, 0.25)]
+    return [(f"model.height={high}", f"model.width={width}") for high, width in smaller if high and width]
 
 
 class _Search:
