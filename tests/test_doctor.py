@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ import typer.testing
 from grpaint import doctor
 from grpaint.backends.runtime import Runtime
 from grpaint.cli import app
-from grpaint.core import FlowPath, FlowSde, Point, Prediction
+from grpaint.core import Ddim, FlowPath, FlowSde, Point, Prediction
+from grpaint.rollout import Plan
 from tiny_pipelines import recipe, save
 from tiny_runs import write_recipe
 
@@ -130,6 +132,23 @@ def test_a_fault_is_named(folder: Path, fault: Callable[[Case], None]) -> None:
     finding = check(case)
     assert finding.passed is False
     assert cause in finding.mend
+
+
+def test_a_ratio_that_is_no_number_is_no_pass(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = opened(folder)
+    answers = iter([torch.zeros(2), torch.full((2,), torch.nan)])
+    monkeypatch.setattr(doctor.Examination, "replay", lambda self, rollout, part: next(answers))
+    monkeypatch.setattr(doctor.Examination, "rollout", lambda self: SimpleNamespace(transitions=[None, None]))
+    assert doctor.ratio(case).passed is False
+
+
+def test_parity_is_not_asked_of_steps_that_stock_ddim_misses(tmp_path: Path) -> None:
+    asked = recipe(save("sd15-v", tmp_path))
+    runtime = Runtime()
+    policy = asked.model.load(runtime)
+    for steps, said in ((10, True), (30, None)):
+        case = doctor.Examination(dataclasses.replace(asked, plan=Plan(steps, Ddim(1.0))), policy, runtime)
+        assert doctor.parity(case).passed is said
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])

@@ -1,5 +1,6 @@
 """What is written for other programs is what was trained: their own loaders draw the same images."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from grpaint.backends.runtime import Runtime
 from grpaint.cli import app
 from grpaint.core import CheckpointError, ConfigError
 from grpaint.core.files import read_weights, write_weights
-from tiny_pipelines import PIPELINES, save
+from tiny_pipelines import PIPELINES, recipe, save
 from tiny_runs import trained
 
 FAMILIES = [name for name in PIPELINES if name != "sd15-v"]
@@ -243,3 +244,24 @@ def test_what_cannot_be_exported_or_repeated_is_refused(run: Path, monkeypatch: 
     ]:
         with pytest.raises(ConfigError, match=said):
             typer.testing.CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+def test_a_snippet_says_the_prediction_that_was_set(tmp_path: Path) -> None:
+    folder = save("sd15", tmp_path)
+    plain, told = (Diffusers(str(folder), prediction=kind).load(Runtime()) for kind in ("auto", "v"))
+    assert "prediction_type" not in provenance._scheduler_lines(plain)
+    pipe = plain.pipe
+    exec(provenance._scheduler_lines(told), {"pipe": pipe})
+    assert pipe.scheduler.config.prediction_type == told.pipe.scheduler.config.prediction_type == "v_prediction"
+
+
+def test_steps_that_stock_ddim_misses_have_no_snippet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = recipe(save("sd15-v", tmp_path))
+    policy = asked.model.load(Runtime())
+    for steps in (20, 30):
+        one = dataclasses.replace(asked, evaluate=dataclasses.replace(asked.evaluate, steps=steps, guidance=1.0))
+        if steps == 20:
+            assert "pipe(" in provenance.snippet(policy, one, "a", 0, tmp_path / "none")
+        else:
+            with pytest.raises(ConfigError, match="a number of steps that divides 1000"):
+                provenance.snippet(policy, one, "a", 0, tmp_path / "none")

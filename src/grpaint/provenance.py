@@ -8,7 +8,9 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from grpaint.backends.base_model import SCHEDULER
 from grpaint.backends.diffusers_policy import DiffusersPolicy
+from grpaint.backends.families.schedule import stock_steps
 from grpaint.core.errors import ConfigError
 from grpaint.core.files import digest
 from grpaint.core.rng import seed_of
@@ -155,6 +157,11 @@ def _check_snippet(policy: Any, recipe: Recipe) -> None:
         raise ConfigError(
             f"--snippet: model.tokens = {spec.tokens}, and the stock pipeline reads {pipe_tokens(policy)}."
         )
+    if not stock_steps(policy.path, recipe.evaluate.steps):
+        raise ConfigError(
+            f"--snippet: the stock DDIM steps by 1000 // {recipe.evaluate.steps}, and would draw another picture; take "
+            "a number of steps that divides 1000."
+        )
     if spec.base_precision != "full":
         raise ConfigError("--snippet: a stock pipeline opens the whole base; add --set model.base_precision=full.")
     if spec.adapter:
@@ -163,9 +170,12 @@ def _check_snippet(policy: Any, recipe: Recipe) -> None:
 
 def _scheduler_lines(policy: DiffusersPolicy) -> str:
     own, ours = policy.pipe.scheduler, policy.family.deterministic(policy.pipe.scheduler)
+    changes = policy.spec.origin.settings.changes.get(SCHEDULER)
+    known = f"pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{dict(changes or {})!r})\n"
+    known = known if changes else ""
     if ours is own:
-        return ""
-    return (
+        return known
+    return known + (
         "from diffusers import DDIMScheduler\n"
         "pipe.scheduler = DDIMScheduler.from_config(\n"
         f"    pipe.scheduler.config, clip_sample=False, set_alpha_to_one={ours.config['set_alpha_to_one']}\n"

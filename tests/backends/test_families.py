@@ -186,3 +186,13 @@ def test_images_of_qwen_go_through_its_video_autoencoder(tmp_path: Path) -> None
 def test_families_that_are_none_are_refused(tmp_path: Path, family: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         assert Diffusers(str(save("sd15", tmp_path)), family=family).path
+
+
+@pytest.mark.parametrize(("name", "most"), [("flux-dev", 512), ("sd3", 512), ("qwen-image", 1024)])
+def test_more_tokens_than_the_stock_pipeline_takes_are_refused_before_weights(
+    tmp_path: Path, name: str, most: int
+) -> None:
+    folder = save(name, tmp_path)
+    assert Diffusers(str(folder), height=16, width=16, tokens=most).path
+    with pytest.raises(ConfigError, match=f"model.tokens = {most + 1}: this model's pipeline reads {most} at most"):
+        _ = Diffusers(str(folder), height=16, width=16, tokens=most + 1).path

@@ -159,6 +159,9 @@ class Diffusers:
             ConfigError, CheckpointError: where the settings are missing or beyond what a path can express.
         """
         _ = self.guided_by  # refused with the path, before weights are opened
+        most = self.named_family[1].MOST_TOKENS
+        if most and self.tokens > most:
+            raise ConfigError(f"model.tokens = {self.tokens}: this model's pipeline reads {most} at most.")
         return self.named_family[1].path(self._folder, self.sample_shape)
 
     @cached_property

@@ -67,10 +67,9 @@ def average(case: Examination) -> Finding:
         case.policy.blend("average", 0.5)
         now = _copies(case)
         halves = [(there[key] + now[key]) / 2 for key in now]
-        off = max(
-            (case.policy.weights.copies["average"][key] - half).abs().max().item()
-            for key, half in zip(now, halves, strict=True)
-        )
+        kept = case.policy.weights.copies["average"]
+        apart = [(kept[key] - half).abs().max() for key, half in zip(now, halves, strict=True)]
+        off = torch.stack(apart).max().item()
     return Finding(
         "running average",
         same and off <= 1e-6,

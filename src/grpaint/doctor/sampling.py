@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpaint.backends.families.schedule import stock_steps
 from grpaint.doctor.examination import Examination, Finding
 from grpaint.learn.surrogate import PpoClip
 from grpaint.rollout.rollout import Plan, roll
@@ -24,6 +25,8 @@ def parity(case: Examination) -> Finding:
         return Finding(name, None, "stock pipelines know no guidance between 0 and 1")
     if spec.tokens and not case.policy.family.length(1):  # type: ignore[attr-defined]
         return Finding(name, None, f"captions are read to {spec.tokens} tokens, the stock pipeline reads 75")
+    if not stock_steps(case.policy.path, case.plan.steps):
+        return Finding(name, None, f"the stock DDIM steps by 1000 // {case.plan.steps}, which misses its own grid")
     theirs = stock([prompt.text for prompt in case.prompts], start, case.plan.steps)
     off, limit = _relative(ours, theirs), 1e-4
     if case.runtime.precision != "fp32":
@@ -67,7 +70,8 @@ def noise(case: Examination) -> Finding:
 def ratio(case: Examination) -> Finding:
     """A step taken again before any update has the ratio 1."""
     rollout = case.rollout()
-    worst = max(case.replay(rollout, part).expm1().abs().max().item() for part in rollout.transitions)
+    off = [case.replay(rollout, part).expm1().abs().max() for part in rollout.transitions]
+    worst = torch.stack(off).max().item()  # of tensors NaN is the largest, unlike of floats
     limit = 1e-6 if case.runtime.precision == "fp32" else (case.clip or PpoClip().low) / 3
     return Finding(
         "ratio before an update",
@@ -90,7 +94,7 @@ def floor(case: Examination) -> Finding:
     by_step = ", ".join(f"{part.step}: {value:.0e}" for part, value in zip(rollout.transitions, worst, strict=True))
     return Finding(
         "noise floor against the clip range",
-        max(worst) <= limit,
+        all(value <= limit for value in worst),
         f"log-ratio by step {by_step}; a third of the clip range is {limit:.1e}",
         'rounding alone clips: sample and update with equal batches, set precision = "fp32", widen the clip range, or '
         "train steps with more noise",

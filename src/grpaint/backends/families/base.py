@@ -32,6 +32,7 @@ class Family(ABC):
     TARGETS: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")  # layers that take adapters
     WITHOUT: ClassVar[dict[str, Any]] = {}  # parts that the pipeline is opened without
     PATCH: ClassVar[int] = 1  # latents a side of what the network reads as one
+    MOST_TOKENS: ClassVar[int] = 0  # that the stock pipeline lets one ask for; 0: any number
     PACKED: ClassVar[int] = 1  # latents that arrive at the network as channels of one
 
     @abstractmethod

@@ -13,6 +13,7 @@ class Flux(ScaledFlow):
     PIPELINE = "FluxPipeline"
     TARGETS = JOINT
     WITHOUT: ClassVar[dict[str, Any]] = {"image_encoder": None, "feature_extractor": None}
+    MOST_TOKENS = 512
     PACKED = 4
 
     def guidance(self, folder: Folder) -> tuple[Guidance, ...]:

@@ -12,6 +12,7 @@ from grpaint.backends.families.folder import Folder
 class QwenImage(ScaledFlow):
     PIPELINE = "QwenImagePipeline"
     TARGETS = JOINT
+    MOST_TOKENS = 1024
     PACKED = 4
 
     def factor(self, folder: Folder) -> int:

@@ -4,7 +4,7 @@ import math
 from typing import Any, Literal
 
 from grpaint.backends.families.folder import OFF, Folder
-from grpaint.core.path import FlowPath, VpPath
+from grpaint.core.path import FlowPath, Path, VpPath
 from grpaint.core.prediction import Parametrisation
 
 # Their noise schedules are one; PNDM (as Stable Diffusion 1.5 ships it), DDPM and Euler (SDXL) are read as DDIM would
@@ -113,3 +113,8 @@ def flow_path(folder: Folder, spacing: Literal["linear", "sd3"], tokens: int = 0
         shift = low + (high - low) * (tokens - small) / (large - small)
         shift = math.exp(shift) if settings["time_shift_type"] == "exponential" else shift
     return FlowPath(shift=shift, spacing=spacing, terminal=settings.get("shift_terminal") or 0.0)
+
+
+def stock_steps(path: Path, steps: int) -> bool:
+    """Whether the stock DDIM's steps of 1000 // ``steps`` lead from point to point: not where that is rounded."""
+    return not isinstance(path, VpPath) or path.spacing == "leading" or 1000 % steps == 0

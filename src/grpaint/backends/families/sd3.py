@@ -15,6 +15,7 @@ class StableDiffusion3(Family):
     # the layers of Flow-GRPO; "attn.to_q" leaves out the second, image-only attention ("attn2") of SD3.5 medium
     TARGETS = JOINT
     PATCH = 2
+    MOST_TOKENS = 512
     WITHOUT: ClassVar[dict[str, Any]] = {"image_encoder": None, "feature_extractor": None}
 
     def path(self, folder: Folder, latent: tuple[int, ...]) -> Path:
