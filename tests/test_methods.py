@@ -98,6 +98,12 @@ def test_the_tuned_model_may_leave_the_last_steps_to_the_base(tmp_path: Path) ->
     [
         ("scenes/flow-grpo-fast", "train.retain=true|train.updates=2", "retain keeps graphs"),
         ("scenes/flow-grpo-fast", "train.retain=true|objective.minibatch=4", "train.retain"),
+        (
+            "scenes/mix-grpo",
+            "train.retain=true|plan.weights=behaviour|behaviour.slope=0.5|behaviour.most=0.9",
+            "of the weights that sample",
+        ),
+        ("scenes/flow-grpo-fast", "model.lora.rank=4|model.train_text=true", "train_text"),
         ("scenes/tafs-grpo", "plan.previews=false", "plan.previews = true"),
         ("scenes/mix-grpo-flash", "plan.prune={at=[5],keep=[4]}", "prune.close"),
         ("scenes/mix-grpo-flash", 'plan.outside={kind="cps",eta=0.5}', "noise-free"),

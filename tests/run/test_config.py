@@ -206,6 +206,13 @@ def test_set_values_are_toml_or_else_texts():
     ]
 
 
+def test_an_outer_kind_does_not_forget_an_inner_one_set_beside_it():
+    inner, outer = "objective.penalty.kind=step-kl", "objective.kind=policy-gradient"
+    table = {"objective": {"kind": "awm", "penalty": {"kind": "none"}}}
+    for order in ([inner, outer], [outer, inner]):
+        assert override(table, order)["objective"] == {"kind": "policy-gradient", "penalty": {"kind": "step-kl"}}
+
+
 def test_a_new_kind_forgets_the_settings_of_the_old():
     table = {"plan": {"sampler": {"kind": "cps", "eta": 0.7}, "steps": 3}}
     assert override(table, ["plan.sampler.kind=ddim"])["plan"] == {"sampler": {"kind": "ddim"}, "steps": 3}

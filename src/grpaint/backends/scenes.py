@@ -66,6 +66,8 @@ class Scenes:
             raise ValueError(f"guidance must not be negative, got {self.guidance}")
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, got {self.batch}")
+        if self.lora and self.train_text:
+            raise ValueError("train_text = true trains the text layers whole, and lora freezes them; unset one")
 
     def from_file(self, file: str) -> "Scenes":
         """The same model, starting from weights that a run of it saved; they are whole and serve unguided."""

@@ -1,6 +1,7 @@
 """Recipes: TOML in, one frozen object out, checked as a whole before any weight is opened."""
 
 import copy
+import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -93,6 +94,11 @@ class TrainRecipe(Common):
             raise ValueError("plan.window: no step is noisy, and a policy gradient needs a likelihood; open it")
         if self.train.retain and (not likelihood or likelihood.minibatch):
             raise ValueError("train.retain is for a policy gradient without minibatches: one graph a step; unset one")
+        if self.train.retain and self.plan.weights != "current":
+            raise ValueError(
+                "train.retain keeps the graphs of the weights that sample, and those of plan.weights = "
+                f'"{self.plan.weights}" are not those that learn; unset one'
+            )
         if getattr(self.advantage, "needs_previews", False) and not (self.plan.previews and likelihood):
             raise ValueError(
                 "advantage: step-aware advantages credit a policy gradient's steps with later previews; set "
@@ -202,9 +208,12 @@ def parse_sets(sets: Sequence[str]) -> list[tuple[list[str], Any]]:
 
 
 def override(table: Plain, sets: Sequence[str]) -> Plain:
-    """``table`` with ``--set`` values in place. A new ``kind`` forgets the old kind's other settings."""
+    """``table`` with ``--set`` values in place. A new ``kind`` forgets the old kind's other settings.
+
+    Kinds come first, the outer before the inner, so that none forgets what is set in the same breath.
+    """
     out = copy.deepcopy(table)
-    for path, value in sorted(parse_sets(sets), key=lambda item: item[0][-1] != "kind"):
+    for path, value in sorted(parse_sets(sets), key=lambda item: len(item[0]) if item[0][-1] == "kind" else math.inf):
         node = out
         for part in path[:-1]:
             node = node.setdefault(part, {})
