@@ -181,4 +181,4 @@ class VpPath:
 
     def tail(self, steps: int, first: int, parts: int) -> tuple[Point, ...]:
         t, end = self.timesteps(steps)[first], 0 if self.final == "first" else -1  # clean data lie one below 0
-        return (*(self.at(round(t + (end - t) * i / parts)) for i in range(parts)), self._end)
+        return (*(self.at(max(0, round(t + (end - t) * i / parts))) for i in range(parts)), self._end)

@@ -59,7 +59,7 @@ def keep(folder: Path, iteration: int, batch: Rollout, where: str) -> Path:
         tensors |= {f"{part.step}.{name}": getattr(part, name).clone() for name in ("rows", "x", "x_next", "logp")}
     captions = [batch.prompts[number].text for number in batch.group.tolist()]
     about = {"iteration": iteration, "seed": batch.seed, "first": where, "captions": captions}
-    count = sum(file.name.startswith(f"{iteration:06d}") for file in kept)
-    file = folder / f"{iteration:06d}-{count}.safetensors"
+    before = [int(file.stem.partition("-")[2]) for file in kept if file.name.startswith(f"{iteration:06d}-")]
+    file = folder / f"{iteration:06d}-{max(before, default=-1) + 1}.safetensors"
     write_weights(file, tensors, {"grpaint": json.dumps(about)})
     return file
