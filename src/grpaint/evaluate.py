@@ -42,12 +42,11 @@ class _Numbered:
         return self._policy.noise(key, torch.as_tensor(rows) + self._first)
 
 
-def sample(  # noqa: PLR0913 - reason: the keyword-only ones say which draw, of whom, from where
+def sample(
     policy: Model,
     prompts: Sequence[Prompt],
     settings: Evaluation,
     *,
-    seed: int,
     weights: Weights = "average",
     first: int = 0,
     draw: int = 0,
@@ -55,7 +54,7 @@ def sample(  # noqa: PLR0913 - reason: the keyword-only ones say which draw, of 
 ) -> Tensor:
     """One image ``[3, h, w]`` in [0, 1] for each prompt; it depends on its prompt, seed, number and ``draw`` alone.
 
-    ``settings`` say the sampler, its steps, the guidance, and the share of the steps that the tuned model takes.
+    ``settings`` say the seed, sampler, steps, guidance, and the share of the steps that the tuned model takes.
     ``first``: the number of the first prompt among all. ``start``: where to begin, noise unless given.
     """
     share = 1.0 if weights == "reference" else settings.tuned_share
@@ -69,7 +68,7 @@ def sample(  # noqa: PLR0913 - reason: the keyword-only ones say which draw, of 
     )
     numbered = cast("Model", _Numbered(policy, first)) if first else policy
     with policy.meter.account("evaluation"), guided(policy, settings.guidance):
-        done = roll(numbered, prompts, 1, plan, iteration=draw, seed=seed)
+        done = roll(numbered, prompts, 1, plan, iteration=draw, seed=settings.seed)
         with torch.no_grad():
             return policy.decode(done.x0).float().cpu()
 
@@ -136,7 +135,7 @@ def evaluate(
     a reference image are left out: these images began at noise.
     """
     prompts = data.held_out(settings.prompts, settings.seed)
-    images = sample(policy, prompts, settings, seed=settings.seed, weights=weights)
+    images = sample(policy, prompts, settings, weights=weights)
     measures = data.measures(images, prompts) | (free_rewards(rewards, images, prompts) if rewards else {})
     statistics = image_statistics(images)
     line: dict[str, Any] = {"guidance": settings.guidance, "prompts": len(prompts), "steps": settings.steps}

@@ -170,12 +170,11 @@ def _check_snippet(policy: Any, recipe: Recipe) -> None:
 
 def _scheduler_lines(policy: DiffusersPolicy) -> str:
     own, ours = policy.pipe.scheduler, policy.family.deterministic(policy.pipe.scheduler)
-    changes = policy.spec.origin.settings.changes.get(SCHEDULER)
-    known = f"pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{dict(changes or {})!r})\n"
-    known = known if changes else ""
+    told = dict(policy.spec.origin.settings.changes.get(SCHEDULER, {}))
+    lines = f"pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{told!r})\n" if told else ""
     if ours is own:
-        return known
-    return known + (
+        return lines
+    return lines + (
         "from diffusers import DDIMScheduler\n"
         "pipe.scheduler = DDIMScheduler.from_config(\n"
         f"    pipe.scheduler.config, clip_sample=False, set_alpha_to_one={ours.config['set_alpha_to_one']}\n"

@@ -156,8 +156,8 @@ def _pictures(recipe: Recipe, loop: Loop) -> None:
     if not count:
         return
     prompts = recipe.data.held_out(count, recipe.evaluate.seed)
-    before = sample(loop.policy, prompts, recipe.evaluate, seed=recipe.evaluate.seed, weights="reference")
-    after = sample(loop.policy, prompts, recipe.evaluate, seed=recipe.evaluate.seed, weights="average")
+    before = sample(loop.policy, prompts, recipe.evaluate, weights="reference")
+    after = sample(loop.policy, prompts, recipe.evaluate, weights="average")
     page = rows_of_pictures([("before", before), ("after", after)], [prompt.text for prompt in prompts])
     save_picture(page, loop.folder.samples / "before-after.png")
 

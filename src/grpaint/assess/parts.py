@@ -118,7 +118,7 @@ class Parts:
         """Both protocols for some prompts."""
         settings, measure = self.judging.recipe.evaluate, self.judging.measure
         prompts, images = self.prompts[rows], self.held_out.images(rows)
-        drawn = {"seed": settings.seed, "weights": weights, "first": rows.start}
+        drawn = {"weights": weights, "first": rows.start}
         free = sample(policy, prompts, settings, **drawn)
         statistics = image_statistics(free)
         del statistics["image/spread"]  # of a batch, and a part is not the batch of a training run

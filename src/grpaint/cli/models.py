@@ -1,5 +1,6 @@
 """Commands about models and what they draw."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -43,7 +44,7 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
         given = provenance.sets(said) + given
     if not source or not texts:
         raise ConfigError("sample: name a run, checkpoint or file, and a caption in quotes; or --like PICTURE.")
-    policy, recipe = open_model(source, given)
+    policy, recipe = open_model(source, [*given, f"evaluate.seed={seed}"])
     file = find_model(source)[0]
     if like:
         provenance.check(like, said, file, recipe)
@@ -56,7 +57,7 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
         if snippet:
             typer.echo(provenance.snippet(policy, recipe, text, seed + number, file))
             continue
-        image = draw(policy, [Prompt(text)], recipe.evaluate, seed=seed + number)[0]
+        image = draw(policy, [Prompt(text)], dataclasses.replace(recipe.evaluate, seed=seed + number))[0]
         words = "-".join(re.findall(r"\w+", text))
         place = new_file(out / f"{number:02d}-{words[:60]}{mixed}.png")
         said = provenance.facts(source, weights, recipe, text, seed + number)

@@ -73,7 +73,7 @@ class Rehearsal(Unwritten):
                 settings = self.recipe.evaluate
                 prompts = self.recipe.data.held_out(settings.prompts, settings.seed)
                 with self.phase("evaluate"):
-                    sample(self.policy, prompts, settings, seed=settings.seed)
+                    sample(self.policy, prompts, settings)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -242,7 +242,7 @@ def page(records: Sequence[Record], *, title: str, baseline: str, missing: Seque
     best = max(mean_interval([worth(r["scores"][-1]) for r in summary.records])[0] for summary in found)
     base, name = worth(records[0]["scores"][0]), found[0].score
     marks = {_mark(name, target): target for target in (base + (best - base) * share for share in (0.5, 0.8, 1.0))}
-    spent = [record["evaluations"] for record in records]
+    used = [record["evaluations"] for record in records]
     absent = f"<p class='note'>Not finished yet: {html.escape(', '.join(missing))}.</p>" if missing else ""
     figures = "".join(
         f"<figure>{plot(found, cost)}<figcaption>Held-out {name} against {spent}; mean and 95% interval over seeds."
@@ -260,7 +260,7 @@ def page(records: Sequence[Record], *, title: str, baseline: str, missing: Seque
 <meta name="viewport" content="width=device-width"><style>{STYLE}</style>
 <h1>{html.escape(title)}</h1>
 <p>Every method from the same base, with the same prompts, at an equal number of model evaluations (a forward of one
-sample is 1, a backward 2), or as near to it as whole iterations come: {min(spent):,} to {max(spent):,}. Score:
+sample is 1, a backward 2), or as near to it as whole iterations come: {min(used):,} to {max(used):,}. Score:
 {WHAT.get(name, f"held-out {name}")}, without guidance. {_base(records)} Intervals are over seeds (Student, 95%).</p>
 {absent}
 <h2>Final scores</h2>{_finals(found)}
