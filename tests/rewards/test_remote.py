@@ -20,11 +20,10 @@ from tiny_runs import TINY, command, status
 SERVER = Path(__file__).with_name("faulty_server.py")
 IMAGES = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 PROMPTS = [Prompt(f"prompt {n}") for n in range(5)]
-QUICK = {"timeout_s": 0.5, "retries": 1, "backoff_s": 0.01}
 FAULTS = {
     "error": "answered 500: CUDA error: an illegal memory access",
-    "hang": "no whole answer within 0.5 s",
-    "drip": "no whole answer within 0.5 s",
+    "hang": "no whole answer within 2 s",
+    "drip": "no whole answer within 2 s",
     "half": "closed the connection before its answer was whole",
     "gone": "closed the connection before its answer was whole",
     "nan": "holds NaN, which is no score",
@@ -35,6 +34,11 @@ FAULTS = {
     "deep": "its answer is no JSON",
     "huge": "its answer is longer than",
 }
+
+
+def patience(name):
+    """Seconds to wait: few only where waiting is what is tested, so that a busy machine shows no other fault."""
+    return 2.0 if name in ("hang", "drip") else 60.0
 
 
 @contextlib.contextmanager
@@ -84,11 +88,8 @@ def test_scores_come_back_in_order_batch_by_batch(url, batch):
 @pytest.mark.parametrize("name", FAULTS)
 def test_every_fault_has_its_message_and_nothing_hangs(url, fault, name):
     fault(name)
-    remote, start, before = (
-        Remote((url,), **QUICK),
-        time.monotonic(),
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-    )
+    remote = Remote((url,), timeout_s=patience(name), retries=1, backoff_s=0.01)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(RewardError) as raised:
         RewardSet({"far": remote}, {}).score(IMAGES, PROMPTS)
     said = str(raised.value)
@@ -98,7 +99,6 @@ def test_every_fault_has_its_message_and_nothing_hangs(url, fault, name):
     assert "--resume" in said
     assert '"prompt 0", "prompt 1", "prompt 2"' in said
     assert "\n" not in said
-    assert time.monotonic() - start < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB: no gigabyte was read
 
 
@@ -171,9 +171,9 @@ def test_bad_settings_are_refused(settings, words):
 # -- runs --------------------------------------------------------------------------------------------------------
 
 
-def sets_of(url, *more):
-    table = f'rewards={{far={{kind="remote",urls=["{url}"],timeout_s=1.0,retries=1,backoff_s=0.01}}}}'
-    return [*TINY, table, *more]
+def sets_of(url, name=""):
+    table = f'kind="remote",urls=["{url}"],timeout_s={patience(name)},retries=1,backoff_s=0.01'
+    return [*TINY, f"rewards={{far={{{table}}}}}"]
 
 
 @pytest.fixture(scope="module")
@@ -189,10 +189,10 @@ def unharmed(tmp_path_factory):
 def test_a_run_stops_and_goes_on_as_if_nothing_had_been(name, unharmed, tmp_path):
     with tiny_runs.folder(tmp_path, keep=False), server(tmp_path / "server") as address:
         (tmp_path / "server/fault").write_text(f"{name} 5")  # a self-test, evaluations around two iterations, then it
-        end = command("train", "flow-grpo-fast", "--name", "it", sets=sets_of(address))
+        end = command("train", "flow-grpo-fast", "--name", "it", sets=sets_of(address, name))
         assert end.code == 1
         assert end.err.startswith(f"grpaint: reward far: {address}: ")
-        said = FAULTS[name].replace("0.5 s", "1 s").replace("4 scores for 5", "11 scores for 12")
+        said = FAULTS[name].replace("4 scores for 5", "11 scores for 12")
         assert said in end.err
         assert end.err.count("\n") == 1
         assert status(Path("runs/it"))["status"] == "failed"

@@ -19,7 +19,7 @@ from tiny_runs import TINY, command, lines
 
 IMAGES = torch.stack([torch.full((3, 4, 4), level) for level in (0.2, 0.8, 0.5, 0.4)])
 PROMPTS = [Prompt("a {red} circle")] * 4
-QUICK = {"timeout_s": 2.0, "retries": 1, "backoff_s": 0.01}
+QUICK = {"timeout_s": 60.0, "retries": 1, "backoff_s": 0.01}
 
 
 class Judge(BaseHTTPRequestHandler):

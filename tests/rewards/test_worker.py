@@ -118,9 +118,9 @@ def test_what_goes_wrong_is_said(worker, word, said):
 
 def test_one_that_hangs_is_ended_with_all_that_it_started(worker):
     start = time.monotonic()
-    with pytest.raises(RewardError, match=r"did not answer within 0.7 s and was ended"):
-        worker(timeout_s=0.7, restarts=0)(IMAGES, prompts("hang"))
-    assert time.monotonic() - start < 10
+    with pytest.raises(RewardError, match=r"did not answer within 2 s and was ended"):
+        worker(timeout_s=2.0, restarts=0)(IMAGES, prompts("hang"))
+    assert time.monotonic() - start < 60
     gone(int(Path("child").read_text()))
 
 
@@ -153,7 +153,7 @@ def test_one_that_does_not_start_says_why(foreign):
         Worker(reward="bad.py")
 
 
-def gone(pid, patience=10):
+def gone(pid, patience=60):
     """Assert that a process ends soon."""
     until = time.monotonic() + patience
     while alive(pid):
