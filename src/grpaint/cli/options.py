@@ -1,5 +1,6 @@
 """Arguments that several commands share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -7,6 +8,7 @@ import typer
 RecipeName = Annotated[str | None, typer.Argument(help="A path, WORLD/METHOD, or METHOD; the default when left out.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key.sub=value; may be repeated.", show_default=False)]
 RunName = Annotated[str | None, typer.Option("--name", help="The folder's name under runs/.")]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds run folders.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of this name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Source = Annotated[str, typer.Argument(metavar="RUN-OR-CHECKPOINT", help="A run, a checkpoint folder, or a file.")]

@@ -7,25 +7,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from grpaint.cli.app import app
-from grpaint.cli.options import AsJson, RecipeName, Resume, RunName, Sets
+from grpaint.cli.options import AsJson, RecipeName, Resume, RunName, Runs, Sets
 
 if TYPE_CHECKING:
     from grpaint.run.folder import RunFolder
 
 
 @app.command()
-def train(recipe: RecipeName = None, sets: Sets = None, name: RunName = None, resume: Resume = False) -> None:
+def train(
+    recipe: RecipeName = None,
+    sets: Sets = None,
+    name: RunName = None,
+    runs: Runs = Path("runs"),
+    resume: Resume = False,
+) -> None:
     """Post-train with reinforcement learning; without RECIPE the built-in model with the default method."""
-    _run("train", recipe, sets or [], name, resume=resume)
+    _run("train", recipe, sets or [], runs, name, resume=resume)
 
 
 @app.command()
-def sft(recipe: RecipeName = None, sets: Sets = None, name: RunName = None, resume: Resume = False) -> None:
+def sft(
+    recipe: RecipeName = None,
+    sets: Sets = None,
+    name: RunName = None,
+    runs: Runs = Path("runs"),
+    resume: Resume = False,
+) -> None:
     """Train on captioned images (the supervised stage)."""
-    _run("sft", recipe, sets or [], name, resume=resume)
+    _run("sft", recipe, sets or [], runs, name, resume=resume)
 
 
-def _run(stage: str, recipe: str | None, sets: list[str], name: str | None, *, resume: bool) -> None:
+def _run(stage: str, recipe: str | None, sets: list[str], runs: Path, name: str | None, *, resume: bool) -> None:
     from rich.console import Console
 
     from grpaint.core.errors import CheckpointError, ConfigError, MemoryExhausted
@@ -36,10 +48,10 @@ def _run(stage: str, recipe: str | None, sets: list[str], name: str | None, *, r
     from grpaint.train import start
 
     console = Console()
-    name = name or _short(recipe or DEFAULT[stage])
-    if Path(name).name != name or name.startswith("."):
-        raise ConfigError(f"--name {name}: the name of a folder under runs/, without / and not beginning with a dot.")
-    path = Path("runs") / name
+    name = _short(recipe or DEFAULT[stage]) if name is None else name
+    if not name or Path(name).name != name or name.startswith("."):
+        raise ConfigError(f'--name "{name}": the name of a folder under {runs}, without / and not beginning with a dot.')
+    path = runs / name
     if resume:
         folder = RunFolder.open(path)
         kept, before = folder.settings(), folder.facts().get("sets", [])
@@ -177,7 +189,7 @@ def _evaluate_one(source: str, sets: list[str], *, as_json: bool) -> None:
 @app.command()
 def compare(  # noqa: PLR0913 - reason: one argument a flag
     methods: Annotated[
-        list[str], typer.Argument(metavar="METHOD...", help="Recipes of one world, or NAME=METHOD:KEY=VALUE;KEY=VALUE.")
+        list[str], typer.Argument(metavar="METHOD...", help="Recipes of one world, files of yours, or NAME=METHOD:KEY=VALUE;KEY=VALUE.")
     ],
     seeds: Annotated[str, typer.Option(help="Numbers, separated by commas.")] = "0,1,2,3,4",
     budget_evaluations: Annotated[int, typer.Option(help="Model evaluations of a run.")] = 0,

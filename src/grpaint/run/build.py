@@ -153,7 +153,7 @@ def _dataclass(cls: type, settings: Plain, key: str) -> tuple[Any, Plain]:
     made, plain = {}, {}
     for name, field in known.items():
         if name in settings:
-            made[name], plain[name] = build(hints[name], settings[name], where + name)
+            made[name], plain[name] = build(hints[name], _with_kind(settings[name], hints[name], field), where + name)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where}{name} is missing.")
     try:
@@ -163,6 +163,16 @@ def _dataclass(cls: type, settings: Plain, key: str) -> tuple[Any, Plain]:
     for name in known.keys() - made.keys():
         plain[name] = dump(getattr(piece, name))
     return piece, {name: plain[name] for name in known if plain[name] is not None}
+
+
+def _with_kind(value: Any, hint: Any, field: "dataclasses.Field[Any]") -> Any:
+    """A piece's settings without a kind are those of the kind that its field has by default, where it has one."""
+    piece = not {hint, *typing.get_args(hint)}.isdisjoint(GROUPS)
+    if not piece or not isinstance(value, Mapping) or "kind" in value:
+        return value
+    factory = field.default_factory
+    default = dump(factory() if factory is not dataclasses.MISSING else field.default)
+    return {"kind": default["kind"], **value} if isinstance(default, Mapping) and "kind" in default else value
 
 
 def dump(value: Any) -> Any:

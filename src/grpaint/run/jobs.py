@@ -36,7 +36,7 @@ class Entry:
 
     @classmethod
     def read(cls, word: str) -> "Entry":
-        """``METHOD``, or ``NAME=METHOD:KEY=VALUE;KEY=VALUE``.
+        """``METHOD``, a recipe's file, or either as ``NAME=METHOD:KEY=VALUE;KEY=VALUE``.
 
         Raises:
             ConfigError: where it is neither.
@@ -44,7 +44,7 @@ class Entry:
         name, equals, rest = word.partition("=")
         recipe, colon, sets = rest.partition(":")
         if not equals:
-            return cls(word, word)
+            return cls(Path(word).stem if word.endswith(".toml") else word, word)
         if not (colon and recipe and sets and re.fullmatch(r"[\w.-]+", name)):
             raise ConfigError(
                 f"{word}: write a variant as NAME=METHOD:KEY=VALUE;KEY=VALUE, for example "
@@ -66,8 +66,8 @@ class Job:
 
     @property
     def recipe(self) -> str:
-        """WORLD/METHOD."""
-        return f"{self.world}/{self.entry.recipe}"
+        """WORLD/METHOD, or the file."""
+        return self.entry.recipe if self.entry.recipe.endswith(".toml") else f"{self.world}/{self.entry.recipe}"
 
     @property
     def name(self) -> str:
@@ -82,9 +82,26 @@ class Job:
         return recipe, settings
 
     def fingerprint(self) -> str:
-        """Of the recipe and the settings given to it; a default that is added later changes nothing."""
+        """Of the recipe, the settings given to it and the user's own files that they name.
+
+        A default that is added later changes nothing.
+        """
         given = override(read_toml(locate(self.recipe)), self.sets)
-        return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode())
+        for file in _own_files(given):
+            digest.update(file.read_bytes())
+        return digest.hexdigest()[:16]
+
+
+def _own_files(table: Any) -> list[Path]:
+    """The files of a user's own pieces that a recipe names by kind, in its order."""
+    if isinstance(table, list):
+        return [file for item in table for file in _own_files(item)]
+    if not isinstance(table, dict):
+        return []
+    place = str(table.get("kind", "")).rpartition(":")[0]
+    own = [Path(place)] if place.endswith(".py") and Path(place).is_file() else []
+    return own + [file for key in sorted(table) for file in _own_files(table[key])]
 
 
 def load(job: Job) -> Record:
@@ -96,8 +113,8 @@ def load(job: Job) -> Record:
     record: Record = json.loads(job.record.read_text(encoding="utf-8"))
     if record["fingerprint"] != job.fingerprint():
         raise ConfigError(
-            f"{job.record}: made with other settings (budget, recipe or search) than this command's. Take another "
-            "--out, or remove it."
+            f"{job.record}: made with other settings (budget, recipe, search or a file of your own) than this "
+            "command's. Take another --out, or remove it."
         )
     return record
 
@@ -144,7 +161,7 @@ def execute(jobs: Sequence[Job], work: Path, log: Callable[[str], None], workers
 def _run(job: Job, work: Path) -> tuple[int, str]:
     """One job to its end, and its record written; the code and what was said where it failed."""
     folder = RunFolder(work / "runs" / job.name)
-    words = ["train", job.recipe, "--name", job.name]
+    words = ["train", job.recipe, "--name", job.name, "--runs", str(work / "runs")]
     if folder.path.exists():
         words.append("--resume")
     for item in job.sets:
@@ -152,7 +169,7 @@ def _run(job: Job, work: Path) -> tuple[int, str]:
     program = "import sys; from grpaint.cli import main; sys.argv[0] = 'grpaint'; sys.exit(main())"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
-        [sys.executable, "-c", program, *words], cwd=work, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, *words], env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode == 0:
         job.record.parent.mkdir(parents=True, exist_ok=True)
