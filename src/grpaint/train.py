@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from grpaint.backends.runtime import resolve as resolve_runtime
 from grpaint.core.errors import ConfigError, RewardError, RunError
 from grpaint.core.rng import permutation
 from grpaint.evaluate import best_guided, captioned, evaluate, sample
-from grpaint.learn.advantage import shares
+from grpaint.learn.advantage import credit, shares
 from grpaint.learn.elsewhere import running
 from grpaint.learn.objective import Term
 from grpaint.learn.penalty import AdaptiveKl
@@ -184,7 +184,7 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
         rollout, table = gather(iteration)
         with loop.phase("reward"), torch.no_grad():
             watch.observe(table, recipe.reward_set().rewards, rollout.prompts)
-            advantage = recipe.advantage(table, rollout)
+            advantage = credit(recipe.advantage, table, rollout)
         with loop.phase("update"):
             for number, rows in enumerate(_parts(rollout, settings.updates)):
                 turn = iteration * settings.updates + number
@@ -201,8 +201,10 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
 
 def _terms(recipe: TrainRecipe, policy: Model, part: Rollout, advantage: Tensor, turn: int) -> Iterator[Term]:
     """The objective's terms, and the anchor's where there was anything to anchor."""
-    moved = False
-    for term in recipe.objective(policy, part, advantage):
+    moved, terms = False, recipe.objective(policy, part, advantage)
+    if not isinstance(terms, Iterable) or isinstance(terms, Tensor):
+        raise RunError(f"objective: it gave {type(terms).__name__}, and an iterator of Terms is wanted.")
+    for term in terms:
         moved = True
         yield term
     if moved and recipe.anchor:

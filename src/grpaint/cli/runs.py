@@ -50,7 +50,9 @@ def _run(stage: str, recipe: str | None, sets: list[str], runs: Path, name: str 
     console = Console()
     name = _short(recipe or DEFAULT[stage]) if name is None else name
     if not name or Path(name).name != name or name.startswith("."):
-        raise ConfigError(f'--name "{name}": the name of a folder under {runs}, without / and not beginning with a dot.')
+        raise ConfigError(
+            f'--name "{name}": the name of a folder under {runs}, without / and not beginning with a dot.'
+        )
     path = runs / name
     if resume:
         folder = RunFolder.open(path)
@@ -189,7 +191,10 @@ def _evaluate_one(source: str, sets: list[str], *, as_json: bool) -> None:
 @app.command()
 def compare(  # noqa: PLR0913 - reason: one argument a flag
     methods: Annotated[
-        list[str], typer.Argument(metavar="METHOD...", help="Recipes of one world, files of yours, or NAME=METHOD:KEY=VALUE;KEY=VALUE.")
+        list[str],
+        typer.Argument(
+            metavar="METHOD...", help="Recipes of one world, files of yours, or NAME=METHOD:KEY=VALUE;KEY=VALUE."
+        ),
     ],
     seeds: Annotated[str, typer.Option(help="Numbers, separated by commas.")] = "0,1,2,3,4",
     budget_evaluations: Annotated[int, typer.Option(help="Model evaluations of a run.")] = 0,

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from grpaint.core.errors import RunError
 from grpaint.learn.table import RewardTable
 from grpaint.rollout.rollout import Rollout
 
@@ -19,12 +20,39 @@ Spread = Literal["group", "batch", "none"]
 
 
 class Advantage(Protocol):
-    """Rewards to advantages."""
+    """Rewards to advantages.
 
-    needs_group: bool
+    ``needs_group`` (True where there is none): groups must have two or more members.
+    """
 
-    def __call__(self, table: RewardTable, rollout: Rollout, /) -> Float[Tensor, " b"]:
-        """One number a row."""
+    def __call__(self, table: RewardTable, rollout: Rollout, /) -> Float[Tensor, "b *steps"]:
+        """One number a row, or one a row and step."""
+
+
+def credit(advantage: Advantage, table: RewardTable, rollout: Rollout) -> Float[Tensor, "b *steps"]:
+    """What ``advantage`` gives, found to be finite numbers, one a row or one a row and step.
+
+    Raises:
+        RunError: where it is something else.
+    """
+    given, rows = advantage(table, rollout), len(rollout.group)
+    steps = max((transition.step + 1 for transition in rollout.transitions), default=0)
+    what = f"advantage {getattr(advantage, '__name__', type(advantage).__name__)}"
+    fits = isinstance(given, Tensor) and given.is_floating_point() and given.ndim in (1, 2) and len(given) == rows
+    if not fits or (given.ndim == 2 and given.shape[1] < steps):
+        told = f"{given.dtype} of shape {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        raise RunError(
+            f"{what}: it gave {told} for {rows} rows and {steps} steps; wanted are floating-point numbers, [{rows}], "
+            f"or [{rows}, {steps}] to credit steps. Mend it and go on with --resume."
+        )
+    bad = (~given.isfinite()).reshape(rows, -1).any(1).nonzero()[:, 0].tolist()
+    if bad:
+        worst = ", ".join(f'"{rollout.prompts[int(rollout.group[row])].text}"' for row in bad[:3])
+        raise RunError(
+            f"{what}: it gave NaN or infinity for {len(bad)} of {rows} rows (prompts: {worst}), and their rewards are "
+            "finite. Mend it and go on with --resume."
+        )
+    return given
 
 
 def _check(eps: float, clip: float) -> None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from grpaint.core.errors import RunError
 from grpaint.core.path import Point
 from grpaint.core.policy import Policy, Weights
 from grpaint.core.prediction import Prediction
@@ -90,7 +91,7 @@ class PolicyGradient:
         cond = rollout.cond.rows(part.rows)
         now = Acted(*(part.live or act(policy, rollout.sampler, part.x, part.here, part.there, cond)))
         gain = gain.to(part.x.device)
-        loss = self.surrogate(now.gaussian, part, gain)
+        loss = _one_a_row("surrogate", self.surrogate(now.gaussian, part, gain), len(gain))
         with torch.no_grad():
             ratio = log_ratio(now.gaussian, part).exp()
         measures = {"ratio_error": (ratio - 1).abs()}
@@ -100,9 +101,20 @@ class PolicyGradient:
         if self.penalty:
             with torch.no_grad():
                 reference = Acted(*act(policy, rollout.sampler, part.x, part.here, part.there, cond, "reference"))
-            cost, distance = self.penalty(now, reference, part)
+            said = self.penalty(now, reference, part)
+            if not (isinstance(said, tuple) and len(said) == 2):
+                raise RunError(f"objective.penalty: it gave {type(said).__name__}; a loss and a distance are wanted.")
+            cost, distance = (_one_a_row("penalty", given, len(gain)) for given in said)
             loss, measures["kl"] = loss + cost, distance.detach()
         return Term(loss.sum() / total, measures, part.step)
+
+
+def _one_a_row(name: str, given: Any, rows: int) -> Float[Tensor, " k"]:
+    """A piece's answer, found to be one number a row: of another shape it would be scaled in silence."""
+    if isinstance(given, Tensor) and given.shape == (rows,):
+        return given
+    told = f"shape {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+    raise RunError(f"objective.{name}: it gave {told}, and one number a row is wanted: [{rows}].")
 
 
 def self_normalised(error: Float[Tensor, "k *latent"]) -> Float[Tensor, " k"]:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grpaint.learn.advantage import Advantage, PerReward
+from grpaint.learn.advantage import Advantage, PerReward, credit
 from grpaint.learn.table import RewardTable
 from grpaint.rollout.prune import optimal_variance
 from grpaint.rollout.rollout import Rollout
@@ -51,7 +51,7 @@ class OptimalVariance:
     def __call__(self, table: RewardTable, rollout: Rollout, /) -> Float[Tensor, " b"]:
         total = table.total()
         rows = torch.cat([rows[optimal_variance(total[rows], min(self.keep, len(rows)))] for rows in _members(rollout)])
-        inner = self.of(table.rows(rows), rollout.rows(rows))
+        inner = credit(self.of, table.rows(rows), rollout.rows(rows))
         spread = inner.new_zeros(len(total), *inner.shape[1:]).index_copy(0, rows, inner)
         return _keep(spread, rows)
 

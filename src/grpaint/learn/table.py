@@ -84,6 +84,12 @@ class RewardSet:
 def ask(name: str, reward: Reward, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
     """One reward's scores, on the CPU in fp32, or the error that says what is wrong with them."""
     first = ", ".join(f'"{prompt.text}"' for prompt in prompts[:3])
+    broken = (~images.isfinite()).flatten(1).any(1).sum()
+    if type(images) is Tensor and broken:  # a plan's stand-ins have no values
+        raise RewardError(
+            f"reward {name} was not asked: {broken.item()} of {len(images)} images hold NaN or infinity (first "
+            f"prompts: {first}). Take more precision, or a lower train.learning_rate, and go on with --resume."
+        )
     try:
         with torch.no_grad():
             scores = torch.as_tensor(reward(images, prompts), dtype=torch.float32).cpu()

@@ -1,9 +1,11 @@
 """What a rollout is to do, and the course of steps that follows from it in an iteration."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from grpaint.core.errors import ConfigError
 from grpaint.core.path import Path, Point
 from grpaint.core.policy import Weights
 from grpaint.core.step import Ode, Sampler
@@ -75,7 +77,7 @@ class Plan:
             self.prune.check(self.steps, group_size)
         grid = path.grid(self.steps)
         for k in self.window.reach(self.steps):
-            if not self.sampler(grid[k], grid[k + 1])[1] > 0:
+            if not self._std(grid, k) > 0:
                 raise ValueError(
                     f"sampler adds no noise at step {k}, which the window may train: it has no likelihood there. Use a "
                     "noisy sampler (an eta above 0), and keep the window off a last step that ends clean"
@@ -94,6 +96,16 @@ class Plan:
             raise ValueError("prune.close needs a window that closes before the last step; set prune.at instead")
         if self.tail:
             self._check_tail(grid)
+
+    def _std(self, grid: Sequence[Point], k: int) -> float:
+        """Of the noise that the sampler adds at step ``k``, found to be a number as its gain is."""
+        try:
+            gain, std = self.sampler(grid[k], grid[k + 1])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"sampler: {error}") from error
+        if not (math.isfinite(gain) and math.isfinite(std)):
+            raise ValueError(f"sampler gives gain {gain} and std {std} at step {k}; both must be finite")
+        return std
 
     def _check_entry(self, enter: int, reach: Sequence[int]) -> None:
         """Rows with a reference begin at step ``enter``, and the others at noise."""
@@ -128,8 +140,17 @@ class Plan:
             )
 
     def course(self, path: Path, iteration: int, seed: int) -> Course:
-        """The steps of an iteration."""
-        trained = self.window.steps(self.steps, iteration, seed)
+        """The steps of an iteration.
+
+        Raises:
+            ConfigError: where a window chooses steps beyond its reach.
+        """
+        trained, reach = self.window.steps(self.steps, iteration, seed), self.window.reach(self.steps)
+        if list(trained) != sorted(set(trained).intersection(reach, range(self.steps))):
+            raise ConfigError(
+                f"plan.window: it chose steps {list(trained)} in iteration {iteration}; wanted are steps of its reach, "
+                f"{list(reach)}, ascending, below plan.steps = {self.steps}."
+            )
         grid = path.grid(self.steps)
         close = trained[-1] + 1 if len(trained) else 0
         tail = self.tail if close < self.steps else None

@@ -1,11 +1,14 @@
 """TOML tables to the frozen dataclasses that they describe, and back. The dataclass is its own configuration."""
 
 import dataclasses
+import inspect
 import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
+
+import tomli_w
 
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import Reward
@@ -38,6 +41,7 @@ GROUPS: dict[object, str] = {
     Surrogate: "surrogates",
     Window: "windows",
 }
+PROTOCOLS = {group: protocol for protocol, group in GROUPS.items()}
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -128,9 +132,31 @@ def _piece(group: str, value: Any, key: str) -> tuple[Any, Any]:
         if settings:
             raise ConfigError(f'{key}.{next(iter(settings))}: "{kind}" is no dataclass and takes no settings.')
         made = _plain_class(target, f'{key}.kind = "{kind}"') if isinstance(target, type) else target
-        return (with_metadata(made) if group == "rewards" else made), {"kind": kind}
-    made, plain = _dataclass(target, settings, key)
+        made = with_metadata(made) if group == "rewards" else made
+        plain: Plain = {}
+    else:
+        made, plain = _dataclass(target, settings, key)
+    if kind not in catalog.CATALOG[group]:
+        _conform(made, PROTOCOLS[group], f'{key}.kind = "{kind}"')
     return made, {"kind": kind, **plain}
+
+
+def _conform(made: Any, protocol: Any, what: str) -> None:
+    """Refuse a piece of a user's that lacks a function of its protocol, or takes other arguments."""
+    for name, member in vars(protocol).items():
+        if not inspect.isfunction(member) or (name.startswith("_") and name != "__call__"):
+            continue
+        wanted = list(inspect.signature(member).parameters)[1:]
+        shown = f"{name}({', '.join(wanted)})"
+        own = made if name == "__call__" else getattr(made, name, None)
+        if not callable(own):
+            raise ConfigError(f"{what}: it must have {shown}, or be a function for a lone __call__; got {made!r:.60}.")
+        try:
+            inspect.signature(own).bind(*wanted)
+        except TypeError as error:
+            raise ConfigError(f"{what}: it is called as {shown}: {error}.") from error
+        except ValueError:  # a function in C may not tell
+            continue
 
 
 def _plain_class(cls: type, what: str) -> Any:
@@ -141,7 +167,10 @@ def _plain_class(cls: type, what: str) -> Any:
 
 
 def _dataclass(cls: type, settings: Plain, key: str) -> tuple[Any, Plain]:
-    hints = typing.get_type_hints(cls)
+    try:
+        hints = typing.get_type_hints(cls)
+    except NameError as error:
+        raise ConfigError(f"{key}: the annotations of {cls.__name__} cannot be read: {error}.") from error
     known = {field.name: field for field in dataclasses.fields(cls) if field.init}
     where = f"{key}." if key else ""
     for name in sorted(settings.keys() - known.keys()):
@@ -162,7 +191,19 @@ def _dataclass(cls: type, settings: Plain, key: str) -> tuple[Any, Plain]:
         raise ConfigError(f"{where}{error}") from error
     for name in known.keys() - made.keys():
         plain[name] = dump(getattr(piece, name))
+        if not cls.__module__.startswith("grpaint.") and plain[name] is not None:
+            _check_default(hints[name], plain[name], where + name)
     return piece, {name: plain[name] for name in known if plain[name] is not None}
+
+
+def _check_default(hint: Any, plain: Any, key: str) -> None:
+    """Refuse a default in a user's own piece that run.toml could not repeat."""
+    try:
+        build(hint, plain, key)
+        tomli_w.dumps({"value": plain})
+    except (ConfigError, TypeError) as error:
+        said = error if isinstance(error, ConfigError) else f"{key} = {plain!r}: {error}."
+        raise ConfigError(f"{said} It is a default that run.toml could not repeat; name it in the recipe.") from error
 
 
 def _with_kind(value: Any, hint: Any, field: "dataclasses.Field[Any]") -> Any:

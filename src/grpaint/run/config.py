@@ -78,7 +78,7 @@ class TrainRecipe(Common):
         super().__post_init__()
         if not self.rewards:
             raise ValueError("rewards must name at least one reward: [rewards.NAME] kind = ...")
-        if self.advantage.needs_group and self.train.group_size < 2:
+        if getattr(self.advantage, "needs_group", True) and self.train.group_size < 2:
             raise ValueError(
                 f"train.group_size = {self.train.group_size}: advantages relative to the group need 2 or more images a "
                 'prompt; raise it, or use advantage = { kind = "batch" }'
@@ -111,6 +111,15 @@ class TrainRecipe(Common):
         if self.anchor:
             _check_captioned(self.data, "anchor")
         self._check_references()
+        self._check_updates()
+
+    def _check_updates(self) -> None:
+        kept = self.plan.prune.keep[-1] if self.plan.prune and self.plan.prune.keep else self.train.group_size
+        if self.train.updates > self.train.prompts * kept:
+            raise ValueError(
+                f"train.updates = {self.train.updates}: must not exceed train.prompts x the images that a group keeps "
+                f"= {self.train.prompts * kept}"
+            )
 
     def _check_references(self) -> None:
         begins = isinstance(self.plan.start, Reference)

@@ -60,6 +60,7 @@ class Loop:
         """Iteration numbers from where the run stands; between them lines, evaluations and checkpoints are written."""
         every = self.recipe.checkpoint.every
         if self.done == 0:
+            self._state()  # what cannot be saved is better known before hours than after
             self._judge()
         while not self.finished:
             self._set_rates()
@@ -141,6 +142,8 @@ class Loop:
             optimizer.zero_grad(set_to_none=True)
         seen: dict[str, list[torch.Tensor]] = defaultdict(list)
         for term in terms:
+            if not (isinstance(term, Term) and term.loss.ndim == 0 and term.loss.requires_grad):
+                raise RunError("objective: it must yield Terms, whose loss is one number with a gradient.")
             self.scaler.scale(term.loss).backward()
             for name, values in term.measures.items():
                 seen[name].append(values)
@@ -260,9 +263,8 @@ class Loop:
         sets |= {f"optimizer{n}": tensors_of(optimizer) for n, optimizer in enumerate(self.optimizers)}
         return {WEIGHTS_FILE: (tensors, header), "training.safetensors": (flatten(sets), {})}
 
-    def _write_checkpoint(self, folder: Path) -> None:
-        for name, (tensors, header) in self.files().items():
-            write_weights(folder / name, tensors, header)
+    def _state(self) -> str:
+        """What a checkpoint keeps beside tensors, as JSON."""
         state = {
             "iteration": self.done,
             "best": self.best,
@@ -271,7 +273,19 @@ class Loop:
             # noise, prompts and windows are functions of these two numbers; there is no other random state
             "random": {"seed": self.recipe.train.seed, "iteration": self.done},
         }
-        (folder / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+        try:
+            return json.dumps(state) + "\n"
+        except TypeError as error:
+            raise RunError(
+                f"{', '.join(self.pieces)}: a state_dict cannot be kept ({error}); it must be made of numbers, texts, "
+                "lists and tables of them."
+            ) from error
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        state = self._state()
+        for name, (tensors, header) in self.files().items():
+            write_weights(folder / name, tensors, header)
+        (folder / "state.json").write_text(state, encoding="utf-8")
 
     def resume(self, checkpoint: Path) -> None:
         """Take everything back from a checkpoint, and cut the lines past it."""

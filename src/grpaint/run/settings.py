@@ -85,8 +85,6 @@ class Training(Optimisation):
             raise ValueError(
                 f"retain keeps graphs for one update of a rollout, and updates = {self.updates}; choose one"
             )
-        if self.updates > self.prompts * self.group_size:
-            raise ValueError(f"updates must not exceed prompts x group_size = {self.prompts * self.group_size}")
 
 
 @dataclass(frozen=True)
