@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,7 @@ REFUSED = {
     ("reference=one", "tuned=one", "--few"): (FEW, '"reference" is the name of the true images'),
     ("base", "one", "--few"): ((*FEW, "measure.strength=0.01"), "measure.strength: start.strength 0.01 lies below"),
     ("base", "one", "--few", ""): ((*FEW, "measure.group=1"), "measure.group must be at least 2"),
+    ("base", "one", "--few", "", ""): ((*FEW, "evaluate.steps=0"), "evaluate.steps"),
     ("nowhere", "one", "--few"): (FEW, "nowhere: neither a run folder"),
 }
 
@@ -152,6 +154,20 @@ def test_what_cannot_be_judged_is_refused_in_one_line(words, tmp_path):
     assert (end.code, end.err.count("\n")) == (2, 1)
     assert said in end.err
     assert not (tmp_path / "no").exists()
+
+
+def test_without_torchmetrics_nothing_is_sampled(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    end = command("evaluate", "base", "one", "--few", "--out", str(tmp_path / "no"), sets=FEW)
+    assert end.code == 2
+    assert "pip install 'grpaint[metrics]'" in end.err
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_base_alone_is_judged(tmp_path):
+    end = command("evaluate", "one:base", "--few", "--json", sets=FEW)
+    assert end.code == 0, end.err
+    assert list(json.loads(end.out)["sources"]) == ["base"]
 
 
 @pytest.mark.parametrize(

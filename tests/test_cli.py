@@ -19,8 +19,8 @@ from grpaint.run.report import table
 from tiny_runs import EMBEDDED, TINY, command, flags
 
 COMMANDS = {
-    "train": "recipe --set --name --resume",
-    "sft": "recipe --set --name --resume",
+    "train": "recipe --set --name --runs --resume",
+    "sft": "recipe --set --name --runs --resume",
     "sample": "source prompts --seed --out --steps --guidance --like --snippet --set",
     "export": "source --for --out --check --push --set",
     "doctor": "recipe --set --json",
@@ -178,7 +178,7 @@ def test_sample_draws_captions(run):
 def test_a_folder_that_cannot_be_written_is_one_line(run):
     end = command("sample", str(run), "a red circle", "--out", "reward.py", "--steps", "1")
     assert end.code == 1
-    assert end.err == "grpaint: reward.py: File exists\n"
+    assert end.err == "grpaint: reward.py: File exists; mend that, or name another place.\n"
 
 
 def test_sample_refuses_a_word_that_the_model_does_not_know(run):
@@ -277,8 +277,30 @@ def test_the_table_of_a_run_fits_a_terminal():
     console.print(table(line | {"base_guided": line | {"guidance": 1.5}}, line, (0.5, [0.41, 0.59])))
     said = console.file.getvalue()
     assert "…" not in said
-    for word in ("at guidance 1.5", "100.0% [99.0, 100.0]", "+50.0 [+41.0, +59.0]", "x 1.00"):
+    for word in ("at guidance 1.5", "100.0% [99.0, 100.0]", "+50.0 [+41.0, +59.0]", "x 1.00", "denoising"):
         assert word in said
+
+
+def test_a_run_judged_by_its_loss_alone_shows_it_once():
+    line = {"prompts": 20, "steps": 3, "iteration": 4, "score": "denoising_loss", "denoising_loss": 1.115}
+    console = Console(width=80, file=io.StringIO())
+    console.print(table(line, line, None))
+    said = console.file.getvalue()
+    assert said.count("denoising") == 1
+    assert said.count("1.115") == 2
+    assert "95%" not in said
+
+
+def test_run_folders_lie_where_they_are_asked_for(tmp_path):
+    with tiny_runs.folder(tmp_path):
+        sets = [*TINY, tiny_runs.REWARD, "train.iterations=1", "evaluate.pictures=0"]
+        assert command("train", "flow-grpo-fast", "--name", "it", "--runs", "far/away", sets=sets).code == 0
+        assert Path("far/away/it/run.toml").is_file()
+        assert not Path("runs").exists()
+        again = command("train", "--name", "it", "--runs", "far/away", "--resume")
+        assert "has finished its 1 iterations" in again.out
+        end = command("train", "flow-grpo-fast", "--name", "", sets=sets)
+        assert (end.code, '--name "": the name of a folder under runs' in end.err) == (2, True)
 
 
 @pytest.mark.parametrize(("given", "spins"), [({}, "10000"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)], ids=str)

@@ -12,6 +12,7 @@ import tiny_runs
 from grpaint.compare import Comparison, asked
 from grpaint.core.errors import ConfigError
 from grpaint.run.comparison_page import differences, page, plot, summaries
+from grpaint.run.config import RECIPES
 from grpaint.run.jobs import KEPT, Entry
 from tiny_runs import command
 
@@ -46,6 +47,21 @@ def made(tmp_path_factory):
         again = command(*words, sets=sets)
         assert {path: path.stat().st_mtime_ns for path in (here / "out/runs").iterdir()} == times
     return here, first, half, second, again, words, sets
+
+
+def test_recipes_and_rewards_of_ones_own_are_compared_until_their_files_change(tmp_path):
+    with tiny_runs.folder(tmp_path, keep=False):
+        Path("mine.toml").write_text((RECIPES / "scenes/flow-grpo-fast.toml").read_text())
+        sets = [item.replace("FILE", "reward.py") for item in SMALL]
+        words = ["compare", "mine.toml", "low=mine.toml:train.learning_rate=1e-5", "--seeds", "0"]
+        words += ["--budget-evaluations", "60", "--out", "out"]
+        end = command(*words, sets=sets)
+        assert (end.code, "2 of 2 runs" in end.out) == (0, True), end.err
+        assert sorted(path.stem for path in Path("out/runs").iterdir()) == ["scenes-low-seed0", "scenes-mine-seed0"]
+        Path("reward.py").write_text(Path("reward.py").read_text() + "# better\n")
+        end = command(*words, sets=sets)
+        assert end.code == 2
+        assert "mine-seed0.json: made with other settings (budget, recipe, search or a file of your own)" in end.err
 
 
 def test_shards_make_the_whole_and_nothing_twice(made):

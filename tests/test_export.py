@@ -120,8 +120,18 @@ def test_kohya_names(layer: str) -> None:
 def test_an_adapter_under_other_names_is_no_start(tmp_path: Path) -> None:
     policy = tuned(save("sdxl", tmp_path))
     exporting.export(policy, {}, 1, "comfyui", tmp_path / "out")
-    with pytest.raises(CheckpointError, match="an adapter under kohya's names"):
-        Diffusers(policy.spec.base, lora=Lora(4), start=str(tmp_path / "out" / exporting.ADAPTER)).load(Runtime())
+    file = str(tmp_path / "out" / exporting.ADAPTER)
+    for setting in ("start", "adapter"):
+        with pytest.raises(CheckpointError, match="an adapter under kohya's names"):
+            Diffusers(policy.spec.base, lora=Lora(4), **{setting: file}).load(Runtime())
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_drawn(tmp_path: Path) -> None:
+    policy = tuned(save("sdxl", tmp_path))
+    (tmp_path / "file").touch()
+    policy.stock = None  # nobody draws
+    with pytest.raises(ConfigError, match=r"--out .*file/out: cannot be written \(Not a directory\); name another"):
+        exporting.export(policy, {}, 1, "diffusers", tmp_path / "file/out")
 
 
 @pytest.mark.parametrize("target", ["diffusers", "comfyui"])

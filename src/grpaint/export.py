@@ -63,14 +63,17 @@ def export(policy: Any, recipe: Mapping[str, Any], steps: int, target: Target, o
         CheckpointError: where what was written draws something else; nothing stays of it.
     """
     _refuse(policy, target, out)
+    aside = out.with_name(out.name + ".part")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); name another place.") from error
     start = policy.noise((0, 0, "export"), range(len(TEXTS)))
     wanted = policy.stock(TEXTS, start, steps)
     with without_adapters(getattr(policy.pipe, policy.family.NETWORK)):  # a whole network has none: moved is 0
         moved = _difference(wanted, policy.stock(TEXTS, start, steps))
     limit = min(1e-3 if policy.runtime.precision == "fp32" else 0.1, max(0.1 * moved, 1e-5))
-    aside = out.with_name(out.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     try:
         _write(policy, recipe, target, aside)
         with _reopened(policy, target, aside) as again:

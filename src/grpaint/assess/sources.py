@@ -13,6 +13,7 @@ from grpaint.core.errors import ConfigError
 from grpaint.core.policy import Captioned, Reward, Weights
 from grpaint.images.data import DrawnImages
 from grpaint.measures.features import ScenesFeatures
+from grpaint.measures.likeness import check_installed
 from grpaint.rewards.scenes import SceneCleanliness, SceneDistance, SceneScorer
 from grpaint.rollout.start import Reference
 from grpaint.run.build import dump
@@ -135,11 +136,16 @@ class Judging:
                     "compared draws alike."
                 )
             try:
-                self.start.enter(model.path.grid(self.recipe.evaluate.steps))
+                grid = model.path.grid(self.recipe.evaluate.steps)
+            except ValueError as error:
+                raise ConfigError(f"evaluate.steps: {error}.") from error
+            try:
+                self.start.enter(grid)
             except ValueError as error:
                 raise ConfigError(f"measure.strength: {error}.") from error
         if self.measure.features:
             self.measure.features.card()
+        check_installed()
 
     def check_references(self, held_out: Captioned, *, few: bool) -> None:
         """Refuse references that are too few, or of another size than what is drawn, before any weight is opened.

@@ -232,7 +232,7 @@ class Diffusers:
     def _adapter(self) -> FilePath | None:
         """The adapter file to go on from."""
         file = FilePath(self.adapter or self.start)
-        if not (self.adapter or (self.start and is_adapter(file))):
+        if not (self.adapter or self.start) or not (is_adapter(file) or self.adapter):
             return None
         if not self.lora:
             raise CheckpointError(f"{file}: an adapter, but no model.lora is set. Set it, with the adapter's rank.")

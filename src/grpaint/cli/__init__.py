@@ -38,7 +38,8 @@ def _explain(error: Exception) -> int | None:
         reading = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
         return 2 if reading or isinstance(error, ConfigError) else 1
     if isinstance(error, OSError):
-        typer.echo(f"grpaint: {error.filename or ''}: {error.strerror or error}", err=True)
+        way = "; mend that, or name another place." if error.filename else ""
+        typer.echo(f"grpaint: {error.filename or ''}: {error.strerror or error}{way}", err=True)
         return 1
     code = getattr(error, "exit_code", None)
     if code is not None and type(error).__name__ == "Stopped":

@@ -59,6 +59,8 @@ def scan(
     if sheet:
         save_picture(contact_sheet([item for c in found.collections for item in c.captioned]), sheet)
     typer.echo(json.dumps(said) if as_json else _survey(said))
+    if not said["captioned"]:
+        raise typer.Exit(1)
 
 
 def _survey(said: dict[str, Any]) -> str:

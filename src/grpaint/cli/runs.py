@@ -148,7 +148,7 @@ def evaluate(
     sets: Sets = None,
 ) -> None:
     """Judge a model on held-out prompts, or several against each other. --set takes evaluate.* and measure.*"""
-    if len(sources) == 1 and out is None:
+    if len(sources) == 1 and out is None and not sources[0].endswith(":base"):
         _evaluate_one(sources[0], sets or [], as_json=as_json)
         return
     from rich.console import Console

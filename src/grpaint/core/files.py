@@ -26,7 +26,11 @@ def find_weights(path: Path) -> Path:
 def _missing(path: Path, file: Path) -> CheckpointError:
     """Where a path has no weights; the last checkpoint is named where it is a run."""
     kept = sorted(path.glob(f"checkpoints/*/{WEIGHTS_FILE}"))
-    way = f" It is a run: name a checkpoint of it, as {kept[-1].parent}." if kept else ""
+    way = (
+        f" It is a run: name a checkpoint of it, as {kept[-1].parent}."
+        if kept
+        else " Name a checkpoint's folder, or a file."
+    )
     return CheckpointError(f"{path}: no weights there ({file.name} not found).{way}")
 
 

@@ -1,5 +1,7 @@
 """How like a reference an image is, pixel by pixel: SSIM and PSNR, as torchmetrics has them."""
 
+from importlib.util import find_spec
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,6 +11,16 @@ from grpaint.core.errors import MissingExtra
 LEAST = 11  # pixels: the side of SSIM's Gaussian window
 
 
+def check_installed() -> None:
+    """Refuse before anything is sampled where :func:`likeness` could not be asked.
+
+    Raises:
+        MissingExtra: where torchmetrics is not installed.
+    """
+    if find_spec("torchmetrics") is None:
+        raise MissingExtra("evaluate (its SSIM and PSNR)", "metrics")
+
+
 def likeness(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, " b"]]:
     """``ssim`` (Wang et al. 2004; Gaussian window of 11, sigma 1.5) and ``psnr`` in dB of images in [0, 1].
 
@@ -16,13 +28,10 @@ def likeness(images: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h 
     images have SSIM 1 and an infinite PSNR.
 
     Raises:
-        MissingExtra: where torchmetrics is not installed.
         ValueError: for images smaller than the window, or of another size than their references.
     """
-    try:
-        from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-    except ImportError as error:
-        raise MissingExtra("SSIM and PSNR", "metrics") from error
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
     if images.shape != references.shape or min(images.shape[-2:]) < LEAST:
         raise ValueError(
             f"SSIM and PSNR compare images of one size, {LEAST} pixels or more; got {tuple(images.shape)} and "

@@ -70,8 +70,7 @@ def _measures(line: dict[str, Any], columns: dict[str, tuple[str, str]]) -> list
 
 
 def _row(title: str, line: dict[str, Any], columns: dict[str, tuple[str, str]]) -> list[str]:
-    loss = line.get("denoising_loss")
-    return [title, _score(line), *_measures(line, columns), "-" if loss is None else f"{loss:.4f}"]
+    return [title, _score(line), *_measures(line, columns)]
 
 
 def _change(first: dict[str, Any], last: dict[str, Any], name: str) -> str:
@@ -85,8 +84,10 @@ def _change(first: dict[str, Any], last: dict[str, Any], name: str) -> str:
 def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, list[float]] | None) -> Table:
     """Before and after, with 95% intervals, and the base at its best guidance; ``difference`` is that of the score."""
     name, columns = score_of(last), _columns(last)
+    if name != "denoising_loss":
+        columns |= {"denoising": ("denoising_loss", ".4f")}
     out = _table(f"Held-out prompts ({last['prompts']}), {last['steps']}-step ODE, average weights")
-    for heading in ("", f"{name} [95%]", *columns, "denoising"):
+    for heading in ("", f"{name} [95%]" if f"{name}_interval" in last else name, *columns):
         out.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     out.add_row(*_row("before", first, columns))
     guided = first.get("base_guided")
@@ -99,8 +100,7 @@ def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, 
         mean, ends = difference
         low, high = (shown(name, end, sign=True) for end in ends)
         paired = f"{shown(name, mean, sign=True)} [{low}, {high}]" if ends[0] < ends[1] else "no prompt changed"
-    judges = [*(key for key, _ in columns.values()), "denoising_loss"]
-    out.add_row("paired", paired, *(_change(first, last, key) for key in judges))
+    out.add_row("paired", paired, *(_change(first, last, key) for key, _ in columns.values()))
     return out
 
 
