@@ -129,7 +129,14 @@ def test_an_adapter_under_other_names_is_no_start(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_drawn(tmp_path: Path) -> None:
     policy = tuned(save("sdxl", tmp_path))
     (tmp_path / "file").touch()
-    policy.stock = None  # nobody draws
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    policy.stock = stop
+    with pytest.raises(KeyboardInterrupt):
+        exporting.export(policy, {}, 1, "diffusers", tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
     with pytest.raises(ConfigError, match=r"--out .*file/out: cannot be written \(Not a directory\); name another"):
         exporting.export(policy, {}, 1, "diffusers", tmp_path / "file/out")
 

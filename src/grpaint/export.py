@@ -69,12 +69,12 @@ def export(policy: Any, recipe: Mapping[str, Any], steps: int, target: Target, o
         aside.mkdir(parents=True)
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); name another place.") from error
-    start = policy.noise((0, 0, "export"), range(len(TEXTS)))
-    wanted = policy.stock(TEXTS, start, steps)
-    with without_adapters(getattr(policy.pipe, policy.family.NETWORK)):  # a whole network has none: moved is 0
-        moved = _difference(wanted, policy.stock(TEXTS, start, steps))
-    limit = min(1e-3 if policy.runtime.precision == "fp32" else 0.1, max(0.1 * moved, 1e-5))
     try:
+        start = policy.noise((0, 0, "export"), range(len(TEXTS)))
+        wanted = policy.stock(TEXTS, start, steps)
+        with without_adapters(getattr(policy.pipe, policy.family.NETWORK)):  # a whole network has none: moved is 0
+            moved = _difference(wanted, policy.stock(TEXTS, start, steps))
+        limit = min(1e-3 if policy.runtime.precision == "fp32" else 0.1, max(0.1 * moved, 1e-5))
         _write(policy, recipe, target, aside)
         with _reopened(policy, target, aside) as again:
             off = _difference(again.stock(TEXTS, start, steps), wanted)

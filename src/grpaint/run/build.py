@@ -208,8 +208,7 @@ def _check_default(hint: Any, plain: Any, key: str) -> None:
 
 def _with_kind(value: Any, hint: Any, field: "dataclasses.Field[Any]") -> Any:
     """A piece's settings without a kind are those of the kind that its field has by default, where it has one."""
-    piece = not {hint, *typing.get_args(hint)}.isdisjoint(GROUPS)
-    if not piece or not isinstance(value, Mapping) or "kind" in value:
+    if not isinstance(value, Mapping) or "kind" in value or {hint, *typing.get_args(hint)}.isdisjoint(GROUPS):
         return value
     factory = field.default_factory
     default = dump(factory() if factory is not dataclasses.MISSING else field.default)
