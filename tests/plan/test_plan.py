@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 import tiny_pipelines
 import tiny_runs
@@ -113,14 +114,18 @@ def test_sizes_that_are_none(text):
         amount(text)
 
 
-def test_levers_are_pasted_and_then_it_fits():
-    """Sixteen rows a graph do not fit; a part of them does."""
+def test_levers_are_pasted_and_then_it_fits(tmp_path):
+    """Sixteen rows a graph do not fit; a part of them does. Levers may pull at what a recipe leaves at its default."""
+    recipe = read_toml(locate("flow-grpo-fast"))
+    del recipe["objective"]
+    bare = tmp_path / "bare.toml"
+    bare.write_text(tomli_w.dumps(recipe))
     sets = [*TINY, "precision=fp32", "train.group_size=64", "anchor.batch=4"]
-    table = override(read_toml(locate("flow-grpo-fast")), sets)
+    table = override(recipe, sets)
     now = forecast(table, "train", "cuda")
     most = sorted(now.memory.peaks.values())
     limit = now.peak - (most[-1] - most[-2]) // 2  # what only the largest phase exceeds
-    words = ["plan", "flow-grpo-fast", "--gpu", f"{limit / 2**20:.3f}MiB"]
+    words = ["plan", str(bare), "--gpu", f"{limit / 2**20:.3f}MiB"]
     end = command(*words, sets=sets)
     assert "does not fit" in end.out
     pasted = re.findall(r"^  (--set .*?)  ", end.out, re.M)

@@ -210,4 +210,8 @@ def test_settings_without_a_kind_are_those_of_the_kind_in_force():
     said = end.out
     for line in ('kind = "policy-gradient"', "minibatch = 5", 'kind = "whole"', "skip_last = 2", 'kind = "ppo-clip"'):
         assert line in said
-    assert command("plan", "bare.toml", "--json").code == 0
+    sets = [*(item for item in TINY if "window" not in item), "train.iterations=1"]
+    assert command("train", "bare.toml", "--name", "it", sets=sets).code == 0
+    more = ["train.iterations=2", "objective.minibatch=5"]
+    assert command("train", "bare.toml", "--name", "it", "--resume", sets=more).err == ""
+    assert status(Path("runs/it"))["iterations"] == 2
