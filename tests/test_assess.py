@@ -200,6 +200,32 @@ class Plain(SceneData):
 """
 
 
+def test_prompts_alone_are_judged_by_what_needs_no_reference(tmp_path):
+    with tiny_runs.folder(tmp_path, keep=False):
+        Path("train.txt").write_text("a red circle\na blue square\ntwo green circles\n")
+        Path("held.txt").write_text("a blue circle\na green square\na red square\ntwo red circles\n")
+        sets = [*TINY, REWARD, "data={kind='prompts',train='train.txt',held_out_path='held.txt'}", "anchor=none"]
+        sets += ["measure.features={kind='scenes'}", "train.iterations=2"]
+        end = command("train", "flow-grpo-fast", "--name", "it", sets=sets)
+        assert (end.code, "denoising" in end.out) == (0, False), end.err
+        one = command("evaluate", "it")
+        assert (one.code, "4-step" in one.out or "2-step" in one.out) == (0, True), one.err
+        end = command("evaluate", "base", "tuned=it", "--json", "--keep", sets=FEW)
+        assert end.code == 0, end.err
+        found = json.loads(end.out)
+        assert found["protocols"] == ["free generation"]
+        names = [entry["measure"] for entry in found["measures"]]
+        assert names[:1] == ["diversity"]
+        assert {"reward", "reward/bright", "image/dark_fraction"} <= set(names)
+        assert not {"fid", "kid", "recall", "ssim", "denoising_loss"} & set(names)
+        assert all("tuned" in entry["differences"] for entry in found["measures"])
+        page = Path("evaluation/evaluation.html").read_text()
+        assert "reconstruction" not in page.lower()
+        assert sorted(path.name for path in Path("evaluation/images/tuned").iterdir()) == ["free"]
+        end = command("evaluate", "base", "it", "--out", "no", sets=[*FEW, "measure.rewards.far.kind=scenes-distance"])
+        assert (end.code, "measure.rewards.far looks at a reference image" in end.err) == (2, True), end.err
+
+
 def test_data_without_measures_are_judged_by_the_reward(tmp_path):
     with tiny_runs.folder(tmp_path, keep=False):
         Path("plain.py").write_text(DATA)

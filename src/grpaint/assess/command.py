@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from grpaint.assess.page import page
-from grpaint.assess.parts import REFERENCE, Parts
+from grpaint.assess.parts import REFERENCE, SHOWN, Parts
 from grpaint.assess.result import FREE, RECONSTRUCTION, Assessed
 from grpaint.assess.sources import Judging, Source
 from grpaint.core.errors import ConfigError
@@ -34,23 +34,22 @@ def assess(
         raise ConfigError(f'"{REFERENCE}" is the name of the true images; call the model something else.')
     judging = Judging.of(sources[-1].recipe(sets))
     judging.check(sources, sets)
-    settings = judging.recipe.evaluate
-    held_out = judging.recipe.data.held_out_images(settings.prompts, settings.seed)
+    held_out = judging.held_out()
     judging.check_references(held_out, few=few)
     parts = Parts(judging, out, held_out, log, keep)
-    parts.reference()
+    if judging.referenced:
+        parts.reference()
     found = Assessed(parts, {source.name: parts.make(source, sets) for source in sources})
     for names in _alike(found.sources):
         log(f"{' and '.join(names)} have the same weights; what an earlier RUN began from is RUN:base.")
     result = found.result()
+    true = {REFERENCE: found.reference["shown/free"]} if judging.referenced else {}
     shown = {
-        protocol: {
-            name: scores[key] for name, scores in ({REFERENCE: found.reference} | found.scores).items() if key in scores
-        }
-        for protocol, key in ((FREE, "shown/free"), (RECONSTRUCTION, "shown/reconstruction"))
+        protocol: true | {name: scores[f"shown/{part}"] for name, scores in found.scores.items()}
+        for protocol, part in ((FREE, "free"), (RECONSTRUCTION, "reconstruction"))
+        if part == "free" or true
     }
-    shown[RECONSTRUCTION] = {REFERENCE: found.reference["shown/free"]} | shown[RECONSTRUCTION]
-    captions = [prompt.text for prompt in parts.prompts[: len(found.reference["shown/free"])]]
+    captions = [prompt.text for prompt in parts.prompts[:SHOWN]]
     for name, text in (("json", json.dumps(result, indent=1) + "\n"), ("html", page(result, shown, captions))):
         aside = out / f".evaluation.{name}.part"
         aside.write_text(text, encoding="utf-8")

@@ -112,22 +112,27 @@ class Parts:
                 self._write(source.name, number, self._part(policy, source.name, weights, rows), label)
                 self.log(f"{source.name}  {rows.stop} of {len(self.prompts)}")
         probe = self.judging.recipe
-        return known | {"denoising_loss": denoising_loss(policy, probe.data, probe.evaluate, weights)}
+        if self.judging.referenced:
+            known["denoising_loss"] = denoising_loss(policy, probe.data, probe.evaluate, weights)
+        return known
 
     def _part(self, policy: Model, name: str, weights: Weights, rows: slice) -> Tensors:
-        """Both protocols for some prompts."""
+        """Both protocols for some prompts; without references the first alone."""
         settings, measure = self.judging.recipe.evaluate, self.judging.measure
-        prompts, images = self.prompts[rows], self.held_out.images(rows)
+        prompts = self.prompts[rows]
         drawn = {"weights": weights, "first": rows.start}
         free = sample(policy, prompts, settings, **drawn)
         statistics = image_statistics(free)
         del statistics["image/spread"]  # of a batch, and a part is not the batch of a training run
         out = {f"free/{key}": values for key, values in self._scores(free, prompts).items()}
         out |= {f"free/{key}": values for key, values in statistics.items()}
-        begun = [dataclasses.replace(p, reference=image) for p, image in zip(prompts, images, strict=True)]
-        again = sample(policy, begun, settings, start=self.judging.start, **drawn)
-        scores = _asked(self.judging.rewards(referenced=True), again, begun) | likeness(again, images)
-        out |= {f"reconstruction/{key}": values for key, values in scores.items()}
+        pictures = {"free": free}
+        if self.judging.referenced:
+            images = self.held_out.images(rows)
+            begun = [dataclasses.replace(p, reference=image) for p, image in zip(prompts, images, strict=True)]
+            again = pictures["reconstruction"] = sample(policy, begun, settings, start=self.judging.start, **drawn)
+            scores = _asked(self.judging.rewards(referenced=True), again, begun) | likeness(again, images)
+            out |= {f"reconstruction/{key}": values for key, values in scores.items()}
         if measure.features:
             out["features"] = measure.features(free)
             grouped = prompts[: max(0, measure.group_prompts - rows.start)]
@@ -136,9 +141,9 @@ class Parts:
                 every = [out["features"][: len(grouped)], *(measure.features(drawing) for drawing in more)]
                 out["groups"] = torch.stack(every, 1)
         if rows.start == 0:
-            out |= {"shown/free": _bytes(free[:SHOWN]), "shown/reconstruction": _bytes(again[:SHOWN])}
+            out |= {f"shown/{part}": _bytes(batch[:SHOWN]) for part, batch in pictures.items()}
         if self.keep:
-            self._keep(name, rows.start, {"free": free, "reconstruction": again})
+            self._keep(name, rows.start, pictures)
         return {key: values.contiguous() for key, values in out.items()}
 
     def _scores(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensors:

@@ -40,8 +40,8 @@ class Assessed:
 
     @cached_property
     def reference(self) -> Tensors:
-        """Those of the reference images."""
-        return self.parts.load(REFERENCE)
+        """Those of the reference images, where there are any."""
+        return self.parts.load(REFERENCE) if self.parts.judging.referenced else {}
 
     @property
     def first(self) -> str:
@@ -62,7 +62,7 @@ class Assessed:
         """Every measure with its protocol, card, values and differences."""
         known = self.scores[self.first]
         rows = [self._by_image(*key.split("/", 1)) for key in known if key.startswith(("free/", "reconstruction/"))]
-        return [*self._distances(), *self._diversity(), *rows, self._denoising()]
+        return [*self._distances(), *self._diversity(), *rows, *self._denoising()]
 
     def _by_image(self, part: str, name: str) -> dict[str, Any]:
         """A measure of single images: means, by category too, their differences over the same prompts."""
@@ -121,38 +121,41 @@ class Assessed:
 
     def _diversity(self) -> list[dict[str, Any]]:
         """Distance within a prompt, and recall over the reference images."""
-        if "features" not in self.reference:
+        measure = self.parts.judging.measure
+        if not measure.features:
             return []
-        measure, reference = self.parts.judging.measure, self.reference["features"]
-        within, recall = {}, {}
+        within = {}
         for source, scores in self.scores.items():
             groups = scores["groups"]
             number = torch.arange(len(groups)).repeat_interleave(groups.shape[1])
             within[source] = pairwise_distance(groups.flatten(0, 1), number)
-            recall[source] = recalled(scores["features"], reference, NEIGHBOURS)
         prompts = len(next(iter(within.values())))
         card = {"prompts": prompts, "images": prompts * measure.group, "images_a_prompt": measure.group}
-        return [
-            self._entry("diversity", FREE, card) | self._means(within, torch.arange(prompts)),
-            self._entry("recall", FREE, {"neighbours": NEIGHBOURS, "references": len(reference)})
-            | self._means(recall, torch.arange(len(reference))),
-        ]
+        out = [self._entry("diversity", FREE, card) | self._means(within, torch.arange(prompts))]
+        if "features" in self.reference:
+            reference = self.reference["features"]
+            recall = {name: recalled(known["features"], reference, NEIGHBOURS) for name, known in self.scores.items()}
+            entry = self._entry("recall", FREE, {"neighbours": NEIGHBOURS, "references": len(reference)})
+            out.append(entry | self._means(recall, torch.arange(len(reference))))
+        return out
 
-    def _denoising(self) -> dict[str, Any]:
-        """The supervised loss: one number a model, without an interval."""
+    def _denoising(self) -> list[dict[str, Any]]:
+        """The supervised loss: one number a model, without an interval; none without captioned images."""
+        if not self.parts.judging.referenced:
+            return []
         loss = {name: known["denoising_loss"] for name, known in self.sources.items()}
         probe = self.parts.judging.recipe.evaluate.probe
         moved = {
             name: {"value": v - loss[self.first], "images": probe} for name, v in loss.items() if name != self.first
         }
         entry = self._entry("denoising_loss", "held-out captioned images", {"images": probe})
-        return entry | {"values": {n: {"value": v, "images": probe} for n, v in loss.items()}, "differences": moved}
+        return [entry | {"values": {n: {"value": v, "images": probe} for n, v in loss.items()}, "differences": moved}]
 
     # -- cards ---------------------------------------------------------------------------------------------------
 
     def _entry(self, name: str, protocol: str, card: Mapping[str, Any]) -> dict[str, Any]:
         recipe, measure = self.parts.judging.recipe, self.parts.judging.measure
-        settings, shape = recipe.evaluate, self.reference["shown/free"].shape
+        settings, shape = recipe.evaluate, self.scores[self.first]["shown/free"].shape
         common: dict[str, Any] = {
             "metric": f"grpaint {importlib.metadata.version('grpaint')}",
             "images": len(self.parts.prompts),
@@ -202,13 +205,14 @@ class Assessed:
         scores = {key.removeprefix("free/"): v for key, v in self.scores[source].items() if key.startswith("free/")}
         line: dict[str, Any] = {name: values.double().mean().item() for name, values in scores.items()}
         line |= {f"{name}_by_prompt": values.tolist() for name, values in scores.items()}
-        score = self.parts.judging.recipe.data.score
-        return line | {"score": score, "denoising_loss": self.sources[source]["denoising_loss"]}
+        known = self.sources[source]
+        line |= {"denoising_loss": known["denoising_loss"]} if "denoising_loss" in known else {}
+        return line | {"score": self.parts.judging.recipe.data.score}
 
     def result(self) -> dict[str, Any]:
         """Everything, as plain values."""
         return {
-            "protocols": [FREE, RECONSTRUCTION],
+            "protocols": [FREE, RECONSTRUCTION] if self.parts.judging.referenced else [FREE],
             "prompts": len(self.parts.prompts),
             "strength": self.parts.judging.measure.strength,
             "first": self.first,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from grpaint.backends.runtime import resolve as resolve_runtime
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import Captioned, Reward, Weights
@@ -113,6 +115,18 @@ class Judging:
         """Where reconstructions begin."""
         return Reference(self.measure.strength, 1.0)
 
+    @property
+    def referenced(self) -> bool:
+        """Whether there are reference images; with prompts alone nothing is asked that looks at one."""
+        return self.recipe.data.captioned
+
+    def held_out(self) -> Captioned:
+        """The prompts, and the reference images where the data have any."""
+        data, settings = self.recipe.data, self.recipe.evaluate
+        if self.referenced:
+            return data.held_out_images(settings.prompts, settings.seed)
+        return Captioned(data.held_out(settings.prompts, settings.seed), lambda _: torch.empty(0))
+
     def rewards(self, *, referenced: bool) -> dict[str, Reward]:
         """All rewards that are asked, by the names of their numbers: those that look at a reference, or the others."""
         own = rewards_of(self.recipe)
@@ -145,7 +159,13 @@ class Judging:
                 raise ConfigError(f"measure.strength: {error}.") from error
         if self.measure.features:
             self.measure.features.card()
-        check_installed()
+        if self.referenced:
+            check_installed()
+        elif asked := self.rewards(referenced=True):
+            raise ConfigError(
+                f"measure.rewards.{next(iter(asked))} looks at a reference image, and this data has prompts alone; "
+                "leave it out."
+            )
 
     def check_references(self, held_out: Captioned, *, few: bool) -> None:
         """Refuse references that are too few, or of another size than what is drawn, before any weight is opened.
@@ -153,6 +173,8 @@ class Judging:
         Raises:
             ConfigError: with the reason and the way out.
         """
+        if not self.referenced:
+            return
         high, width = held_out.images(slice(1)).shape[-2:]
         if (high, width) != self.recipe.model.pixels:
             drawn = " x ".join(str(side) for side in reversed(self.recipe.model.pixels))

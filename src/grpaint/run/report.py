@@ -84,7 +84,7 @@ def _change(first: dict[str, Any], last: dict[str, Any], name: str) -> str:
 def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, list[float]] | None) -> Table:
     """Before and after, with 95% intervals, and the base at its best guidance; ``difference`` is that of the score."""
     name, columns = score_of(last), _columns(last)
-    if name != "denoising_loss":
+    if name != "denoising_loss" and "denoising_loss" in last:
         columns |= {"denoising": ("denoising_loss", ".4f")}
     out = _table(f"Held-out prompts ({last['prompts']}), {last['steps']}-step ODE, average weights")
     for heading in ("", f"{name} [95%]" if f"{name}_interval" in last else name, *columns):
@@ -128,7 +128,7 @@ def summary(line: dict[str, Any]) -> Table:
         out.add_row(kind, str(scores["prompts"]), score, *_measures(scores, columns))
     out.add_section()
     out.add_row("all", str(line["prompts"]), _score(line), *_measures(line, columns))
-    out.caption = f"denoising loss {line['denoising_loss']:.4f}"
+    out.caption = f"denoising loss {line['denoising_loss']:.4f}" if "denoising_loss" in line else None
     return out
 
 
