@@ -13,7 +13,7 @@ from grpaint.compare import Comparison, asked
 from grpaint.core.errors import ConfigError
 from grpaint.run.comparison_page import differences, page, plot, summaries
 from grpaint.run.config import RECIPES
-from grpaint.run.jobs import KEPT, Entry
+from grpaint.run.jobs import KEPT, Entry, _own_files
 from tiny_runs import command
 
 METHODS = ("flow-grpo-fast", "diffusion-nft")
@@ -62,6 +62,15 @@ def test_recipes_and_rewards_of_ones_own_are_compared_until_their_files_change(t
         end = command(*words, sets=sets)
         assert end.code == 2
         assert "mine-seed0.json: made with other settings (budget, recipe, search or a file of your own)" in end.err
+
+
+@pytest.mark.parametrize(
+    "names", [{"kind": "my.py:f"}, {"kind": "worker", "reward": "my.py:f"}, {"a": [{"b": "my.py:f"}]}]
+)
+def test_a_file_counts_wherever_a_recipe_names_it(names, tmp_path):
+    with tiny_runs.folder(tmp_path):
+        Path("my.py").touch()
+        assert _own_files({"rewards": {"mine": names, "other": {"kind": "none.py:f"}}, "seed": 3}) == [Path("my.py")]
 
 
 def test_shards_make_the_whole_and_nothing_twice(made):

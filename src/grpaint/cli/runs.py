@@ -12,14 +12,12 @@ from grpaint.cli.options import AsJson, RecipeName, Resume, RunName, Runs, Sets
 if TYPE_CHECKING:
     from grpaint.run.folder import RunFolder
 
+RUNS = Path("runs")
+
 
 @app.command()
 def train(
-    recipe: RecipeName = None,
-    sets: Sets = None,
-    name: RunName = None,
-    runs: Runs = Path("runs"),
-    resume: Resume = False,
+    recipe: RecipeName = None, sets: Sets = None, name: RunName = None, runs: Runs = RUNS, resume: Resume = False
 ) -> None:
     """Post-train with reinforcement learning; without RECIPE the built-in model with the default method."""
     _run("train", recipe, sets or [], runs, name, resume=resume)
@@ -27,11 +25,7 @@ def train(
 
 @app.command()
 def sft(
-    recipe: RecipeName = None,
-    sets: Sets = None,
-    name: RunName = None,
-    runs: Runs = Path("runs"),
-    resume: Resume = False,
+    recipe: RecipeName = None, sets: Sets = None, name: RunName = None, runs: Runs = RUNS, resume: Resume = False
 ) -> None:
     """Train on captioned images (the supervised stage)."""
     _run("sft", recipe, sets or [], runs, name, resume=resume)

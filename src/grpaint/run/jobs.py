@@ -93,15 +93,14 @@ class Job:
         return digest.hexdigest()[:16]
 
 
-def _own_files(table: Any) -> list[Path]:
-    """The files of a user's own pieces that a recipe names by kind, in its order."""
-    if isinstance(table, list):
-        return [file for item in table for file in _own_files(item)]
-    if not isinstance(table, dict):
-        return []
-    place = str(table.get("kind", "")).rpartition(":")[0]
-    own = [Path(place)] if place.endswith(".py") and Path(place).is_file() else []
-    return own + [file for key in sorted(table) for file in _own_files(table[key])]
+def _own_files(value: Any) -> list[Path]:
+    """The files of a user's own that a recipe names anywhere as file.py:name, in its order."""
+    if isinstance(value, dict):
+        value = [value[key] for key in sorted(value)]
+    if isinstance(value, list):
+        return [file for item in value for file in _own_files(item)]
+    file = Path(str(value).rpartition(":")[0])
+    return [file] if file.suffix == ".py" and file.is_file() else []
 
 
 def load(job: Job) -> Record:

@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,8 @@ class Loop:
         self.scaler.update()
         with torch.no_grad():
             moved = [(now - then).norm() for now, then in zip(self.parameters, before, strict=True)]
-            share = _norm(moved) / _norm([then.norm() for then in before]).clamp(min=1e-12)
+            length = torch.stack([then.norm() for then in before]).norm()
+            share = torch.stack(moved).norm() / length.clamp(min=1e-12)
         self.policy.blend("average", self.recipe.train.ema)
         return share
 
@@ -276,10 +277,7 @@ class Loop:
         try:
             return json.dumps(state) + "\n"
         except TypeError as error:
-            raise RunError(
-                f"{', '.join(self.pieces)}: a state_dict cannot be kept ({error}); it must be made of numbers, texts, "
-                "lists and tables of them."
-            ) from error
+            raise RunError(f"{', '.join(self.pieces)}: a state_dict cannot be kept as JSON ({error}).") from error
 
     def _write_checkpoint(self, folder: Path) -> None:
         state = self._state()
@@ -299,7 +297,3 @@ class Loop:
         for name, piece in self.pieces.items():
             piece.load_state_dict(state["pieces"][name])
         self.folder.cut(self.done)
-
-
-def _norm(norms: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.stack(list(norms)).norm()
