@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from grpaint.run.statistics import mean_interval
+from grpaint.measures.intervals import mean_interval
 
 Record = Mapping[str, Any]
 Runs = Mapping[int, Record]  # of a method, by seed

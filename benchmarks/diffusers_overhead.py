@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from grpaint.backends.random_weights import SIZES, save
-from grpaint.backends.runtime import resolve
+from grpaint.backends.synthetic.pipelines import SIZES, save
+from grpaint.core.runtime import resolve
+from grpaint.recipe.config import override
+from grpaint.recipe.config import resolve as resolve_recipe
 from grpaint.rollout.rollout import Rollout, roll
-from grpaint.run.config import override
-from grpaint.run.config import resolve as resolve_recipe
 
 TABLE = {
     "data": {"kind": "scenes"},

@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-from grpaint.backends.random_weights import SIZES, Flux, Sd3, save, save_settings
-from grpaint.backends.runtime import resolve
-from grpaint.plan import forecast, page
-from grpaint.plan.forecast import GIB, Forecast
-from grpaint.plan.rehearsal import Unwritten, booked, unrewarded
-from grpaint.run.config import override
-from grpaint.train import train
+from grpaint.backends.synthetic.pipelines import SIZES, Flux, Sd3, save, save_settings
+from grpaint.commands.estimate import forecast, page
+from grpaint.commands.estimate.forecast import GIB, Forecast
+from grpaint.commands.estimate.rehearsal import Unwritten, booked, unrewarded
+from grpaint.core.runtime import resolve
+from grpaint.loops import train
+from grpaint.recipe.config import override
 
 # Blocks of 64 KiB and more are mapped, and so given back when freed: the peak is that of what lives, not of gaps.
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

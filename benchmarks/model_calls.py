@@ -21,14 +21,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from grpaint.backends.runtime import resolve
 from grpaint.core.path import Point
 from grpaint.core.policy import Policy, Prompt
+from grpaint.core.runtime import resolve
 from grpaint.learn.objective import PolicyGradient
+from grpaint.recipe.config import TrainRecipe, names, open_recipe, stage_of
+from grpaint.recipe.pieces import Model
 from grpaint.rollout.rollout import roll
 from grpaint.rollout.start import Begin, Shared
-from grpaint.run.config import TrainRecipe, names, open_recipe, stage_of
-from grpaint.run.pieces import Model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from grpaint.backends.runtime import resolve
+from grpaint.core.runtime import resolve
+from grpaint.recipe.config import open_recipe
 from grpaint.rollout.rollout import roll
-from grpaint.run.config import open_recipe
 
 
 def seconds(work: Callable[[], None]) -> float:

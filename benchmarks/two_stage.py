@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from grpaint.measures.intervals import mean_interval
 from grpaint.run.folder import RunFolder
-from grpaint.run.statistics import mean_interval
 
 RECIPES = Path(__file__).resolve().parent.parent / "examples/two-stage"
 # in iterations: 69, 139, 277 and 554 thousand model evaluations, and about 53, 106, 211 and 422: groups that begin at a

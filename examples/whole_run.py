@@ -12,9 +12,9 @@ from itertools import pairwise
 
 import torch
 
-from grpaint.backends.runtime import resolve
 from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, Ode, step
+from grpaint.core.runtime import resolve
 from grpaint.learn import GroupNorm, PolicyGradient, PpoClip, RewardSet
 from grpaint.rewards.scenes import SceneChecker
 from grpaint.rollout import Plan, Random, Shared, roll

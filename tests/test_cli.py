@@ -14,8 +14,8 @@ from rich.console import Console
 
 import tiny_runs
 from grpaint import cli
-from grpaint.run.config import names
-from grpaint.run.report import table
+from grpaint.recipe.config import names
+from grpaint.report.terminal import table
 from tiny_runs import EMBEDDED, TINY, command, flags
 
 COMMANDS = {

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from grpaint.learn.objective import PolicyGradient
+from grpaint.recipe.config import TrainRecipe, locate, names, open_recipe, stage_of
+from grpaint.recipe.listing import listing
 from grpaint.rollout import Sliding, Whole
-from grpaint.run.config import TrainRecipe, locate, names, open_recipe, stage_of
-from grpaint.run.listing import listing
 from tiny_pipelines import save
 from tiny_runs import EMBEDDED
 

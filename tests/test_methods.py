@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import tiny_runs
-from grpaint.run.config import locate, stage_of
+from grpaint.recipe.config import locate, stage_of
 from tiny_runs import EMBEDDED, QUICK, command, lines
 
 METHODS = [name for name in EMBEDDED if stage_of(name) == "train"]

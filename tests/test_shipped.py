@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import START, Scenes
-from grpaint.core.files import read_weights
-from grpaint.evaluate import evaluate
-from grpaint.run.catalog import CATALOG, find
-from grpaint.run.config import open_recipe, stage_of
-from grpaint.run.settings import Evaluation
+from grpaint.core.runtime import Runtime
+from grpaint.judge import evaluate
+from grpaint.recipe.catalog import CATALOG, find
+from grpaint.recipe.config import open_recipe, stage_of
+from grpaint.recipe.settings import Evaluation
 from grpaint.scenes.world import SceneData
+from grpaint.storage.files import read_weights
 from tiny_runs import EMBEDDED
 
 ROOT = Path(__file__).parent.parent

@@ -41,7 +41,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from grpaint.run.config import TrainRecipe, resolve
+from grpaint.recipe.config import TrainRecipe, resolve
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from grpaint import cli
-from grpaint.run.config import names
+from grpaint.recipe.config import names
 
 EMBEDDED = [name for name in names() if name.startswith("scenes")]  # the others need real weights
 QUICK = (

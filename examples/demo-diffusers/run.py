@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from grpaint.backends.random_weights import save
-from grpaint.backends.runtime import has_matrix_units
-from grpaint.evaluate import paired_difference
+from grpaint.backends.synthetic.pipelines import save
+from grpaint.core.runtime import has_matrix_units
+from grpaint.judge import paired_difference
 from grpaint.run.folder import RunFolder
 from grpaint.scenes.captions import VOCABULARY
 from grpaint.scenes.world import SceneData

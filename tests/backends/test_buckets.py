@@ -9,10 +9,10 @@ from torch import Tensor
 
 from grpaint.backends.adapters import Lora
 from grpaint.backends.diffusers import Diffusers, DiffusersPolicy
-from grpaint.backends.runtime import Runtime
 from grpaint.core import ConfigError, Prompt
 from grpaint.core.rng import uniform
-from grpaint.evaluate import captioned, natural_loss
+from grpaint.core.runtime import Runtime
+from grpaint.judge import captioned, natural_loss
 from tiny_pipelines import save
 
 BUCKETS = [(16, 24), (20, 16)]

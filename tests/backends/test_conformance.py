@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from grpaint.backends.runtime import Runtime
-from grpaint.doctor import CHECKS, Check, Examination, examine, fits, floor, learns, noise, parity, ratio
-from grpaint.doctor.examination import update
-from grpaint.evaluate import captioned, natural_loss
+from grpaint.commands.doctor import CHECKS, Check, Examination, examine, fits, floor, learns, noise, parity, ratio
+from grpaint.commands.doctor.examination import update
+from grpaint.core.runtime import Runtime
+from grpaint.judge import captioned, natural_loss
 from tiny_pipelines import PIPELINES, recipe, save
 
 

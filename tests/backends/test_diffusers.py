@@ -13,7 +13,6 @@ from torch import Tensor
 
 from grpaint.backends.adapters import Lora
 from grpaint.backends.diffusers import Diffusers, DiffusersPolicy
-from grpaint.backends.runtime import DTYPES, Runtime
 from grpaint.core import (
     CheckpointError,
     ConfigError,
@@ -28,9 +27,10 @@ from grpaint.core import (
     VpPath,
 )
 from grpaint.core import Path as NoisePath
-from grpaint.core.files import write_weights
+from grpaint.core.runtime import DTYPES, Runtime
 from grpaint.learn.objective import PolicyGradient
 from grpaint.rollout import Closed, Plan, Rollout, Whole, act, roll
+from grpaint.storage.files import write_weights
 from tiny_pipelines import save_all, stock
 
 Folders = dict[str, Path]

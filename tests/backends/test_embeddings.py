@@ -15,9 +15,9 @@ from grpaint.backends import embeddings
 from grpaint.backends.adapters import Lora
 from grpaint.backends.diffusers import Diffusers, DiffusersPolicy
 from grpaint.backends.embeddings import EmbeddingCache
-from grpaint.backends.runtime import Runtime
 from grpaint.core import Ddim, FlowSde, Prompt
 from grpaint.core.errors import RunError
+from grpaint.core.runtime import Runtime
 from grpaint.rollout import Plan, Whole, roll
 from tiny_pipelines import FLOWS, PIPELINES, save
 from tiny_runs import command, lines

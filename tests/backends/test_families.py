@@ -13,8 +13,8 @@ from grpaint.backends.diffusers import Diffusers
 from grpaint.backends.families.base import pack, unpack, windows
 from grpaint.backends.families.folder import Folder
 from grpaint.backends.families.schedule import diffusion_path, flow_path
-from grpaint.backends.runtime import Runtime
 from grpaint.core import ConfigError, FlowPath, Prompt, VpPath
+from grpaint.core.runtime import Runtime
 from tiny_pipelines import clip_tokenizer, save, sdxl, stock
 
 QWEN = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192}
@@ -157,7 +157,7 @@ def test_a_distilled_models_guidance_reaches_the_network_in_one_call(tmp_path: P
 
 
 def test_no_second_call_is_made_for_a_distilled_model(tmp_path: Path) -> None:
-    from grpaint.evaluate import best_guided, guided
+    from grpaint.judge import best_guided, guided
 
     policy = Diffusers(str(save("flux-dev", tmp_path)), height=16, width=16, tokens=16, guidance=3.5).load(Runtime())
     x = policy.noise((1,), range(2))

@@ -7,8 +7,8 @@ import torch
 
 from grpaint.backends.adapters import Lora
 from grpaint.backends.diffusers import Diffusers
-from grpaint.backends.runtime import Runtime
 from grpaint.core import Ddim, FlowSde, Prompt, Sampler
+from grpaint.core.runtime import Runtime
 from grpaint.learn import AdvantageWeightedMatching, DiffusionNft, ElboPolicyGradient, Guard, PolicyGradient
 from grpaint.learn.forward import Forward
 from grpaint.rollout import Closed, Plan, Whole, roll

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from grpaint.backends.diffusers import Diffusers
-from grpaint.backends.hub import is_hub_id, located
-from grpaint.backends.runtime import Runtime
+from grpaint.backends.pipeline_files import is_hub_id, located
 from grpaint.core import CheckpointError, ConfigError
+from grpaint.core.runtime import Runtime
 from grpaint.rewards.aesthetic import Aesthetic
 from hub_server import FIRST, SECOND, Hub, grpaint, serving
 from original_layout import original

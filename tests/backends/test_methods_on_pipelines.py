@@ -10,8 +10,8 @@ from torch import Tensor
 
 from grpaint.backends.adapters import Lora
 from grpaint.backends.diffusers import Diffusers
-from grpaint.backends.runtime import Runtime
 from grpaint.core import Annealed, Cps, DanceSde, Ddim, FlowSde, Prompt
+from grpaint.core.runtime import Runtime
 from grpaint.learn import BestWorst, GroupNorm, PerReward, PolicyGradient, RewardTable, StepAware
 from grpaint.learn.advantage import Advantage
 from grpaint.rollout import Funnel, Plan, Rollout, Shared, Sliding, Subset, Tail, roll

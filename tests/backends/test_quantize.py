@@ -11,12 +11,12 @@ from torch import Tensor
 
 from grpaint.backends.adapters import Lora
 from grpaint.backends.diffusers import Diffusers, DiffusersPolicy
-from grpaint.backends.runtime import Runtime
+from grpaint.commands.export.command import export
 from grpaint.core import ConfigError, Ddim, FlowSde, MissingExtra, Prompt
-from grpaint.core.files import write_weights
-from grpaint.export import export
+from grpaint.core.runtime import Runtime
 from grpaint.learn.objective import PolicyGradient
 from grpaint.rollout import Plan, Whole, act, roll
+from grpaint.storage.files import write_weights
 from tiny_pipelines import save
 
 LIBRARY = {"int8": "torchao", "nf4": "bitsandbytes"}

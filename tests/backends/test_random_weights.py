@@ -6,8 +6,8 @@ import pytest
 from torch import nn
 
 from grpaint.backends.diffusers import Diffusers
-from grpaint.backends.random_weights import SIZES, pipeline, save
-from grpaint.backends.runtime import Runtime
+from grpaint.backends.synthetic.pipelines import SIZES, pipeline, save
+from grpaint.core.runtime import Runtime
 from tiny_pipelines import stock
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from grpaint.backends.adapters import Lora
-from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import ScenePolicy, Scenes
 from grpaint.core import CheckpointError, Ode, Prompt, noise
-from grpaint.core.files import write_weights
+from grpaint.core.runtime import Runtime
 from grpaint.rollout import Closed, Plan, roll
+from grpaint.storage.files import write_weights
 
 FP32 = Runtime("cpu", "fp32")
 PROMPTS = [Prompt("a red circle"), Prompt("two blue squares"), Prompt("a small white cross above a large green circle")]

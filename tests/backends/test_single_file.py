@@ -14,14 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from grpaint import export as exporting
-from grpaint.backends import base_model, random_weights
+from grpaint.backends import base_model
 from grpaint.backends.adapters import Lora
 from grpaint.backends.diffusers import Diffusers, DiffusersPolicy
 from grpaint.backends.embeddings import readers_hash
-from grpaint.backends.runtime import Runtime
 from grpaint.backends.single_file import layout, recognised
+from grpaint.backends.synthetic import pipelines as random_weights
+from grpaint.commands.export import command as exporting
 from grpaint.core import CheckpointError, ConfigError, Prompt
+from grpaint.core.runtime import Runtime
 from grpaint.rollout.rollout import Plan, roll
 from grpaint.rollout.window import Closed
 from original_layout import open_clip, original, unet, vae

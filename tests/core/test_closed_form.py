@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
-from grpaint.backends.runtime import Runtime
 from grpaint.core import FlowPath, Path, Point, Prompt, VpPath
+from grpaint.core.runtime import Runtime
 
 PROMPTS = [Prompt("a red circle"), Prompt("a blue cross"), Prompt("a red circle")]
 PATHS = [FlowPath(), FlowPath(3, "sd3"), VpPath(), VpPath(betas="cosine", spacing="trailing", final="one")]

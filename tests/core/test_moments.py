@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from grpaint.backends.gaussian import GaussianCondition, GaussianModel
-from grpaint.backends.runtime import Runtime
 from grpaint.core import Cps, DanceSde, Ddim, FlowPath, FlowSde, Ode, Path, Prompt, Sampler, VpPath, noise, step
+from grpaint.core.runtime import Runtime
 
 MEAN, SPREAD = 0.3, 0.5
 COSINE = VpPath(betas="cosine", spacing="trailing", final="one")

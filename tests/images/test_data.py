@@ -14,8 +14,8 @@ from grpaint.images import cache, collection
 from grpaint.images.data import ImageData
 from grpaint.images.order import held_out, stream, turn
 from grpaint.images.tags import Tags
-from grpaint.run.build import build, dump
-from grpaint.run.pieces import Data
+from grpaint.recipe.build import build, dump
+from grpaint.recipe.pieces import Data
 
 KINDS = {
     "folder": making.folder,

@@ -7,11 +7,11 @@ import pytest
 
 import images.making as making
 import tiny_runs
+from grpaint.commands.prompt_scan import near_duplicates, overlaps, verdicts
 from grpaint.core.errors import ConfigError
 from grpaint.images.prompts import PromptData, read_prompts
-from grpaint.prompt_scan import near_duplicates, overlaps, verdicts
-from grpaint.run.build import build
-from grpaint.run.pieces import Data
+from grpaint.recipe.build import build
+from grpaint.recipe.pieces import Data
 from tiny_runs import TINY, command
 
 LINES = [{"prompt": f"thing {n}", "level": n, "kind": "odd" if n % 2 else "even"} for n in range(30)]

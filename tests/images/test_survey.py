@@ -12,14 +12,14 @@ import images.making as making
 import tiny_runs
 from grpaint.backends.counting import token_counts
 from grpaint.backends.diffusers import Diffusers
-from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import Scenes
 from grpaint.core.errors import ConfigError
-from grpaint.evaluate import captioned
+from grpaint.core.runtime import Runtime
 from grpaint.images.data import ImageData
 from grpaint.images.survey import contact_sheet, survey, write_captions
 from grpaint.images.tags import Tags
-from grpaint.run.config import open_recipe
+from grpaint.judge import captioned
+from grpaint.recipe.config import open_recipe
 from tiny_pipelines import save_all
 from tiny_runs import command
 

@@ -10,8 +10,8 @@ import torch
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import Prompt, Reward
 from grpaint.images.tags import Tagged, Tags, read_implications, read_tags, sentence, spaced
+from grpaint.recipe.build import build
 from grpaint.rewards.tags import TagRecall
-from grpaint.run.build import build
 
 DANBOORU = {
     "id": 1,

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from grpaint.backends.gaussian import GaussianCondition, GaussianModel, GaussianPolicy
-from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import Scenes
 from grpaint.core import FlowPath, Ode, Path, Point, Prompt, VpPath, noise, read, uniform
 from grpaint.core.prediction import Prediction
+from grpaint.core.runtime import Runtime
 from grpaint.learn import Denoising
 from grpaint.rollout import Rollout
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from grpaint.backends.gaussian import GaussianModel
-from grpaint.backends.runtime import Runtime
 from grpaint.core import FlowPath, FlowSde, Prompt
+from grpaint.core.runtime import Runtime
 from grpaint.learn import BestWorst, GroupNorm, PerReward, PolicyGradient, RewardTable
 from grpaint.learn.advantage import shares
 from grpaint.learn.floor import Floor

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
-from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, FlowPath, Ode, Path, Policy, Prompt, VpPath, noise
+from grpaint.core.runtime import Runtime
 from grpaint.learn import AdvantageWeightedMatching, DiffusionNft, ElboPolicyGradient
 from grpaint.learn.forward import Forward, self_normalised, spread_times
 from grpaint.rollout import Closed, Funnel, Plan, Prefix, Rollout, Shared, roll

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
-from grpaint.backends.runtime import Runtime
 from grpaint.core import Annealed, Cps, DanceSde, Ddim, FlowPath, FlowSde, Path, Prompt, VpPath
+from grpaint.core.runtime import Runtime
 from grpaint.learn import (
     AdvantageWeightedMatching,
     BatchNorm,

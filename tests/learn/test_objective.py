@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
-from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, FlowPath, FlowSde, Gaussian, Policy, Prompt, noise
+from grpaint.core.runtime import Runtime
 from grpaint.learn import AdaptiveKl, GroupNorm, PolicyGradient, PpoClip, Reinforce, RewardTable, StepKl, VelocityMse
 from grpaint.learn.objective import Denoising
 from grpaint.learn.penalty import Penalty

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
-from grpaint.backends.runtime import Runtime
 from grpaint.core import Cps, Ddim, FlowPath, FlowSde, Gaussian, Path, Prediction, Prompt, Sampler, VpPath
+from grpaint.core.runtime import Runtime
 from grpaint.learn import AdaptiveKl, PolicyGradient, Reinforce, StepKl, VelocityMse
 from grpaint.learn.penalty import Acted, Penalty
 from grpaint.rollout import Plan, Rollout, Transition, act, roll

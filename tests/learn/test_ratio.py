@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from grpaint.backends.gaussian import GaussianModel
-from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, DanceSde, Ddim, FlowPath, FlowSde, Path, Policy, Prompt, Sampler, VpPath, noise
+from grpaint.core.runtime import Runtime
 from grpaint.learn import PolicyGradient, Reinforce, StepKl
 from grpaint.rollout import Funnel, Plan, Random, Reference, Rollout, Shared, Whole, act, roll
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from grpaint.backends.gaussian import GaussianModel
-from grpaint.backends.runtime import Runtime
 from grpaint.core import FlowSde, Prompt
+from grpaint.core.runtime import Runtime
 from grpaint.learn import BestWorst, GroupNorm, OptimalVariance, PerReward, PolicyGradient, RewardTable
 from grpaint.rollout import Plan, roll
 

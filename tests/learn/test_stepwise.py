@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
-from grpaint.backends.runtime import Runtime
 from grpaint.core import Annealed, Cps, FlowPath, Ode, Prediction, Prompt, VpPath, step
+from grpaint.core.runtime import Runtime
 from grpaint.learn import GroupNorm, PolicyGradient, RewardTable, StepAware
 from grpaint.rollout import Plan, Rollout, Whole, roll
 

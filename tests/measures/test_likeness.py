@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from grpaint.core.policy import Prompt
+from grpaint.measures.image_statistics import image_statistics
 from grpaint.measures.likeness import likeness
-from grpaint.measures.statistics import image_statistics
 from grpaint.rewards.scenes import SceneDistance
 from grpaint.scenes.scorer import shipped_scorer
 from grpaint.scenes.world import SceneData

@@ -12,12 +12,12 @@ from grpaint.core import ConfigError, MissingExtra, Prompt, RewardError
 from grpaint.core.reward import Pair, RewardBase
 from grpaint.learn import RewardSet, RewardTable
 from grpaint.learn.reward_checks import ConstantWatch, self_test
+from grpaint.recipe.catalog import CATALOG, find
+from grpaint.recipe.pieces import WeightedReward
 from grpaint.rewards.clip import ClipScore
 from grpaint.rewards.jpeg import Jpeg
 from grpaint.rewards.lpips import LpipsToReference
 from grpaint.rewards.scenes import SceneChecker, SceneCleanliness, SceneDistance, SceneScorer
-from grpaint.run.catalog import CATALOG, find
-from grpaint.run.pieces import WeightedReward
 from tiny_scorers import clip_folder, lpips_tensors
 
 IMAGES, PROMPTS = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), [Prompt("a"), Prompt("b")]

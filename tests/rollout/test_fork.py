@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
-from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, Ddim, FlowPath, FlowSde, Path, Point, Policy, Prompt, Sampler, VpPath
+from grpaint.core.runtime import Runtime
 from grpaint.rollout import Closed, Independent, Plan, Prefix, Random, Rollout, Shared, Whole, roll
 from grpaint.rollout.start import Begin
 from grpaint.rollout.window import Window

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
-from grpaint.backends.runtime import Runtime
 from grpaint.core import Cps, FlowPath, FlowSde, Prompt
+from grpaint.core.runtime import Runtime
 from grpaint.rollout import (
     Closed,
     Funnel,

@@ -5,13 +5,13 @@ import torch
 from torch import Tensor
 
 from grpaint.backends.gaussian import GaussianModel
-from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, FlowSde, Policy, Prompt, noise
+from grpaint.core.runtime import Runtime
 from grpaint.learn import PolicyGradient, StepKl, VelocityMse
+from grpaint.recipe.config import open_recipe
+from grpaint.recipe.costs import costs
 from grpaint.rollout import Funnel, Plan, Random, Rollout, Shared, Sliding, Whole, roll
-from grpaint.run.config import open_recipe
-from grpaint.run.outlook import costs
 
 PROMPTS = [Prompt("a red circle"), Prompt("two blue squares")]
 PLANS = {

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
-from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import ScenePolicy, Scenes
 from grpaint.core import Cps, DanceSde, Ddim, FlowPath, FlowSde, Ode, Path, Policy, Prompt, Sampler, VpPath, noise
+from grpaint.core.runtime import Runtime
 from grpaint.rollout import Closed, Funnel, Plan, Random, Reference, Rollout, Shared, Whole, act, roll
 
 PROMPTS = [Prompt(text, reference=torch.full((3, 4, 4), 0.7)) for text in ("one", "two", "three", "four")]

@@ -9,8 +9,8 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from grpaint.backends.gaussian import GaussianModel
-from grpaint.backends.runtime import Runtime
 from grpaint.core import Cps, FlowPath, FlowSde, Ode, Path, Point, Prediction, Prompt, VpPath, read, step
+from grpaint.core.runtime import Runtime
 from grpaint.rollout import Plan, Random, Shared, Sliding, Tail, Whole, multistep, roll
 from grpaint.rollout.window import Window
 

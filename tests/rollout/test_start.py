@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
-from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, Ddim, FlowPath, Path, Prompt, VpPath
+from grpaint.core.runtime import Runtime
 from grpaint.rollout import Funnel, Independent, Plan, Prefix, Reference, Shared, Whole, roll
 from grpaint.rollout.start import Begin, Start
 

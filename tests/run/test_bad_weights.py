@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import tiny_runs
-from grpaint.backends.runtime import Runtime
 from grpaint.backends.scenes import Scenes
 from grpaint.core.errors import CheckpointError
-from grpaint.core.files import read_weights, write_weights
+from grpaint.core.runtime import Runtime
+from grpaint.storage.files import read_weights, write_weights
 from tiny_runs import TINY, command
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"

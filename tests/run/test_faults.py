@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 import tiny_runs
 from grpaint.backends.scenes import ScenePolicy
+from grpaint.recipe.config import open_recipe
 from grpaint.run import memory
-from grpaint.run.config import open_recipe
 from tiny_runs import REWARD, TINY, command, lines, status
 
 SETS = [*TINY, REWARD]
@@ -143,10 +143,10 @@ def test_out_of_memory_names_the_phase_and_what_to_lower(phase, error, monkeypat
 
     where = {
         "load": "grpaint.backends.scenes.Scenes.load",
-        "rollout": "grpaint.run.gathering.roll",
+        "rollout": "grpaint.run.collect.roll",
         "reward": "grpaint.learn.table.RewardTable.total",
         "update": "grpaint.learn.objective.PolicyGradient._term",
-        "evaluate": "grpaint.train.evaluate",
+        "evaluate": "grpaint.loops.evaluate",
     }[phase]
     monkeypatch.setattr(where, exhausted)
     monkeypatch.setattr("grpaint.cli.runs._advise", lambda *_: None)  # the next test's
@@ -201,7 +201,7 @@ def test_an_error_of_our_own_making_is_not_dressed_up(monkeypatch):
     def broken(*args, **options):
         raise RuntimeError("expected a tensor in channels-last memory format")
 
-    monkeypatch.setattr("grpaint.run.gathering.roll", broken)
+    monkeypatch.setattr("grpaint.run.collect.roll", broken)
     with pytest.raises(RuntimeError, match="channels-last"):
         command("train", "flow-grpo-fast", "--name", "it", sets=SETS)
     assert status(Path("runs/it"))["status"] == "failed"

@@ -8,10 +8,10 @@ import torch
 
 import tiny_runs
 from grpaint.backends.gaussian import GaussianModel
-from grpaint.backends.runtime import Runtime
 from grpaint.core import Cps, Prompt, RewardError
-from grpaint.core.later import Later
+from grpaint.core.runtime import Runtime
 from grpaint.learn import RewardSet, RewardTable
+from grpaint.parallel.background import Later
 from grpaint.rollout import Funnel, Independent, Plan, Prefix, Reference, Shared, Whole, roll
 from grpaint.rollout.parts import Parts
 from grpaint.rollout.rollout import Roller

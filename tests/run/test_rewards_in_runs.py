@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 import tiny_runs
-from grpaint.run.config import open_recipe
-from grpaint.run.pieces import stateful
-from grpaint.train import rewards_of
+from grpaint.loops import rewards_of
+from grpaint.recipe.config import open_recipe
+from grpaint.recipe.pieces import stateful
 from tiny_runs import TINY, command, lines, status
 from tiny_scorers import clip_folder
 
@@ -149,7 +149,7 @@ def test_reward_try_scores_a_folder():
 
 
 def test_reward_try_reads_captions_beside_pictures_and_from_files():
-    from grpaint.run.report import save_picture, to_picture
+    from grpaint.report.terminal import save_picture, to_picture
     from grpaint.scenes.world import SceneData
 
     images, prompts = SceneData(caption_dropout=0.0).batch(3, 0, 0)

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 import tiny_runs
-from grpaint.backends.runtime import Runtime
+from grpaint.core.runtime import Runtime
+from grpaint.recipe.config import open_recipe
 from grpaint.rewards.scenes import SceneScorer
 from grpaint.rollout import Independent, roll
-from grpaint.run.config import open_recipe
 from grpaint.scenes.world import judge
 from tiny_runs import TINY, command, lines
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from grpaint.core import CheckpointError, ConfigError
-from grpaint.core.files import read_weights, write_weights
 from grpaint.core.rng import noise
 from grpaint.scenes.captions import Caption, parse
 from grpaint.scenes.contrast import contrast, draw_pairs, may_show, one_word_wrong, otherwise_wrong, retrieval, unclear
 from grpaint.scenes.render import render
 from grpaint.scenes.scorer import SHIPPED, Scorer, load_scorer, shipped_scorer
 from grpaint.scenes.world import SceneData
+from grpaint.storage.files import read_weights, write_weights
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from grpaint.backends.families import FAMILIES, Family, Folder
 from grpaint.backends.families.schedule import KINDS
-from grpaint.backends.hub import located
+from grpaint.backends.pipeline_files import located
 from grpaint.backends.single_file import NETWORK, SingleFile, is_single_file, recognised
 from grpaint.core.errors import CheckpointError, ConfigError
-from grpaint.core.files import check_tensors
+from grpaint.storage.files import check_tensors
 
 Wanted = Literal["auto", "epsilon", "v"]
 SCHEDULER = "scheduler/scheduler_config.json"

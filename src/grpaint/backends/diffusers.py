@@ -15,14 +15,14 @@ from grpaint.backends.base_model import BaseModel, Wanted, find_base
 from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.backends.embeddings import default_folder, readers_hash
 from grpaint.backends.families import FAMILIES, Family, Folder, Guidance, find
-from grpaint.backends.hub import pinned
 from grpaint.backends.pipeline import is_adapter, open_pipeline, take_adapter, take_whole, text_encoders
+from grpaint.backends.pipeline_files import pinned
 from grpaint.backends.quantize import BasePrecision, quantizer
-from grpaint.backends.runtime import Runtime
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.core.path import Path
 from grpaint.core.prediction import Parametrisation
+from grpaint.core.runtime import Runtime
 
 __all__ = ["Diffusers", "DiffusersPolicy"]
 

@@ -14,7 +14,6 @@ from torch.nn import functional
 from grpaint.backends.base_model import find_base
 from grpaint.backends.embeddings import EmbeddingCache, Parts, made_by
 from grpaint.backends.pipeline import file_name, open_pipeline, reading, take_adapter, take_whole
-from grpaint.backends.runtime import Runtime
 from grpaint.backends.upcast import upcast
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import ConfigError
@@ -22,6 +21,7 @@ from grpaint.core.path import Point
 from grpaint.core.policy import Meter, Prompt, Weights
 from grpaint.core.prediction import Prediction, read
 from grpaint.core.rng import Key, noise
+from grpaint.core.runtime import Runtime
 
 if TYPE_CHECKING:
     from grpaint.backends.diffusers import Diffusers

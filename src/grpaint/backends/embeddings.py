@@ -17,9 +17,9 @@ from torch import Tensor
 
 from grpaint.backends.base_model import BaseModel
 from grpaint.backends.families import Family
-from grpaint.backends.runtime import Runtime
 from grpaint.core.errors import CheckpointError, RunError
-from grpaint.core.files import digest, read_weights, write_weights
+from grpaint.core.runtime import Runtime
+from grpaint.storage.files import digest, read_weights, write_weights
 
 Parts = tuple[Tensor, ...]  # what a family tells the network about one caption, each with one row
 Encode = Callable[[Sequence[str]], Iterator[Parts]]

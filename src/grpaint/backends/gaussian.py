@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grpaint.backends.runtime import Runtime
 from grpaint.backends.weights import WeightSets
 from grpaint.core.path import FlowPath, Path, Point
 from grpaint.core.policy import Meter, Prompt, Weights
 from grpaint.core.prediction import Prediction
 from grpaint.core.rng import Key, noise
+from grpaint.core.runtime import Runtime
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from torch import nn
 
 from grpaint.backends.adapters import Lora
 from grpaint.backends.base_model import BaseModel, open_parts
+from grpaint.backends.fake import hollow_parts
 from grpaint.backends.families import Family
-from grpaint.backends.hollow import hollow_parts
-from grpaint.backends.hub import check_parts
-from grpaint.backends.runtime import Runtime
+from grpaint.backends.pipeline_files import check_parts
 from grpaint.core.errors import CheckpointError, MissingExtra
-from grpaint.core.files import check_tensors, read_header, read_weights
+from grpaint.core.runtime import Runtime
+from grpaint.storage.files import check_tensors, read_header, read_weights
 
 
 def open_pipeline(

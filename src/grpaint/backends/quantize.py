@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import nn
 
-from grpaint.backends.runtime import Runtime
 from grpaint.core.errors import ConfigError, MissingExtra
+from grpaint.core.runtime import Runtime
 
 BasePrecision = Literal["full", "int8", "nf4"]
 

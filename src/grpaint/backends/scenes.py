@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from grpaint.backends.adapters import Lora, add_adapter, merged_state
-from grpaint.backends.runtime import Runtime
 from grpaint.backends.scene_net import Architecture, SceneNet
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import ConfigError
-from grpaint.core.files import check_tensors, read_weights
 from grpaint.core.path import FlowPath, Path, Point, VpPath
 from grpaint.core.policy import Meter, Prompt, Weights
 from grpaint.core.prediction import Prediction, plus, read
 from grpaint.core.rng import Key, noise
+from grpaint.core.runtime import Runtime
 from grpaint.scenes.captions import tokens
 from grpaint.scenes.shapes import SIDE
+from grpaint.storage.files import check_tensors, read_weights
 
 FLOOR = 0.05  # of sigma, where a velocity or epsilon divides by it
 SHIPPED = FilePath(__file__).parent.parent / "recipes"

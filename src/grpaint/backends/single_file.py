@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.files import read_header
+from grpaint.storage.files import read_header
 
 Shapes = Mapping[str, tuple[int, ...]]
 Predicts = Literal["epsilon", "v"]

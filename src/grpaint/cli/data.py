@@ -27,9 +27,9 @@ def _open(where: str, sets: list[str]) -> tuple["ImageData", dict[str, Any]]:
     from grpaint.backends.counting import count_words, token_counts
     from grpaint.core.errors import ConfigError
     from grpaint.images.data import ImageData
-    from grpaint.run.build import build
-    from grpaint.run.config import open_recipe, override, stage_of
-    from grpaint.run.pieces import Data
+    from grpaint.recipe.build import build
+    from grpaint.recipe.config import open_recipe, override, stage_of
+    from grpaint.recipe.pieces import Data
 
     if not where.endswith(".toml") and Path(where).exists():
         table = override({"data": {"kind": "images", "train": where}}, sets)
@@ -52,7 +52,7 @@ def scan(
 ) -> None:
     """Count, measure and verify captioned images: sizes, captions, duplicates, bad files."""
     from grpaint.images.survey import contact_sheet, survey
-    from grpaint.run.report import save_picture
+    from grpaint.report.terminal import save_picture
 
     found, counts = _open(where, sets or [])
     said = survey(found, counts)
@@ -125,8 +125,8 @@ def scan_prompts(
     as_json: AsJson = False,
 ) -> None:
     """The spread of rewards a prompt under the base model, dead prompts, near-duplicates, overlap with captions."""
-    from grpaint.prompt_scan import scan as look
-    from grpaint.run.config import TrainRecipe, open_recipe
+    from grpaint.commands.prompt_scan import scan as look
+    from grpaint.recipe.config import TrainRecipe, open_recipe
 
     loaded, _ = open_recipe(recipe, "train", sets or [])
     assert isinstance(loaded, TrainRecipe)

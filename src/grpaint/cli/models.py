@@ -27,13 +27,13 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
     sets: Sets = None,
 ) -> None:
     """Draw captions with a trained model. Each picture says how it was drawn."""
-    from grpaint import provenance
+    from grpaint.commands.sample import provenance
     from grpaint.core.errors import ConfigError
-    from grpaint.core.files import digest
     from grpaint.core.policy import Prompt
-    from grpaint.evaluate import sample as draw
-    from grpaint.run.report import new_file, save_picture, to_picture
+    from grpaint.judge import sample as draw
+    from grpaint.report.terminal import new_file, save_picture, to_picture
     from grpaint.run.saved import find_model, open_model
+    from grpaint.storage.files import digest
 
     given = [*(sets or []), *([f"evaluate.steps={steps}"] if steps else [])]
     given += [] if guidance is None else [f"evaluate.guidance={guidance}"]
@@ -81,8 +81,8 @@ def export(
     """Write a trained adapter or pipeline for other programs; it is loaded again and compared first."""
     from typing import get_args
 
-    from grpaint import export as exporting
-    from grpaint import push as pushing
+    from grpaint.commands.export import command as exporting
+    from grpaint.commands.export import push as pushing
     from grpaint.core.errors import ConfigError
     from grpaint.run.folder import evaluations
     from grpaint.run.saved import find_model, open_model
@@ -114,10 +114,10 @@ def export(
 @app.command()
 def doctor(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False) -> None:
     """Check a recipe on this machine and model before it runs: PASS or FAIL, the likely cause and the mend."""
-    from grpaint.backends.runtime import resolve
-    from grpaint.doctor import examine
-    from grpaint.run.config import TrainRecipe, open_recipe
-    from grpaint.run.pieces import described
+    from grpaint.commands.doctor import examine
+    from grpaint.core.runtime import resolve
+    from grpaint.recipe.config import TrainRecipe, open_recipe
+    from grpaint.recipe.pieces import described
 
     loaded, _ = open_recipe(recipe, "train", sets or [])
     assert isinstance(loaded, TrainRecipe)
@@ -144,10 +144,10 @@ def fetch(
     sets: Sets = None,
 ) -> None:
     """Download every file that a recipe needs, with sizes and hashes; nothing else needs a network."""
-    from grpaint.backends import hub as pipelines
+    from grpaint.backends import pipeline_files as pipelines
     from grpaint.backends import single_file
-    from grpaint.core import hub
-    from grpaint.run.config import locate, override, read_toml, weights_of
+    from grpaint.recipe.config import locate, override, read_toml, weights_of
+    from grpaint.storage import hub
 
     table = override(read_toml(locate(recipe)), sets or [])
     model = table.get("model", {})

@@ -14,10 +14,10 @@ def show(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False) 
     """A recipe in full: its settings, its steps, its batches and what an iteration costs. Opens no weights."""
     from rich.console import Console
 
-    from grpaint.run.config import DEFAULT, open_recipe, stage_of
-    from grpaint.run.outlook import costs, step_table
-    from grpaint.run.pieces import described
-    from grpaint.run.report import show_recipe
+    from grpaint.recipe.config import DEFAULT, open_recipe, stage_of
+    from grpaint.recipe.costs import costs, step_table
+    from grpaint.recipe.pieces import described
+    from grpaint.report.terminal import show_recipe
 
     name = recipe or DEFAULT["train"]
     loaded, settings = open_recipe(name, stage_of(name), sets or [])
@@ -42,10 +42,10 @@ def plan(
     sets: Sets = None,
 ) -> None:
     """What a recipe will need: memory by phase, model evaluations, disk, time. Opens no weights."""
-    from grpaint.plan import calibrate as measure
-    from grpaint.plan import forecast, levers, page
-    from grpaint.plan.forecast import amount
-    from grpaint.run.config import DEFAULT, locate, override, read_toml, stage_of
+    from grpaint.commands.estimate import calibrate as measure
+    from grpaint.commands.estimate import forecast, levers, page
+    from grpaint.commands.estimate.forecast import amount
+    from grpaint.recipe.config import DEFAULT, locate, override, read_toml, stage_of
 
     name = recipe or DEFAULT["train"]
     table, stage, limit = override(read_toml(locate(name)), sets or []), stage_of(name), amount(gpu) if gpu else 0
@@ -79,7 +79,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """What there is by name."""
-    from grpaint.run.listing import TOPICS, listing
+    from grpaint.recipe.listing import TOPICS, listing
 
     if what not in TOPICS:
         from grpaint.core.errors import ConfigError

@@ -25,7 +25,7 @@ def try_(
     """Run a reward's self-test, then score a folder of pictures. --set takes the reward's own settings."""
     from rich.console import Console
 
-    from grpaint.run.try_reward import opened, shown, tried
+    from grpaint.commands.try_reward import opened, shown, tried
 
     found = tried(opened(reward, sets or []), reward, images, prompts, references)
     if as_json:

@@ -35,11 +35,11 @@ def _run(stage: str, recipe: str | None, sets: list[str], runs: Path, name: str 
     from rich.console import Console
 
     from grpaint.core.errors import CheckpointError, ConfigError, MemoryExhausted
-    from grpaint.run.config import DEFAULT, keep_pins, locate, open_recipe, override, pinned, read_toml, resolve
+    from grpaint.loops import start
+    from grpaint.recipe.config import DEFAULT, keep_pins, locate, open_recipe, override, pinned, read_toml, resolve
     from grpaint.run.folder import RunFolder
     from grpaint.run.progress import Progress
     from grpaint.run.saved import check_resume
-    from grpaint.train import start
 
     console = Console()
     name = _short(recipe or DEFAULT[stage]) if name is None else name
@@ -84,7 +84,7 @@ def _run(stage: str, recipe: str | None, sets: list[str], runs: Path, name: str 
 
 def _advise(settings: dict[str, Any], stage: str, phase: str) -> None:
     """Print the settings that would have lowered the peak of a phase."""
-    from grpaint.plan import forecast, levers, page
+    from grpaint.commands.estimate import forecast, levers, page
 
     said = forecast(settings, stage)
     typer.echo(
@@ -99,9 +99,9 @@ def _short(recipe: str) -> str:
 
 
 def _show_end(console: Any, folder: "RunFolder") -> None:
-    from grpaint.evaluate import paired_difference
-    from grpaint.run.report import table
-    from grpaint.run.score import score_of
+    from grpaint.judge import paired_difference
+    from grpaint.measures.score import score_of
+    from grpaint.report.terminal import table
 
     lines = folder.lines("evaluations.jsonl")
     first, last = lines[0], lines[-1]
@@ -116,7 +116,7 @@ def _show_end(console: Any, folder: "RunFolder") -> None:
 
 def _show_hacking(console: Any, folder: "RunFolder") -> None:
     """The first alarm of a run, if it raised one."""
-    from grpaint.run.watch import told
+    from grpaint.measures.hacking import told
 
     found = folder.facts().get("hacking")
     if found:
@@ -147,9 +147,9 @@ def evaluate(
         return
     from rich.console import Console
 
-    from grpaint.assess.command import assess
-    from grpaint.assess.page import alarms, terminal
-    from grpaint.assess.sources import read_sources
+    from grpaint.commands.evaluate.command import assess
+    from grpaint.commands.evaluate.sources import read_sources
+    from grpaint.report.evaluation_page import alarms, terminal
 
     folder, console = out or Path("evaluation"), Console()
     log = Console(stderr=True).print
@@ -165,11 +165,11 @@ def evaluate(
 def _evaluate_one(source: str, sets: list[str], *, as_json: bool) -> None:
     from rich.console import Console
 
-    from grpaint.evaluate import evaluate as judge
+    from grpaint.judge import evaluate as judge
+    from grpaint.loops import rewards_of
+    from grpaint.report.terminal import summary
     from grpaint.run.folder import RunFolder, find_checkpoint
-    from grpaint.run.report import summary
     from grpaint.run.saved import open_model
-    from grpaint.train import rewards_of
 
     policy, recipe = open_model(source, sets)
     line = judge(policy, recipe.data, recipe.evaluate, rewards=rewards_of(recipe))
@@ -203,8 +203,8 @@ def compare(  # noqa: PLR0913 - reason: one argument a flag
     sets: Sets = None,
 ) -> None:
     """Train methods against each other at equal cost, over several seeds; repeat the command to go on."""
-    from grpaint.compare import Comparison, asked
-    from grpaint.run.jobs import Entry
+    from grpaint.commands.compare.command import Comparison, asked
+    from grpaint.commands.compare.jobs import Entry
 
     numbers, entries = asked("--seeds", seeds), tuple(Entry.read(word) for word in methods)
     comparison = Comparison(

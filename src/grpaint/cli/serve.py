@@ -25,9 +25,9 @@ def serve_reward(  # noqa: PLR0913 - reason: one argument a flag
     """Serve a reward over HTTP, for runs with kind = "remote". --set takes the reward's own settings."""
     import torch
 
+    from grpaint.commands.serve_reward import make_server, serve, token_of
     from grpaint.core.errors import ConfigError
-    from grpaint.rewards.server import Limits
-    from grpaint.run.serving import make_server, serve, token_of
+    from grpaint.rewards.elsewhere.server import Limits
 
     if max_mib < 1 or not 0 < timeout <= 86_400 or batch < 0 or not 0 <= port < 65536 or threads < 0:
         raise ConfigError("serve-reward: --max-mib, --timeout (seconds, up to a day), --port: out of range.")

@@ -10,7 +10,7 @@ from torch import Tensor
 from grpaint.core.errors import GrpaintError, RewardError
 from grpaint.core.policy import Prompt, Reward
 from grpaint.core.reward import RewardBase
-from grpaint.learn import elsewhere
+from grpaint.learn import external_rewards as elsewhere
 
 
 @dataclass(frozen=True)

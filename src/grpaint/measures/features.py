@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grpaint.core.errors import CheckpointError, ConfigError, MissingExtra
-from grpaint.core.files import check_weights
 from grpaint.scenes.scorer import SHIPPED, WIDTH, shipped_scorer
 from grpaint.scenes.shapes import SIDE
+from grpaint.storage.files import check_weights
 
 
 class Features(Protocol):

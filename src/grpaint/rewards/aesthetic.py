@@ -7,14 +7,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from grpaint.core.files import read_torch
 from grpaint.core.policy import Prompt
 from grpaint.core.reward import Pair, Source
 from grpaint.rewards.clip import VIT_L, load_clip
-from grpaint.rewards.heads import LinearHead
 from grpaint.rewards.model import TransformersReward
-from grpaint.rewards.pictures import noise, sunset
-from grpaint.rewards.sources import MODEL, TOKENIZER
+from grpaint.rewards.self_test_images import noise, sunset
+from grpaint.storage.files import read_torch
+from grpaint.vision.heads import LinearHead
+from grpaint.vision.sources import MODEL, TOKENIZER
 
 HEAD = "trl-lib/ddpo-aesthetic-predictor"
 

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grpaint.core.files import read_weights
 from grpaint.core.policy import Prompt
 from grpaint.core.reward import Pair, Source
-from grpaint.rewards.images import Pixels, cut, normalised
 from grpaint.rewards.model import DTYPES, Precision, TransformersReward
-from grpaint.rewards.pictures import circle, noise
-from grpaint.rewards.pretrained import Tokenizer, configuration, network
-from grpaint.rewards.sources import MODEL, TOKENIZER, settings_beside
+from grpaint.rewards.self_test_images import circle, noise
+from grpaint.storage.files import read_weights
+from grpaint.vision.pixels import Pixels, cut, normalised
+from grpaint.vision.pretrained import Tokenizer, configuration, network
+from grpaint.vision.sources import MODEL, TOKENIZER, settings_beside
 
 VIT_L = "openai/clip-vit-large-patch14"
 VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"

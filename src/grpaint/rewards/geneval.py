@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt
-from grpaint.rewards.worker import Hosted, check_target
+from grpaint.rewards.elsewhere.worker import Hosted, check_target
 
 COLOURS = {
     "red": (220, 30, 30),

@@ -10,14 +10,14 @@ from typing import Any, Literal
 from torch import Tensor
 
 from grpaint.core.errors import CheckpointError
-from grpaint.core.files import read_torch
 from grpaint.core.policy import Prompt
 from grpaint.core.reward import Pair, Source
 from grpaint.rewards.clip import VIT_H, Clip, drawn_pair, moved, tokenizer_of
-from grpaint.rewards.images import padded
 from grpaint.rewards.model import Precision, TransformersReward
-from grpaint.rewards.pretrained import configuration, network
-from grpaint.rewards.sources import TOKENIZER
+from grpaint.storage.files import read_torch
+from grpaint.vision.pixels import padded
+from grpaint.vision.pretrained import configuration, network
+from grpaint.vision.sources import TOKENIZER
 
 FILES = {"2": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
 HEAD_WIDTH = {"text_model": 64, "vision_model": 80}  # of ViT-H/14; a file does not say how many heads share a matrix

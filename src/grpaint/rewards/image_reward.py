@@ -10,16 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grpaint.core.errors import CheckpointError
-from grpaint.core.files import read_torch
 from grpaint.core.policy import Prompt
 from grpaint.core.reward import Pair, Source
-from grpaint.rewards.blip import text_tower, vision_tower
 from grpaint.rewards.clip import drawn_pair, moved, tokenizer_of
-from grpaint.rewards.heads import LinearHead
-from grpaint.rewards.images import cut, normalised
 from grpaint.rewards.model import Precision, TransformersReward
-from grpaint.rewards.pretrained import Tokenizer
-from grpaint.rewards.sources import TOKENIZER
+from grpaint.storage.files import read_torch
+from grpaint.vision.blip import text_tower, vision_tower
+from grpaint.vision.heads import LinearHead
+from grpaint.vision.pixels import cut, normalised
+from grpaint.vision.pretrained import Tokenizer
+from grpaint.vision.sources import TOKENIZER
 
 LENGTH = 35  # tokens
 UNUSED = ("blip.vision_proj.", "blip.text_proj.")  # of BLIP's own training; its authors do not read them either

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grpaint.core.policy import Prompt
 from grpaint.core.reward import Pair, RewardBase
-from grpaint.rewards.pictures import noise
+from grpaint.rewards.self_test_images import noise
 
 
 @dataclass(frozen=True)

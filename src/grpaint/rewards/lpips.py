@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grpaint.core.errors import CheckpointError
-from grpaint.core.files import read_torch
 from grpaint.core.policy import Prompt
 from grpaint.core.reward import Pair, Source
 from grpaint.rewards.model import DTYPES, ModelReward, Precision
-from grpaint.rewards.pictures import noise, sunset
 from grpaint.rewards.references import references
+from grpaint.rewards.self_test_images import noise, sunset
+from grpaint.storage.files import read_torch
 
 CONVOLUTIONS = ((0, 4, 2), (3, 1, 2), (6, 1, 1), (8, 1, 1), (10, 1, 1))  # number in the file, stride, padding
 POOLED = (3, 6)  # those before which the map is pooled

@@ -11,7 +11,7 @@ from torch import Tensor
 from grpaint.core.errors import MissingExtra
 from grpaint.core.policy import Prompt
 from grpaint.core.reward import RewardBase
-from grpaint.rewards.sources import located
+from grpaint.vision.sources import located
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16", "fp16"]

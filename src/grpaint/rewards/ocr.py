@@ -12,7 +12,7 @@ from torch import Tensor
 
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt
-from grpaint.rewards.worker import Hosted, check_target
+from grpaint.rewards.elsewhere.worker import Hosted, check_target
 
 ENGINES = Path(__file__).with_name("engines.py")
 QUOTED = re.compile(r'"([^"]+)"|\u201c([^\u201d]+)\u201d')

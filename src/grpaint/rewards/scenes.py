@@ -7,8 +7,8 @@ from torch import Tensor
 
 from grpaint.core.policy import Prompt
 from grpaint.core.reward import Pair, RewardBase
-from grpaint.rewards.pictures import noise
 from grpaint.rewards.references import references
+from grpaint.rewards.self_test_images import noise
 from grpaint.scenes.captions import parse
 from grpaint.scenes.checker import background
 from grpaint.scenes.render import render

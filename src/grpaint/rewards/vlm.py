@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from grpaint.core.errors import RewardError
-from grpaint.core.later import Later
 from grpaint.core.policy import Prompt
-from grpaint.rewards.remote import check_patience
-from grpaint.rewards.web import Failed, Question, bearer, check_url, insist, printable, read_object
+from grpaint.parallel.background import Later
+from grpaint.rewards.elsewhere.client import Failed, Question, bearer, check_url, insist, printable, read_object
+from grpaint.rewards.elsewhere.remote import check_patience
 
 T = TypeVar("T")
 ANSWER_LIMIT = 1 << 20

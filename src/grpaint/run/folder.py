@@ -14,8 +14,8 @@ from typing import Any
 import tomli_w
 
 from grpaint.core.errors import CheckpointError, ConfigError
-from grpaint.core.files import WEIGHTS_FILE
-from grpaint.run.config import read_toml
+from grpaint.recipe.config import read_toml
+from grpaint.storage.files import WEIGHTS_FILE
 
 LINES = ("metrics.jsonl", "evaluations.jsonl")
 

@@ -12,18 +12,18 @@ from typing import Any
 import torch
 
 from grpaint.core.errors import RunError
-from grpaint.core.files import WEIGHTS_FILE, flatten, read_weights, unflatten, write_weights
 from grpaint.learn.objective import Term
+from grpaint.measures.hacking import hacking, since, told
+from grpaint.measures.score import worth
+from grpaint.recipe.config import Recipe, TrainRecipe
+from grpaint.recipe.optim import learning_rate_factor, load_tensors, tensors_of
+from grpaint.recipe.pieces import Model, stateful
 from grpaint.rollout.rollout import Rollout
 from grpaint.run import nonfinite
-from grpaint.run.config import Recipe, TrainRecipe
 from grpaint.run.folder import RunFolder
-from grpaint.run.listener import Listener, Stopped
 from grpaint.run.memory import memory
-from grpaint.run.optim import learning_rate_factor, load_tensors, tensors_of
-from grpaint.run.pieces import Model, stateful
-from grpaint.run.score import worth
-from grpaint.run.watch import hacking, since, told
+from grpaint.run.signals import Listener, Stopped
+from grpaint.storage.files import WEIGHTS_FILE, flatten, read_weights, unflatten, write_weights
 
 Line = dict[str, Any]
 

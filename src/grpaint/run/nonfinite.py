@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from grpaint.core.files import write_weights
 from grpaint.learn.objective import Term
 from grpaint.rollout.rollout import Rollout
+from grpaint.storage.files import write_weights
 
 KEPT = 5  # batches
 

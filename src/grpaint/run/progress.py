@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from grpaint.run.score import score_of, shown, unit
-from grpaint.run.settings import Optimisation
-from grpaint.run.watch import told
+from grpaint.measures.hacking import told
+from grpaint.measures.score import score_of, shown, unit
+from grpaint.recipe.settings import Optimisation
 
 
 class Progress:

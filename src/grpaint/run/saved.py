@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpaint.backends.runtime import resolve as resolve_runtime
 from grpaint.core.errors import CheckpointError, ConfigError
-from grpaint.core.files import read_weights, unflatten
-from grpaint.run.config import Recipe, locate, override, read_toml, resolve
+from grpaint.core.runtime import resolve as resolve_runtime
+from grpaint.recipe.config import Recipe, locate, override, read_toml, resolve
+from grpaint.recipe.pieces import Model
 from grpaint.run.folder import RunFolder, find_checkpoint
-from grpaint.run.pieces import Model
+from grpaint.storage.files import read_weights, unflatten
 
 # what --resume may change besides: how a reward in another process is reached, which changes nothing of what it says;
 # and how work is split into parts, which changes gradients by rounding alone

@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grpaint.core.files import write_weights
 from grpaint.core.rng import noise, uniform
 from grpaint.scenes.captions import (
     COLOURS,
@@ -40,6 +39,7 @@ from grpaint.scenes.captions import (
 )
 from grpaint.scenes.render import draw_of, render
 from grpaint.scenes.scorer import SHIPPED, Scorer
+from grpaint.storage.files import write_weights
 
 WRONG = 6  # further wrong captions an image
 EVERY = 200  # iterations between two lines of output

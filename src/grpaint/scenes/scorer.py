@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grpaint.core.files import check_tensors, read_weights
 from grpaint.scenes.captions import LONGEST, VOCABULARY, tokens
+from grpaint.storage.files import check_tensors, read_weights
 
 SHIPPED = Path(__file__).parent.parent / "recipes/scenes/scorer.safetensors"
 WIDTH = 192  # of the space that images and captions share

@@ -1,0 +1,124 @@
+"""What the checks are given, and what they give."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from grpaint.core.path import VpPath
+from grpaint.core.policy import Prompt, Weights
+from grpaint.core.runtime import Runtime
+from grpaint.core.step import Ddim, FlowSde, Ode
+from grpaint.learn.advantage import GroupNorm
+from grpaint.learn.objective import PolicyGradient, Term
+from grpaint.learn.surrogate import PpoClip, log_ratio
+from grpaint.learn.table import RewardTable
+from grpaint.recipe.config import TrainRecipe
+from grpaint.recipe.pieces import Model
+from grpaint.rollout.rollout import Plan, Rollout, Transition, act, roll
+from grpaint.rollout.window import Closed, Whole
+
+GROUP = 4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found. ``passed`` is None where it does not apply; ``mend`` is the likely cause and the way out."""
+
+    check: str
+    passed: bool | None
+    found: str
+    mend: str = ""
+
+
+@dataclass
+class Examination:
+    """A recipe's model, opened once, and what the checks ask of it. Each check leaves the weights as they were."""
+
+    recipe: TrainRecipe
+    policy: Model
+    runtime: Runtime
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        """Two of the recipe's prompts."""
+        return self.recipe.data.prompts(2, 0, self.recipe.train.seed)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The recipe's sampler with every step noisy, or its path's usual one where the recipe has no noise."""
+        sampler = self.recipe.plan.sampler
+        if isinstance(sampler, Ode) or not self.recipe.plan.window.reach(self.recipe.plan.steps):
+            sampler = Ddim() if isinstance(self.policy.path, VpPath) else FlowSde()
+        return Plan(self.recipe.plan.steps, sampler, Whole())
+
+    @property
+    def clip(self) -> float | None:
+        """The recipe's lower clip range, where it is one of the plain ratio."""
+        surrogate = getattr(self.recipe.objective, "surrogate", None)
+        return surrogate.low if isinstance(surrogate, PpoClip) else None
+
+    @cached_property
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """What learns, by name."""
+        return self.policy.weights.trainable
+
+    def rollout(self, iteration: int = 0, group: int = GROUP) -> Rollout:
+        """A small rollout."""
+        return roll(self.policy, self.prompts, group, self.plan, iteration=iteration, seed=0)
+
+    def replay(self, rollout: Rollout, part: Transition) -> Tensor:
+        """The log-ratio of a recorded step, taken again."""
+        cond = rollout.cond.rows(part.rows)
+        gaussian, _ = act(self.policy, rollout.sampler, part.x, part.here, part.there, cond)
+        return log_ratio(gaussian, part).detach()
+
+    def images(self, weights: Weights = "current", count: int = 2 * GROUP) -> Tensor:
+        """Samples of the deterministic sampler from fixed noise."""
+        prompts = [self.prompts[i % 2] for i in range(count)]
+        plan = Plan(self.plan.steps, window=Closed(), weights=weights)
+        done = roll(self.policy, prompts, 1, plan, iteration=0, seed=1)
+        with torch.no_grad():
+            return self.policy.decode(done.x0).float()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Give the weights back as they were."""
+        before = {name: {k: t.clone() for k, t in sets.items()} for name, sets in self.policy.weights.tensors().items()}
+        try:
+            yield
+        finally:
+            self.policy.weights.load(before)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam at ten times the recipe's rate, so that a few updates show."""
+        return torch.optim.Adam(self.policy.parameters(), lr=10 * self.recipe.train.learning_rate)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """The run's own: in fp16 small gradients would round to 0."""
+        return torch.amp.GradScaler(self.runtime.device, init_scale=2.0**10, enabled=self.runtime.precision == "fp16")
+
+    def learn(self, iterations: int, group: int = GROUP) -> None:
+        """GRPO on the brightness of images."""
+        optimizer, scaler, small = self.optimizer(), self.scaler(), getattr(self.recipe.objective, "minibatch", 0)
+        for iteration in range(iterations):
+            rollout = self.rollout(iteration, group)
+            with torch.no_grad():
+                bright = self.policy.decode(rollout.x0).float().mean((1, 2, 3)).cpu()
+            gains = GroupNorm()(RewardTable({"brightness": bright}), rollout)
+            update(optimizer, scaler, PolicyGradient(minibatch=small)(self.policy, rollout, gains))
+
+
+def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, terms: Iterable[Term]) -> None:
+    """One step down the terms; where fp16 overflows there is none."""
+    optimizer.zero_grad(set_to_none=True)
+    for term in terms:
+        scaler.scale(term.loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+
+
+Check = Callable[[Examination], Finding]

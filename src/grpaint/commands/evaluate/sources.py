@@ -1,0 +1,213 @@
+"""Who is judged, and by what: NAME=RUN-OR-CHECKPOINT, and the recipe that all of them are held to."""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grpaint.core.errors import ConfigError
+from grpaint.core.policy import Captioned, Reward, Weights
+from grpaint.core.runtime import resolve as resolve_runtime
+from grpaint.images.data import DrawnImages
+from grpaint.loops import rewards_of
+from grpaint.measures.features import ScenesFeatures
+from grpaint.measures.likeness import check_installed
+from grpaint.recipe.build import dump
+from grpaint.recipe.config import Recipe, override, resolve
+from grpaint.recipe.pieces import Model
+from grpaint.recipe.settings import Measuring
+from grpaint.rewards.scenes import SceneCleanliness, SceneDistance, SceneScorer
+from grpaint.rollout.start import Reference
+from grpaint.run.saved import find_model, open_model
+from grpaint.scenes.world import SceneData
+
+NEIGHBOURS = 3  # by which recall is told
+STANDS_FOR = {"scenes-scorer": "CLIP-Score", "scenes-cleanliness": "aesthetic", "scenes-distance": "LPIPS"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model under a name; ``base`` means the reference weights of a run, from which it began."""
+
+    name: str
+    source: str
+    base: bool = False
+
+    def open(self, sets: Sequence[str]) -> tuple[Model, Recipe]:
+        """The model, and its recipe.
+
+        Raises:
+            ConfigError, CheckpointError: where it cannot be read.
+        """
+        if not self.base:
+            return open_model(self.source, sets)
+        recipe = self.recipe(sets)
+        return recipe.model.load(resolve_runtime(recipe.device, recipe.precision)), recipe
+
+    def recipe(self, sets: Sequence[str]) -> Recipe:
+        """Its recipe, before any weight is opened.
+
+        Raises:
+            ConfigError: where there is none, or ``base`` is asked of what is no run.
+        """
+        file, table = find_model(self.source)
+        if self.base and not any((parent / "run.toml").is_file() for parent in file.parents):
+            raise ConfigError(f"{self.source}:base: only a run knows what it began from; name the weight file itself.")
+        return resolve(override(table, sets), table.get("stage", "train"))[0]
+
+
+def read_sources(words: Sequence[str]) -> tuple[Source, ...]:
+    """``NAME=SOURCE`` or ``SOURCE``; ``RUN:base`` is what the run began from, and ``base`` alone that of the last one.
+
+    Raises:
+        ConfigError: where two have one name.
+    """
+    found = []
+    for word in words:
+        name, equals, rest = word.partition("=")
+        if not (equals and re.fullmatch(r"[\w.-]+", name)):
+            name, rest = "", word
+        source, base = rest.removesuffix(":base"), rest.endswith(":base")
+        if rest == "base" and word != words[-1]:
+            source, base = _of_last(words[-1]), True
+        found.append(Source(name or ("base" if base else Path(source).stem), source, base))
+    names = [source.name for source in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{name}: two sources of one name; write NAME=RUN-OR-CHECKPOINT.")
+    return tuple(found)
+
+
+def _of_last(word: str) -> str:
+    name, equals, rest = word.partition("=")
+    return (rest if equals and re.fullmatch(r"[\w.-]+", name) else word).removesuffix(":base")
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What all sources are held to: the recipe of the last one, with stand-ins on scenes where it names nothing."""
+
+    recipe: Recipe
+    measure: Measuring
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Judging":
+        """Of a recipe."""
+        measure = recipe.measure
+        if isinstance(recipe.data, SceneData | DrawnImages):
+            stand_ins: dict[str, Reward] = {
+                "scenes-scorer": SceneScorer(),
+                "scenes-cleanliness": SceneCleanliness(),
+                "scenes-distance": SceneDistance(),
+            }
+            measure = dataclasses.replace(
+                measure, features=measure.features or ScenesFeatures(), rewards=stand_ins | measure.rewards
+            )
+        return cls(recipe, measure)
+
+    @property
+    def start(self) -> Reference:
+        """Where reconstructions begin."""
+        return Reference(self.measure.strength, 1.0)
+
+    @property
+    def referenced(self) -> bool:
+        """Whether there are reference images; with prompts alone nothing is asked that looks at one."""
+        return self.recipe.data.captioned
+
+    def held_out(self) -> Captioned:
+        """The prompts, and the reference images where the data have any."""
+        data, settings = self.recipe.data, self.recipe.evaluate
+        if self.referenced:
+            return data.held_out_images(settings.prompts, settings.seed)
+        return Captioned(data.held_out(settings.prompts, settings.seed), lambda _: torch.empty(0))
+
+    def rewards(self, *, referenced: bool) -> dict[str, Reward]:
+        """All rewards that are asked, by the names of their numbers: those that look at a reference, or the others."""
+        own = rewards_of(self.recipe)
+        every = {f"reward/{name}": reward for name, reward in own.rewards.items()} if own else {}
+        every |= self.measure.rewards
+        alone = {name: r for name, r in every.items() if not getattr(r, "needs_group", False)}
+        return {name: r for name, r in alone.items() if getattr(r, "needs_reference", False) == referenced}
+
+    def check(self, sources: Sequence[Source], sets: Sequence[str]) -> None:
+        """Refuse models that cannot be judged beside each other, before any weight is opened.
+
+        Raises:
+            ConfigError: with the reason and the way out.
+        """
+        shape = self.recipe.model.sample_shape
+        for source in sources:
+            model = source.recipe(sets).model
+            if model.sample_shape != shape:
+                raise ConfigError(
+                    f"{source.name}: samples of {model.sample_shape}, {sources[-1].name}'s are {shape}; what is "
+                    "compared draws alike."
+                )
+            try:
+                grid = model.path.grid(self.recipe.evaluate.steps)
+            except ValueError as error:
+                raise ConfigError(f"evaluate.steps: {error}.") from error
+            try:
+                self.start.enter(grid)
+            except ValueError as error:
+                raise ConfigError(f"measure.strength: {error}.") from error
+        if self.measure.features:
+            self.measure.features.card()
+        if self.referenced:
+            check_installed()
+        elif asked := self.rewards(referenced=True):
+            raise ConfigError(
+                f"measure.rewards.{next(iter(asked))} looks at a reference image, and this data has prompts alone; "
+                "leave it out."
+            )
+
+    def check_references(self, held_out: Captioned, *, few: bool) -> None:
+        """Refuse references that are too few, or of another size than what is drawn, before any weight is opened.
+
+        Raises:
+            ConfigError: with the reason and the way out.
+        """
+        if not self.referenced:
+            return
+        high, width = held_out.images(slice(1)).shape[-2:]
+        if (high, width) != self.recipe.model.pixels:
+            drawn = " x ".join(str(side) for side in reversed(self.recipe.model.pixels))
+            raise ConfigError(
+                f"the held-out images have {width} x {high} pixels, and the model draws {drawn}: reconstructions need "
+                "one size. Set data.resolution to the model's, without buckets, or model.height and model.width."
+            )
+        features, count, asked = self.measure.features, len(held_out.prompts), self.recipe.evaluate.prompts
+        if not features or count > features.width:
+            return
+        have = f"evaluate.prompts = {count}" if count == asked else f"{count} held-out images, {asked} asked for"
+        more = f"--set evaluate.prompts={features.width + 1} or more" if count == asked else "hold out more"
+        if count <= NEIGHBOURS:
+            raise ConfigError(f"{have}: recall looks at {NEIGHBOURS} neighbours, and needs more images; {more}.")
+        if not few:
+            raise ConfigError(
+                f"{have}: a Frechet distance on {features.width} features needs more images than features; {more}, or "
+                "--few."
+            )
+
+
+def weights_hash(policy: Model, weights: Weights) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of the tensors that answer: names, shapes, fp32 values."""
+    digest = hashlib.sha256()
+    with policy.weights.use(weights):
+        for name, tensor in sorted(policy.weights.module.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def described(piece: Any) -> Any:
+    """The settings of a piece as plain values, whosever it is."""
+    named = piece if hasattr(piece, "__qualname__") else type(piece)
+    plain = dump(piece) if dataclasses.is_dataclass(piece) else {}
+    return {"kind": f"{named.__module__}:{named.__qualname__}"} | plain

@@ -1,0 +1,149 @@
+"""``grpaint export --push OWNER/NAME``: an exported folder onto a hub, with a page that says what it is."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from grpaint.core.errors import ConfigError, MissingExtra, RunError
+from grpaint.storage.hub import is_hub_id
+
+CARD = "README.md"
+LOADING = {
+    "diffusers": 'pipe = DiffusionPipeline.from_pretrained({base!r})\npipe.load_lora_weights("{name}")',
+    "comfyui": "# the file also goes into ComfyUI's and A1111's folder of LoRAs\n"
+    'pipe = DiffusionPipeline.from_pretrained({base!r})\npipe.load_lora_weights("{name}")',
+    "merged": 'pipe = DiffusionPipeline.from_pretrained("{name}")',
+}
+
+
+def check(repository: str) -> str:
+    """Refuse what cannot be pushed before anything is computed; the name of who is logged in.
+
+    Raises:
+        ConfigError: where the name is none, the network is forbidden, or nobody is logged in.
+    """
+    try:
+        from huggingface_hub import HfApi, constants
+        from huggingface_hub.errors import LocalTokenNotFoundError
+    except ImportError as error:
+        raise MissingExtra("--push", "diffusers") from error
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
+        raise ConfigError(f"--push {repository}: write it as OWNER/NAME.")
+    if constants.is_offline_mode():
+        raise ConfigError(
+            f"--push {repository}: the network is forbidden by --offline or HF_HUB_OFFLINE; leave it out."
+        )
+    try:
+        return str(HfApi().whoami()["name"])
+    except LocalTokenNotFoundError as error:
+        raise ConfigError(f"--push {repository}: nobody is logged in. Run `hf auth login`, or set HF_TOKEN.") from error
+    except Exception as error:  # its HTTP client's, too
+        raise ConfigError(f"--push {repository}: the hub does not know this login ({_line(error)}).") from error
+
+
+def listing(folder: Path) -> list[tuple[str, int]]:
+    """The files that would be uploaded, and their bytes."""
+    return [(str(f.relative_to(folder)), f.stat().st_size) for f in sorted(folder.rglob("*")) if f.is_file()]
+
+
+def push(folder: Path, repository: str) -> str:
+    """Upload a folder into a repository, made private where it is new; the address of the commit.
+
+    Raises:
+        RunError: where the hub refuses; the folder stays.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=True, exist_ok=True)
+        return str(
+            api.upload_folder(repo_id=repository, folder_path=folder, commit_message="grpaint export").commit_url
+        )
+    except Exception as error:  # its HTTP client's, too
+        raise RunError(
+            f"--push {repository}: the hub refuses ({_line(error)}). {folder} stays; when that is mended: "
+            f"hf upload {repository} {folder}"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def card(repository: str, target: str, about: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """The page: base, license, how to load it, what was measured, and the recipe.
+
+    ``about`` is what the exported files say of themselves; ``evaluations`` are lines of evaluations.jsonl, or none.
+    """
+    base, _, commit = str(about["base"]).partition("@")
+    on_hub = is_hub_id(base)
+    head = {"license": about["license"]} if about["license"] else {}
+    head |= {"base_model": base} if on_hub else {}
+    head |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    origin = f"{base} at commit {commit}" if commit else base if on_hub else f"a local copy, {Path(base).name}"
+    loading = LOADING[target].format(base=base if on_hub else "BASE", name=repository)
+    return "\n".join(
+        [
+            "---",
+            *(f"{key}: {value}" for key, value in head.items()),
+            "tags: [text-to-image, grpaint]",
+            "---",
+            f"# {repository.partition('/')[2]}",
+            "",
+            f"{'A pipeline' if target == 'merged' else 'An adapter'}, post-trained with grpaint.",
+            "",
+            f"- Base: {origin} (family {about['family']}, SHA-256 `{about['base_sha256']}`)",
+            f"- License of the base: {about['license'] or 'the base does not say; find out before you share this'}",
+            "",
+            "```python",
+            "from diffusers import DiffusionPipeline",
+            "",
+            loading,
+            "```",
+            "",
+            *_measured(evaluations),
+            "## Recipe",
+            "",
+            "```toml",
+            tomli_w.dumps(_public(about["recipe"])).rstrip(),
+            "```",
+            "",
+        ]
+    )
+
+
+def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with the paths of this machine cut to their last name."""
+    model = dict(recipe.get("model", {}))
+    for key in ("base", "config", "start", "adapter"):
+        if model.get(key) and not is_hub_id(str(model[key])):
+            model[key] = Path(str(model[key])).name
+    return {**recipe, "model": model}
+
+
+def _measured(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of the first and the last evaluation, with their 95% intervals."""
+    if not evaluations:
+        return []
+    first, last = evaluations[0], evaluations[-1]
+    names = [name for name in last if f"{name}_interval" in last and name in first]
+    where = f"{last['prompts']} held-out prompts, {last['steps']} steps, guidance {last['guidance']:g}"
+    return [
+        "## Measured",
+        "",
+        f"On {where}; 95% intervals in brackets.",
+        "",
+        f"| | before | after {last['iteration']} iterations |",
+        "|---|---|---|",
+        *(f"| {name} | {_value(first, name)} | {_value(last, name)} |" for name in names),
+        "",
+    ]
+
+
+def _value(line: Mapping[str, Any], name: str) -> str:
+    low, high = line[f"{name}_interval"]
+    return f"{line[name]:.4f} ({low:.4f} to {high:.4f})"

@@ -1,0 +1,196 @@
+"""What a saved picture says of itself, so that it can be drawn again, by us or by diffusers alone."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from grpaint.backends.base_model import SCHEDULER
+from grpaint.backends.diffusers_policy import DiffusersPolicy
+from grpaint.backends.families.schedule import stock_steps
+from grpaint.core.errors import ConfigError
+from grpaint.core.rng import seed_of
+from grpaint.core.step import Ode
+from grpaint.recipe.build import dump
+from grpaint.recipe.config import Recipe
+from grpaint.run.saved import refuse_code
+from grpaint.storage.files import digest
+
+KEY = "grpaint"
+PACKING = """b, c, h, w = latents.shape
+latents = latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+latents = latents.reshape(b, h * w // 4, 4 * c)
+"""
+NEEDED = {"source", "weights_sha256", "prompt", "seed", "steps", "sampler", "tuned_share", "guidance", "model"}
+
+
+def facts(source: str, weights: str, recipe: Recipe, prompt: str, seed: int) -> dict[str, Any]:
+    """Sampler, steps, guidance, seed, model and weights of one picture."""
+    return {
+        "source": source,
+        "weights_sha256": weights,
+        "prompt": prompt,
+        "seed": seed,
+        "steps": recipe.evaluate.steps,
+        "sampler": dump(recipe.evaluate.sampler),
+        "tuned_share": recipe.evaluate.tuned_share,
+        "guidance": recipe.evaluate.guidance,
+        "model": dump(recipe.model),
+    }
+
+
+def info(said: dict[str, Any]) -> PngInfo:
+    """As a PNG keeps it."""
+    out = PngInfo()
+    out.add_text(KEY, json.dumps(said))
+    return out
+
+
+def read(file: Path) -> dict[str, Any]:
+    """What a picture says of itself.
+
+    Raises:
+        ConfigError: where it is no picture, or says nothing.
+    """
+    try:
+        with Image.open(file) as picture:
+            said = picture.info.get(KEY)
+    except (OSError, UnidentifiedImageError) as error:
+        raise ConfigError(f"--like {file}: not a picture that can be read ({error}).") from error
+    if not said:
+        raise ConfigError(f"--like {file}: it does not say how it was drawn; only pictures of `grpaint sample` do.")
+    try:
+        found: dict[str, Any] = json.loads(said)
+        missing = sorted(NEEDED - found.keys())
+        refuse_code(found, f"--like {file}")
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"--like {file}: what it says of itself cannot be read ({error}).") from error
+    if missing:
+        raise ConfigError(f"--like {file}: it does not say its {', '.join(missing)}.")
+    return found
+
+
+def sets(said: dict[str, Any]) -> list[str]:
+    """The ``--set`` arguments that draw alike."""
+    sampler = {f"sampler.{key}": value for key, value in said["sampler"].items()}
+    values = {"guidance": said["guidance"], "steps": said["steps"], "tuned_share": said["tuned_share"], **sampler}
+    return [f"evaluate.{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def check(picture: Path, said: dict[str, Any], file: Path, recipe: Recipe) -> None:
+    """Hold the weights and the model's settings to what a picture was drawn with.
+
+    Raises:
+        ConfigError: where they are others.
+    """
+    model = dump(recipe.model)
+    settings = dataclasses.fields(recipe.model)  # type: ignore[arg-type]
+    drawn = {field.name: field.default for field in settings if not dataclasses.is_dataclass(field.default)}
+    drawn |= said["model"]  # an older picture says nothing of settings that have come since
+    for key in sorted((said["model"].keys() | model.keys()) - {"base", "config", "start", "adapter"}):
+        if drawn.get(key) != model.get(key):
+            raise ConfigError(
+                f"--like {picture}: drawn with model.{key} = {drawn.get(key)!r}, here it is "
+                f"{model.get(key)!r}; give it by --set model.{key}=.."
+            )
+    found = digest(file)
+    if found != said["weights_sha256"]:
+        raise ConfigError(
+            f"--like {picture}: drawn with other weights than {file} holds (SHA-256 "
+            f"{said['weights_sha256'][:12]}.., here {found[:12]}..); name the checkpoint that has them."
+        )
+
+
+def snippet(policy: Any, recipe: Recipe, prompt: str, seed: int, weights: Path) -> str:
+    """A script that draws the picture with diffusers alone.
+
+    Raises:
+        ConfigError: where diffusers has no such model or sampler.
+    """
+    _check_snippet(policy, recipe)
+    spec, family, distilled = policy.spec, policy.family, policy.distilled
+    guidance = (spec.guidance, "distilled") if distilled else (recipe.evaluate.guidance, "cfg")
+    height, width = spec.pixels
+    called = {
+        "num_inference_steps": recipe.evaluate.steps,
+        "height": height,
+        "width": width,
+        **family.arguments(*guidance),
+        **family.length(spec.tokens),
+    }
+    words = "".join(f"    {key}={value!r},\n" for key, value in called.items())
+    without = "".join(f", {key}={value!r}" for key, value in family.WITHOUT.items())
+    return (
+        "import torch\n"
+        "from diffusers import DiffusionPipeline\n\n"
+        f"pipe = DiffusionPipeline.from_pretrained({str(spec.local)!r}, dtype={policy.runtime.dtype}{without})\n"
+        f"{_scheduler_lines(policy)}"
+        f'pipe.to("{policy.runtime.device}")\n'
+        f"{_weight_lines(policy, weights)}"
+        f"latents = torch.empty({(1, *spec.sample_shape)}).normal_(\n"
+        f"    generator=torch.Generator().manual_seed({seed_of(seed, 0, 'start', 0)})\n"
+        ")\n"
+        f"{PACKING if family.packs else ''}"
+        "image = pipe(\n"
+        f"    {prompt!r},\n"
+        "    latents=latents.to(pipe.device, pipe.dtype),\n"
+        f"{words}"
+        ").images[0]\n"
+        'image.save("image.png")\n'
+    )
+
+
+def _check_snippet(policy: Any, recipe: Recipe) -> None:
+    if not isinstance(policy, DiffusersPolicy):
+        raise ConfigError("--snippet: diffusers cannot draw the built-in model.")
+    if not isinstance(recipe.evaluate.sampler, Ode) or recipe.evaluate.tuned_share < 1:
+        raise ConfigError("--snippet: a stock pipeline draws with the ODE alone and one model; unset evaluate.sampler.")
+    spec, weight = policy.spec, recipe.evaluate.guidance
+    if spec.origin.single:
+        raise ConfigError(f"--snippet: the base is one file, {spec.base}; export the run --for merged and name that.")
+    if not policy.distilled and weight < 1:
+        raise ConfigError(f"--snippet: stock pipelines know no guidance between 0 and 1, and it is {weight}.")
+    if policy.family.NETWORK == "unet" and spec.tokens > pipe_tokens(policy):
+        raise ConfigError(
+            f"--snippet: model.tokens = {spec.tokens}, and the stock pipeline reads {pipe_tokens(policy)}."
+        )
+    if not stock_steps(policy.path, recipe.evaluate.steps):
+        raise ConfigError(
+            f"--snippet: the stock DDIM steps by 1000 // {recipe.evaluate.steps}, and would draw another picture; take "
+            "a number of steps that divides 1000."
+        )
+    if spec.base_precision != "full":
+        raise ConfigError("--snippet: a stock pipeline opens the whole base; add --set model.base_precision=full.")
+    if spec.adapter:
+        raise ConfigError(f"--snippet: this adapter sits on the whole network {spec.start}; export it --for merged.")
+
+
+def _scheduler_lines(policy: DiffusersPolicy) -> str:
+    own, ours = policy.pipe.scheduler, policy.family.deterministic(policy.pipe.scheduler)
+    told = dict(policy.spec.origin.settings.changes.get(SCHEDULER, {}))
+    lines = f"pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{told!r})\n" if told else ""
+    if ours is own:
+        return lines
+    return lines + (
+        "from diffusers import DDIMScheduler\n"
+        "pipe.scheduler = DDIMScheduler.from_config(\n"
+        f"    pipe.scheduler.config, clip_sample=False, set_alpha_to_one={ours.config['set_alpha_to_one']}\n"
+        ")\n"
+    )
+
+
+def _weight_lines(policy: DiffusersPolicy, file: Path) -> str:
+    if policy.spec.lora:
+        return f"pipe.load_lora_weights({str(file.parent)!r}, weight_name={file.name!r})\n"
+    return (
+        "from safetensors.torch import load_file\n"
+        f"pipe.{policy.family.NETWORK}.load_state_dict(load_file({str(file)!r}))\n"
+    )
+
+
+def pipe_tokens(policy: DiffusersPolicy) -> int:
+    """Tokens of a caption that a U-Net's stock pipeline reads."""
+    return int(policy.pipe.tokenizer.model_max_length) - 2

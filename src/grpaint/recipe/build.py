@@ -1,0 +1,227 @@
+"""TOML tables to the frozen dataclasses that they describe, and back. The dataclass is its own configuration."""
+
+import dataclasses
+import inspect
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import tomli_w
+
+from grpaint.core.errors import ConfigError
+from grpaint.core.policy import Reward
+from grpaint.core.step import Sampler
+from grpaint.learn.advantage import Advantage
+from grpaint.learn.objective import Objective
+from grpaint.learn.penalty import Penalty
+from grpaint.learn.surrogate import Surrogate
+from grpaint.measures.features import Features
+from grpaint.recipe import catalog
+from grpaint.recipe.pieces import Data, Logger, ModelSpec, Optimizer, WeightedReward
+from grpaint.rewards.function import with_metadata
+from grpaint.rollout.start import Start
+from grpaint.rollout.window import Window
+
+Plain = dict[str, Any]
+
+GROUPS: dict[object, str] = {
+    Advantage: "advantages",
+    Data: "data",
+    Features: "features",
+    Logger: "loggers",
+    ModelSpec: "models",
+    Objective: "objectives",
+    Optimizer: "optimizers",
+    Penalty: "penalties",
+    Reward: "rewards",
+    Sampler: "samplers",
+    Start: "starts",
+    Surrogate: "surrogates",
+    Window: "windows",
+}
+PROTOCOLS = {group: protocol for protocol, group in GROUPS.items()}
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def build(hint: Any, value: Any, key: str) -> tuple[Any, Any]:  # noqa: PLR0911 - one line a kind of hint
+    """``value`` as ``hint`` asks, and the same written out in full (defaults filled in) for run.toml.
+
+    Raises:
+        ConfigError: naming the key, the value, the reason and the way out.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return (None, None) if value in (None, "none") else build(_not_none(args), value, key)
+    if origin is Literal:
+        return _one_of(args, value, key), value
+    if origin is tuple:
+        items = [build(args[0], item, f"{key}[{n}]") for n, item in enumerate(_sized(value, key))]
+        return tuple(made for made, _ in items), [plain for _, plain in items]
+    if origin is dict:
+        made = {name: build(args[1], item, f"{key}.{name}") for name, item in _table(value, key).items()}
+        return {name: obj for name, (obj, _) in made.items()}, {name: plain for name, (_, plain) in made.items()}
+    if hint in GROUPS:
+        return _piece(GROUPS[hint], value, key)
+    if hint is WeightedReward:
+        return _weighted(_table(value, key), key)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return _dataclass(hint, _table(value, key), key)
+    return (_scalar(hint, value, key),) * 2
+
+
+def _weighted(settings: Plain, key: str) -> tuple[WeightedReward, Plain]:
+    """A reward, and what stands in its table beside its own settings."""
+    hints = typing.get_type_hints(WeightedReward)
+    beside = [field.name for field in dataclasses.fields(WeightedReward) if field.name != "reward"]
+    given = {name: build(hints[name], settings.pop(name), f"{key}.{name}")[0] for name in beside if name in settings}
+    reward, plain = _piece("rewards", settings, key)
+    try:
+        made = WeightedReward(reward, **given)
+    except ValueError as error:
+        raise ConfigError(f"{key}.{error}") from error
+    values = {name: dump(getattr(made, name)) for name in beside}
+    return made, plain | {name: value for name, value in values.items() if value is not None}
+
+
+def _not_none(args: tuple[Any, ...]) -> Any:
+    return next(arg for arg in args if arg is not types.NoneType)
+
+
+def _one_of(choices: tuple[Any, ...], value: Any, key: str) -> Any:
+    if value not in choices:
+        hint = catalog.did_you_mean(str(value), [str(choice) for choice in choices])
+        raise ConfigError(f'{key} = "{value}": not a choice.{hint} There are: {", ".join(map(str, choices))}.')
+    return value
+
+
+def _sized(value: Any, key: str) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{key} = {value!r}: must be a list, in brackets.")
+    return list(value)
+
+
+def _table(value: Any, key: str) -> Plain:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key} = {value!r}: must be a table of settings.")
+    return dict(value)
+
+
+def _scalar(hint: type, value: Any, key: str) -> Any:
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        is_what = "" if isinstance(value, float) else f", not {_NAMES.get(type(value), 'that')}"
+        raise ConfigError(f"{key} = {value!r}: must be {_NAMES.get(hint, hint)}{is_what}.")
+    if isinstance(value, float) and math.isnan(value):
+        raise ConfigError(f"{key} = nan: must be a number.")
+    return value
+
+
+def _piece(group: str, value: Any, key: str) -> tuple[Any, Any]:
+    settings = _table(value, key)
+    kind = settings.pop("kind", None)
+    if not isinstance(kind, str):
+        raise ConfigError(
+            f"{key}.kind is missing: what is not in the recipe is named by its kind first. There are: "
+            f"{', '.join(sorted(catalog.CATALOG[group]))}."
+        )
+    target = catalog.find(group, kind, key)
+    if not (isinstance(target, type) and dataclasses.is_dataclass(target)):  # a user's function or plain class
+        if settings:
+            raise ConfigError(f'{key}.{next(iter(settings))}: "{kind}" is no dataclass and takes no settings.')
+        made = _plain_class(target, f'{key}.kind = "{kind}"') if isinstance(target, type) else target
+        made = with_metadata(made) if group == "rewards" else made
+        plain: Plain = {}
+    else:
+        made, plain = _dataclass(target, settings, key)
+    if kind not in catalog.CATALOG[group]:
+        _conform(made, PROTOCOLS[group], f'{key}.kind = "{kind}"')
+    return made, {"kind": kind, **plain}
+
+
+def _conform(made: Any, protocol: Any, what: str) -> None:
+    """Refuse a piece of a user's that lacks a function of its protocol, or takes other arguments."""
+    for name, member in vars(protocol).items():
+        if not inspect.isfunction(member) or (name.startswith("_") and name != "__call__"):
+            continue
+        wanted = list(inspect.signature(member).parameters)[1:]
+        shown = f"{name}({', '.join(wanted)})"
+        own = made if name == "__call__" else getattr(made, name, None)
+        if not callable(own):
+            raise ConfigError(f"{what}: it must have {shown}, or be a function for a lone __call__; got {made!r:.60}.")
+        try:
+            inspect.signature(own).bind(*wanted)
+        except TypeError as error:
+            raise ConfigError(f"{what}: it is called as {shown}: {error}.") from error
+        except ValueError:  # a function in C may not tell
+            continue
+
+
+def _plain_class(cls: type, what: str) -> Any:
+    try:
+        return cls()
+    except TypeError as error:
+        raise ConfigError(f"{what}: cannot be made without arguments ({error}); settings need a dataclass.") from error
+
+
+def _dataclass(cls: type, settings: Plain, key: str) -> tuple[Any, Plain]:
+    try:
+        hints = typing.get_type_hints(cls)
+    except NameError as error:
+        raise ConfigError(f"{key}: the annotations of {cls.__name__} cannot be read: {error}.") from error
+    known = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    where = f"{key}." if key else ""
+    for name in sorted(settings.keys() - known.keys()):
+        names = sorted(known)
+        raise ConfigError(
+            f"{where}{name}: no such setting.{catalog.did_you_mean(name, names)} "
+            f"There are: {', '.join(names) or 'none'}."
+        )
+    made, plain = {}, {}
+    for name, field in known.items():
+        if name in settings:
+            made[name], plain[name] = build(hints[name], _with_kind(settings[name], hints[name], field), where + name)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}{name} is missing.")
+    try:
+        piece = cls(**made)
+    except ValueError as error:
+        raise ConfigError(f"{where}{error}") from error
+    for name in known.keys() - made.keys():
+        plain[name] = dump(getattr(piece, name))
+        if not cls.__module__.startswith("grpaint.") and plain[name] is not None:
+            _check_default(hints[name], plain[name], where + name)
+    return piece, {name: plain[name] for name in known if plain[name] is not None}
+
+
+def _check_default(hint: Any, plain: Any, key: str) -> None:
+    """Refuse a default in a user's own piece that run.toml could not repeat."""
+    try:
+        build(hint, plain, key)
+        tomli_w.dumps({"value": plain})
+    except (ConfigError, TypeError) as error:
+        said = error if isinstance(error, ConfigError) else f"{key} = {plain!r}: {error}."
+        raise ConfigError(f"{said} It is a default that run.toml could not repeat; name it in the recipe.") from error
+
+
+def _with_kind(value: Any, hint: Any, field: "dataclasses.Field[Any]") -> Any:
+    """A piece's settings without a kind are those of the kind that its field has by default, where it has one."""
+    if not isinstance(value, Mapping) or "kind" in value or {hint, *typing.get_args(hint)}.isdisjoint(GROUPS):
+        return value
+    factory = field.default_factory
+    default = dump(factory() if factory is not dataclasses.MISSING else field.default)
+    return {"kind": default["kind"], **value} if isinstance(default, Mapping) and "kind" in default else value
+
+
+def dump(value: Any) -> Any:
+    """A piece of ours as the plain values that make it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        named = catalog.kind_of(type(value))
+        fields = {f.name: dump(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        kind = {"kind": named[1]} if named else {}
+        return kind | {name: plain for name, plain in fields.items() if plain is not None}
+    if isinstance(value, Mapping):
+        return {name: dump(item) for name, item in value.items()}
+    return [dump(item) for item in value] if isinstance(value, tuple | list) else value

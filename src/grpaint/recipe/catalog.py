@@ -1,0 +1,139 @@
+"""The one registry: names to import paths. Nothing here is imported until it is asked for.
+
+A user's own piece needs no entry: ``kind = "my_module:MyReward"`` or ``kind = "path/to/file.py:my_reward"``.
+"""
+
+import difflib
+from typing import Any
+
+from grpaint.core.errors import ConfigError
+from grpaint.core.importing import imported
+
+CATALOG: dict[str, dict[str, str]] = {
+    "models": {
+        "scenes": "grpaint.backends.scenes:Scenes",
+        "diffusers": "grpaint.backends.diffusers:Diffusers",
+    },
+    "data": {
+        "drawn-images": "grpaint.images.data:DrawnImages",
+        "images": "grpaint.images.data:ImageData",
+        "prompts": "grpaint.images.prompts:PromptData",
+        "scenes": "grpaint.scenes.world:SceneData",
+    },
+    "features": {
+        "clip": "grpaint.measures.features:ClipFeatures",
+        "inception": "grpaint.measures.features:InceptionFeatures",
+        "scenes": "grpaint.measures.features:ScenesFeatures",
+    },
+    "samplers": {
+        "annealed": "grpaint.core.step:Annealed",
+        "cps": "grpaint.core.step:Cps",
+        "dance-sde": "grpaint.core.step:DanceSde",
+        "ddim": "grpaint.core.step:Ddim",
+        "flow-sde": "grpaint.core.step:FlowSde",
+        "ode": "grpaint.core.step:Ode",
+    },
+    "windows": {
+        "closed": "grpaint.rollout.window:Closed",
+        "prefix": "grpaint.rollout.window:Prefix",
+        "random": "grpaint.rollout.window:Random",
+        "sliding": "grpaint.rollout.window:Sliding",
+        "subset": "grpaint.rollout.window:Subset",
+        "whole": "grpaint.rollout.window:Whole",
+    },
+    "starts": {
+        "independent": "grpaint.rollout.start:Independent",
+        "reference": "grpaint.rollout.start:Reference",
+        "shared": "grpaint.rollout.start:Shared",
+    },
+    "rewards": {
+        "geneval": "grpaint.rewards.geneval:GenEval",
+        "ocr": "grpaint.rewards.ocr:Ocr",
+        "remote": "grpaint.rewards.elsewhere.remote:Remote",
+        "aesthetic": "grpaint.rewards.aesthetic:Aesthetic",
+        "clip-score": "grpaint.rewards.clip:ClipScore",
+        "hps": "grpaint.rewards.hps:Hps",
+        "image-reward": "grpaint.rewards.image_reward:ImageReward",
+        "jpeg": "grpaint.rewards.jpeg:Jpeg",
+        "lpips": "grpaint.rewards.lpips:LpipsToReference",
+        "pick-score": "grpaint.rewards.clip:PickScore",
+        "scenes-checker": "grpaint.rewards.scenes:SceneChecker",
+        "scenes-cleanliness": "grpaint.rewards.scenes:SceneCleanliness",
+        "scenes-distance": "grpaint.rewards.scenes:SceneDistance",
+        "scenes-scorer": "grpaint.rewards.scenes:SceneScorer",
+        "tag-recall": "grpaint.rewards.tags:TagRecall",
+        "vlm-judge": "grpaint.rewards.vlm:VlmJudge",
+        "worker": "grpaint.rewards.elsewhere.worker:Worker",
+    },
+    "advantages": {
+        "batch": "grpaint.learn.advantage:BatchNorm",
+        "best-worst": "grpaint.learn.selection:BestWorst",
+        "group": "grpaint.learn.advantage:GroupNorm",
+        "history": "grpaint.learn.advantage:History",
+        "leave-one-out": "grpaint.learn.advantage:LeaveOneOut",
+        "ovf": "grpaint.learn.selection:OptimalVariance",
+        "per-reward": "grpaint.learn.advantage:PerReward",
+        "step-aware": "grpaint.learn.stepwise:StepAware",
+    },
+    "surrogates": {
+        "guard": "grpaint.learn.surrogate:Guard",
+        "ppo-clip": "grpaint.learn.surrogate:PpoClip",
+        "reinforce": "grpaint.learn.surrogate:Reinforce",
+    },
+    "penalties": {
+        "adaptive-kl": "grpaint.learn.penalty:AdaptiveKl",
+        "step-kl": "grpaint.learn.penalty:StepKl",
+        "velocity-mse": "grpaint.learn.penalty:VelocityMse",
+    },
+    "objectives": {
+        "awm": "grpaint.learn.forward:AdvantageWeightedMatching",
+        "denoising": "grpaint.learn.objective:Denoising",
+        "diffusion-nft": "grpaint.learn.forward:DiffusionNft",
+        "epg": "grpaint.learn.forward:ElboPolicyGradient",
+        "policy-gradient": "grpaint.learn.objective:PolicyGradient",
+    },
+    "optimizers": {
+        "adamw": "grpaint.recipe.optim:Adamw",
+        "muon": "grpaint.recipe.optim:MuonAdamw",
+    },
+    "loggers": {
+        "tensorboard": "grpaint.run.loggers:TensorBoard",
+        "trackio": "grpaint.run.loggers:Trackio",
+        "wandb": "grpaint.run.loggers:Wandb",
+    },
+}
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """``Did you mean "x"?`` with a leading space, or nothing."""
+    near = difflib.get_close_matches(word, known, 1)
+    return f' Did you mean "{near[0]}"?' if near else ""
+
+
+def find(group: str, kind: str, key: str) -> Any:
+    """The class or function that ``kind`` names in ``group``.
+
+    Raises:
+        ConfigError: where there is no such name, file or attribute.
+    """
+    known = CATALOG[group]
+    if ":" not in kind and kind not in known:
+        names = sorted(known)
+        raise ConfigError(
+            f'{key}.kind = "{kind}": no such {group.removesuffix("s")}.{did_you_mean(kind, names)} '
+            f"There are: {', '.join(names)}; or your own, as module:Name or file.py:name."
+        )
+    try:
+        return imported(known.get(kind, kind))
+    except Exception as error:  # a user's own file may raise anything
+        raise ConfigError(f'{key}.kind = "{kind}": cannot be imported: {type(error).__name__}: {error}') from error
+
+
+def kind_of(cls: type) -> tuple[str, str] | None:
+    """(group, name) of a class of ours; None for a foreign one."""
+    target = f"{cls.__module__}:{cls.__qualname__}"
+    for group, known in CATALOG.items():
+        for name, path in known.items():
+            if path == target:
+                return group, name
+    return None

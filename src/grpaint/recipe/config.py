@@ -1,0 +1,284 @@
+"""Recipes: TOML in, one frozen object out, checked as a whole before any weight is opened."""
+
+import copy
+import math
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from grpaint.core.errors import ConfigError
+from grpaint.core.reward import RewardBase, Source
+from grpaint.core.runtime import Device, Precision
+from grpaint.learn.advantage import Advantage, PerReward
+from grpaint.learn.forward import Forward
+from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient
+from grpaint.learn.table import RewardSet
+from grpaint.measures.hacking import Watch
+from grpaint.recipe.build import Plain, build, dump
+from grpaint.recipe.catalog import did_you_mean
+from grpaint.recipe.optim import Behaviour
+from grpaint.recipe.pieces import Data, Logger, ModelSpec, WeightedReward
+from grpaint.recipe.settings import Checkpoints, Evaluation, Measuring, SftTraining, Training, check_least
+from grpaint.rollout.rollout import Plan
+from grpaint.rollout.start import Reference
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+DEFAULT = {"train": "scenes/awm", "sft": "scenes/sft"}
+WORLD_OF = {"ddpo": "scenes-epsilon", "sft-flow-grpo": "scenes-epsilon"}  # every other bare name means scenes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What both stages' recipes share."""
+
+    model: ModelSpec
+    data: Data
+    evaluate: Evaluation = field(default_factory=Evaluation)
+    measure: Measuring = field(default_factory=Measuring)
+    checkpoint: Checkpoints = field(default_factory=Checkpoints)
+    loggers: dict[str, Logger] = field(default_factory=dict)
+    device: Device = "auto"
+    precision: Precision = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        check_least(self, 0, "threads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftRecipe(Common):
+    """A supervised stage."""
+
+    stage: Literal["sft"] = "sft"
+    train: SftTraining
+    objective: Denoising
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_captioned(self.data, "stage")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe(Common):
+    """A reinforcement-learning stage."""
+
+    stage: Literal["train"] = "train"
+    plan: Plan
+    rewards: dict[str, WeightedReward]
+    advantage: Advantage = field(default_factory=PerReward)
+    objective: Objective = field(default_factory=PolicyGradient)
+    anchor: Anchor | None = None
+    behaviour: Behaviour | None = None
+    watch: Watch = field(default_factory=Watch)
+    train: Training
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.rewards:
+            raise ValueError("rewards must name at least one reward: [rewards.NAME] kind = ...")
+        if getattr(self.advantage, "needs_group", True) and self.train.group_size < 2:
+            raise ValueError(
+                f"train.group_size = {self.train.group_size}: advantages relative to the group need 2 or more images a "
+                'prompt; raise it, or use advantage = { kind = "batch" }'
+            )
+        if not any(item.weight for item in self.rewards.values()):
+            raise ValueError("rewards: every weight is 0, so nothing can be learned; raise one")
+        if self.plan.steps < 1:
+            raise ValueError(f"plan.steps must be at least 1, got {self.plan.steps}")
+        _prefix("plan.window", self.plan.window.check, self.plan.steps)
+        _prefix("plan", self.plan.check, self.model.path, self.train.group_size)
+        likelihood = self.objective if isinstance(self.objective, PolicyGradient) else None
+        if likelihood and not self.plan.window.reach(self.plan.steps):
+            raise ValueError("plan.window: no step is noisy, and a policy gradient needs a likelihood; open it")
+        if self.train.retain and (not likelihood or likelihood.minibatch):
+            raise ValueError("train.retain is for a policy gradient without minibatches: one graph a step; unset one")
+        if self.train.retain and self.plan.weights != "current":
+            raise ValueError(
+                "train.retain keeps the graphs of the weights that sample, and those of plan.weights = "
+                f'"{self.plan.weights}" are not those that learn; unset one'
+            )
+        if getattr(self.advantage, "needs_previews", False) and not (self.plan.previews and likelihood):
+            raise ValueError(
+                "advantage: step-aware advantages credit a policy gradient's steps with later previews; set "
+                'plan.previews = true and objective.kind = "policy-gradient"'
+            )
+        if isinstance(self.objective, Forward):
+            self.objective.check(self.plan)
+        if (self.plan.weights == "behaviour") != bool(self.behaviour):
+            raise ValueError('plan.weights = "behaviour" and a [behaviour] table go together: give both or neither')
+        if self.anchor:
+            _check_captioned(self.data, "anchor")
+        self._check_references()
+        self._check_updates()
+
+    def _check_updates(self) -> None:
+        kept = self.plan.prune.keep[-1] if self.plan.prune and self.plan.prune.keep else self.train.group_size
+        if self.train.updates > self.train.prompts * kept:
+            raise ValueError(
+                f"train.updates = {self.train.updates}: must not exceed train.prompts x the images that a group keeps "
+                f"= {self.train.prompts * kept}"
+            )
+
+    def _check_references(self) -> None:
+        begins = isinstance(self.plan.start, Reference)
+        for name, item in self.rewards.items():
+            if getattr(item.reward, "needs_reference", False) and not begins:
+                raise ValueError(f'rewards.{name} needs rows that begin at a reference: plan.start.kind = "reference"')
+        if begins and not getattr(self.data, "references", True):
+            raise ValueError('plan.start.kind = "reference" needs reference images: set data.references = true')
+        side = getattr(self.data, "resolution", None)
+        if begins and side and self.model.pixels != (side, side):
+            high, width = self.model.pixels
+            raise ValueError(
+                f"data.resolution = {side}: rows begin at references, and the model's images have {width} x {high} "
+                "pixels; make them equal squares"
+            )
+
+    def reward_set(self) -> RewardSet:
+        """The rewards, with the weights that they have now."""
+        return RewardSet(
+            {name: item.reward for name, item in self.rewards.items()},
+            {name: item.weight_now for name, item in self.rewards.items()},
+        )
+
+
+def _prefix(key: str, check: Any, *values: Any) -> None:
+    try:
+        check(*values)
+    except ValueError as error:
+        raise ValueError(f"{key}.{error}") from error
+
+
+def _check_captioned(data: Data, key: str) -> None:
+    if not data.captioned:
+        raise ValueError(f'{key} trains on captioned images, and this data has prompts alone; use data.kind = "images"')
+
+
+Recipe = TrainRecipe | SftRecipe
+
+
+def names() -> list[str]:
+    """The recipes in the package, as WORLD/METHOD."""
+    return sorted(str(file.relative_to(RECIPES).with_suffix("")) for file in RECIPES.glob("*/*.toml"))
+
+
+def locate(name: str) -> Path:
+    """The file that a RECIPE argument means: a path, WORLD/METHOD, or a bare METHOD.
+
+    Raises:
+        ConfigError: where there is none.
+    """
+    if name.endswith(".toml"):
+        if Path(name).is_file():
+            return Path(name)
+        raise ConfigError(f"recipe {name}: no such file.")
+    full = name if "/" in name else f"{WORLD_OF.get(name, 'scenes')}/{name}"
+    file = RECIPES / f"{full}.toml"
+    if full not in names():
+        known = names()
+        hint = did_you_mean(full, known) or did_you_mean(name, [k.partition("/")[2] for k in known])
+        raise ConfigError(
+            f'recipe "{name}": no such recipe.{hint} There are: {", ".join(known)}; or a path to a .toml.'
+        )
+    return file
+
+
+def read_toml(file: Path) -> Plain:
+    """A TOML file as plain values.
+
+    Raises:
+        ConfigError: where it is not TOML; the message has line and column.
+    """
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not TOML: {error}.") from error
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}.") from error
+
+
+def parse_sets(sets: Sequence[str]) -> list[tuple[list[str], Any]]:
+    """``key.sub=value`` arguments; a value that is not TOML is a text."""
+    out = []
+    for item in sets:
+        key, equals, text = item.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(
+                f'--set {item}: write it as key.sub=value, for example --set train.seed=1 or device="cpu".'
+            )
+        try:
+            value = tomllib.loads(f"v = {text}")["v"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        out.append((key.strip().split("."), value))
+    return out
+
+
+def override(table: Plain, sets: Sequence[str]) -> Plain:
+    """``table`` with ``--set`` values in place. A new ``kind`` forgets the old kind's other settings.
+
+    Kinds come first, the outer before the inner, so that none forgets what is set in the same breath.
+    """
+    out = copy.deepcopy(table)
+    for path, value in sorted(parse_sets(sets), key=lambda item: len(item[0]) if item[0][-1] == "kind" else math.inf):
+        node = out
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"--set {'.'.join(path)}: {part} is a value, not a table of settings.")
+        if path[-1] == "kind" and node.get("kind") != value:
+            node.clear()
+        node[path[-1]] = value
+    return out
+
+
+def resolve(table: Plain, stage: str) -> tuple[Recipe, Plain]:
+    """A recipe's table as the object that runs, and as the full table that run.toml keeps.
+
+    Raises:
+        ConfigError: for anything that could not run.
+    """
+    given = table.get("stage", "train")
+    if given != stage:
+        raise ConfigError(f'stage = "{given}": this recipe is for `grpaint {given}`, not for `grpaint {stage}`.')
+    return build(SftRecipe if stage == "sft" else TrainRecipe, table, "")
+
+
+def open_recipe(name: str | None, stage: str, sets: Sequence[str] = ()) -> tuple[Recipe, Plain]:
+    """Find, read, override and check a recipe."""
+    return resolve(override(read_toml(locate(name or DEFAULT[stage])), sets), stage)
+
+
+def pinned(recipe: Recipe, settings: Plain) -> tuple[Recipe, Plain]:
+    """The recipe and its table with a model whose hub ids name the commit that they mean now."""
+    pin = getattr(recipe.model, "pinned", None)
+    if not pin:
+        return recipe, settings
+    model = pin()
+    return replace(recipe, model=model), settings | {"model": dump(model)}
+
+
+def keep_pins(table: Plain, kept: Plain) -> Plain:
+    """``table`` with the hub commits of a run's settings, where it names the same repositories."""
+    model, before = dict(table.get("model", {})), kept.get("model", {})
+    for key in ("base", "config"):
+        if key in model and model[key] == str(before.get(key, "")).partition("@")[0]:
+            model[key] = before[key]
+    return table | {"model": model}
+
+
+def weights_of(table: Plain) -> list[tuple[str, Source]]:
+    """The weights that a recipe's rewards open, each with the key of its reward."""
+    made, _ = build(dict[str, WeightedReward], table.get("rewards", {}), "rewards")
+    rewards = {f"rewards.{name}": item.reward for name, item in made.items()}
+    return [(key, s) for key, reward in rewards.items() if isinstance(reward, RewardBase) for s in reward.sources()]
+
+
+def stage_of(name: str) -> str:
+    """Which command a recipe is for."""
+    stage = read_toml(locate(name)).get("stage", "train")
+    if stage not in get_args(Literal["sft", "train"]):
+        raise ConfigError(f'{name}: stage = "{stage}": not a stage. There are: sft, train.')
+    return str(stage)

@@ -1,0 +1,170 @@
+"""The tables of a recipe that are mostly plain numbers: ``[train]``, ``[evaluate]``, ``[measure]``, and the like."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from grpaint.core.policy import Reward
+from grpaint.core.step import Ode, Sampler
+from grpaint.measures.features import Features
+from grpaint.recipe.optim import Adamw, Schedule
+from grpaint.recipe.pieces import Optimizer
+
+
+def check_least(settings: object, low: float, *names: str) -> None:
+    """Refuse settings below ``low``."""
+    for name in names:
+        value = getattr(settings, name)
+        if value < low:
+            raise ValueError(f"{name} must be at least {low:g}, got {value}")
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """What both stages' ``[train]`` tables share.
+
+    ``evaluations`` ends a run where so many model evaluations are used up, and its schedule with it (0: no limit).
+    ``nonfinite``: updates in a row whose gradient is NaN or infinite, and which are skipped, before the run stops.
+    """
+
+    iterations: int
+    learning_rate: float
+    seed: int = 0
+    warmup: int = 0
+    schedule: Schedule = "constant"
+    max_grad_norm: float = 1.0
+    ema: float = 0.9
+    evaluations: int = 0
+    nonfinite: int = 5
+    optimizer: Optimizer = field(default_factory=Adamw)
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "iterations", "nonfinite")
+        check_least(self, 0, "warmup", "seed", "evaluations")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+
+    def total(self, done: int, used: int) -> int:
+        """Iterations in all: as set, or as many as ``evaluations`` last for, where ``done`` of them took ``used``."""
+        if not (self.evaluations and used):
+            return self.iterations
+        return min(self.iterations, max(done, round(done * self.evaluations / used)))
+
+
+@dataclass(frozen=True)
+class Training(Optimisation):
+    """``[train]``: ``prompts`` groups of ``group_size`` images an iteration, used for ``updates`` optimizer steps.
+
+    ``retain`` keeps the graphs of the rollout's noisy steps for the update, which then need no second forward.
+    ``parts`` samples the prompts in so many parts; with ``overlap`` one is scored while the next is sampled, which
+    changes no number.
+    ``constant``: iterations in a row in which a reward gives all images one score, before the run stops (0: never).
+    """
+
+    prompts: int = 12
+    group_size: int = 12
+    updates: int = 1
+    retain: bool = False
+    parts: int = 1
+    overlap: bool = True
+    constant: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, 1, "prompts", "group_size", "updates", "parts")
+        check_least(self, 0, "constant")
+        if self.parts > self.prompts:
+            raise ValueError(f"parts must not exceed prompts = {self.prompts}, got {self.parts}")
+        if self.retain and self.parts > 1:
+            raise ValueError(f"retain keeps graphs of one undivided rollout, and parts = {self.parts}; choose one")
+        if self.retain and self.updates > 1:
+            raise ValueError(
+                f"retain keeps graphs for one update of a rollout, and updates = {self.updates}; choose one"
+            )
+
+
+@dataclass(frozen=True)
+class SftTraining(Optimisation):
+    """``[train]`` of a supervised recipe: ``batch`` captioned images an iteration."""
+
+    batch: int = 96
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, 1, "batch")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``[evaluate]``: held-out prompts, sampled in ``steps`` steps of ``sampler`` with the average weights.
+
+    ``guidance`` is that of the judged samples (1: none), whatever the rollouts have; a distilled model keeps its own.
+    ``guided``: guidances at which the base is also judged, once; ``probe``: captioned images for the denoising loss.
+    ``tuned_share`` below 1 leaves the rest of the steps to the base (MixGRPO's hybrid inference).
+    """
+
+    every: int = 20
+    prompts: int = 256
+    steps: int = 20
+    sampler: Sampler = field(default_factory=Ode)
+    tuned_share: float = 1.0
+    guidance: float = 1.0
+    seed: int = 1000
+    probe: int = 256
+    guided: tuple[float, ...] = (1.5, 2.0, 3.0)
+    pictures: int = 8
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "every", "prompts", "steps", "probe")
+        check_least(self, 0, "pictures", "seed")
+        if not 0 < self.tuned_share <= 1:
+            raise ValueError(f"tuned_share must lie in (0, 1], got {self.tuned_share}")
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance must not be negative, got {self.guidance}")
+        if any(not 0 <= guidance < math.inf for guidance in self.guided):
+            raise ValueError(f"guided must not be negative, got {list(self.guided)}")
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """``[measure]``: what ``grpaint evaluate`` measures of several models beside the recipe's own rewards.
+
+    ``features``: what FID, KID, recall and diversity are computed on (on scenes their scorer's unless said; elsewhere
+    none, and then these are left out). ``rewards``: scorers that are asked, besides those of the recipe, which stay
+    out of training. ``strength``: how far references are noised for reconstructions. ``group`` images of each of
+    ``group_prompts`` prompts tell the diversity within a prompt. ``draws`` resamples make an interval, ``image_draws``
+    that of FID and KID, which cost more.
+    """
+
+    features: Features | None = None
+    rewards: dict[str, Reward] = field(default_factory=dict)
+    strength: float = 0.6
+    group: int = 4
+    group_prompts: int = 32
+    draws: int = 1000
+    image_draws: int = 100
+
+    def __post_init__(self) -> None:
+        check_least(self, 2, "group", "draws", "image_draws")
+        check_least(self, 1, "group_prompts")
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength must lie in (0, 1], got {self.strength}")
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """``[checkpoint]``: saved ``every`` so many iterations and at the end; the last ``keep`` and the best stay.
+
+    ``precision`` is that of model.safetensors, the stand-alone file; training state is always whole.
+    """
+
+    every: int = 20
+    keep: int = 2
+    precision: Literal["fp32", "fp16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "every", "keep")

@@ -1,0 +1,230 @@
+"""Comparing methods: what runs, what is kept, what is not repeated, and what the page says."""
+
+import dataclasses
+import html.parser
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import tiny_runs
+from grpaint.commands.compare.command import Comparison, asked
+from grpaint.commands.compare.jobs import KEPT, Entry, _own_files
+from grpaint.core.errors import ConfigError
+from grpaint.recipe.config import RECIPES
+from grpaint.report.comparison_page import differences, page, plot, summaries
+from tiny_runs import command
+
+METHODS = ("flow-grpo-fast", "diffusion-nft")
+SMALL = (
+    "train.prompts=2",
+    "train.group_size=3",
+    "plan.steps=8",
+    "model.start=random",
+    "rewards={bright={kind='" + "FILE" + ":score'}}",
+    "evaluate.prompts=6",
+    "evaluate.steps=2",
+    "evaluate.probe=6",
+    "evaluate.guided=[1.5]",
+    "anchor.batch=2",
+    "precision=fp32",
+    "device=cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two methods, two seeds, made in two shards, and what each command said."""
+    with tiny_runs.folder(tmp_path_factory.mktemp("compare")) as here:
+        sets = [item.replace("FILE", str(here / "reward.py")) for item in SMALL]
+        words = ["compare", *METHODS, "--seeds", "0,1", "--budget-evaluations", "500", "--out", "out"]
+        first = command(*words, "--shard", "1/2", sets=sets)
+        assert first.code == 0, first.err
+        half = sorted(path.name for path in (here / "out/runs").iterdir())
+        second = command(*words, "--shard", "2/2", sets=sets)
+        times = {path: path.stat().st_mtime_ns for path in (here / "out/runs").iterdir()}
+        again = command(*words, sets=sets)
+        assert {path: path.stat().st_mtime_ns for path in (here / "out/runs").iterdir()} == times
+    return here, first, half, second, again, words, sets
+
+
+def test_recipes_and_rewards_of_ones_own_are_compared_until_their_files_change(tmp_path):
+    with tiny_runs.folder(tmp_path, keep=False):
+        Path("mine.toml").write_text((RECIPES / "scenes/flow-grpo-fast.toml").read_text())
+        sets = [item.replace("FILE", "reward.py") for item in SMALL]
+        words = ["compare", "mine.toml", "low=mine.toml:train.learning_rate=1e-5", "--seeds", "0"]
+        words += ["--budget-evaluations", "60", "--out", "out"]
+        end = command(*words, sets=sets)
+        assert (end.code, "2 of 2 runs" in end.out) == (0, True), end.err
+        assert sorted(path.stem for path in Path("out/runs").iterdir()) == ["scenes-low-seed0", "scenes-mine-seed0"]
+        Path("reward.py").write_text(Path("reward.py").read_text() + "# better\n")
+        end = command(*words, sets=sets)
+        assert end.code == 2
+        assert "mine-seed0.json: made with other settings (budget, recipe, search or a file of your own)" in end.err
+
+
+@pytest.mark.parametrize(
+    "names", [{"kind": "my.py:f"}, {"kind": "worker", "reward": "my.py:f"}, {"a": [{"b": "my.py:f"}]}]
+)
+def test_a_file_counts_wherever_a_recipe_names_it(names, tmp_path):
+    with tiny_runs.folder(tmp_path):
+        Path("my.py").touch()
+        assert _own_files({"rewards": {"mine": names, "other": {"kind": "none.py:f"}}, "seed": 3}) == [Path("my.py")]
+
+
+def test_shards_make_the_whole_and_nothing_twice(made):
+    here, first, half, second, again, *_ = made
+    assert (first.code, second.code, again.code) == (0, 0, 0), (first.err, second.err, again.err)
+    assert len(half) == 2
+    assert "2 of 4 runs" in first.out
+    assert "4 of 4 runs" in second.out
+    assert "at once" not in again.out
+    names = sorted(path.stem for path in (here / "out/runs").iterdir())
+    assert names == sorted(f"scenes-{method}-seed{seed}" for method in METHODS for seed in (0, 1))
+    assert all(path.stat().st_size < 60_000 for path in (here / "out/runs").iterdir())
+
+
+def test_a_record_has_equal_cost_and_scores_over_it(made):
+    here = made[0]
+    records = json.loads((here / "out/comparison.json").read_text())
+    assert {(record["method"], record["seed"]) for record in records} == {(m, s) for m in METHODS for s in (0, 1)}
+    for record in records:
+        costs = [line["evaluations"] for line in record["scores"]]
+        assert costs == sorted(costs)
+        assert costs[0] == 0
+        assert 500 <= costs[-1] == record["evaluations"] < 700  # to the end of the iteration that uses it up
+        assert record["cpu_s"] > 0
+        assert record["settings"]["train"]["evaluations"] == 500
+        assert record["base_guided"]["guidance"] == 1.5
+        assert set(KEPT) | {"evaluations", "cpu_s", "reward_calls"} == record["scores"][-1].keys()
+
+
+def test_records_of_other_settings_are_refused_by_name(made):
+    here, *_, words, sets = made
+    with tiny_runs.folder(here):
+        end = command(*words, sets=[*sets, "train.learning_rate=1e-3"])
+    assert end.code == 2
+    assert "scenes-flow-grpo-fast-seed0.json" in end.err
+    assert "other settings" in end.err
+
+
+def test_the_page_is_whole_and_closed(made):
+    text = (made[0] / "out/comparison.html").read_text()
+
+    class Reader(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            for name, value in attributes:
+                assert name not in ("src", "href") or value.startswith(("data:", "#")), value
+
+    Reader().feed(text)
+    assert text.count("<svg") == 3
+    assert text.count("data:image/png") == 2
+    for method in METHODS:
+        assert f"<td>{method}</td>" in text
+
+
+def test_a_dry_run_says_and_does_nothing(tmp_path):
+    with tiny_runs.folder(tmp_path):
+        end = command("compare", *METHODS, "--seeds", "0,1,2", "--budget-evaluations", "1000", "--search", "--dry-run")
+        assert not Path("comparison").exists()
+    assert end.code == 0
+    assert "6 runs, 1,500 model evaluations" in end.out  # three rates each, at a quarter
+    assert "6 runs, 6,000 model evaluations" in end.out
+    assert re.search(r"flow-grpo-fast: an iteration takes up to [\d,]+ of 1,000 model evaluations", end.out + end.err)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["flow-grpo-fats", "--budget-evaluations", "9"], "flow-grpo-fast"),
+        (["sft", "--budget-evaluations", "9"], "grpaint sft"),
+        (["flow-grpo-fast"], "--budget-evaluations or --budget-minutes"),
+        (["flow-grpo-fast", "--budget-evaluations", "9", "--budget-minutes", "1"], "one of them"),
+        (["flow-grpo-fast", "--budget-evaluations", "9", "--seeds", "0,x"], "--seeds"),
+        (["flow-grpo-fast", "--budget-evaluations", "9", "--seeds", "1,1"], "each once"),
+        (["flow-grpo-fast", "--budget-evaluations", "9", "--shard", "3/2", "--dry-run"], "--shard 3/2"),
+        (["flow-grpo-fast", "--budget-evaluations", "9", "--baseline", "ddpo"], "not among"),
+        (["flow-grpo-fast", "--budget-evaluations", "9", "--only", "ddpo"], "not among"),
+        (["flow-grpo-fast", "flow-grpo-fast", "--budget-evaluations", "9"], "named twice"),
+        (["short=flow-grpo-fast", "--budget-evaluations", "9"], "NAME=METHOD:KEY=VALUE"),
+        (["short=flow-grpo-fast:plan.stops=4", "--budget-evaluations", "9"], "plan.stops: no such setting"),
+    ],
+)
+def test_bad_input_is_one_line(words, said, tmp_path):
+    with tiny_runs.folder(tmp_path):
+        end = command("compare", *words)
+    assert end.code == 2
+    assert end.err.count("\n") == 1
+    assert said in end.err
+
+
+def test_the_search_decides_the_settings_of_the_runs(tmp_path):
+    twice = ("train.updates=2",)
+    comparison = Comparison((Entry.read("flow-grpo-fast"),), "scenes", (0,), 1000, 0.0, tmp_path, twice)
+    jobs = comparison.search()
+    assert len(jobs) == 6
+    assert len(dataclasses.replace(comparison, sets=()).search()) == 3  # with one update no clip range ever binds
+    assert {job.seed for job in jobs} == {100}
+    assert {job.evaluations for job in jobs} == {250}
+    plain = comparison.runs()[0]
+    for place, job in enumerate(jobs):
+        job.record.parent.mkdir(exist_ok=True)
+        scores = [{"strict": 0.9 if place == 4 else 0.5}]
+        job.record.write_text(json.dumps({"fingerprint": job.fingerprint(), "scores": scores}))
+    chosen = comparison.runs()[0]
+    assert chosen.fingerprint() != plain.fingerprint()
+    assert chosen.open()[0].train.learning_rate == jobs[4].open()[0].train.learning_rate
+    jobs[0].record.unlink()
+    assert comparison.runs()[0].fingerprint() == plain.fingerprint()  # an unfinished search decides nothing
+
+
+def test_minutes_become_evaluations_by_a_calibration(made):
+    here, *_, sets = made
+    with tiny_runs.folder(here):
+        words = ["compare", "flow-grpo-fast", "--seeds", "0", "--budget-minutes", "0.01", "--out", "timed"]
+        end = command(*words, sets=sets)
+        assert end.code == 0, end.err
+        rate = json.loads(Path("timed/calibration/scenes-flow-grpo-fast.json").read_text())
+        run = json.loads(Path("timed/runs/scenes-flow-grpo-fast-seed0.json").read_text())
+    asked_for = run["settings"]["train"]["evaluations"]
+    assert asked_for == round(0.6 * rate["evaluations"] / rate["cpu_s"])
+    assert asked_for <= run["evaluations"] < asked_for + 200
+
+
+def test_a_variant_is_a_recipe_under_a_name_of_its_own(tmp_path):
+    entries = Entry.read("pro-grpo"), Entry.read("early=pro-grpo:plan.prune.at=[2,4];train.prompts=3")
+    plain, early = Comparison(entries, "scenes", (0,), 1000, 0.0, tmp_path).runs()
+    assert early.name == "scenes-early-seed0"
+    assert plain.open()[0].plan.prune.at == (5, 7)
+    assert early.open()[0].plan.prune.at == (2, 4)
+    assert early.open()[0].train.prompts == 3
+    assert plain.fingerprint() != early.fingerprint()
+
+
+def _record(method, seed, strict):
+    scores = [
+        {"strict": value, "soft": 0.8, "background": 0.01, "patch_energy": 1e-5, "denoising_loss": 0.03}
+        | {"iteration": at, "evaluations": 1000 * at, "cpu_s": 1.0 * at, "reward_calls": 10 * at}
+        for at, value in enumerate(strict)
+    ]
+    return {"method": method, "seed": seed, "scores": scores, "evaluations": 1000, "cpu_s": 1.0, "base_guided": None}
+
+
+def test_methods_are_paired_by_seed_and_ordered_by_score():
+    records = [_record("a", seed, [0.4, 0.5 + seed / 10]) for seed in (0, 1)]
+    records += [_record("b", seed, [0.4, 0.7]) for seed in (1, 2)]
+    b, a = summaries(records)
+    assert (a.method, b.method) == ("a", "b")
+    assert differences(b, a) == [pytest.approx(0.1)]
+    assert a.cost_to(0.6, "evaluations") == [None, 1000]
+    text = page(records, title="t", baseline="a", missing=["scenes-a-seed2"])
+    assert "scenes-a-seed2" in text
+    assert "+10.0" in text
+    assert plot([a, b], "cpu_s").count("<polyline") == 2
+
+
+def test_seeds_are_read_strictly():
+    assert asked("--seeds", "0, 2,7") == (0, 2, 7)
+    with pytest.raises(ConfigError, match="--seeds"):
+        asked("--seeds", "")

@@ -1,0 +1,289 @@
+"""``grpaint serve-reward`` as a real process: the protocol, what it refuses, and how it ends."""
+
+import base64
+import contextlib
+import http.client
+import io
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+
+import pytest
+import torch
+from PIL import Image
+
+import tiny_runs
+from grpaint.core import Prompt, RewardError
+from grpaint.rewards.elsewhere.remote import Remote
+from grpaint.rewards.elsewhere.server import Bench, Limits, RewardServer, _Handler
+from grpaint.rewards.elsewhere.wire import Malformed, pack, unpack
+from grpaint.rewards.scenes import SceneDistance
+from grpaint.scenes.world import SceneData
+from tiny_runs import command
+
+TOKEN = "sesame-sesame-sesame"
+SLOW = """
+import time
+from pathlib import Path
+
+def score(images, prompts):
+    if any(prompt.text == "broken" for prompt in prompts):
+        raise ValueError("a prompt that is broken")
+    if any(prompt.text == "slow" for prompt in prompts):
+        Path("begun").touch()
+        time.sleep(float(prompts[0].metadata["seconds"]))
+    return images.mean((1, 2, 3))
+"""
+
+
+@contextlib.contextmanager
+def serving(folder, *words):
+    """A process that serves; gives it, its first lines, and its port."""
+    folder.mkdir(exist_ok=True)
+    (folder / "slow.py").write_text(SLOW)
+    program = "from grpaint.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "serve-reward", *words, "--port", "0", "--threads", "1"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"REWARD_TOKEN": TOKEN},
+    )
+    said = ""
+    while "serving" not in said:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        said += line
+    try:
+        yield process, said, int(re.search(r":(\d+) identity", said)[1])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    words = ("slow.py:score", "--token-env", "REWARD_TOKEN", "--max-mib", "1", "--timeout", "3")
+    with serving(tmp_path_factory.mktemp("slow"), *words) as (_, said, port):
+        assert "token" not in said
+        yield port
+
+
+def ask(port, method="POST", path="/score", body=None, **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    headers = {"Authorization": f"Bearer {TOKEN}"} | {name.replace("_", "-"): text for name, text in headers.items()}
+    try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+def png(value, size=(4, 2)):
+    into = io.BytesIO()
+    Image.new("RGB", size, (value, value, value)).save(into, "PNG")
+    return base64.b64encode(into.getvalue()).decode()
+
+
+def picture(value=0.5, text="a", **metadata):
+    return pack(torch.full((1, 3, 2, 2), value), [Prompt(text, metadata)], "float32")
+
+
+SAFE = {"Content_Type": "application/x-safetensors"}
+
+
+def test_it_says_who_it_is_and_scores_both_kinds_of_bodies(slow):
+    status, about = ask(slow, "GET", "/health")
+    assert (status, about["name"]) == (200, "slow.py:score")
+    assert re.fullmatch("[0-9a-f]{16}", about["identity"])
+    status, said = ask(slow, body=picture(0.25), **SAFE)
+    assert (status, said) == (200, {"scores": [0.25], "identity": about["identity"]})
+    body = json.dumps({"images": [png(51), png(255)], "prompts": ["a", {"text": "b", "metadata": {"n": 1}}]})
+    status, said = ask(slow, body=body, Content_Type="application/json")
+    assert said["scores"] == pytest.approx([0.2, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ({"Authorization": "Bearer wrong"}, 401, "no token"),
+        ({"Authorization": ""}, 401, "no token"),
+        ({"path": "/"}, 404, "POST /score"),
+        ({"Content_Type": "application/octet-stream"}, 400, "content type"),
+        ({"body": b"\x80\x04\x95rubbish"}, 400, "no safetensors file"),
+        ({"body": b""}, 400, "no safetensors file"),
+        ({"body": picture(float("nan"))}, 400, "finite"),
+        ({"body": bytes(2 << 20)}, 413, "larger than 1 MiB"),
+        ({"body": picture(text="broken")}, 500, "raised ValueError: a prompt that is broken"),
+        ({"body": b'{"images": ["iVBORw0K"], "prompts": ["a"]}', "Content_Type": "application/json"}, 400, "no PNG"),
+        ({"body": b"[" * 9000, "Content_Type": "application/json"}, 400, "no JSON object"),
+    ],
+    ids=str,
+)
+def test_what_it_refuses_has_a_reason(slow, change, status, words):
+    given = {"body": picture(), **SAFE} | change
+    found, said = ask(slow, **given)
+    assert found == status
+    assert words in said["error"]
+
+
+def test_a_picture_that_unfolds_to_gigabytes_is_not_unfolded():
+    for side, words in ((9_000, "9000 x 9000 pixels"), (60_000, "DecompressionBomb")):
+        header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        checked = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+        small = base64.b64encode(b"\x89PNG\r\n\x1a\n" + checked + b"\0\0\0\0IDAT").decode()
+        with pytest.raises(Malformed, match=words):
+            unpack(json.dumps({"images": [small], "prompts": ["a"]}).encode(), "application/json")
+
+
+@contextlib.contextmanager
+def dawdling(port):
+    """A connection whose body never comes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as idle:
+        head = f"POST /score HTTP/1.0\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9\r\n\r\n"
+        idle.sendall(head.encode())
+        yield idle
+
+
+def test_a_client_that_dawdles_is_let_go_and_others_are_served(slow):
+    start = time.monotonic()
+    with dawdling(slow) as idle:
+        assert ask(slow, "GET", "/health")[0] == 200
+        assert b"408" in idle.recv(1000)
+    assert time.monotonic() - start > 2
+
+
+def test_a_client_that_dawdles_is_told_so_where_the_timer_is_late(monkeypatch):
+    monkeypatch.setattr(_Handler, "_cut", lambda handler: None)  # the read's own limit comes first
+    server = RewardServer(("127.0.0.1", 0), lambda images, prompts: images, {}, TOKEN, Limits(seconds=0.2), print)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with dawdling(server.server_port) as idle:
+            assert b"408" in idle.recv(1000)
+    finally:
+        server.stop()
+
+
+def test_scores_that_take_too_long_are_given_up(slow):
+    status, said = ask(slow, body=picture(text="slow", seconds=4), **SAFE)
+    assert (status, said["error"]) == (504, "no scores within 3 s")
+
+
+def test_it_ends_when_asked_after_what_is_under_way(tmp_path):
+    with serving(tmp_path, "slow.py:score", "--token-env", "REWARD_TOKEN") as (process, _, port):
+        answers = []
+        body = picture(0.75, text="slow", seconds=1)
+        asking = threading.Thread(target=lambda: answers.append(ask(port, body=body, **SAFE)))
+        asking.start()
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        asking.join(60)
+        assert answers[0][1]["scores"] == [0.75]
+        assert process.wait(60) == 0
+        assert process.stderr.read() == ""
+
+
+def test_a_reward_of_ours_over_http_is_bit_for_bit_the_same(tmp_path, monkeypatch):
+    with serving(tmp_path, "scenes-distance") as (_, said, port):
+        monkeypatch.setenv("FAR_TOKEN", re.match(r"token (\S{40,})\n", said)[1])
+        prompts = SceneData(references=True).prompts(4, 0, 0)
+        prompts = [prompts[i // 2] for i in range(8)]
+        images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        remote = Remote((f"http://127.0.0.1:{port}",), token_env="FAR_TOKEN", needs_reference=True)
+        assert torch.equal(remote(images, prompts), SceneDistance()(images, prompts))
+
+
+def test_requests_that_wait_together_are_scored_together_and_fail_apart():
+    seen, begun, gate = [], threading.Event(), threading.Event()
+
+    def score(images, prompts):
+        begun.set()
+        gate.wait()
+        seen.append(len(images))
+        if any(prompt.text == "broken" for prompt in prompts):
+            raise RewardError("a prompt that is broken")
+        return images.mean((1, 2, 3))
+
+    bench, jobs = Bench(score, 4), {}
+
+    def send(number, text):
+        jobs[number] = bench.score(torch.full((2, 3, 2, 2), number / 8), [Prompt(text)] * 2, 20)
+
+    threads = []
+    for number, text in enumerate(["first", "a", "b", "broken", "c"]):
+        threads.append(threading.Thread(target=send, args=(number, text)))
+        threads[-1].start()
+        begun.wait()  # the first is under way before another waits
+        while len(bench._jobs) < number:
+            time.sleep(0.005)
+    gate.set()
+    for thread in threads:
+        thread.join()
+    assert seen == [2, 4, 4, 2, 2]  # the one that was under way; a and b; broken and c, then each alone
+    assert [jobs[n].scores for n in (0, 1, 2, 4)] == [[0.0, 0.0], [0.125] * 2, [0.25] * 2, [0.5] * 2]
+    assert (jobs[3].scores, jobs[3].error) == (None, "a prompt that is broken")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["scenes-checkr", "--port", "0"], 'Did you mean "scenes-checker"?'),
+        (["scenes-checker", "--port", "0", "--host", "0.0.0.0"], "others can reach that"),
+        (["scenes-checker", "--port", "0", "--token-env", "NO_SUCH_TOKEN"], "NO_SUCH_TOKEN: that environment variable"),
+        (["scenes-checker", "--port", "0", "--token-file", "no/such"], "--token-file no/such: cannot be read"),
+        (["scenes-checker", "--port", "0", "--set", "weight=2"], "weight the run's"),
+        (["scenes-checker", "--port", "70000"], "out of range"),
+        (
+            [
+                "vlm-judge",
+                "--port",
+                "0",
+                "--set",
+                "measure=pairwise",
+                "--set",
+                "url=http://127.0.0.1:9/v1",
+                "--set",
+                "model=m",
+            ],
+            "it compares the images of a prompt",
+        ),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(words, said, tmp_path):
+    with tiny_runs.folder(tmp_path):
+        end = command("serve-reward", *words)
+    assert end.code == 2
+    assert said in end.err
+    assert end.err.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        end = command("serve-reward", "scenes-scorer", "--port", str(port))
+    assert (end.code, end.err) == (2, f"grpaint: --host 127.0.0.1 --port {port}: Address already in use.\n")
+
+
+def test_what_json_cannot_hold_stays_behind_and_uint8_rounds():
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    reference = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(1))
+    prompts = [Prompt("a", {"n": [1, "x"], "o": object(), "nan": float("nan")}, reference), Prompt("b", {}, reference)]
+    for pixels, error in (("float32", 0.0), ("uint8", 0.5 / 255 + 1e-6)):
+        body = pack(images, prompts, pixels)
+        back, said = unpack(body, "application/x-safetensors")
+        assert (back - images).abs().max() <= error
+        assert [(prompt.text, prompt.metadata) for prompt in said] == [("a", {"n": [1, "x"]}), ("b", {})]
+        assert (said[1].reference - reference).abs().max() <= error
+        assert body.count(b'"reference.') == 1  # both images of the group name the one
