@@ -13,8 +13,8 @@ from rich.table import Table
 from torch import Tensor
 
 from grpaint.measures.hacking import told
-from grpaint.report.comparison_page import STYLE
-from grpaint.report.terminal import CELL
+from grpaint.report.figures import CELL
+from grpaint.report.pages.comparison import STYLE
 
 Entry = Mapping[str, Any]
 
