@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(setting, words)
         ("objective.surrogate.kind=my.py:averaged", "objective.surrogate: it gave shape [], and one number a row"),
         ("objective.surrogate.kind=my.py:constant", "whose loss is one number with a gradient"),
         ("objective.penalty.kind=my.py:lonely", "objective.penalty: it gave Tensor; a loss and a distance"),
-        ("objective.kind=my.py:no_terms", "objective: it gave NoneType"),
+        ("objective.kind=my.py:no_terms", "objective: it returned NoneType; it must return an iterator of Terms"),
         ("objective.kind=my.py:no_term", "objective: it must yield Terms"),
         (
             "plan.window={kind='my.py:Beyond'}",

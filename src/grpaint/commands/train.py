@@ -21,15 +21,15 @@ from grpaint.recipe.config import (
     Recipe,
     SftRecipe,
     TrainRecipe,
-    keep_pins,
+    keep_commits,
     locate,
     open_recipe,
     override,
-    pinned,
+    pin_commits,
     read_toml,
     resolve,
 )
-from grpaint.recipe.pieces import Listed, Model, Preparing, described
+from grpaint.recipe.pieces import Listed, Model, Preparing, model_description
 from grpaint.report.figures import rows_of_pictures, save_picture
 from grpaint.report.terminal import hacking_line, table
 from grpaint.run.folder import RunFolder
@@ -73,11 +73,11 @@ def run(
         folder.keep_settings(settings)
         folder.status(sets=_all_sets(folder, sets))
     else:
-        recipe, settings = pinned(*open_recipe(name, stage, sets))
+        recipe, settings = pin_commits(*open_recipe(name, stage, sets))
         folder = RunFolder.create(path, settings, sets)
     try:
         with Progress(console, recipe.train) as progress:
-            start(recipe, folder, progress.log, [progress.watch])
+            start(recipe, folder, progress.log, [progress.update])
     except (ConfigError, CheckpointError):
         if not resume and not folder.lines("evaluations.jsonl"):
             folder.discard()
@@ -103,7 +103,7 @@ def _settings_to_resume(
     """
     before = folder.settings()
     table = override(before, sets) if name is None else override(read_toml(locate(name)), _all_sets(folder, sets))
-    recipe, settings = resolve(keep_pins(table, before), stage)
+    recipe, settings = resolve(keep_commits(table, before), stage)
     check_resume(folder, resolve(before, stage)[1], settings)  # resolved: settings that are new have their defaults
     return recipe, settings
 
@@ -179,7 +179,7 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     log(_machine(runtime))
-    if about := described(recipe.model):
+    if about := model_description(recipe.model):
         log(f"model  {about}")
     rewards = recipe.rewards if isinstance(recipe, TrainRecipe) else {}
     for name, item in rewards.items():

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules."""
+"""Optimizers, learning-rate schedules, the update of behaviour weights, and optimizer state as tensors."""
 
 import math
 from collections import defaultdict
@@ -20,7 +20,7 @@ def _check_share(**values: float) -> None:
 
 @dataclass(frozen=True)
 class Adamw:
-    """AdamW. Gradients of policy objectives are small: ``eps`` far below them keeps updates alive."""
+    """AdamW. Policy gradients are small: ``eps`` must lie far below them, or updates vanish."""
 
     beta1: float = 0.9
     beta2: float = 0.999
@@ -49,7 +49,7 @@ class Adamw:
 
 @dataclass(frozen=True)
 class MuonAdamw:
-    """Muon for matrices and AdamW, at ``adamw`` times the learning rate, for the rest (Jordan et al. 2024)."""
+    """Muon for large matrices, AdamW at ``adamw`` times the learning rate for the rest (Jordan et al. 2024)."""
 
     momentum: float = 0.95
     adamw: float = 0.5
@@ -61,27 +61,29 @@ class MuonAdamw:
             raise ValueError(f"adamw must be positive, got {self.adamw}")
 
     def make(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> list[torch.optim.Optimizer]:
-        every = list(parameters)
-        matrices = [p for p in every if p.ndim == 2 and min(p.shape) > 64]  # tables and places are not maps
-        rest = [p for p in every if not any(p is matrix for matrix in matrices)]
+        trainable = list(parameters)
+        matrices = [p for p in trainable if p.ndim == 2 and min(p.shape) > 64]  # embeddings are no linear maps
+        rest = [p for p in trainable if not any(p is matrix for matrix in matrices)]
         rate, betas = self.adamw * learning_rate, (0.9, self.beta2)
-        made: list[torch.optim.Optimizer] = []
+        optimizers: list[torch.optim.Optimizer] = []
         if matrices:  # an adapter has none so large
-            made.append(
+            optimizers.append(
                 torch.optim.Muon(
                     matrices, lr=learning_rate, momentum=self.momentum, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
                 )
             )
-        return [*made, torch.optim.AdamW(rest, lr=rate, betas=betas, weight_decay=0.0)] if rest else made
+        if rest:
+            optimizers.append(torch.optim.AdamW(rest, lr=rate, betas=betas, weight_decay=0.0))
+        return optimizers
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """``[behaviour]``: how the weights that sample follow the current ones.
+    """``[behaviour]``: how the weights that sample (the behaviour policy) follow the current ones.
 
-    After iteration n (from 0) they keep min(``most``, ``slope`` * (n - ``flat``)) of themselves, none up to ``flat``.
-    DiffusionNFT's presets are slope 0.001, most 0.5; slope 0.0075, flat 75, most 0.999; AWM's is 0.001, most 0.3. With
-    slope 0 the current weights sample.
+    After iteration n (from 0) they become ``keep * behaviour + (1 - keep) * current``, with keep = min(``most``,
+    ``slope`` * (n - ``flat``)), and 0 up to ``flat``. DiffusionNFT's presets are slope 0.001, most 0.5, and slope
+    0.0075, flat 75, most 0.999; AWM's is slope 0.001, most 0.3. With slope 0 the current weights sample.
     """
 
     slope: float = 0.001
@@ -94,16 +96,16 @@ class Behaviour:
             raise ValueError(f"slope and flat must not be negative, got {self.slope} and {self.flat}")
 
     def keep(self, iteration: int) -> float:
-        """The share that stays after ``iteration``."""
+        """Return the share of the behaviour weights that stays after ``iteration``."""
         return min(self.most, self.slope * max(iteration - self.flat, 0))
 
 
 def learning_rate_factor(schedule: Schedule, warmup: int, iteration: int, iterations: int) -> float:
-    """Share of the full learning rate at ``iteration`` (0-based): a linear warm-up, then the schedule down to 0."""
+    """Return the share of the full learning rate at ``iteration`` (from 0): linear warm-up, then the schedule to 0."""
     if iteration < warmup:
         return (iteration + 1) / warmup
-    done = (iteration - warmup) / max(iterations - warmup, 1)
-    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[schedule]
+    progress = (iteration - warmup) / max(iterations - warmup, 1)
+    return {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[schedule]
 
 
 def tensors_of(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
