@@ -139,11 +139,11 @@ def test_what_it_refuses_has_a_reason(slow, change, status, words):
 
 
 def test_a_picture_that_unfolds_to_gigabytes_is_not_unfolded():
-    for side, words in ((9_000, "9000 x 9000 pixels"), (60_000, "DecompressionBomb")):
+    for side in (9_000, 60_000):
         header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
         checked = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
         small = base64.b64encode(b"\x89PNG\r\n\x1a\n" + checked + b"\0\0\0\0IDAT").decode()
-        with pytest.raises(Malformed, match=words):
+        with pytest.raises(Malformed, match="too many pixels"):
             unpack(json.dumps({"images": [small], "prompts": ["a"]}).encode(), "application/json")
 
 

@@ -5,8 +5,6 @@ In a safetensors body ``images`` is ``[b, 3, h, w]``, uint8 or float in [0, 1]; 
 """
 
 import base64
-import binascii
-import io
 import json
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -17,12 +15,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from grpaint.core.policy import Prompt
+from grpaint.images.pictures import BadImage, read_picture, to_tensor
 from grpaint.rewards.elsewhere.client import Failed
 
 Pixels = Literal["float32", "uint8"]
 TENSORS, JSON = "application/x-safetensors", "application/json"
 LARGEST = 3e38  # what fp32 holds
-MOST_PIXELS = 1 << 26  # of one PNG: a small file may unfold to gigabytes
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 class Malformed(ValueError):
@@ -139,19 +138,17 @@ def _prompt(entry: Any) -> Prompt:
 
 
 def _picture(text: Any) -> Tensor:
-    from PIL import Image
-
+    """A PNG in base64 as ``[3, h, w]`` in [0, 1], its pixels as training reads them."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as picture:
-            if picture.width * picture.height > MOST_PIXELS:
-                raise Malformed(f"an image has {picture.width} x {picture.height} pixels; at most {MOST_PIXELS}")
-            raw = bytearray(picture.convert("RGB").tobytes())
-            flat = torch.frombuffer(raw, dtype=torch.uint8).view(picture.height, picture.width, 3)
-    except (OSError, ValueError, TypeError, SyntaxError, binascii.Error, Image.DecompressionBombError) as error:
-        if isinstance(error, Malformed):
-            raise
-        raise Malformed(f"an image is no PNG in base64 ({type(error).__name__})") from error
-    return flat.permute(2, 0, 1).float() / 255
+        raw = base64.b64decode(text, validate=True)
+    except (ValueError, TypeError) as error:  # binascii.Error is a ValueError
+        raise Malformed(f"an image is no PNG in base64 ({error})") from error
+    if not raw.startswith(PNG_SIGNATURE):  # other decoders stay out of a stranger's reach
+        raise Malformed("an image is no PNG in base64 (other first bytes)")
+    try:
+        return to_tensor([read_picture(raw)])[0]
+    except BadImage as bad:
+        raise Malformed(f"an image cannot be read: {bad}") from None
 
 
 def scores(answer: dict[str, Any], count: int) -> list[float]:
