@@ -15,7 +15,7 @@ from rich.console import Console
 import tiny_runs
 from grpaint import cli
 from grpaint.recipe.config import recipe_names
-from grpaint.report.terminal import table
+from grpaint.report.terminal import before_after_table
 from tiny_runs import EMBEDDED, TINY, command, flags
 
 COMMANDS = {
@@ -274,7 +274,7 @@ def test_the_table_of_a_run_fits_a_terminal():
     }
     line |= {"background": 0.0042, "patch_energy": 1e-12, "denoising_loss": 0.04}
     console = Console(width=80, file=io.StringIO())
-    console.print(table(line | {"base_guided": line | {"guidance": 1.5}}, line, (0.5, [0.41, 0.59])))
+    console.print(before_after_table(line | {"base_guided": line | {"guidance": 1.5}}, line, (0.5, [0.41, 0.59])))
     said = console.file.getvalue()
     assert "…" not in said
     for word in ("at guidance 1.5", "100.0% [99.0, 100.0]", "+50.0 [+41.0, +59.0]", "x 1.00", "denoising"):
@@ -284,7 +284,7 @@ def test_the_table_of_a_run_fits_a_terminal():
 def test_a_run_judged_by_its_loss_alone_shows_it_once():
     line = {"prompts": 20, "steps": 3, "iteration": 4, "score": "denoising_loss", "denoising_loss": 1.115}
     console = Console(width=80, file=io.StringIO())
-    console.print(table(line, line, None))
+    console.print(before_after_table(line, line, None))
     said = console.file.getvalue()
     assert said.count("denoising") == 1
     assert said.count("1.115") == 2

@@ -8,8 +8,8 @@ import torch
 
 from grpaint.commands.doctor.command import CHECKS, examine
 from grpaint.commands.doctor.examination import Check, Examination, update
-from grpaint.commands.doctor.learning import fits, learns
-from grpaint.commands.doctor.sampling import floor, noise, parity, ratio
+from grpaint.commands.doctor.learning import grpo_raises_reward, sft_lowers_loss
+from grpaint.commands.doctor.sampling import initial_ratio, noise_floor, sampler_parity, step_noise
 from grpaint.core.runtime import Runtime
 from grpaint.judge import captioned, natural_loss
 from tiny_pipelines import PIPELINES, recipe, save
@@ -26,7 +26,7 @@ def failures(folder: Path, runtime: Runtime, checks: tuple[Check, ...] = CHECKS,
     return [f"{finding.check}: {finding.evidence}" for finding in found if not finding.passed]
 
 
-FAST = tuple(check for check in CHECKS if check not in (learns, fits))
+FAST = tuple(check for check in CHECKS if check not in (grpo_raises_reward, sft_lowers_loss))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
@@ -39,7 +39,7 @@ def test_a_family_conforms(folder: Path, guidance: float) -> None:
 def test_a_family_learns(folder: Path) -> None:
     case = Examination(recipe(folder), recipe(folder).model.load(Runtime()), Runtime())
     updates = 48 if folder.name.startswith("flux") else 12  # its random network hardly reaches the mean of an image
-    for finding in (fits(case), learns(case, updates, group=32)):
+    for finding in (sft_lowers_loss(case), grpo_raises_reward(case, updates, group=32)):
         assert finding.passed, finding
 
 
@@ -66,20 +66,22 @@ def test_sft_makes_images_brighter(folder: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
 @pytest.mark.parametrize("folder", PIPELINES, indirect=True)
 def test_a_family_conforms_in_bf16(folder: Path, guidance: float) -> None:
-    assert not failures(folder, Runtime(precision="bf16"), (parity, noise, ratio), guidance=guidance)
+    assert not failures(
+        folder, Runtime(precision="bf16"), (sampler_parity, step_noise, initial_ratio), guidance=guidance
+    )
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("folder", PIPELINES, indirect=True)
 def test_a_family_conforms_on_a_gpu(folder: Path) -> None:
-    checks = tuple(check for check in CHECKS if check is not floor)
+    checks = tuple(check for check in CHECKS if check is not noise_floor)
     assert not failures(folder, Runtime("cuda", "bf16"), checks, guidance=3.5)
 
 
 @pytest.mark.parametrize("folder", ["sd15", "sd3", "qwen-image"], indirect=True)
 def test_a_whole_network_conforms(folder: Path) -> None:
     assert not failures(folder, Runtime(), FAST, lora=None)
-    assert not failures(folder, Runtime(precision="bf16"), (parity, noise, ratio), lora=None)
+    assert not failures(folder, Runtime(precision="bf16"), (sampler_parity, step_noise, initial_ratio), lora=None)
 
 
 @pytest.mark.parametrize("folder", ["sd15"], indirect=True)

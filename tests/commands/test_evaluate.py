@@ -12,7 +12,7 @@ import torch
 
 import tiny_runs
 from grpaint.commands.evaluate import parts
-from grpaint.commands.evaluate.sources import Judging
+from grpaint.commands.evaluate.candidates import Judging
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import Captioned, Prompt
 from grpaint.recipe.config import open_recipe

@@ -196,7 +196,7 @@ def test_a_picture_or_a_file_brings_no_code(run: Path, monkeypatch: pytest.Monke
     files = command("sample", "mine", "a red circle", "--out", "honest").output.split()
     said = json.loads(Image.open(files[0]).info["grpaint"])
     for key, value in (("sampler", {"kind": "evil.py:X"}), ("model", {**said["model"], "family": "evil.py:X"})):
-        Image.open(files[0]).save("bad.png", pnginfo=provenance.info({**said, key: value}))
+        Image.open(files[0]).save("bad.png", pnginfo=provenance.png_metadata({**said, key: value}))
         assert "asks for code" in str(command("sample", "--like", "bad.png").exception)
     tensors, header = read_weights(next(Path("runs/mine/checkpoints").iterdir()))
     about = {"recipe": {"model": {**said["model"], "family": "evil.py:X"}}}
@@ -205,7 +205,7 @@ def test_a_picture_or_a_file_brings_no_code(run: Path, monkeypatch: pytest.Monke
     assert not Path("ran").exists()
     for text, words in (
         ("no json", "cannot be read"),
-        ("{}", "does not say its guidance, model"),
+        ("{}", "its metadata lacks guidance, model"),
         ("[]", "cannot be read"),
     ):
         info = PngInfo()
@@ -278,7 +278,7 @@ def test_steps_that_stock_ddim_misses_have_no_snippet(tmp_path: Path, monkeypatc
     for steps in (20, 30):
         one = dataclasses.replace(asked, evaluate=dataclasses.replace(asked.evaluate, steps=steps, guidance=1.0))
         if steps == 20:
-            assert "pipe(" in provenance.snippet(policy, one, "a", 0, tmp_path / "none")
+            assert "pipe(" in provenance.diffusers_script(policy, one, "a", 0, tmp_path / "none")
         else:
             with pytest.raises(ConfigError, match="a number of steps that divides 1000"):
-                provenance.snippet(policy, one, "a", 0, tmp_path / "none")
+                provenance.diffusers_script(policy, one, "a", 0, tmp_path / "none")

@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 from grpaint.backends.fake import Hollow, conducted
 from grpaint.commands.estimate.ledger import Ledger, size
-from grpaint.commands.estimate.replay import Recall
+from grpaint.commands.estimate.replay import Replay
 
 ROWS, WIDTH, DEPTH = 64, 128, 3
 FLOAT = 4
@@ -92,12 +92,12 @@ def _peak(recalled: bool) -> tuple[int, int]:
         with runtime.building():
             net = mlp()
         runtime.place(net)
-        recall = Recall(net.parameters(), runtime, ledger, {})
+        replay = Replay(net.parameters(), runtime, ledger, {})
         for _ in range(2):
             with ledger.phase("update"):
                 x = runtime.blank((ROWS, WIDTH))
                 work = lambda x=x: net(x)  # noqa: E731
-                outs = [recall.run("call", x, work) if recalled else work() for _ in range(3)]
+                outs = [replay.run("call", x, work) if recalled else work() for _ in range(3)]
                 torch.cat(outs).square().sum().backward()
         del outs, x, work
         return ledger.peaks["update"], ledger.live

@@ -28,7 +28,7 @@ def scan(
     """Count, measure and verify captioned images: sizes, captions, duplicates, bad files."""
     from grpaint.commands import data as command
 
-    command.scan(where, sets or [], sheet, as_json=as_json)
+    command.scan_images(where, sets or [], sheet, as_json=as_json)
 
 
 @data.command()
@@ -41,7 +41,7 @@ def captions(
     """Write the captions that training images end up with, to be read over."""
     from grpaint.commands import data as command
 
-    command.captions(where, sets or [], out, draws)
+    command.save_captions(where, sets or [], out, draws)
 
 
 @data.command()
@@ -55,7 +55,7 @@ def draw(
     """Draw a booru-style data set of scenes: pictures with tags by category, ratings and scores."""
     from grpaint.commands import data as command
 
-    command.draw(out, count, held_out, seed, size)
+    command.draw_data_set(out, count, held_out, seed, size)
 
 
 @prompts.command(name="scan")

@@ -22,9 +22,9 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
     sets: Sets = None,
 ) -> None:
     """Draw captions with a trained model. Each picture says how it was drawn."""
-    from grpaint.commands.sample.command import Drawing, draw
+    from grpaint.commands.sample.command import DrawRequest, draw_captions
 
-    draw(source, Drawing(prompts or [], seed, out, steps, guidance, like, snippet, sets or []))
+    draw_captions(source, DrawRequest(prompts or [], seed, out, steps, guidance, like, snippet, sets or []))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""``grpaint data``: scan captioned images, write the captions that training uses, draw a data set."""
+"""``grpaint data``: scan captioned images, write the captions that training uses, or draw a data set."""
 
 import json
 from pathlib import Path
@@ -17,11 +17,11 @@ from grpaint.recipe.pieces import Data
 from grpaint.report.figures import save_picture
 
 
-def open_data(place: str, sets: list[str]) -> tuple[ImageData, dict[str, Any]]:
-    """Return the data of a folder or recipe, and functions that count a caption's words or tokens, by name.
+def open_image_data(place: str, sets: list[str]) -> tuple[ImageData, dict[str, Any]]:
+    """Open the data of a folder or recipe; return it with functions that count a caption's words or tokens, by unit.
 
     Raises:
-        ConfigError: there is no such place, or its data has no images.
+        ConfigError: the folder or recipe does not exist, or its data has no images.
     """
     if not place.endswith(".toml") and Path(place).exists():
         table = override({"data": {"kind": "images", "train": place}}, sets)
@@ -35,9 +35,12 @@ def open_data(place: str, sets: list[str]) -> tuple[ImageData, dict[str, Any]]:
     return data, counts
 
 
-def scan(place: str, sets: list[str], sheet: Path | None, *, as_json: bool) -> None:
-    """Count, measure and verify captioned images; exit with 1 if none can be trained on."""
-    data, counts = open_data(place, sets)
+def scan_images(place: str, sets: list[str], sheet: Path | None, *, as_json: bool) -> None:
+    """Count, measure and verify captioned images and print a survey; exit with 1 if none can be trained on.
+
+    ``sheet``: also save a contact sheet of the pictures there.
+    """
+    data, counts = open_image_data(place, sets)
     summary = survey(data, counts)
     if sheet:
         save_picture(contact_sheet([item for c in data.collections for item in c.captioned]), sheet)
@@ -47,6 +50,7 @@ def scan(place: str, sets: list[str], sheet: Path | None, *, as_json: bool) -> N
 
 
 def _survey_text(summary: dict[str, Any]) -> str:
+    """The summary of :func:`~grpaint.images.survey.survey` as lines for the terminal."""
     lines = []
     for collection in summary["collections"]:
         lines.append(f"{collection['path']}: {collection['images']} images")
@@ -69,12 +73,12 @@ def _survey_text(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def captions(place: str, sets: list[str], out: Path, draws: int) -> None:
-    """Write every training image's caption to ``out``, and ``draws`` more as shuffling and dropout change it."""
-    data, _ = open_data(place, sets)
+def save_captions(place: str, sets: list[str], out: Path, draws: int) -> None:
+    """Write to ``out`` every training image's caption, and ``draws`` random variants of it by shuffling and dropout."""
+    data, _ = open_image_data(place, sets)
     echo(f"{out}  {write_captions(data, out, draws)} captions of {len(data.training)} images")
 
 
-def draw(out: Path, count: int, held_out: int, seed: int, side: int) -> None:
+def draw_data_set(out: Path, count: int, held_out: int, seed: int, side: int) -> None:
     """Draw ``count`` training and ``held_out`` held-out pictures of scenes, ``side`` pixels square, with booru tags."""
     draw_set(out, count, held_out, seed, side, echo)

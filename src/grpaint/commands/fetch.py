@@ -12,7 +12,7 @@ from grpaint.storage import hub
 
 
 class Download(NamedTuple):
-    """Files of a hub's repository, and the setting that will name the folder they are downloaded to."""
+    """Files of a hub repository, and the recipe setting that takes the folder of their download."""
 
     setting: str
     repository: str
@@ -23,7 +23,7 @@ def fetch(name: str, sets: list[str], folder: Path, *, dry_run: bool) -> None:
     """List the files of a recipe's model and rewards, download them, and print the settings that name them.
 
     Raises:
-        ConfigError, CheckpointError: the hub has no such repository, or a file is not what the hub says it is.
+        ConfigError, CheckpointError: the hub has no such repository, or a file differs from the hub's size or hash.
     """
     table = override(read_toml(locate(name)), sets)
     downloads = [*_of_model(table.get("model", {})), *_of_rewards(table)]
@@ -39,7 +39,7 @@ def fetch(name: str, sets: list[str], folder: Path, *, dry_run: bool) -> None:
 
 
 def _of_model(model: Plain) -> list[Download]:
-    """The files of a diffusers pipeline; beside a single file only its configuration is needed."""
+    """The files of a diffusers pipeline; if the weights are one local file, only the configuration is needed."""
     base = str(model.get("base", ""))
     setting = "config" if single_file.is_single_file(base) else "base"
     if model.get("kind") != "diffusers" or not hub.is_hub_id(str(model.get(setting, ""))):
@@ -49,7 +49,7 @@ def _of_model(model: Plain) -> list[Download]:
 
 
 def _of_rewards(table: Plain) -> list[Download]:
-    """The weights of rewards that a hub has; where the others come from is printed if they are not here."""
+    """The weights of rewards that are on a hub; for other missing ones, their origin is printed."""
     downloads = []
     for key, source in weights_of(table):
         if hub.is_hub_id(source.given):

@@ -14,10 +14,10 @@ TOPICS = ("methods", "recipes", "models", "rewards", "samplers")
 
 
 def print_listing(topic: str, *, as_json: bool) -> None:
-    """Print the names of a topic.
+    """Print the names of a topic with a line about each.
 
     Raises:
-        ConfigError: there is no such topic.
+        ConfigError: no such topic exists.
     """
     if topic not in TOPICS:
         raise ConfigError(f"list {topic}: no such list. There are: {', '.join(TOPICS)}.")
@@ -28,7 +28,7 @@ def print_listing(topic: str, *, as_json: bool) -> None:
 
 
 def listing(topic: str) -> dict[str, str]:
-    """Return the names of a topic, each with a line about it."""
+    """The names of a topic, each with a line about it."""
     if topic == "recipes":
         return {name: _about(name) for name in recipe_names()}
     if topic == "methods":
@@ -38,13 +38,14 @@ def listing(topic: str) -> dict[str, str]:
 
 
 def _about(recipe: str) -> str:
-    """Return the first comment line of a recipe."""
+    """The first comment line of a recipe, and a mark if it is a default."""
     first = locate(recipe).read_text(encoding="utf-8").splitlines()[0]
     mark = " (default)" if recipe in (*DEFAULT.values(), DEFAULT["train"].partition("/")[2]) else ""
     return first.lstrip("# ") + mark if first.startswith("#") else mark.strip()
 
 
 def _doc(path: str) -> str:
+    """The first docstring line of a piece, or the package that its import lacks."""
     module, _, name = path.partition(":")
     try:
         text = inspect.getdoc(getattr(importlib.import_module(module), name)) or ""

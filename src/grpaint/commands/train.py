@@ -1,4 +1,4 @@
-"""``grpaint train`` and ``grpaint sft``: open a recipe or a run, train to the end, show what was reached."""
+"""``grpaint train`` and ``grpaint sft``: open a recipe or a run, train to the end, and print the result."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
@@ -30,8 +30,8 @@ from grpaint.recipe.config import (
     resolve,
 )
 from grpaint.recipe.pieces import Listed, Model, Preparing, model_description
-from grpaint.report.figures import rows_of_pictures, save_picture
-from grpaint.report.terminal import hacking_line, table
+from grpaint.report.figures import picture_sheet, save_picture
+from grpaint.report.terminal import before_after_table, hacking_line
 from grpaint.run.folder import RunFolder
 from grpaint.run.loop import Loop
 from grpaint.run.memory import memory
@@ -49,11 +49,11 @@ def run(
 ) -> None:
     """Train the recipe ``name`` in ``runs/run_name``, from its last checkpoint with ``resume``, and print the result.
 
-    ``advice`` gives lines about what to lower, from the settings, the stage and the phase that ran out of memory.
+    ``advice`` returns lines about settings to lower, from the settings, the stage and the phase that ran out of memory.
 
     Raises:
-        GrpaintError: the recipe or a setting is refused, or the run cannot go on.
-        Stopped: a signal asked the run to stop; its state was saved.
+        GrpaintError: the recipe or a setting is refused, or the run cannot continue.
+        Stopped: a signal stopped the run after its state was saved.
     """
     console = Console()
     run_name = Path(name or DEFAULT[stage]).stem if run_name is None else run_name
@@ -89,40 +89,42 @@ def run(
 
 
 def _all_sets(folder: RunFolder, sets: list[str]) -> list[str]:
-    """Return the ``--set`` arguments that the run began with, and the new ones."""
+    """The ``--set`` items that the run began with, then the new ones."""
     return [item for item in folder.facts().get("sets", []) if item not in sets] + sets
 
 
 def _settings_to_resume(
     folder: RunFolder, stage: str, name: str | None, sets: list[str]
 ) -> tuple[Recipe, dict[str, Any]]:
-    """Return the recipe and settings with which a run continues.
+    """The recipe and settings with which a run continues.
 
     Raises:
-        ConfigError: a setting differs from the run's that may not change on resume.
+        ConfigError: a setting that may not change on resume differs from the run's.
     """
     before = folder.settings()
     table = override(before, sets) if name is None else override(read_toml(locate(name)), _all_sets(folder, sets))
     recipe, settings = resolve(keep_commits(table, before), stage)
-    check_resume(folder, resolve(before, stage)[1], settings)  # resolved: settings that are new have their defaults
+    # both resolved, so that settings newer than the run have their defaults
+    check_resume(folder, resolve(before, stage)[1], settings)
     return recipe, settings
 
 
 def _print_advice(console: Console, advice: Advice, settings: Mapping[str, Any], stage: str, phase: str) -> None:
-    """Print the settings that would have lowered the peak of a phase."""
+    """Print the settings that would have lowered the peak memory of a phase."""
     try:
         for line in advice(settings, stage, phase):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-    except Exception as error:  # noqa: BLE001 - reason: advice that fails must not hide what happened
-        console.print(f"no plan can be made of it: {error}", markup=False, highlight=False, soft_wrap=True)
+    except Exception as error:  # noqa: BLE001 - reason: an error in the advice must not hide the out-of-memory error
+        console.print(f"the advice failed: {error}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_end(console: Console, folder: RunFolder) -> None:
+    """Print the evaluations before and after training, an alarm of reward hacking, and the paths of the run."""
     lines = folder.lines("evaluations.jsonl")
     first, last = lines[0], lines[-1]
     by_prompt = f"{score_of(last)}_by_prompt"
     difference = paired_difference(first[by_prompt], last[by_prompt]) if by_prompt in last else None
-    console.print(table(first, last, difference))
+    console.print(before_after_table(first, last, difference))
     if alarm := hacking_line(folder.facts()):
         console.print(alarm, soft_wrap=True)
     console.print(f"run folder  {folder.path}", soft_wrap=True)
@@ -132,11 +134,11 @@ def _print_end(console: Console, folder: RunFolder) -> None:
 
 
 def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher]) -> None:
-    """Run a recipe in its folder, from its last checkpoint if it has one, to its end.
+    """Train a recipe in its run folder to the end, from the last checkpoint if there is one.
 
     Raises:
-        GrpaintError: with the status set and the last checkpoint kept.
-        Stopped: after saving, when a signal asked for it.
+        GrpaintError: the run failed; its status is set, and the last checkpoint stays.
+        Stopped: a signal stopped the run after its state was saved.
     """
     try:
         with Listener() as listener, contextlib.ExitStack() as stack:
@@ -163,14 +165,14 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher]) 
 
 
 def _record_end(folder: RunFolder, error: BaseException) -> None:
-    """Set the status of a run that ends early."""
+    """Write the status of a run that ends early."""
     status = "interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-    with contextlib.suppress(OSError):  # a full disk must not hide what happened
+    with contextlib.suppress(OSError):  # a full disk must not hide the first error
         folder.status(status=status, reason=str(error) or type(error).__name__)
 
 
 def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -> Loop:
-    """Load the weights and return the loop, at the run's last checkpoint if there is one.
+    """Load the weights and return the run's loop, resumed from its last checkpoint if there is one.
 
     Raises:
         GrpaintError: weights, data or a reward cannot be opened, or a reward fails its self-test.
@@ -208,7 +210,7 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
 
 
 def _machine(runtime: Runtime) -> str:
-    """Describe where the run computes, with a warning if the processor is a slow one."""
+    """The device, precision and threads of the run, with a warning if the processor is slow."""
     where = f"{runtime.device}, {runtime.precision}, {torch.get_num_threads()} threads"
     if runtime.device == "cpu" and not has_matrix_units():
         return f"{where}; this processor has no bf16 matrix units (AMX): expect 2 to 4 times the documented time"
@@ -216,12 +218,14 @@ def _machine(runtime: Runtime) -> str:
 
 
 def _self_test_rewards(recipe: TrainRecipe, policy: Model) -> None:
-    """Score each reward's own test pair, or two images of noise if it has none.
+    """Run each reward on its own test pair, or on two images of noise if it has none.
 
     Raises:
-        ConfigError: a reward fails; nothing has been sampled yet.
+        ConfigError: a reward fails.
     """
-    prompts = recipe.data.prompts(1, 0, recipe.train.seed) * 2  # of one: some rewards compare a prompt's images
+    prompts = (
+        recipe.data.prompts(1, 0, recipe.train.seed) * 2
+    )  # twice the same: some rewards compare the images of a prompt
     with memory("reward"), torch.no_grad():
         images = policy.decode(policy.noise((recipe.train.seed, "self-test"), range(len(prompts))))
         for name, item in recipe.rewards.items():
@@ -233,7 +237,7 @@ def _self_test_rewards(recipe: TrainRecipe, policy: Model) -> None:
 
 
 def _evaluation(recipe: Recipe, policy: Model, iteration: int) -> dict[str, Any]:
-    """Evaluate the model; at iteration 0 the base is also judged at its best guidance."""
+    """Evaluate the model; at iteration 0 the base is also evaluated at its best guidance."""
     rewards = judging_rewards(recipe)
     line = evaluate(policy, recipe.data, recipe.evaluate, rewards=rewards)
     if iteration == 0 and rewards:
@@ -249,5 +253,5 @@ def _save_pictures(recipe: Recipe, loop: Loop) -> None:
     prompts = recipe.data.held_out(count, recipe.evaluate.seed)
     before = sample(loop.policy, prompts, recipe.evaluate, weights="reference")
     after = sample(loop.policy, prompts, recipe.evaluate, weights="average")
-    page = rows_of_pictures([("before", before), ("after", after)], [prompt.text for prompt in prompts])
-    save_picture(page, loop.folder.samples / "before-after.png")
+    sheet = picture_sheet([("before", before), ("after", after)], [prompt.text for prompt in prompts])
+    save_picture(sheet, loop.folder.samples / "before-after.png")

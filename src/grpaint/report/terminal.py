@@ -1,4 +1,4 @@
-"""Tables that a person reads on the terminal: before and after, one evaluation, a recipe in full."""
+"""Tables for the terminal: before and after training, one evaluation, and a recipe in full."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ def _score(line: dict[str, Any]) -> str:
 
 
 def _columns(line: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """What is shown beside the score: heading to name and format; the world's own judges, or the rewards."""
+    """The columns beside the score, heading to (measure, format): of the embedded world, or else the rewards."""
     if "background" in line:
         return {"soft": ("soft", ".3f"), "background": ("background", ".4f"), "patch": ("patch_energy", ".1e")}
     rewards = [name for name, value in line.items() if name.startswith("reward/") and isinstance(value, float)]
@@ -41,15 +41,20 @@ def _row(title: str, line: dict[str, Any], columns: dict[str, tuple[str, str]]) 
 
 
 def _change(first: dict[str, Any], last: dict[str, Any], name: str) -> str:
-    """Of a judge as a multiple, of a score as a difference."""
+    """A change as text: the difference of a score, the ratio of any other measure."""
     before, after = first.get(name), last.get(name)
     if name == "soft" or name.startswith("reward/"):
         return f"{after - before:+.3f}" if before is not None and after is not None else "-"
     return f"x {after / before:.2f}" if before and after is not None else "-"
 
 
-def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, list[float]] | None) -> Table:
-    """Before and after, with 95% intervals, and the base at its best guidance; ``difference`` is that of the score."""
+def before_after_table(
+    first: dict[str, Any], last: dict[str, Any], difference: tuple[float, list[float]] | None
+) -> Table:
+    """Tabulate the evaluations before and after training, with 95% intervals, and the base at its best guidance.
+
+    ``difference``: the score's mean paired difference and its interval; None if it has no values by prompt.
+    """
     name, columns = score_of(last), _columns(last)
     if name != "denoising_loss" and "denoising_loss" in last:
         columns |= {"denoising": ("denoising_loss", ".4f")}
@@ -62,20 +67,20 @@ def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, 
         out.add_row(*_row(f"at guidance {guided['guidance']:g}", guided, columns))
     out.add_row(*_row(f"after {last['iteration']}", last, columns), style="bold")
     out.add_section()
-    paired = ""
+    change = ""
     if difference:
         mean, ends = difference
         low, high = (shown(name, end, sign=True) for end in ends)
-        paired = f"{shown(name, mean, sign=True)} [{low}, {high}]" if ends[0] < ends[1] else "no prompt changed"
-    out.add_row("paired", paired, *(_change(first, last, key) for key, _ in columns.values()))
+        change = f"{shown(name, mean, sign=True)} [{low}, {high}]" if ends[0] < ends[1] else "no prompt changed"
+    out.add_row("paired", change, *(_change(first, last, key) for key, _ in columns.values()))
     return out
 
 
-def summary(line: dict[str, Any]) -> Table:
-    """One evaluation, by category."""
+def evaluation_table(line: dict[str, Any]) -> Table:
+    """Tabulate one evaluation by category."""
     name, columns = score_of(line), _columns(line)
-    told = "no guidance" if line["guidance"] == 1 else f"guidance {line['guidance']:g}"
-    out = _table(f"Held-out prompts ({line['prompts']}), {line['steps']}-step {line['sampler']['kind']}, {told}")
+    guidance = "no guidance" if line["guidance"] == 1 else f"guidance {line['guidance']:g}"
+    out = _table(f"Held-out prompts ({line['prompts']}), {line['steps']}-step {line['sampler']['kind']}, {guidance}")
     for heading in ("", "prompts", name, *columns):
         out.add_column(heading, justify="right" if heading else "left")
     for kind, scores in line["by_kind"].items():
@@ -87,10 +92,10 @@ def summary(line: dict[str, Any]) -> Table:
     return out
 
 
-def show_recipe(
+def print_recipe(
     console: Console, name: str, settings: dict[str, Any], steps: Sequence[dict[str, Any]], costs: dict[str, Any]
 ) -> None:
-    """A recipe in full on the terminal."""
+    """Print a recipe's settings, the steps of its first iteration and its costs."""
     console.print(f"# {name}\n{tomli_w.dumps(settings)}", markup=False, highlight=False)
     if steps:
         out = Table(title="Steps of the first iteration")
@@ -105,9 +110,9 @@ def show_recipe(
 
 
 def hacking_line(facts: Mapping[str, Any]) -> str:
-    """Say in a line when a run's first alarm of reward hacking came and what it saw; empty if there was none.
+    """Describe a run's first alarm of reward hacking in one line; empty if there was none.
 
-    ``facts`` is the run's run.json.
+    ``facts`` is the content of the run's run.json.
     """
     alarm = facts.get("hacking")
     if not alarm:

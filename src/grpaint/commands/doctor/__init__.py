@@ -1,5 +1,5 @@
-"""``grpaint doctor``: check that a recipe can learn on this machine and model, before it runs.
+"""``grpaint doctor``: check before a run that a recipe can learn with this model on this machine.
 
-Every check is a function of an :class:`~grpaint.commands.doctor.examination.Examination`, usable alone (``sampling``,
-``learning``); together (``command.CHECKS``) they are the conformance suite that a model family has to pass.
+Each check is a function of an :class:`~grpaint.commands.doctor.examination.Examination` and can be used alone
+(``sampling``, ``learning``); together (``command.CHECKS``) they are the conformance suite of model families.
 """

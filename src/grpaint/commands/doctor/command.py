@@ -1,4 +1,4 @@
-"""Run the checks one after another and print what each found."""
+"""Run the checks of ``grpaint doctor`` and print their findings."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -6,19 +6,37 @@ from collections.abc import Iterator, Sequence
 from typer import Exit, echo
 
 from grpaint.commands.doctor.examination import Check, Examination, Finding
-from grpaint.commands.doctor.learning import average, fits, gradients, learns, moves, reload
-from grpaint.commands.doctor.sampling import floor, noise, parity, ratio
+from grpaint.commands.doctor.learning import (
+    export_reloads,
+    gradients,
+    grpo_raises_reward,
+    running_average,
+    sft_lowers_loss,
+    weights_move,
+)
+from grpaint.commands.doctor.sampling import initial_ratio, noise_floor, sampler_parity, step_noise
 from grpaint.core.errors import ConfigError
 from grpaint.core.runtime import Runtime, resolve
 from grpaint.recipe.config import TrainRecipe, open_recipe
 from grpaint.recipe.pieces import model_description
 
 VERDICTS = {True: "PASS", False: "FAIL", None: "  - "}
-CHECKS: tuple[Check, ...] = (parity, noise, ratio, floor, gradients, moves, average, fits, learns, reload)
+CHECKS: tuple[Check, ...] = (
+    sampler_parity,
+    step_noise,
+    initial_ratio,
+    noise_floor,
+    gradients,
+    weights_move,
+    running_average,
+    sft_lowers_loss,
+    grpo_raises_reward,
+    export_reloads,
+)
 
 
 def examine(recipe: TrainRecipe, runtime: Runtime, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
-    """Open the recipe's model, run the checks one after another, and yield what each found.
+    """Load the recipe's model and yield the finding of each check in turn.
 
     Raises:
         ConfigError, CheckpointError: the model cannot be opened.
@@ -30,7 +48,7 @@ def examine(recipe: TrainRecipe, runtime: Runtime, checks: Sequence[Check] = CHE
                 yield check(case)
             except ConfigError:
                 raise
-            except Exception as error:  # noqa: BLE001 - reason: a check that cannot be carried out is a finding too
+            except Exception as error:  # noqa: BLE001 - reason: a check that raises is a finding too
                 reason = " ".join(str(error).split())[:200]
                 yield Finding(check.__name__, False, f"{type(error).__name__}: {reason}", "it could not be carried out")
 

@@ -1,1 +1,1 @@
-"""``grpaint export``: a trained model in the formats of other programs (``formats``), and onto a hub (``push``)."""
+"""``grpaint export``: ``formats`` writes a trained model for other programs, ``push`` uploads it to a hub."""

@@ -1,4 +1,4 @@
-"""Write an adapter or pipeline, or only say which layers of one a model has; upload it if asked to."""
+"""``grpaint export``: write an adapter or pipeline and perhaps upload it, or count the layers of one that fit."""
 
 from pathlib import Path
 from typing import get_args
@@ -12,18 +12,18 @@ from grpaint.recipe.pieces import Model
 from grpaint.run.folder import evaluations
 from grpaint.run.saved import find_model, open_model
 
-STEPS = 4  # of the comparison of latents, at most
+STEPS = 4  # sampling steps, at most, to compare latents before and after
 
 
 def export(
     source: str, target: str, out: Path | None, adapter: Path | None, repository: str | None, sets: list[str]
 ) -> None:
-    """Export the model of ``source`` for ``target`` into ``out``, and upload it to ``repository`` if one is named.
+    """Export the model of ``source`` for ``target`` into ``out``, and upload it if ``repository`` is given.
 
-    With ``adapter`` nothing is written: the layers of that file which the model has are counted.
+    With ``adapter`` nothing is written: the layers of that file which also exist in the model are counted.
 
     Raises:
-        ConfigError, CheckpointError: an argument is refused, or the export does not draw what the model draws.
+        ConfigError, CheckpointError: an argument is refused, or the reloaded export draws other latents.
     """
     user = hub.check(repository) if repository else ""
     if target not in get_args(formats.Target):
@@ -48,7 +48,7 @@ def export(
 
 
 def _print_layers(policy: Model, adapter: Path) -> None:
-    """Print how many layers of an adapter file the model has; exit with 1 if it lacks one."""
+    """Print how many layers of an adapter file match the model; exit with 1 unless all do."""
     match = formats.match(policy, adapter)
     echo(f"{len(match.matched)} layers match, {len(match.unmatched)} do not")
     for layer in match.unmatched:
