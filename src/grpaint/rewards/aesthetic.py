@@ -9,10 +9,10 @@ from torch import Tensor
 
 from grpaint.core.policy import Prompt
 from grpaint.core.reward import Pair, Source
-from grpaint.rewards.clip import VIT_L, load_clip
 from grpaint.rewards.model import TransformersReward
 from grpaint.rewards.self_test_images import noise, sunset
 from grpaint.storage.files import read_torch
+from grpaint.vision.clip import VIT_L, ClipImages, load_clip_network
 from grpaint.vision.heads import LinearHead
 from grpaint.vision.sources import MODEL, TOKENIZER
 
@@ -46,7 +46,7 @@ class Aesthetic(TransformersReward):
 
     def score(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
         head, file = self.files()
-        clip = load_clip(file, file.parent, str(images.device), self.precision)
+        clip = ClipImages(load_clip_network(file, str(images.device), self.precision))
         return load_head(head)(clip.image_features(images))
 
     def pair(self) -> Pair:

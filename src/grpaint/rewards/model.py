@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,11 +10,8 @@ from torch import Tensor
 from grpaint.core.errors import MissingExtra
 from grpaint.core.policy import Prompt
 from grpaint.core.reward import RewardBase
+from grpaint.core.runtime import Device, NetworkPrecision
 from grpaint.vision.sources import located
-
-Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +23,7 @@ class ModelReward(RewardBase):
     """
 
     device: Device = "auto"
-    precision: Precision = "fp32"
+    precision: NetworkPrecision = "fp32"
     batch: int = 32
 
     def __post_init__(self) -> None:
