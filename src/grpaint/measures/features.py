@@ -5,18 +5,19 @@ import hashlib
 import importlib.metadata
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from grpaint.core.errors import CheckpointError, ConfigError, MissingExtra
+from grpaint.core.errors import ConfigError, MissingExtra
 from grpaint.scenes.scorer import SHIPPED, WIDTH, shipped_scorer
 from grpaint.scenes.shapes import SIDE
-from grpaint.storage.files import check_weights
+from grpaint.vision.clip import ClipImages, load_clip_network
+from grpaint.vision.sources import settings_beside
 
 
 class Features(Protocol):
@@ -72,8 +73,9 @@ class ScenesFeatures:
 class ClipFeatures:
     """The projected image embedding of a CLIP model (as CLIP-FID, Kynkaanniemi et al. 2023), not scaled to length 1.
 
-    ``path``: a folder as ``save_pretrained`` of transformers writes it. The shortest side is resized to the model's
-    input (bicubic, antialiased, by torch), the middle is cut out, and pixels are scaled by CLIP's mean and std.
+    ``path``: a folder that ``save_pretrained`` of transformers wrote. Images are prepared as for the CLIP rewards:
+    rounded to 8 bits, the shortest side resized to the network's input (bicubic, antialiased, by Pillow), the middle
+    cut out, and normalised by CLIP's mean and std.
     """
 
     path: str
@@ -89,7 +91,7 @@ class ClipFeatures:
 
     @functools.cached_property
     def _settings(self) -> dict[str, Any]:
-        return json.loads(self._file("config.json").read_text(encoding="utf-8"))
+        return settings_beside(self._file("config.json"))
 
     @property
     def width(self) -> int:
@@ -97,7 +99,7 @@ class ClipFeatures:
 
     @property
     def side(self) -> int:
-        """Of the model's input, in pixels."""
+        """The side of the network's input in pixels."""
         return int(self._settings.get("vision_config", {}).get("image_size", 224))
 
     def card(self) -> dict[str, Any]:
@@ -105,40 +107,21 @@ class ClipFeatures:
             "name": f"CLIP image features, {Path(self.path).name}",
             "version": f"transformers {importlib.metadata.version('transformers')}",
             "weights": file_hash(self._file("model.safetensors")),
-            "resize": "bicubic, antialiased, shortest side, centre crop",
+            "resize": "8 bits, bicubic by Pillow, shortest side, centre crop",
             "input": f"{self.side}x{self.side}",
             "width": self.width,
         }
 
     @functools.cached_property
-    def _model(self) -> Any:
-        check_weights(self._file("model.safetensors"))
-        try:
-            from transformers import CLIPModel
-        except ImportError as error:
-            raise MissingExtra('features.kind = "clip"', "diffusers") from error
-        try:
-            return CLIPModel.from_pretrained(self.path, local_files_only=True).eval().requires_grad_(False)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path}: not a CLIP model ({' '.join(str(error).split())[:160]}).") from error
-
-    def pixels(self, images: Tensor) -> Tensor:
-        """What the model is shown."""
-        scale = self.side / min(images.shape[-2:])
-        size = [max(self.side, round(side * scale)) for side in images.shape[-2:]]
-        resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True).clamp(0, 1)
-        top, left = ((length - self.side) // 2 for length in size)
-        cut = resized[..., top : top + self.side, left : left + self.side]
-        mean, std = (
-            torch.tensor([0.48145466, 0.4578275, 0.40821073]),
-            torch.tensor([0.26862954, 0.26130258, 0.27577711]),
-        )
-        return (cut - mean[:, None, None]) / std[:, None, None]
+    def _clip(self) -> ClipImages:
+        if not find_spec("transformers"):
+            raise MissingExtra('features.kind = "clip"', "diffusers")
+        self._file("config.json")
+        return ClipImages(load_clip_network(self._file("model.safetensors"), "cpu", "fp32"))
 
     def __call__(self, images: Tensor, /) -> Tensor:
         with torch.no_grad():
-            found = self._model.get_image_features(pixel_values=self.pixels(images.detach().cpu()))
-        return getattr(found, "pooler_output", found).float()
+            return self._clip.image_embedding(images.detach().cpu())
 
 
 @dataclass(frozen=True)

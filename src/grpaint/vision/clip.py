@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from grpaint.core.errors import CheckpointError
 from grpaint.core.runtime import DTYPES, NetworkPrecision
 from grpaint.storage.files import read_weights
 from grpaint.vision.pixels import Pixels, cut, normalised
@@ -90,8 +91,12 @@ def load_clip_network(file: Path, device: str, precision: NetworkPrecision) -> n
         CheckpointError: if a file is missing, damaged, or of another architecture.
     """
     stored, _ = read_weights(file)
-    config = configuration("CLIPConfig", **settings_beside(file))
     tensors = {name: tensor for name, tensor in stored.items() if not name.endswith(".position_ids")}  # in old files
+    settings = settings_beside(file)
+    try:
+        config = configuration("CLIPConfig", **settings)
+    except Exception as error:  # transformers raises errors of several kinds for an impossible config.json
+        raise CheckpointError(f"{file}: not a CLIP model ({' '.join(str(error).split())[:160]}).") from error
     return placed(network("CLIPModel", config, tensors, file), device, precision)
 
 
