@@ -9,9 +9,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
-
 from grpaint.core.errors import ConfigError
+from grpaint.images.encoding import eight_bit_picture
 from grpaint.scenes.captions import HELD_OUT_KINDS, KINDS, Caption, Kind, draw_caption
 from grpaint.scenes.render import draw_of, render
 
@@ -70,7 +69,6 @@ def _draw(folder: Path, count: int, kinds: tuple[Kind, ...], seed: int, side: in
         numbers = range(first, min(first + _BATCH, count))
         captions = [draw_caption(kinds[n % len(kinds)], draw_of(*key, n), held_out=held_out) for n in numbers]
         for n, caption, image in zip(numbers, captions, render(captions, (*key, first), side), strict=True):
-            pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
-            Image.fromarray(pixels).save(folder / f"{n:06d}.png")
+            eight_bit_picture(image).save(folder / f"{n:06d}.png")
             text = json.dumps(sidecar(caption, n, seed), indent=1)
             (folder / f"{n:06d}.json").write_text(text + "\n", encoding="utf-8")

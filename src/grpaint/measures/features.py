@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import importlib.metadata
-import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grpaint.core.errors import ConfigError, MissingExtra
+from grpaint.images.encoding import eight_bit
 from grpaint.scenes.scorer import SHIPPED, WIDTH, shipped_scorer
 from grpaint.scenes.shapes import SIDE
 from grpaint.vision.clip import ClipImages, load_clip_network
@@ -164,6 +164,6 @@ class InceptionFeatures:
         return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=file).eval()
 
     def __call__(self, images: Tensor, /) -> Tensor:
-        pixels = (images.detach().cpu() * 255).round().to(torch.uint8)
+        pixels = eight_bit(images.detach().cpu())
         with torch.no_grad():
             return self._model(pixels)[0].float()

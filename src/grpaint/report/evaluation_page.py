@@ -1,8 +1,6 @@
 """What an assessment shows a person: a table on the terminal, and one self-contained HTML page."""
 
-import base64
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +10,7 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
+from grpaint.images.encoding import eight_bit_picture, png_data_url
 from grpaint.measures.hacking import told
 from grpaint.report.comparison_page import STYLE
 from grpaint.report.terminal import CELL
@@ -136,12 +135,10 @@ def _cards(result: Entry) -> str:
 
 def inlined(image: Tensor) -> str:
     """A picture ``[3, h, w]`` of bytes as the text of a data address, at least ``CELL`` pixels wide."""
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    picture = eight_bit_picture(image)
     if picture.width < CELL:
         picture = picture.resize((CELL, CELL * picture.height // picture.width), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return png_data_url(picture, optimize=True)
 
 
 def _pictures(rows: Mapping[str, Tensor], captions: Sequence[str]) -> str:

@@ -1,7 +1,5 @@
 """A vision-language model as judge, over any endpoint that speaks OpenAI's chat completions."""
 
-import base64
-import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt
+from grpaint.images.encoding import eight_bit_picture, png_data_url
 from grpaint.parallel.background import Later
 from grpaint.rewards.elsewhere.client import Failed, Question, bearer, check_url, insist, printable, read_object
 from grpaint.rewards.elsewhere.remote import check_patience
@@ -83,7 +82,7 @@ class VlmJudge:
         return {name: sum(one.get(name, 0) for one in spent) for name in ("questions", *USAGE)}
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
-        pictures = [_data_url(image) for image in images]
+        pictures = [png_data_url(eight_bit_picture(image)) for image in images]
         if self.measure == "pointwise":
             texts = [prompt.text for prompt in prompts]
             asked = [partial(self._ask, GRADE, text, [p], _grade) for text, p in zip(texts, pictures, strict=True)]
@@ -167,15 +166,6 @@ def meetings(group: Sequence[int], opponents: int) -> list[tuple[int, int]]:
             one, other = group[place], group[(place + ahead) % size]
             met |= {(one, other): None, (other, one): None}
     return list(met)
-
-
-def _data_url(image: Tensor) -> str:
-    from PIL import Image
-
-    pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous()
-    into = io.BytesIO()
-    Image.fromarray(pixels.numpy()).save(into, "PNG")
-    return "data:image/png;base64," + base64.b64encode(into.getvalue()).decode()
 
 
 def _text(answer: Mapping[str, Any]) -> str:

@@ -1,8 +1,6 @@
 """The runs of a comparison: what each is, making it in a process of its own, and the record that stays of it."""
 
-import base64
 import hashlib
-import io
 import json
 import os
 import re
@@ -17,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from grpaint.core.errors import ConfigError, RunError
+from grpaint.images.encoding import png_data_url
 from grpaint.measures.score import score_of, shown, unit
 from grpaint.recipe.config import TrainRecipe, locate, open_recipe, override, read_toml
 from grpaint.run.folder import RunFolder
@@ -216,6 +215,4 @@ def _pictures(file: Path) -> str:
     with Image.open(file) as page:
         small = page.convert("RGB").resize((page.width // 2, page.height // 2), Image.Resampling.LANCZOS)
         small = small.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return png_data_url(small, optimize=True)

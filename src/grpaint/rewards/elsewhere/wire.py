@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from grpaint.core.policy import Prompt
+from grpaint.images.encoding import eight_bit
 from grpaint.rewards.elsewhere.client import Failed
 
 Pixels = Literal["float32", "uint8"]
@@ -47,7 +48,7 @@ def pack(images: Tensor, prompts: Sequence[Prompt], pixels: Pixels) -> bytes:
 
 def _pixels(images: Tensor, pixels: Pixels) -> Tensor:
     images = images.detach().cpu().float().contiguous()
-    return (images.clamp(0, 1) * 255).round().byte() if pixels == "uint8" else images
+    return eight_bit(images) if pixels == "uint8" else images
 
 
 def _plain(metadata: Any) -> dict[str, Any]:
