@@ -18,7 +18,7 @@ from grpaint.core.step import Ode
 from grpaint.learn.objective import Denoising
 from grpaint.learn.table import RewardSet
 from grpaint.measures.image_statistics import image_statistics
-from grpaint.measures.score import worth
+from grpaint.measures.score import comparable_score
 from grpaint.recipe.build import dump
 from grpaint.recipe.pieces import Data, Model
 from grpaint.recipe.settings import Evaluation
@@ -204,7 +204,7 @@ def best_guided(
     judged = [line for line in tried if line["score"] in line]
     if not judged:
         return None
-    best = max(judged, key=worth)
+    best = max(judged, key=comparable_score)
     return {name: value for name, value in best.items() if not name.endswith("_by_prompt")}
 
 

@@ -100,12 +100,12 @@ def _short(recipe: str) -> str:
 
 def _show_end(console: Any, folder: "RunFolder") -> None:
     from grpaint.judge import paired_difference
-    from grpaint.measures.score import score_of
+    from grpaint.measures.score import score_name
     from grpaint.report.terminal import table
 
     lines = folder.lines("evaluations.jsonl")
     first, last = lines[0], lines[-1]
-    name = f"{score_of(last)}_by_prompt"
+    name = f"{score_name(last)}_by_prompt"
     console.print(table(first, last, paired_difference(first[name], last[name]) if name in last else None))
     _show_hacking(console, folder)
     console.print(f"run folder  {folder.path}", soft_wrap=True)
@@ -116,13 +116,13 @@ def _show_end(console: Any, folder: "RunFolder") -> None:
 
 def _show_hacking(console: Any, folder: "RunFolder") -> None:
     """The first alarm of a run, if it raised one."""
-    from grpaint.measures.hacking import told
+    from grpaint.measures.hacking import alarm_text
 
     found = folder.facts().get("hacking")
     if found:
         console.print(
-            f"reward hacking? from iteration {found['began']} (none at {found['clean']}): {told(found)}; best before "
-            f"it: {found['best_before'] or 'the base'}",
+            f"reward hacking? from iteration {found['began']} (none at {found['clean']}): {alarm_text(found)}; best "
+            f"before it: {found['best_before'] or 'the base'}",
             soft_wrap=True,
         )
 

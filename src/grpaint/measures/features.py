@@ -1,7 +1,6 @@
-"""What images are turned into before they are compared: features ``[b, d]``, and the card that says of what kind."""
+"""Feature extractors for distances between sets of images: features ``[b, d]``, and a card that identifies them."""
 
 import functools
-import hashlib
 import importlib.metadata
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,12 +15,13 @@ from grpaint.core.errors import ConfigError, MissingExtra
 from grpaint.images.encoding import eight_bit
 from grpaint.scenes.scorer import SHIPPED, WIDTH, shipped_scorer
 from grpaint.scenes.shapes import SIDE
+from grpaint.storage.files import digest
 from grpaint.vision.clip import ClipImages, load_clip_network
 from grpaint.vision.sources import settings_beside
 
 
 class Features(Protocol):
-    """A feature extractor; ``width`` and ``card`` are known before any weight is opened."""
+    """A feature extractor; ``width`` and ``card`` are available before any weights are opened."""
 
     @property
     def width(self) -> int:
@@ -37,15 +37,14 @@ class Features(Protocol):
 @functools.cache
 def file_hash(file: Path) -> str:
     """The first 16 hexadecimal digits of a file's SHA-256."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+    return digest(file)[:16]
 
 
 @dataclass(frozen=True)
 class ScenesFeatures:
-    """The image tower of the embedded world's scorer, 192 numbers: a stand-in for Inception and CLIP on drawings.
+    """The embedding of the embedded world's scorer, 192 numbers: a stand-in for Inception and CLIP on drawings.
 
-    A distance in it is comparable with no published FID. The features are taken before they are scaled to length 1.
+    It is not scaled to length 1. A distance between these features is comparable with no published FID.
     """
 
     @property
@@ -129,7 +128,7 @@ class InceptionFeatures:
     """The 2048 pool features of the Inception network that published FID is computed on, through torch-fidelity.
 
     ``path``: its weight file ``weights-inception-2015-12-05-6726825d.pth``; nothing is downloaded. torch-fidelity needs
-    torchvision, and is imported here alone. Images are rounded to 8 bits, as files are.
+    torchvision, and is imported in this class alone. Images are rounded to 8 bits, as in image files.
     """
 
     path: str

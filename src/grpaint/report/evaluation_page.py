@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from grpaint.images.encoding import eight_bit_picture, png_data_url
-from grpaint.measures.hacking import told
+from grpaint.measures.hacking import alarm_text
 from grpaint.report.comparison_page import STYLE
 from grpaint.report.terminal import CELL
 
@@ -79,7 +79,8 @@ def _heading(result: Entry, protocol: str) -> str:
 def alarms(result: Entry) -> list[str]:
     """The alarms of reward hacking, in words."""
     return [
-        f"{name}: reward hacking? against {result['first']}: {told(found)}" for name, found in result["hacking"].items()
+        f"{name}: reward hacking? against {result['first']}: {alarm_text(found)}"
+        for name, found in result["hacking"].items()
     ]
 
 

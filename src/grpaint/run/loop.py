@@ -13,8 +13,8 @@ import torch
 
 from grpaint.core.errors import RunError
 from grpaint.learn.objective import Term
-from grpaint.measures.hacking import hacking, since, told
-from grpaint.measures.score import worth
+from grpaint.measures.hacking import alarm_onset, alarm_text, hacking_alarm
+from grpaint.measures.score import comparable_score
 from grpaint.recipe.config import Recipe, TrainRecipe
 from grpaint.recipe.optim import learning_rate_factor, load_tensors, tensors_of
 from grpaint.recipe.pieces import Model, stateful
@@ -217,9 +217,9 @@ class Loop:
         self.folder.append("evaluations.jsonl", line)
         for watcher in self.watchers:
             watcher(self.done, line)
-        better = worth(line) > self.best[0] and not self.alarm
+        better = comparable_score(line) > self.best[0] and not self.alarm
         if better:
-            self.best = (worth(line), self.done)
+            self.best = (comparable_score(line), self.done)
         return better and self.done > 0
 
     def _watch(self, line: Line) -> Line:
@@ -229,10 +229,10 @@ class Loop:
         if not judged or not isinstance(recipe, TrainRecipe):
             return {}
         silent = [f"reward/{name}" for name, item in recipe.rewards.items() if not item.weight]
-        self.alarm = hacking(judged[0], line, recipe.watch, silent)
+        self.alarm = hacking_alarm(judged[0], line, recipe.watch, silent)
         if not self.alarm:
             return {}
-        began = since(judged, self.done)
+        began = alarm_onset(judged, self.done)
         if began["began"] == self.done:
             self.folder.status(hacking=began | {"best_before": self.best[1]} | self.alarm)
         return {"hacking": began | self.alarm}
@@ -244,8 +244,8 @@ class Loop:
             return ""
         kept = self.folder.checkpoints / f"{self.best[1]:06d}" if self.best[1] else "the base itself"
         return (
-            f"reward hacking since iteration {self.done}: {told(self.alarm)}. The best before it is {kept}. Mend the "
-            "reward, or hold the model closer to the base; watch.stop = false only records it."
+            f"reward hacking since iteration {self.done}: {alarm_text(self.alarm)}. The best before it is {kept}. Mend "
+            "the reward, or hold the model closer to the base; watch.stop = false only records it."
         )
 
     # -- checkpoints ---------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from PIL import Image
 
 from grpaint.core.errors import ConfigError, RunError
 from grpaint.images.encoding import png_data_url
-from grpaint.measures.score import score_of, shown, unit
+from grpaint.measures.score import score_name, score_text, score_unit
 from grpaint.recipe.config import TrainRecipe, locate, open_recipe, override, read_toml
 from grpaint.run.folder import RunFolder
 
@@ -147,8 +147,8 @@ def execute(jobs: Sequence[Job], work: Path, log: Callable[[str], None], workers
                     failed.append(f"{job.name} ({said.strip().splitlines()[-1] if said.strip() else code})")
                 else:
                     last = load(job)["scores"][-1]
-                    name = score_of(last)
-                    log(f"{job.name}  held-out {shown(name, last[name])}{unit(name)}")
+                    name = score_name(last)
+                    log(f"{job.name}  held-out {score_text(name, last[name])}{score_unit(name)}")
         except KeyboardInterrupt:  # children got the signal too, and save
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -188,7 +188,7 @@ def record_of(job: Job, folder: RunFolder) -> Record:
     scores = []
     for line in judged:
         evaluations, seconds, asked = used[line["iteration"]]
-        kept = {name: line[name] for name in (*KEPT, score_of(line)) if name in line}
+        kept = {name: line[name] for name in (*KEPT, score_name(line)) if name in line}
         scores.append(kept | {"evaluations": evaluations, "cpu_s": round(seconds, 2), "reward_calls": asked})
     guided = judged[0].get("base_guided")
     return {
@@ -201,7 +201,7 @@ def record_of(job: Job, folder: RunFolder) -> Record:
         "evaluations": scores[-1]["evaluations"],
         "cpu_s": scores[-1]["cpu_s"],
         "scores": scores,
-        "base_guided": guided and {"guidance": guided["guidance"], score_of(guided): guided[score_of(guided)]},
+        "base_guided": guided and {"guidance": guided["guidance"], score_name(guided): guided[score_name(guided)]},
         "pictures": _pictures(folder.samples / "before-after.png"),
         "versions": folder.facts().get("versions"),
         "commit": folder.facts().get("commit"),
