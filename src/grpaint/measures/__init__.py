@@ -1,1 +1,1 @@
-"""Measures of images (distances, diversity, likeness, statistics) and of their scores, and the alarm of reward hacking."""
+"""Measures of images (distances, diversity, likeness, statistics), their intervals, and the alarm of reward hacking."""

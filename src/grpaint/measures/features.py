@@ -17,7 +17,7 @@ from grpaint.scenes.scorer import SHIPPED, WIDTH, shipped_scorer
 from grpaint.scenes.shapes import SIDE
 from grpaint.storage.files import digest
 from grpaint.vision.clip import ClipImages, load_clip_network
-from grpaint.vision.sources import settings_beside
+from grpaint.vision.sources import read_config
 
 
 class Features(Protocol):
@@ -90,7 +90,7 @@ class ClipFeatures:
 
     @functools.cached_property
     def _settings(self) -> dict[str, Any]:
-        return settings_beside(self._file("config.json"))
+        return read_config(self._file("config.json"))
 
     @property
     def width(self) -> int:

@@ -14,7 +14,7 @@ from grpaint.rewards.self_test_images import noise, sunset
 from grpaint.storage.files import read_torch
 from grpaint.vision.clip import VIT_L, ClipImages, load_clip_network
 from grpaint.vision.heads import LinearHead
-from grpaint.vision.sources import MODEL, TOKENIZER
+from grpaint.vision.sources import MODEL_FILES, TOKENIZER_FILES
 
 HEAD = "trl-lib/ddpo-aesthetic-predictor"
 
@@ -41,7 +41,7 @@ class Aesthetic(TransformersReward):
     def sources(self) -> tuple[Source, ...]:
         return (
             Source("weights", self.weights, ("aesthetic-model.pth",), HEAD),
-            Source("clip", self.clip, (*MODEL, *TOKENIZER), VIT_L),
+            Source("clip", self.clip, (*MODEL_FILES, *TOKENIZER_FILES), VIT_L),
         )
 
     def score(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:

@@ -10,9 +10,9 @@ from grpaint.core.policy import Prompt
 from grpaint.core.reward import Pair, Source
 from grpaint.rewards.model import TransformersReward
 from grpaint.rewards.self_test_images import circle, noise
-from grpaint.vision.clip import VIT_H, VIT_L, Clip, load_clip, tokenizer_of
-from grpaint.vision.pretrained import configuration
-from grpaint.vision.sources import MODEL, TOKENIZER, settings_beside
+from grpaint.vision.clip import VIT_H, VIT_L, Clip, load_clip, load_tokenizer
+from grpaint.vision.pretrained import build_config
+from grpaint.vision.sources import MODEL_FILES, TOKENIZER_FILES, read_config
 
 
 def drawn_pair(low: float, high: float) -> Pair:
@@ -29,8 +29,8 @@ class ClipReward(TransformersReward):
 
     def sources(self) -> tuple[Source, ...]:
         return (
-            Source("weights", self.weights, MODEL, VIT_L),
-            Source("tokenizer", self.tokenizer, TOKENIZER, VIT_L),
+            Source("weights", self.weights, MODEL_FILES, VIT_L),
+            Source("tokenizer", self.tokenizer, TOKENIZER_FILES, VIT_L),
         )
 
     def clip(self, device: torch.device) -> Clip:
@@ -40,8 +40,8 @@ class ClipReward(TransformersReward):
 
     def truncated(self, prompts: Sequence[Prompt]) -> int:
         file, tokenizer = self.files()
-        length = configuration("CLIPConfig", **settings_beside(file)).text_config.max_position_embeddings
-        return tokenizer_of(tokenizer.parent, length).too_long([prompt.text for prompt in prompts])
+        length = build_config("CLIPConfig", **read_config(file)).text_config.max_position_embeddings
+        return load_tokenizer(tokenizer.parent, length).count_too_long([prompt.text for prompt in prompts])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +70,8 @@ class PickScore(ClipReward):
 
     def sources(self) -> tuple[Source, ...]:
         return (
-            Source("weights", self.weights, MODEL, "yuvalkirstain/PickScore_v1"),
-            Source("tokenizer", self.tokenizer, TOKENIZER, VIT_H),
+            Source("weights", self.weights, MODEL_FILES, "yuvalkirstain/PickScore_v1"),
+            Source("tokenizer", self.tokenizer, TOKENIZER_FILES, VIT_H),
         )
 
     def score(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:

@@ -10,9 +10,9 @@ from grpaint.core.policy import Prompt
 from grpaint.core.reward import Pair, Source
 from grpaint.rewards.clip import drawn_pair
 from grpaint.rewards.model import TransformersReward
-from grpaint.vision.clip import VIT_H, tokenizer_of
-from grpaint.vision.open_clip import LENGTH, load_hps
-from grpaint.vision.sources import TOKENIZER
+from grpaint.vision.clip import VIT_H, load_tokenizer
+from grpaint.vision.open_clip import MAX_TOKENS, load_hps
+from grpaint.vision.sources import TOKENIZER_FILES
 
 FILES = {"2": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
 
@@ -31,7 +31,7 @@ class Hps(TransformersReward):
     def sources(self) -> tuple[Source, ...]:
         return (
             Source("weights", self.weights, (FILES[self.version],), "xswu/HPSv2"),
-            Source("tokenizer", self.tokenizer, TOKENIZER, VIT_H),
+            Source("tokenizer", self.tokenizer, TOKENIZER_FILES, VIT_H),
         )
 
     def score(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
@@ -41,7 +41,7 @@ class Hps(TransformersReward):
 
     def truncated(self, prompts: Sequence[Prompt]) -> int:
         tokenizer = self.files()[1].parent
-        return tokenizer_of(tokenizer, LENGTH).too_long([prompt.text for prompt in prompts])
+        return load_tokenizer(tokenizer, MAX_TOKENS).count_too_long([prompt.text for prompt in prompts])
 
     def pair(self) -> Pair:
         return drawn_pair(0, 0.5)

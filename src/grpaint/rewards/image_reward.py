@@ -9,9 +9,9 @@ from grpaint.core.policy import Prompt
 from grpaint.core.reward import Pair, Source
 from grpaint.rewards.clip import drawn_pair
 from grpaint.rewards.model import TransformersReward
-from grpaint.vision.clip import tokenizer_of
-from grpaint.vision.image_text import LENGTH, load_image_reward
-from grpaint.vision.sources import TOKENIZER
+from grpaint.vision.clip import load_tokenizer
+from grpaint.vision.image_text import MAX_TOKENS, load_image_reward
+from grpaint.vision.sources import TOKENIZER_FILES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class ImageReward(TransformersReward):
     def sources(self) -> tuple[Source, ...]:
         return (
             Source("weights", self.weights, ("ImageReward.pt",), "THUDM/ImageReward"),
-            Source("tokenizer", self.tokenizer, TOKENIZER, "google-bert/bert-base-uncased"),
+            Source("tokenizer", self.tokenizer, TOKENIZER_FILES, "google-bert/bert-base-uncased"),
         )
 
     def score(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
@@ -37,7 +37,7 @@ class ImageReward(TransformersReward):
 
     def truncated(self, prompts: Sequence[Prompt]) -> int:
         tokenizer = self.files()[1].parent
-        return tokenizer_of(tokenizer, LENGTH).too_long([prompt.text for prompt in prompts])
+        return load_tokenizer(tokenizer, MAX_TOKENS).count_too_long([prompt.text for prompt in prompts])
 
     def pair(self) -> Pair:
         return drawn_pair(-4, 4)

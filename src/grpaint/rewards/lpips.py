@@ -10,7 +10,7 @@ from grpaint.core.reward import Pair, Source
 from grpaint.rewards.model import ModelReward
 from grpaint.rewards.references import references
 from grpaint.rewards.self_test_images import noise, sunset
-from grpaint.vision.lpips import LEAST, load_lpips
+from grpaint.vision.lpips import MIN_SIDE, load_lpips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,5 +47,5 @@ class LpipsToReference(ModelReward):
         return -network.distance(images, references(prompts).to(images.device))
 
     def pair(self) -> Pair:
-        picture = sunset(LEAST)
-        return Pair(picture, noise(LEAST), Prompt("", reference=picture), -5, 0)
+        picture = sunset(MIN_SIDE)
+        return Pair(picture, noise(MIN_SIDE), Prompt("", reference=picture), -5, 0)

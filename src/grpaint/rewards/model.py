@@ -11,7 +11,7 @@ from grpaint.core.errors import MissingExtra
 from grpaint.core.policy import Prompt
 from grpaint.core.reward import RewardBase
 from grpaint.core.runtime import Device, NetworkPrecision
-from grpaint.vision.sources import located
+from grpaint.vision.sources import weight_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +46,11 @@ class ModelReward(RewardBase):
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError('device = "cuda": no CUDA device is visible here; use "cpu", or "auto"')
         for source in self.sources():
-            located(source)
+            weight_file(source)
 
     def files(self) -> list[Path]:
         """Where its sources are, in their order."""
-        return [located(source) for source in self.sources()]
+        return [weight_file(source) for source in self.sources()]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from grpaint.core.errors import CheckpointError
 from grpaint.core.runtime import DTYPES, NetworkPrecision
 from grpaint.storage.files import read_weights
-from grpaint.vision.pixels import Pixels, cut, normalised
-from grpaint.vision.pretrained import Tokenizer, configuration, network
-from grpaint.vision.sources import settings_beside
+from grpaint.vision.pixels import Pixels, crop_to_square, normalise
+from grpaint.vision.pretrained import Tokenizer, build_config, build_network
+from grpaint.vision.sources import read_config
 
 VIT_L = "openai/clip-vit-large-patch14"
 VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -24,37 +24,37 @@ Fit = Callable[[Pixels, int], Pixels]
 
 
 class ClipImages:
-    """The image side of a CLIP; ``fit`` brings images to a square of the side that the network reads."""
+    """The image tower of a CLIP; ``fit`` crops or pads images to the square that the network reads."""
 
-    def __init__(self, model: Any, fit: Fit = cut) -> None:
+    def __init__(self, model: Any, fit: Fit = crop_to_square) -> None:
         self.model, self.fit = model, fit
 
     def image_embedding(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b width"]:
-        """The projected embedding of images in [0, 1] of any size, in fp32; not scaled to length 1."""
+        """The projected embedding of images in [0, 1] of any size, fp32; not scaled to length 1."""
         weight = self.model.visual_projection.weight
         side = self.model.config.vision_config.image_size
-        pixels = normalised(self.fit(images.to(weight.device), side)).to(weight.dtype)
+        pixels = normalise(self.fit(images.to(weight.device), side)).to(weight.dtype)
         return self.model.get_image_features(pixel_values=pixels).pooler_output.float()
 
     def image_features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b width"]:
-        """The embedding scaled to length 1."""
+        """The image embedding scaled to length 1."""
         return F.normalize(self.image_embedding(images), dim=1)
 
 
 class Clip(ClipImages):
-    """A whole CLIP: the image side, the text side and its tokenizer."""
+    """A whole CLIP: image tower, text tower and tokenizer."""
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, fit: Fit = cut) -> None:
+    def __init__(self, model: Any, tokenizer: Tokenizer, fit: Fit = crop_to_square) -> None:
         super().__init__(model, fit)
         self.tokenizer = tokenizer
 
     @property
     def scale(self) -> float:
-        """The learned factor of its cosines, exp(logit_scale)."""
+        """The learned factor of the cosine, exp(logit_scale)."""
         return float(self.model.logit_scale.float().exp())
 
     def text_features(self, texts: Sequence[str]) -> Float[Tensor, "b width"]:
-        """Text embeddings of length 1, in fp32; equal captions are computed once."""
+        """The projected text embedding scaled to length 1, fp32; equal captions are computed once."""
         unique = list(dict.fromkeys(texts))
         device = self.model.text_projection.weight.device
         ids, mask = (part.to(device) for part in self.tokenizer(unique))
@@ -68,38 +68,38 @@ class Clip(ClipImages):
 
 
 @functools.cache
-def tokenizer_of(folder: Path, length: int) -> Tokenizer:
-    """The tokenizer in a folder, opened once."""
+def load_tokenizer(folder: Path, length: int) -> Tokenizer:
+    """Open the tokenizer in a folder, once for each length."""
     return Tokenizer(folder, length)
 
 
 def load_clip(file: Path, tokenizer: Path, device: str, precision: NetworkPrecision) -> Clip:
-    """A CLIP from its weight file, with ``config.json`` beside it, and the folder of its tokenizer.
+    """Open a CLIP from its weight file, with ``config.json`` in the same folder, and its tokenizer's folder.
 
     Raises:
         CheckpointError: if a file is missing, damaged, or of another architecture.
     """
     model: Any = load_clip_network(file, device, precision)
-    return Clip(model, tokenizer_of(tokenizer, model.config.text_config.max_position_embeddings))
+    return Clip(model, load_tokenizer(tokenizer, model.config.text_config.max_position_embeddings))
 
 
 @functools.cache
 def load_clip_network(file: Path, device: str, precision: NetworkPrecision) -> nn.Module:
-    """CLIP's two towers without a tokenizer; opened once for each file, device and precision.
+    """Open CLIP's two towers without a tokenizer, once for each file, device and precision.
 
     Raises:
         CheckpointError: if a file is missing, damaged, or of another architecture.
     """
     stored, _ = read_weights(file)
     tensors = {name: tensor for name, tensor in stored.items() if not name.endswith(".position_ids")}  # in old files
-    settings = settings_beside(file)
+    settings = read_config(file)
     try:
-        config = configuration("CLIPConfig", **settings)
+        config = build_config("CLIPConfig", **settings)
     except Exception as error:  # transformers raises errors of several kinds for an impossible config.json
         raise CheckpointError(f"{file}: not a CLIP model ({' '.join(str(error).split())[:160]}).") from error
-    return placed(network("CLIPModel", config, tensors, file), device, precision)
+    return to_device(build_network("CLIPModel", config, tensors, file), device, precision)
 
 
-def placed(module: nn.Module, device: str, precision: NetworkPrecision) -> nn.Module:
-    """Move a network to its device and precision."""
+def to_device(module: nn.Module, device: str, precision: NetworkPrecision) -> nn.Module:
+    """Move a network to a device and a precision."""
     return module.to(device, DTYPES[precision])

@@ -1,4 +1,4 @@
-"""CLIP ViT-H/14 from a file with open_clip's names, as HPSv2 is published, in transformers' network."""
+"""CLIP ViT-H/14 from a file with open_clip's names (such as HPSv2's), as a network of transformers."""
 
 import functools
 import re
@@ -11,16 +11,16 @@ from torch import Tensor
 from grpaint.core.errors import CheckpointError
 from grpaint.core.runtime import NetworkPrecision
 from grpaint.storage.files import read_torch
-from grpaint.vision.clip import Clip, placed, tokenizer_of
-from grpaint.vision.pixels import padded
-from grpaint.vision.pretrained import configuration, network
+from grpaint.vision.clip import Clip, load_tokenizer, to_device
+from grpaint.vision.pixels import pad_to_square
+from grpaint.vision.pretrained import build_config, build_network
 
-HEAD_WIDTH = {"text_model": 64, "vision_model": 80}  # of ViT-H/14; a file does not say how many heads share a matrix
-LENGTH = 77
+HEAD_WIDTH = {"text_model": 64, "vision_model": 80}  # of ViT-H/14; the tensors' shapes do not give it
+MAX_TOKENS = 77
 
 _WHOLE = {
     "logit_scale": "logit_scale",
-    "text_projection": "text_projection.weight",  # theirs multiplies from the right
+    "text_projection": "text_projection.weight",  # transposed in open_clip
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
     "ln_final": "text_model.final_layer_norm",
@@ -41,7 +41,7 @@ _IN_BLOCK = {
 
 
 def from_open_clip(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's tensors by transformers' names; a name that open_clip has not keeps its own."""
+    """Rename open_clip's tensors to transformers' names; names that open_clip does not have stay."""
     out: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         stem, _, last = name.rpartition(".")
@@ -50,25 +50,25 @@ def from_open_clip(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tower = "vision_model" if block[1] else "text_model"
             out |= _block(f"{tower}.encoder.layers.{block[2]}", block[3], tensor)
         elif name in _WHOLE:
-            turned = name in ("text_projection", "visual.proj")
-            out[_WHOLE[name]] = tensor.T.contiguous() if turned else tensor
+            transposed = name in ("text_projection", "visual.proj")
+            out[_WHOLE[name]] = tensor.T.contiguous() if transposed else tensor
         else:
             out[f"{_WHOLE.get(stem, stem)}.{last}"] = tensor
     return out
 
 
 def _block(prefix: str, name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """A tensor of a transformer block; the three matrices of attention are one in open_clip."""
-    fused = re.fullmatch(r"attn\.in_proj_(weight|bias)", name)
-    if fused:
+    """Rename a tensor of a transformer block; open_clip stores query, key and value as one matrix."""
+    stacked = re.fullmatch(r"attn\.in_proj_(weight|bias)", name)
+    if stacked:
         parts = zip("qkv", tensor.chunk(3), strict=True)
-        return {f"{prefix}.self_attn.{letter}_proj.{fused[1]}": part.contiguous() for letter, part in parts}
+        return {f"{prefix}.self_attn.{letter}_proj.{stacked[1]}": part.contiguous() for letter, part in parts}
     stem, _, last = name.rpartition(".")
     return {f"{prefix}.{_IN_BLOCK.get(stem, stem)}.{last}": tensor}
 
 
-def _tower(tensors: Mapping[str, Tensor], tower: str) -> dict[str, Any]:
-    """The settings of a tower, read from the shapes of its tensors."""
+def _tower_settings(tensors: Mapping[str, Tensor], tower: str) -> dict[str, Any]:
+    """The settings of a tower, read from its tensors' shapes."""
     hidden, width = tensors[f"{tower}.encoder.layers.0.mlp.fc1.weight"].shape
     layers = {name.split(".")[3] for name in tensors if name.startswith(f"{tower}.encoder.layers.")}
     return {
@@ -80,32 +80,40 @@ def _tower(tensors: Mapping[str, Tensor], tower: str) -> dict[str, Any]:
     }
 
 
-def _configuration(tensors: Mapping[str, Tensor], end: int) -> Any:
-    words, _ = tensors["text_model.embeddings.token_embedding.weight"].shape
+def _config(tensors: Mapping[str, Tensor], end_token: int) -> Any:
+    vocabulary, _ = tensors["text_model.embeddings.token_embedding.weight"].shape
     patch = tensors["vision_model.embeddings.patch_embedding.weight"].shape[-1]
-    places = tensors["vision_model.embeddings.position_embedding.weight"].shape[0] - 1
+    positions = tensors["vision_model.embeddings.position_embedding.weight"].shape[0] - 1
     length = tensors["text_model.embeddings.position_embedding.weight"].shape[0]
-    text = {"vocab_size": words, "max_position_embeddings": length, "eos_token_id": end, "bos_token_id": end - 1}
-    return configuration(
+    text = {
+        "vocab_size": vocabulary,
+        "max_position_embeddings": length,
+        "eos_token_id": end_token,
+        "bos_token_id": end_token - 1,
+    }
+    return build_config(
         "CLIPConfig",
         projection_dim=tensors["text_projection.weight"].shape[0],
-        text_config=_tower(tensors, "text_model") | text,
-        vision_config=_tower(tensors, "vision_model") | {"patch_size": patch, "image_size": patch * round(places**0.5)},
+        text_config=_tower_settings(tensors, "text_model") | text,
+        vision_config=_tower_settings(tensors, "vision_model")
+        | {"patch_size": patch, "image_size": patch * round(positions**0.5)},
     )
 
 
 @functools.cache
 def load_hps(file: Path, tokenizer: Path, device: str, precision: NetworkPrecision) -> Clip:
-    """HPSv2's network from its own file; opened once for each device and precision.
+    """Open HPSv2's network from its published file, once for each device and precision.
 
     Raises:
-        CheckpointError: where the file is damaged or of another architecture.
+        CheckpointError: if the file is damaged or of another architecture.
     """
     stored = read_torch(file)
-    words = tokenizer_of(tokenizer, LENGTH)
+    captions = load_tokenizer(tokenizer, MAX_TOKENS)
     try:
         tensors = from_open_clip(stored["state_dict"])
-        config = _configuration(tensors, words.end)
+        config = _config(tensors, captions.end_token)
     except (KeyError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{file}: not a file of HPSv2: {error} is missing under state_dict.") from error
-    return Clip(placed(network("CLIPModel", config, tensors, file), device, precision), words, padded)
+    return Clip(
+        to_device(build_network("CLIPModel", config, tensors, file), device, precision), captions, pad_to_square
+    )
