@@ -21,7 +21,7 @@ HEAD = "trl-lib/ddpo-aesthetic-predictor"
 
 @functools.cache
 def load_head(file: Path) -> LinearHead:
-    """The predictor's own layers, opened once."""
+    """Open the predictor's linear layers, once for each file."""
     return LinearHead(read_torch(file), file)
 
 
@@ -30,7 +30,7 @@ class Aesthetic(TransformersReward):
     """How much people would like a picture, about 1 to 10, by LAION's improved aesthetic predictor; reads no caption.
 
     ``weights`` is its head (``aesthetic-model.pth``, the same file as ``sac+logos+ava1-l14-linearMSE.pth``), ``clip``
-    the CLIP ViT-L/14 under it, shared with clip-score.
+    the CLIP ViT-L/14 whose embedding it reads; clip-score shares that network.
     """
 
     needs_caption = False

@@ -9,20 +9,15 @@ from torch import Tensor
 from grpaint.core.policy import Prompt
 from grpaint.core.reward import Pair, Source
 from grpaint.rewards.model import TransformersReward
-from grpaint.rewards.self_test_images import circle, noise
+from grpaint.rewards.self_test_images import circle_pair
 from grpaint.vision.clip import VIT_H, VIT_L, Clip, load_clip, load_tokenizer
 from grpaint.vision.pretrained import build_config
 from grpaint.vision.sources import MODEL_FILES, TOKENIZER_FILES, read_config
 
 
-def drawn_pair(low: float, high: float) -> Pair:
-    """A drawing of what the caption says, and noise."""
-    return Pair(circle(), noise(), Prompt("a red circle on a white background"), low, high)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ClipReward(TransformersReward):
-    """A scorer that is a CLIP in transformers' layout, with its tokenizer."""
+    """Base of the rewards that need only a CLIP in transformers' layout and its tokenizer."""
 
     weights: str = VIT_L
     tokenizer: str = VIT_L
@@ -34,7 +29,7 @@ class ClipReward(TransformersReward):
         )
 
     def clip(self, device: torch.device) -> Clip:
-        """The network on a device."""
+        """The network on a device, with its tokenizer."""
         file, tokenizer = self.files()
         return load_clip(file, tokenizer.parent, str(device), self.precision)
 
@@ -48,19 +43,20 @@ class ClipReward(TransformersReward):
 class ClipScore(ClipReward):
     """CLIP-Score: 100 x the cosine of image and caption by OpenAI's CLIP ViT-L/14 (Hessel et al. 2021).
 
-    Theirs also cuts below 0, which pictures hardly reach and which would leave a group flat. Reads 75 tokens.
+    The published score is clamped at 0. This one is not: pictures hardly fall below it, and a group at 0 would have no
+    spread. Reads 75 tokens.
     """
 
     def score(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
         return 100 * self.clip(images.device).cosine(images, [prompt.text for prompt in prompts])
 
     def pair(self) -> Pair:
-        return drawn_pair(0, 50)
+        return circle_pair(0, 50)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PickScore(ClipReward):
-    """PickScore: exp(logit_scale) x the cosine by a CLIP ViT-H/14 tuned on people's choices (Kirstain et al. 2023).
+    """PickScore: exp(logit_scale) x the cosine by a CLIP ViT-H/14 tuned on people's preferences (Kirstain et al. 2023).
 
     Reads 75 tokens.
     """
@@ -79,4 +75,4 @@ class PickScore(ClipReward):
         return clip.scale * clip.cosine(images, [prompt.text for prompt in prompts])
 
     def pair(self) -> Pair:
-        return drawn_pair(0, 50)
+        return circle_pair(0, 50)

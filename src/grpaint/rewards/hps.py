@@ -8,8 +8,8 @@ from torch import Tensor
 
 from grpaint.core.policy import Prompt
 from grpaint.core.reward import Pair, Source
-from grpaint.rewards.clip import drawn_pair
 from grpaint.rewards.model import TransformersReward
+from grpaint.rewards.self_test_images import circle_pair
 from grpaint.vision.clip import VIT_H, load_tokenizer
 from grpaint.vision.open_clip import MAX_TOKENS, load_hps
 from grpaint.vision.sources import TOKENIZER_FILES
@@ -21,7 +21,7 @@ FILES = {"2": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
 class Hps(TransformersReward):
     """HPSv2 or 2.1: the cosine by a CLIP ViT-H/14 tuned on people's preferences (Wu et al. 2023), in [-1, 1].
 
-    Pictures are padded to a square, not cut. Published figures are 100 times these. Reads 75 tokens.
+    Pictures are padded to a square, not cropped. Published figures are 100 times as large. Reads 75 tokens.
     """
 
     version: Literal["2", "2.1"] = "2.1"
@@ -44,4 +44,4 @@ class Hps(TransformersReward):
         return load_tokenizer(tokenizer, MAX_TOKENS).count_too_long([prompt.text for prompt in prompts])
 
     def pair(self) -> Pair:
-        return drawn_pair(0, 0.5)
+        return circle_pair(0, 0.5)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from grpaint.core.policy import Prompt
 from grpaint.core.reward import Pair, Source
-from grpaint.rewards.clip import drawn_pair
 from grpaint.rewards.model import TransformersReward
+from grpaint.rewards.self_test_images import circle_pair
 from grpaint.vision.clip import load_tokenizer
 from grpaint.vision.image_text import MAX_TOKENS, load_image_reward
 from grpaint.vision.sources import TOKENIZER_FILES
@@ -16,9 +16,9 @@ from grpaint.vision.sources import TOKENIZER_FILES
 
 @dataclass(frozen=True, kw_only=True)
 class ImageReward(TransformersReward):
-    """ImageReward: how well people would like a picture for its caption (Xu et al. 2023); 0 is middling, std 1.
+    """ImageReward: how well people would like a picture for its caption (Xu et al. 2023); mean 0, std 1 on its data.
 
-    Reads 33 tokens. ``tokenizer`` is that of BERT, lower case.
+    Reads 33 tokens. ``tokenizer`` is the lower-case one of BERT.
     """
 
     weights: str = "THUDM/ImageReward"
@@ -40,4 +40,4 @@ class ImageReward(TransformersReward):
         return load_tokenizer(tokenizer, MAX_TOKENS).count_too_long([prompt.text for prompt in prompts])
 
     def pair(self) -> Pair:
-        return drawn_pair(-4, 4)
+        return circle_pair(-4, 4)

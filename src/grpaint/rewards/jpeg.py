@@ -1,4 +1,4 @@
-"""How small, or how large, a picture is as JPEG: DDPO's compressibility and incompressibility."""
+"""The size of an image as JPEG: DDPO's compressibility and incompressibility."""
 
 import io
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from grpaint.rewards.self_test_images import noise
 
 @dataclass(frozen=True)
 class Jpeg(RewardBase):
-    """The size of an image as JPEG in kB (1000 bytes), negative where "small" is wanted (DDPO, Black et al. 2023)."""
+    """The size of an image as JPEG in kB (1000 bytes), negated if ``want`` is "small" (DDPO, Black et al. 2023)."""
 
     needs_caption = False
 

@@ -15,9 +15,9 @@ from grpaint.vision.lpips import MIN_SIDE, load_lpips
 
 @dataclass(frozen=True, kw_only=True)
 class LpipsToReference(ModelReward):
-    """Minus the LPIPS distance to the prompt's reference image; at most 0, which is the reference itself.
+    """Minus the LPIPS distance to the prompt's reference image; at most 0, the score of the reference itself.
 
-    ``weights`` is torchvision's AlexNet, ``heads`` the published weights of LPIPS 0.1 for it.
+    ``weights`` is torchvision's AlexNet, ``heads`` the published channel weights of LPIPS 0.1 for it.
     """
 
     needs_reference = True

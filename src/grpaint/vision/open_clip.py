@@ -85,18 +85,14 @@ def _config(tensors: Mapping[str, Tensor], end_token: int) -> Any:
     patch = tensors["vision_model.embeddings.patch_embedding.weight"].shape[-1]
     positions = tensors["vision_model.embeddings.position_embedding.weight"].shape[0] - 1
     length = tensors["text_model.embeddings.position_embedding.weight"].shape[0]
-    text = {
-        "vocab_size": vocabulary,
-        "max_position_embeddings": length,
-        "eos_token_id": end_token,
-        "bos_token_id": end_token - 1,
-    }
+    text = {"vocab_size": vocabulary, "max_position_embeddings": length}
+    text |= {"eos_token_id": end_token, "bos_token_id": end_token - 1}
+    vision = {"patch_size": patch, "image_size": patch * round(positions**0.5)}
     return build_config(
         "CLIPConfig",
         projection_dim=tensors["text_projection.weight"].shape[0],
         text_config=_tower_settings(tensors, "text_model") | text,
-        vision_config=_tower_settings(tensors, "vision_model")
-        | {"patch_size": patch, "image_size": patch * round(positions**0.5)},
+        vision_config=_tower_settings(tensors, "vision_model") | vision,
     )
 
 
@@ -108,12 +104,11 @@ def load_hps(file: Path, tokenizer: Path, device: str, precision: NetworkPrecisi
         CheckpointError: if the file is damaged or of another architecture.
     """
     stored = read_torch(file)
-    captions = load_tokenizer(tokenizer, MAX_TOKENS)
+    encoder = load_tokenizer(tokenizer, MAX_TOKENS)
     try:
         tensors = from_open_clip(stored["state_dict"])
-        config = _config(tensors, captions.end_token)
+        config = _config(tensors, encoder.end_token)
     except (KeyError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{file}: not a file of HPSv2: {error} is missing under state_dict.") from error
-    return Clip(
-        to_device(build_network("CLIPModel", config, tensors, file), device, precision), captions, pad_to_square
-    )
+    model = to_device(build_network("CLIPModel", config, tensors, file), device, precision)
+    return Clip(model, encoder, pad_to_square)

@@ -126,7 +126,7 @@ def test_several_servers_give_what_one_gives_and_stand_in_for_each_other(url, tm
         assert torch.equal(both(IMAGES, PROMPTS), alone)
     assert torch.equal(both(IMAGES, PROMPTS), alone)
     notes = both.start()
-    assert "goes on without one server" in notes[1]
+    assert "continues without one server" in notes[1]
     assert "cannot be reached (Connection refused)" in notes[1]
 
 
