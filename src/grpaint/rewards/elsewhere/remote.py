@@ -38,7 +38,7 @@ class Remote:
     quarter of the bytes and rounds to 256 levels. A batch on which a server fails goes to the next one; if all fail,
     they are tried again up to ``retries`` times, after ``backoff_s`` seconds and twice as long each time. ``token_env``
     names the environment variable with the token. If ``identity`` is set, no other one is accepted (servers print
-    theirs). ``concurrency`` is the number of batches sent to each server at a time.
+    theirs). ``concurrency`` times the number of servers is the number of batches under way at once.
     """
 
     urls: tuple[str, ...]
