@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from grpaint.backends.synthetic.pipelines import SIZES, Flux, Sd3, save, save_settings
-from grpaint.commands.estimate import forecast, page
-from grpaint.commands.estimate.forecast import GIB, Forecast
+from grpaint.commands.estimate import terminal as page
+from grpaint.commands.estimate.forecast import GIB, Forecast, forecast
 from grpaint.commands.estimate.rehearsal import Unwritten, booked, unrewarded
 from grpaint.core.runtime import resolve
 from grpaint.loops import train

@@ -14,7 +14,7 @@ from rich.console import Console
 
 import tiny_runs
 from grpaint import cli
-from grpaint.recipe.config import names
+from grpaint.recipe.config import recipe_names
 from grpaint.report.terminal import table
 from tiny_runs import EMBEDDED, TINY, command, flags
 
@@ -94,7 +94,7 @@ def test_list_says_a_line_about_each(topic):
 
 def test_list_has_what_the_catalog_has():
     found = {t: json.loads(command("list", t, "--json").out) for t in ("recipes", "models", "rewards", "samplers")}
-    assert list(found["recipes"]) == names()
+    assert list(found["recipes"]) == recipe_names()
     assert {"scenes", "diffusers"} <= found["models"].keys()
     assert "scenes-checker" in found["rewards"]
     assert {"flow-sde", "cps", "ddim", "ode"} <= found["samplers"].keys()

@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from grpaint import cli
-from grpaint.recipe.config import names
+from grpaint.recipe.config import recipe_names
 
-EMBEDDED = [name for name in names() if name.startswith("scenes")]  # the others need real weights
+EMBEDDED = [name for name in recipe_names() if name.startswith("scenes")]  # the others need real weights
 QUICK = (
     "train.iterations=4",
     "train.schedule=constant",  # a longer run of a decaying rate is another run

@@ -20,6 +20,7 @@ from grpaint.learn.table import RewardSet
 from grpaint.measures.image_statistics import image_statistics
 from grpaint.measures.score import comparable_score
 from grpaint.recipe.build import dump
+from grpaint.recipe.config import Recipe, TrainRecipe
 from grpaint.recipe.pieces import Data, Model
 from grpaint.recipe.settings import Evaluation
 from grpaint.rollout.rollout import Plan, Rollout, roll
@@ -148,6 +149,17 @@ def evaluate(
     if probe and data.captioned:
         line["denoising_loss"] = denoising_loss(policy, data, settings, weights)
     return line
+
+
+def judging_rewards(recipe: Recipe) -> RewardSet | None:
+    """Return the rewards that a model is judged by, with the weights of its recipe; None for a supervised recipe.
+
+    What a floor adds to a weight is left out: it belongs to training and changes between evaluations.
+    """
+    if not isinstance(recipe, TrainRecipe):
+        return None
+    weights = {name: item.weight for name, item in recipe.rewards.items()}
+    return replace(recipe.reward_set(), weights=weights)
 
 
 def free_rewards(rewards: RewardSet, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from grpaint.commands.doctor import CHECKS, Check, Examination, examine, fits, floor, learns, noise, parity, ratio
-from grpaint.commands.doctor.examination import update
+from grpaint.commands.doctor.command import CHECKS, examine
+from grpaint.commands.doctor.examination import Check, Examination, update
+from grpaint.commands.doctor.learning import fits, learns
+from grpaint.commands.doctor.sampling import floor, noise, parity, ratio
 from grpaint.core.runtime import Runtime
 from grpaint.judge import captioned, natural_loss
 from tiny_pipelines import PIPELINES, recipe, save
@@ -21,7 +23,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def failures(folder: Path, runtime: Runtime, checks: tuple[Check, ...] = CHECKS, **model: Any) -> list[str]:
     found = list(examine(recipe(folder, **model), runtime, checks))
     assert len(found) == len(checks)
-    return [f"{finding.check}: {finding.found}" for finding in found if not finding.passed]
+    return [f"{finding.check}: {finding.evidence}" for finding in found if not finding.passed]
 
 
 FAST = tuple(check for check in CHECKS if check not in (learns, fits))

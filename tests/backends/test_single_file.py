@@ -20,7 +20,7 @@ from grpaint.backends.diffusers import Diffusers, DiffusersPolicy
 from grpaint.backends.embeddings import readers_hash
 from grpaint.backends.single_file import layout, recognised
 from grpaint.backends.synthetic import pipelines as random_weights
-from grpaint.commands.export import command as exporting
+from grpaint.commands.export import formats as exporting
 from grpaint.core import CheckpointError, ConfigError, Prompt
 from grpaint.core.runtime import Runtime
 from grpaint.rollout.rollout import Plan, roll

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import tiny_runs
-from grpaint.commands.compare.command import Comparison, asked
+from grpaint.commands.compare.command import Comparison, read_seeds
 from grpaint.commands.compare.jobs import KEPT, Entry, _own_files
 from grpaint.core.errors import ConfigError
 from grpaint.recipe.config import RECIPES
-from grpaint.report.comparison_page import differences, page, plot, summaries
+from grpaint.report.pages.comparison import differences, page, plot, summaries
 from tiny_runs import command
 
 METHODS = ("flow-grpo-fast", "diffusion-nft")
@@ -225,6 +225,6 @@ def test_methods_are_paired_by_seed_and_ordered_by_score():
 
 
 def test_seeds_are_read_strictly():
-    assert asked("--seeds", "0, 2,7") == (0, 2, 7)
+    assert read_seeds("0, 2,7") == (0, 2, 7)
     with pytest.raises(ConfigError, match="--seeds"):
-        asked("--seeds", "")
+        read_seeds("")

@@ -12,7 +12,7 @@ import torch
 import typer.testing
 
 from grpaint.cli import app
-from grpaint.commands import doctor
+from grpaint.commands.doctor import command as doctor
 from grpaint.core import Ddim, FlowPath, FlowSde, Point, Prediction
 from grpaint.core.runtime import Runtime
 from grpaint.rollout import Plan
@@ -131,7 +131,7 @@ def test_a_fault_is_named(folder: Path, fault: Callable[[Case], None]) -> None:
     fault(case)
     finding = check(case)
     assert finding.passed is False
-    assert cause in finding.mend
+    assert cause in finding.fix
 
 
 def test_a_ratio_that_is_no_number_is_no_pass(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from grpaint.backends.adapters import Lora, merged_state
 from grpaint.backends.diffusers import Diffusers, DiffusersPolicy
 from grpaint.cli import app
-from grpaint.commands.export import command as exporting
+from grpaint.commands.export import formats as exporting
 from grpaint.commands.sample import provenance
 from grpaint.core import CheckpointError, ConfigError
 from grpaint.core.runtime import Runtime

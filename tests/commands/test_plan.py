@@ -14,8 +14,7 @@ import tomli_w
 
 import tiny_pipelines
 import tiny_runs
-from grpaint.commands.estimate import forecast
-from grpaint.commands.estimate.forecast import amount
+from grpaint.commands.estimate.forecast import amount, forecast
 from grpaint.commands.estimate.levers import choices
 from grpaint.commands.estimate.rehearsal import Known
 from grpaint.core.errors import ConfigError

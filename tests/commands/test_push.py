@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from grpaint.commands.export.command import ADAPTER
+from grpaint.commands.export.formats import ADAPTER
 from hub_server import TOKEN, Hub, serving
 from tiny_pipelines import save
 from tiny_runs import Ended, command, trained
@@ -59,7 +59,7 @@ def test_the_folder_arrives_with_its_page(hub: str, run: Path) -> None:
 def test_what_cannot_be_pushed_is_refused_before_a_model_opens(
     hub: str, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("grpaint.run.saved.open_model", None)
+    monkeypatch.setattr("grpaint.commands.export.command.open_model", None)
     assert "write it as OWNER/NAME" in push("no", "tuned").err
     monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
     assert "the hub does not know this login" in push("no").err

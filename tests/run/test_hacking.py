@@ -97,7 +97,7 @@ def test_the_best_before_it_stays_and_the_run_may_stop(stop, monkeypatch):
         rest = {"strict_interval": [0, 1], "soft": 0.5, "background": 0.1, "denoising_loss": 0.04, "steps": 2}
         return line(**said) | rest
 
-    monkeypatch.setattr("grpaint.loops._judge", judge)
+    monkeypatch.setattr("grpaint.commands.train._evaluation", judge)
     sets = [*TINY, REWARD, "evaluate.every=1", "evaluate.pictures=0", "checkpoint.every=9", "checkpoint.keep=1"]
     end = command("train", "flow-grpo-fast", "--name", "it", sets=[*sets, f"watch.stop={str(stop).lower()}"])
     run = Path("runs/it")

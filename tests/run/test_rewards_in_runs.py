@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import tiny_runs
-from grpaint.loops import rewards_of
+from grpaint.judge import judging_rewards
 from grpaint.recipe.config import open_recipe
 from grpaint.recipe.pieces import stateful
 from tiny_runs import TINY, command, lines, status
@@ -100,7 +100,7 @@ def test_what_a_floor_adds_is_trainings_alone():
     held = recipe.rewards["less"].floor
     held.load_state_dict(held.state_dict() | {"multiplier": 2.0})
     assert recipe.reward_set().weights == {"more": 1.0, "less": 2.5}
-    assert rewards_of(recipe).weights == {"more": 1.0, "less": 0.5}
+    assert judging_rewards(recipe).weights == {"more": 1.0, "less": 0.5}
 
 
 def test_a_function_of_three_gets_texts_and_metadata_and_a_third_setting_is_no_metadata():
@@ -149,7 +149,7 @@ def test_reward_try_scores_a_folder():
 
 
 def test_reward_try_reads_captions_beside_pictures_and_from_files():
-    from grpaint.report.terminal import save_picture, to_picture
+    from grpaint.report.figures import save_picture, to_picture
     from grpaint.scenes.world import SceneData
 
     images, prompts = SceneData(caption_dropout=0.0).batch(3, 0, 0)

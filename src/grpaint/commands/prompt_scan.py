@@ -1,5 +1,6 @@
-"""Which prompts a base model can learn from: the spread of the rewards within a prompt's group, and what overlaps."""
+"""``grpaint prompts scan``: the spread of rewards within each prompt's group, near-duplicates, and overlaps."""
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typer import echo
 
 from grpaint.core.policy import Prompt
 from grpaint.core.rng import seed_of
 from grpaint.core.runtime import resolve
 from grpaint.images.data import ImageData
 from grpaint.images.prompts import PromptData
-from grpaint.recipe.config import TrainRecipe
+from grpaint.recipe.config import TrainRecipe, open_recipe
 from grpaint.recipe.pieces import Data
 from grpaint.rollout.rollout import roll
 
@@ -123,3 +125,34 @@ def scan(recipe: TrainRecipe, captions: Data | None, count: int, log: Callable[[
         out["training_in_captions"] = overlaps(asked, known)
         out["held_out_in_captions"] = overlaps(judged, known)
     return out
+
+
+def run(name: str | None, sets: list[str], count: int, captions_of: str | None, *, as_json: bool) -> None:
+    """Scan ``count`` prompts of a recipe and print what was found.
+
+    ``captions_of`` names the supervised stage's recipe, in whose captions overlaps are looked for.
+    """
+    recipe, _ = open_recipe(name, "train", sets)
+    assert isinstance(recipe, TrainRecipe)
+    captions = open_recipe(captions_of, "sft")[0].data if captions_of else None
+    report = scan(recipe, captions, count, lambda line: echo(line, err=True))
+    echo(json.dumps(report) if as_json else _text(report))
+
+
+def _text(report: dict[str, Any]) -> str:
+    lines = [f"{'mean':>8} {'std':>8}  prompt"]
+    for line in sorted(report["prompts"], key=lambda line: line["std"]):
+        dead = f"  DEAD: {line['dead']}" if line["dead"] else ""
+        lines.append(f"{line['mean']:8.3f} {line['std']:8.3f}  {line['prompt']}{dead}")
+    lines.append(f"{report['dead']} of {len(report['prompts'])} prompts are dead: every image of a group scores alike")
+    titles = {
+        "near_duplicates": "near-duplicates among these prompts",
+        "held_out_in_training": "held-out prompts that training has, nearly",
+        "training_in_captions": "of these prompts that the supervised stage had, nearly",
+        "held_out_in_captions": "held-out prompts that the supervised stage had, nearly",
+    }
+    for key, title in titles.items():
+        if key in report:
+            lines.append(f"{len(report[key])} {title}")
+            lines += [f"  {prompt}  ~  {other}" for prompt, other, _ in report[key][:5]]
+    return "\n".join(lines)

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from typer import echo
 
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import Prompt, Reward
@@ -24,6 +26,22 @@ from grpaint.recipe.pieces import WeightedReward
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 AT_ONCE = 64  # pictures in memory
+
+
+def run(
+    kind: str, folder: Path, prompts: Path | None, references: Path | None, sets: list[str], *, as_json: bool
+) -> None:
+    """Test the reward ``kind``, score every picture of ``folder`` and print the scores.
+
+    Raises:
+        ConfigError, CheckpointError: the reward, the folder, a caption or a reference cannot be read.
+        RewardError: the reward fails.
+    """
+    report = tried(opened(kind, sets), kind, folder, prompts, references)
+    if as_json:
+        echo(json.dumps(report))
+    else:
+        Console().print(shown(report))
 
 
 def opened(kind: str, sets: Sequence[str]) -> WeightedReward:

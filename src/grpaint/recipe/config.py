@@ -159,7 +159,7 @@ def _check_captioned(data: Data, key: str) -> None:
 Recipe = TrainRecipe | SftRecipe
 
 
-def names() -> list[str]:
+def recipe_names() -> list[str]:
     """The recipes in the package, as WORLD/METHOD."""
     return sorted(str(file.relative_to(RECIPES).with_suffix("")) for file in RECIPES.glob("*/*.toml"))
 
@@ -176,8 +176,8 @@ def locate(name: str) -> Path:
         raise ConfigError(f"recipe {name}: no such file.")
     full = name if "/" in name else f"{WORLD_OF.get(name, 'scenes')}/{name}"
     file = RECIPES / f"{full}.toml"
-    if full not in names():
-        known = names()
+    if full not in recipe_names():
+        known = recipe_names()
         hint = did_you_mean(full, known) or did_you_mean(name, [k.partition("/")[2] for k in known])
         raise ConfigError(
             f'recipe "{name}": no such recipe.{hint} There are: {", ".join(known)}; or a path to a .toml.'

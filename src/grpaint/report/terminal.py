@@ -1,47 +1,15 @@
-"""What a run shows a person: the table of before and after, and pictures."""
+"""Tables that a person reads on the terminal: before and after, one evaluation, a recipe in full."""
 
-import itertools
-import textwrap
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tomli_w
-from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from grpaint.images.encoding import eight_bit_picture
+from grpaint.measures.hacking import alarm_text
 from grpaint.measures.score import score_name, score_text, score_unit
-
-CELL, MARGIN, CAPTION = 128, 10, 44
-
-
-def to_picture(image: Tensor, side: int = CELL) -> Image.Image:
-    """``[3, h, w]`` in [0, 1] as a picture, small ones enlarged without smoothing."""
-    picture = eight_bit_picture(image)
-    smooth = Image.Resampling.LANCZOS if picture.width > side else Image.Resampling.NEAREST
-    return picture.resize((side, side * picture.height // picture.width), smooth)
-
-
-def rows_of_pictures(rows: Sequence[tuple[str, Tensor]], captions: Sequence[str]) -> Image.Image:
-    """One row a title, one column a caption."""
-    left, font = 74, ImageFont.load_default(13)
-    size = left + len(captions) * (CELL + MARGIN) + MARGIN, CAPTION + len(rows) * (CELL + MARGIN) + MARGIN
-    page = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(page)
-    for column, caption in enumerate(captions):
-        lines = "\n".join(textwrap.wrap(caption, 21))
-        pen.text((left + column * (CELL + MARGIN), 4), lines, fill="black", font=ImageFont.load_default(11), spacing=1)
-    for line, (title, images) in enumerate(rows):
-        top = CAPTION + line * (CELL + MARGIN)
-        pen.text((MARGIN, top + CELL // 2 - 8), title, fill="black", font=font)
-        for column, image in enumerate(images):
-            page.paste(to_picture(image), (left + column * (CELL + MARGIN), top))
-    return page
 
 
 def _table(title: str) -> Table:
@@ -103,18 +71,6 @@ def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, 
     return out
 
 
-def new_file(file: Path) -> Path:
-    """``file``, or where there is one already NAME-2, NAME-3 and so on."""
-    names = itertools.chain([file], (file.with_name(f"{file.stem}-{n}{file.suffix}") for n in itertools.count(2)))
-    return next(name for name in names if not name.exists())
-
-
-def save_picture(page: Image.Image, file: Path, info: PngInfo | None = None) -> None:
-    """Write a PNG, and what it says of itself."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    page.save(file, pnginfo=info)
-
-
 def summary(line: dict[str, Any]) -> Table:
     """One evaluation, by category."""
     name, columns = score_name(line), _columns(line)
@@ -146,3 +102,17 @@ def show_recipe(
         console.print(out)
     for key, value in costs.items():
         console.print(f"{key.replace('_', ' '):24}{value:>10}", highlight=False)
+
+
+def hacking_line(facts: Mapping[str, Any]) -> str:
+    """Say in a line when a run's first alarm of reward hacking came and what it saw; empty if there was none.
+
+    ``facts`` is the run's run.json.
+    """
+    alarm = facts.get("hacking")
+    if not alarm:
+        return ""
+    return (
+        f"reward hacking? from iteration {alarm['began']} (none at {alarm['clean']}): {alarm_text(alarm)}; best before "
+        f"it: {alarm['best_before'] or 'the base'}"
+    )

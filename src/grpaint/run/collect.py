@@ -16,7 +16,7 @@ from grpaint.run.loop import Loop
 from grpaint.run.memory import memory
 
 
-class Gathering:
+class Collector:
     """Rolls out and scores, iteration by iteration.
 
     Rewards are asked one question after another and in the same order, with overlap or without: a funnel's previews

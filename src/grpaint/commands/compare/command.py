@@ -14,7 +14,7 @@ from grpaint.core.errors import ConfigError
 from grpaint.measures.score import comparable_score
 from grpaint.recipe.config import TrainRecipe
 from grpaint.recipe.costs import costs
-from grpaint.report.comparison_page import COSTS, page, plot, summaries
+from grpaint.report.pages.comparison import COSTS, page, plot, summaries
 
 EVALUATIONS = 9  # of a run, about
 SEARCH_SEED, SEARCH_SHARE = 100, 0.25
@@ -22,6 +22,8 @@ RATES, CLIPS = (0.5, 1.0, 2.0), (1.0, 0.1)
 COARSE = 0.1  # of the budget in one iteration
 MILLISECONDS = 0.6  # of processor time an evaluation, before anything was measured
 WORKERS = len(os.sched_getaffinity(0))
+
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,18 @@ class Comparison:
     minutes: float
     out: Path
     sets: tuple[str, ...] = ()
+
+    @classmethod
+    def read(
+        cls, methods: Sequence[str], world: str, seeds: str, budget: tuple[int, float], out: Path, sets: Sequence[str]
+    ) -> "Comparison":
+        """Make a comparison from the words of the command line; ``budget`` is model evaluations and minutes.
+
+        Raises:
+            ConfigError: a method or a seed cannot be read.
+        """
+        entries = tuple(Entry.read(word) for word in methods)
+        return cls(entries, world, read_seeds(seeds), *budget, out.resolve(), tuple(sets))
 
     def check(self, only: Sequence[str], baseline: str | None) -> None:
         """Refuse what cannot be compared, in one line.
@@ -117,7 +131,7 @@ class Comparison:
             for entry in self.entries
         ]
 
-    def warn(self, log: Callable[[str], None]) -> None:
+    def warn(self, log: Log) -> None:
         """Say which methods' iterations are so large that a run may end far above the budget."""
         for entry in self.entries:
             each, budget = costs(self.open(entry)[0])["evaluations_iteration"], self.budget(entry)
@@ -135,11 +149,18 @@ class Comparison:
             return ()
         return tuple(s for s in max(found, key=lambda pair: pair[0])[1].sets if _searched(s))
 
-    def go(
-        self, *, only: Sequence[str], shard: str, search: bool, baseline: str, dry: bool, log: Callable[[str], None]
-    ) -> None:
-        """Make what is missing, then comparison.json, the plots and the page from all that is there."""
-        mine = dataclasses.replace(self, entries=tuple(entry for entry in self.entries if entry.name in only))
+    def run(self, *, only: Sequence[str], shard: str, search: bool, baseline: str | None, dry: bool, log: Log) -> None:
+        """Train the runs that are missing, then write comparison.json, the plots and the page from all records.
+
+        Of the methods in ``only``, if it names any; ``baseline`` is the first method if None.
+
+        Raises:
+            ConfigError: something cannot be compared.
+            RunError: a run failed.
+        """
+        self.check(only, baseline)
+        names = only or [entry.name for entry in self.entries]
+        mine = dataclasses.replace(self, entries=tuple(entry for entry in self.entries if entry.name in names))
         if not self.minutes:
             mine.warn(log)
         stages = [mine.search] if search else []
@@ -157,7 +178,8 @@ class Comparison:
         every = self.runs()
         records = collect(every)
         absent = [job.name for job in every if not job.record.is_file()]
-        write(self.out, records, title=f"grpaint: methods compared on {self.world}", baseline=baseline, absent=absent)
+        title, first = f"grpaint: methods compared on {self.world}", baseline or self.entries[0].name
+        write(self.out, records, title=title, baseline=first, absent=absent)
         log(f"{len(records)} of {len(every)} runs; {self.out / 'comparison.html'}")
 
 
@@ -165,7 +187,7 @@ def _searched(item: str) -> bool:
     return item.startswith(("train.learning_rate=", "objective.surrogate."))
 
 
-def _say(jobs: Sequence[Job], done: Sequence[Record], log: Callable[[str], None]) -> None:
+def _say(jobs: Sequence[Job], done: Sequence[Record], log: Log) -> None:
     """Runs, model evaluations and processor hours, from what finished runs took where there are any."""
     used = sum(record["evaluations"] for record in done)
     rate = sum(record["cpu_s"] for record in done) / used if used else MILLISECONDS / 1000
@@ -193,13 +215,13 @@ def write(out: Path, records: Sequence[Record], *, title: str, baseline: str, ab
     (out / "comparison.html").write_text(text, encoding="utf-8")
 
 
-def asked(key: str, numbers: str) -> tuple[int, ...]:
-    """Numbers separated by commas.
+def read_seeds(text: str) -> tuple[int, ...]:
+    """Return the numbers of ``--seeds``, which commas separate.
 
     Raises:
-        ConfigError: where they are none, or not whole numbers from 0, or repeat.
+        ConfigError: one is not a whole number from 0, or is there twice.
     """
-    parts = [part.strip() for part in numbers.split(",")]
+    parts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() for part in parts) or len(set(parts)) < len(parts):
-        raise ConfigError(f"{key} {numbers}: whole numbers from 0, separated by commas, each once; for example 0,1,2.")
+        raise ConfigError(f"--seeds {text}: whole numbers from 0, separated by commas, each once; for example 0,1,2.")
     return tuple(map(int, parts))

@@ -1,4 +1,4 @@
-"""What the checks are given, and what they give."""
+"""The model under examination that every check is given, and the finding that it returns."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,12 +26,20 @@ GROUP = 4
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found. ``passed`` is None where it does not apply; ``mend`` is the likely cause and the way out."""
+    """The result of a check.
+
+    ``passed`` is None if the check does not apply; ``evidence`` is what it measured, ``fix`` the likely cause of a
+    failure and the way out.
+    """
 
     check: str
     passed: bool | None
-    found: str
-    mend: str = ""
+    evidence: str
+    fix: str = ""
+
+    def plain(self) -> dict[str, str | bool | None]:
+        """Return the finding as ``grpaint doctor --json`` prints it."""
+        return {"check": self.check, "passed": self.passed, "found": self.evidence, "mend": self.fix}
 
 
 @dataclass

@@ -22,7 +22,7 @@ from grpaint.measures.image_statistics import image_statistics
 from grpaint.measures.likeness import likeness
 from grpaint.recipe.build import dump
 from grpaint.recipe.pieces import Model
-from grpaint.report.terminal import save_picture, to_picture
+from grpaint.report.figures import save_picture, to_picture
 from grpaint.storage.files import read_weights, write_weights
 
 PART = 64  # prompts

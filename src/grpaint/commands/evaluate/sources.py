@@ -14,7 +14,7 @@ from grpaint.core.errors import ConfigError
 from grpaint.core.policy import Captioned, Reward, Weights
 from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.images.data import DrawnImages
-from grpaint.loops import rewards_of
+from grpaint.judge import judging_rewards
 from grpaint.measures.features import ScenesFeatures
 from grpaint.measures.likeness import check_installed
 from grpaint.recipe.build import dump
@@ -129,7 +129,7 @@ class Judging:
 
     def rewards(self, *, referenced: bool) -> dict[str, Reward]:
         """All rewards that are asked, by the names of their numbers: those that look at a reference, or the others."""
-        own = rewards_of(self.recipe)
+        own = judging_rewards(self.recipe)
         every = {f"reward/{name}": reward for name, reward in own.rewards.items()} if own else {}
         every |= self.measure.rewards
         alone = {name: r for name, r in every.items() if not getattr(r, "needs_group", False)}

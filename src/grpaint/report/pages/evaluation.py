@@ -12,8 +12,8 @@ from torch import Tensor
 
 from grpaint.images.encoding import eight_bit_picture, png_data_url
 from grpaint.measures.hacking import alarm_text
-from grpaint.report.comparison_page import STYLE
-from grpaint.report.terminal import CELL
+from grpaint.report.figures import CELL
+from grpaint.report.pages.comparison import STYLE
 
 Entry = Mapping[str, Any]
 

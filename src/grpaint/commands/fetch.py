@@ -1,0 +1,61 @@
+"""``grpaint fetch``: download every file that a recipe needs, with sizes and hashes."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from typer import echo
+
+from grpaint.backends import pipeline_files, single_file
+from grpaint.recipe.build import Plain
+from grpaint.recipe.config import locate, override, read_toml, weights_of
+from grpaint.storage import hub
+
+
+class Download(NamedTuple):
+    """Files of a hub's repository, and the setting that will name the folder they are downloaded to."""
+
+    setting: str
+    repository: str
+    files: list[hub.Remote]
+
+
+def fetch(name: str, sets: list[str], folder: Path, *, dry_run: bool) -> None:
+    """List the files of a recipe's model and rewards, download them, and print the settings that name them.
+
+    Raises:
+        ConfigError, CheckpointError: the hub has no such repository, or a file is not what the hub says it is.
+    """
+    table = override(read_toml(locate(name)), sets)
+    downloads = [*_of_model(table.get("model", {})), *_of_rewards(table)]
+    for download in downloads:
+        for file in download.files:
+            echo(f"{file.size:>14,}  {file.sha256 or '-':64}  {file.name}")
+        total = sum(file.size for file in download.files)
+        echo(f"{total:>14,}  bytes in {len(download.files)} files of {download.repository}")
+    if not downloads:
+        echo("nothing to fetch: no part of the recipe names a hub's repository")
+    for setting, repository, files in [] if dry_run else downloads:
+        echo(f'--set {setting}="{hub.fetch(setting, repository, files, folder)}"')
+
+
+def _of_model(model: Plain) -> list[Download]:
+    """The files of a diffusers pipeline; beside a single file only its configuration is needed."""
+    base = str(model.get("base", ""))
+    setting = "config" if single_file.is_single_file(base) else "base"
+    if model.get("kind") != "diffusers" or not hub.is_hub_id(str(model.get(setting, ""))):
+        return []
+    parts = tuple(single_file.recognised(base).parts) if setting == "config" else ()
+    return [Download(f"model.{setting}", *pipeline_files.listing(model[setting], f"model.{setting}", parts))]
+
+
+def _of_rewards(table: Plain) -> list[Download]:
+    """The weights of rewards that a hub has; where the others come from is printed if they are not here."""
+    downloads = []
+    for key, source in weights_of(table):
+        if hub.is_hub_id(source.given):
+            repository, files = hub.listing(source.given)
+            files = [file for file in files if hub.matches(file.name, source.files)]
+            downloads.append(Download(f"{key}.{source.setting}", repository, files))
+        elif not Path(source.given).expanduser().exists():
+            echo(f"{key}.{source.setting}: {source.files[0]} comes from {source.origin}")
+    return downloads
