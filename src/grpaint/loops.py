@@ -15,8 +15,8 @@ from grpaint.core.rng import permutation
 from grpaint.core.runtime import Runtime, has_matrix_units
 from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.judge import best_guided, captioned, evaluate, sample
-from grpaint.learn.advantage import credit, shares
-from grpaint.learn.external_rewards import running
+from grpaint.learn.advantage import advantage_shares, compute_advantage
+from grpaint.learn.external_rewards import connect_rewards
 from grpaint.learn.objective import Term
 from grpaint.learn.penalty import AdaptiveKl
 from grpaint.learn.reward_checks import ConstantWatch, self_test
@@ -46,7 +46,7 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Callable[[
         with Listener() as listener, contextlib.ExitStack() as stack:
             folder.status(status="running")
             if isinstance(recipe, TrainRecipe):
-                stack.enter_context(running(recipe.reward_set().rewards, log))
+                stack.enter_context(connect_rewards(recipe.reward_set().rewards, log))
             loop = open_loop(recipe, folder, log, listener)
             loop.watchers.extend(watchers)
             if isinstance(recipe, SftRecipe):
@@ -184,7 +184,7 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
         rollout, table = gather(iteration)
         with loop.phase("reward"), torch.no_grad():
             watch.observe(table, recipe.reward_set().rewards, rollout.prompts)
-            advantage = credit(recipe.advantage, table, rollout)
+            advantage = compute_advantage(recipe.advantage, table, rollout)
         with loop.phase("update"):
             for number, rows in enumerate(_parts(rollout, settings.updates)):
                 turn = iteration * settings.updates + number
@@ -245,7 +245,7 @@ def _of_rewards(recipe: TrainRecipe, rollout: Rollout, table: RewardTable) -> di
         if item.floor:
             out[f"reward/{name}/multiplier"] = item.floor.multiplier
     if len(table.columns) > 1:
-        parts = shares(recipe.advantage, table, rollout)
+        parts = advantage_shares(recipe.advantage, table, rollout)
         out |= {f"advantage/share/{name}": share for name, share in parts.items()}
     return out
 

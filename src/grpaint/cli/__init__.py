@@ -31,7 +31,7 @@ def main() -> None:
 
 def _explain(error: Exception) -> int | None:
     from grpaint.core.errors import CheckpointError, ConfigError, GrpaintError
-    from grpaint.core.importing import own_place
+    from grpaint.core.importing import user_code_location
 
     if isinstance(error, GrpaintError):
         typer.echo(f"grpaint: {' '.join(str(error).splitlines())}", err=True)
@@ -45,7 +45,7 @@ def _explain(error: Exception) -> int | None:
     if code is not None and type(error).__name__ == "Stopped":
         typer.echo(f"grpaint: stopped by {error} after saving; go on with --resume.", err=True)
         return int(code)
-    place = own_place(error)
+    place = user_code_location(error)
     if place:
         said = " ".join(str(error).split())
         typer.echo(f"grpaint: {place}: {type(error).__name__}: {said}", err=True)

@@ -158,11 +158,11 @@ def fetch(
         held = tuple(single_file.recognised(model["base"]).parts) if one else ()
         wanted.append((f"model.{setting}", *pipelines.listing(model[setting], f"model.{setting}", held)))
     for key, source in weights_of(table):
-        if hub.is_hub_id(source.given):
-            name, files = hub.listing(source.given)
+        if hub.is_hub_id(source.location):
+            name, files = hub.listing(source.location)
             files = [file for file in files if hub.matches(file.name, source.files)]
             wanted.append((f"{key}.{source.setting}", name, files))
-        elif not Path(source.given).expanduser().exists():
+        elif not Path(source.location).expanduser().exists():
             typer.echo(f"{key}.{source.setting}: {source.files[0]} comes from {source.origin}")
     for _, name, files in wanted:
         for file in files:

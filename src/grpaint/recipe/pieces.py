@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import ConfigError
 from grpaint.core.path import Path
-from grpaint.core.policy import Captioned, Policy, Prompt, Reward, Weights
+from grpaint.core.policy import CaptionedImages, Policy, Prompt, Reward, Weights
 from grpaint.core.reward import RewardBase
 from grpaint.core.runtime import Runtime
 from grpaint.learn.floor import Floor
@@ -91,7 +91,7 @@ class Data(Protocol):
     def batch(self, count: int, iteration: int, seed: int) -> tuple[Tensor, list[Prompt]]:
         """Captioned training images in [0, 1], all of one size."""
 
-    def held_out_images(self, count: int, seed: int) -> Captioned:
+    def held_out_images(self, count: int, seed: int) -> CaptionedImages:
         """Held-out captioned images, all of one size; fewer than ``count`` where there are no more."""
 
     def measures(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:

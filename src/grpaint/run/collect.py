@@ -10,7 +10,7 @@ from grpaint.core.policy import Prompt
 from grpaint.learn.table import RewardTable
 from grpaint.parallel.background import Later
 from grpaint.recipe.config import TrainRecipe
-from grpaint.rollout.parts import Parts
+from grpaint.rollout.parts import RolloutParts
 from grpaint.rollout.rollout import Roller, Rollout, roll
 from grpaint.run.loop import Loop
 from grpaint.run.memory import memory
@@ -66,7 +66,7 @@ class Gathering:
         train, policy = self.recipe.train, self.loop.policy
         with self.loop.phase("rollout"), torch.no_grad():
             roller = Roller(policy, prompts, train.group_size, self.recipe.plan, (train.seed, iteration))
-        parts = Parts(roller, train.parts, self._preview)
+        parts = RolloutParts(roller, train.parts, self._preview)
         sampling, done, scores = iter(parts), list[Rollout](), list[Later[RewardTable]]()
         for _ in range(train.parts):
             with self.loop.phase("rollout"), torch.no_grad():
@@ -77,7 +77,7 @@ class Gathering:
             if not train.overlap:
                 self._wait()
         self._wait()
-        return parts.joined(done), RewardTable.joined([later.result() for later in scores])
+        return parts.join(done), RewardTable.join([later.result() for later in scores])
 
     def _start(self, images: Tensor, part: Rollout) -> Later[RewardTable]:
         """Score a part once the one before it is."""
