@@ -12,7 +12,7 @@ from grpaint.core.errors import CheckpointError, ConfigError, MemoryExhausted, R
 from grpaint.core.runtime import Runtime, has_matrix_units
 from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.judge import best_guided, evaluate, judging_rewards, paired_difference, sample
-from grpaint.learn.external_rewards import running
+from grpaint.learn.external_rewards import connect_rewards
 from grpaint.learn.reward_checks import self_test
 from grpaint.loops import sft, train
 from grpaint.measures.score import score_of
@@ -142,7 +142,7 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher]) 
         with Listener() as listener, contextlib.ExitStack() as stack:
             folder.status(status="running")
             if isinstance(recipe, TrainRecipe):
-                stack.enter_context(running(recipe.reward_set().rewards, log))
+                stack.enter_context(connect_rewards(recipe.reward_set().rewards, log))
             loop = open_loop(recipe, folder, log, listener)
             loop.watchers.extend(watchers)
             if isinstance(recipe, SftRecipe):

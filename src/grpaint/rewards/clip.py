@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from grpaint.core.policy import Prompt
-from grpaint.core.reward import Pair, Source
+from grpaint.core.reward import Pair, WeightSource
 from grpaint.rewards.model import DTYPES, Precision, TransformersReward
 from grpaint.rewards.self_test_images import circle, noise
 from grpaint.storage.files import read_weights
@@ -93,10 +93,10 @@ class ClipReward(TransformersReward):
     weights: str = VIT_L
     tokenizer: str = VIT_L
 
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[WeightSource, ...]:
         return (
-            Source("weights", self.weights, MODEL, VIT_L),
-            Source("tokenizer", self.tokenizer, TOKENIZER, VIT_L),
+            WeightSource("weights", self.weights, MODEL, VIT_L),
+            WeightSource("tokenizer", self.tokenizer, TOKENIZER, VIT_L),
         )
 
     def clip(self, device: torch.device) -> Clip:
@@ -134,10 +134,10 @@ class PickScore(ClipReward):
     weights: str = "yuvalkirstain/PickScore_v1"
     tokenizer: str = VIT_H
 
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[WeightSource, ...]:
         return (
-            Source("weights", self.weights, MODEL, "yuvalkirstain/PickScore_v1"),
-            Source("tokenizer", self.tokenizer, TOKENIZER, VIT_H),
+            WeightSource("weights", self.weights, MODEL, "yuvalkirstain/PickScore_v1"),
+            WeightSource("tokenizer", self.tokenizer, TOKENIZER, VIT_H),
         )
 
     def score(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:

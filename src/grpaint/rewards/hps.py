@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grpaint.core.errors import CheckpointError
 from grpaint.core.policy import Prompt
-from grpaint.core.reward import Pair, Source
+from grpaint.core.reward import Pair, WeightSource
 from grpaint.rewards.clip import VIT_H, Clip, drawn_pair, moved, tokenizer_of
 from grpaint.rewards.model import Precision, TransformersReward
 from grpaint.storage.files import read_torch
@@ -127,10 +127,10 @@ class Hps(TransformersReward):
     weights: str = "xswu/HPSv2"
     tokenizer: str = VIT_H
 
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[WeightSource, ...]:
         return (
-            Source("weights", self.weights, (FILES[self.version],), "xswu/HPSv2"),
-            Source("tokenizer", self.tokenizer, TOKENIZER, VIT_H),
+            WeightSource("weights", self.weights, (FILES[self.version],), "xswu/HPSv2"),
+            WeightSource("tokenizer", self.tokenizer, TOKENIZER, VIT_H),
         )
 
     def score(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:

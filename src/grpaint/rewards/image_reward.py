@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grpaint.core.errors import CheckpointError
 from grpaint.core.policy import Prompt
-from grpaint.core.reward import Pair, Source
+from grpaint.core.reward import Pair, WeightSource
 from grpaint.rewards.clip import drawn_pair, moved, tokenizer_of
 from grpaint.rewards.model import Precision, TransformersReward
 from grpaint.storage.files import read_torch
@@ -78,10 +78,10 @@ class ImageReward(TransformersReward):
     weights: str = "THUDM/ImageReward"
     tokenizer: str = "google-bert/bert-base-uncased"
 
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[WeightSource, ...]:
         return (
-            Source("weights", self.weights, ("ImageReward.pt",), "THUDM/ImageReward"),
-            Source("tokenizer", self.tokenizer, TOKENIZER, "google-bert/bert-base-uncased"),
+            WeightSource("weights", self.weights, ("ImageReward.pt",), "THUDM/ImageReward"),
+            WeightSource("tokenizer", self.tokenizer, TOKENIZER, "google-bert/bert-base-uncased"),
         )
 
     def score(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from grpaint.core.errors import CheckpointError
 from grpaint.core.policy import Prompt
-from grpaint.core.reward import Pair, Source
+from grpaint.core.reward import Pair, WeightSource
 from grpaint.rewards.model import DTYPES, ModelReward, Precision
 from grpaint.rewards.references import references
 from grpaint.rewards.self_test_images import noise, sunset
@@ -111,11 +111,11 @@ class LpipsToReference(ModelReward):
     def best(self) -> float:
         return 0.0
 
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[WeightSource, ...]:
         alexnet, heads = "alexnet-owt-7be5be79.pth", "alex.pth"
         return (
-            Source("weights", self.weights, (alexnet,), f"https://download.pytorch.org/models/{alexnet}"),
-            Source(
+            WeightSource("weights", self.weights, (alexnet,), f"https://download.pytorch.org/models/{alexnet}"),
+            WeightSource(
                 "heads",
                 self.heads,
                 (heads,),

@@ -10,7 +10,7 @@ from grpaint.core.policy import Prompt
 from grpaint.learn.table import RewardTable
 from grpaint.parallel.background import Later
 from grpaint.recipe.config import TrainRecipe
-from grpaint.rollout.parts import Parts
+from grpaint.rollout.parts import RolloutParts
 from grpaint.rollout.rollout import Roller, Rollout, roll
 from grpaint.run.loop import Loop
 from grpaint.run.memory import memory
@@ -66,7 +66,7 @@ class Collector:
         train, policy = self.recipe.train, self.loop.policy
         with self.loop.phase("rollout"), torch.no_grad():
             roller = Roller(policy, prompts, train.group_size, self.recipe.plan, (train.seed, iteration))
-        parts = Parts(roller, train.parts, self._preview)
+        parts = RolloutParts(roller, train.parts, self._preview)
         sampling, rollouts, scores = iter(parts), list[Rollout](), list[Later[RewardTable]]()
         for _ in range(train.parts):
             with self.loop.phase("rollout"), torch.no_grad():
@@ -77,7 +77,7 @@ class Collector:
             if not train.overlap:
                 self._wait()
         self._wait()
-        return parts.joined(rollouts), RewardTable.joined([call.result() for call in scores])
+        return parts.join(rollouts), RewardTable.join([call.result() for call in scores])
 
     def _start(self, images: Tensor, part: Rollout) -> Later[RewardTable]:
         """Start to score a part in the background, after the part before it."""

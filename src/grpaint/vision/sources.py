@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from grpaint.core.errors import CheckpointError, ConfigError
-from grpaint.core.reward import Source
+from grpaint.core.reward import WeightSource
 from grpaint.storage.files import check_start, check_weights
 from grpaint.storage.hub import is_hub_id, snapshot
 
@@ -22,23 +22,23 @@ TOKENIZER = (
 MODEL = ("model.safetensors", "config.json")
 
 
-def located(source: Source) -> Path:
+def located(source: WeightSource) -> Path:
     """The file that a setting means, the first of those that the source asks for; its first bytes are looked at.
 
     Raises:
         ValueError: where there is none, with the way to get it.
         CheckpointError: where it is not what its name says.
     """
-    first, given = source.files[0], Path(source.given).expanduser()
-    if is_hub_id(source.given):
+    first, given = source.files[0], Path(source.location).expanduser()
+    if is_hub_id(source.location):
         try:
-            file = _cached(source.setting, source.given, source.files) / first
+            file = _cached(source.setting, source.location, source.files) / first
         except ConfigError as error:
             raise ValueError(str(error)) from error
     else:
         file = given / first if given.is_dir() else given
     if not file.is_file():
-        raise ValueError(f'{source.setting} = "{source.given}": no {first} there. {_way_out(source)}')
+        raise ValueError(f'{source.setting} = "{source.location}": no {first} there. {_way_out(source)}')
     check = check_weights if file.suffix == ".safetensors" else check_start
     check(file)
     return file.resolve()
@@ -62,7 +62,7 @@ def _cached(setting: str, name: str, files: tuple[str, ...]) -> Path:
     return snapshot(setting, name, files)
 
 
-def _way_out(source: Source) -> str:
+def _way_out(source: WeightSource) -> str:
     if is_hub_id(source.origin):
         return (
             f"It is published at https://huggingface.co/{source.origin}: grpaint fetch RECIPE --to DIR downloads it "
