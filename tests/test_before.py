@@ -45,12 +45,16 @@ def assert_close(one: Any, other: Any) -> None:
 
 
 def test_it_goes_on_as_it_would_have() -> None:
+    assert "optimizer0/0.exp_avg" in read_weights(IT / "checkpoints/000003/training.safetensors")[0]  # the old form
     end = command("train", "--name", "it", "--resume")
     assert (end.code, end.err) == (0, "")
     assert status(IT)["status"] == "finished"
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         before, after = timeless(RUN / "it" / name), timeless(RUN / "continuation" / name)
         assert_close(timeless(IT / name), before + after)
+    state = read_weights(IT / "checkpoints/000005/training.safetensors")[0]
+    assert not any(name.startswith("optimizer0") for name in state)
+    assert {name.replace("current/", "optimizer/") + ".exp_avg" for name in state if "current/" in name} <= state.keys()
     weights, header = read_weights(IT / "checkpoints/000005")
     recorded, its_header = read_weights(RUN / "continuation")
     assert header == its_header

@@ -20,7 +20,7 @@ from grpaint.run.config import Recipe, TrainRecipe
 from grpaint.run.folder import RunFolder
 from grpaint.run.listener import Listener, Stopped
 from grpaint.run.memory import memory
-from grpaint.run.optim import learning_rate_factor, load_tensors, tensors_of
+from grpaint.run.optim import learning_rate_factor, load_optimizer_tensors, optimizer_tensors
 from grpaint.run.pieces import Model, stateful
 from grpaint.run.score import worth
 from grpaint.run.watch import hacking, since, told
@@ -260,8 +260,9 @@ class Loop:
         tensors, header = self.policy.export("average")
         if self.recipe.checkpoint.precision == "fp16":
             tensors = {name: tensor.half() for name, tensor in tensors.items()}
-        sets = {name: kept for name, kept in self.policy.weights.tensors().items() if name != "reference"}
-        sets |= {f"optimizer{n}": tensors_of(optimizer) for n, optimizer in enumerate(self.optimizers)}
+        weights = self.policy.weights
+        sets = {name: copies for name, copies in weights.tensors().items() if name != "reference"}
+        sets["optimizer"] = optimizer_tensors(self.optimizers, weights.trainable)
         return {WEIGHTS_FILE: (tensors, header), "training.safetensors": (flatten(sets), {})}
 
     def _state(self) -> str:
@@ -289,8 +290,7 @@ class Loop:
         """Take everything back from a checkpoint, and cut the lines past it."""
         sets = unflatten(read_weights(checkpoint / "training.safetensors")[0])
         self.policy.weights.load(sets)
-        for number, optimizer in enumerate(self.optimizers):
-            load_tensors(optimizer, sets.get(f"optimizer{number}", {}))
+        load_optimizer_tensors(self.optimizers, self.policy.weights.trainable, sets)
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         self.done, self.best = state["iteration"], tuple(state["best"])
         self.policy.meter.counts = Counter(state["counts"])
