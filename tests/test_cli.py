@@ -178,7 +178,7 @@ def test_sample_draws_captions(run):
 def test_a_folder_that_cannot_be_written_is_one_line(run):
     end = command("sample", str(run), "a red circle", "--out", "reward.py", "--steps", "1")
     assert end.code == 1
-    assert end.err == "grpaint: reward.py: File exists; mend that, or name another place.\n"
+    assert end.err == "grpaint: reward.py: File exists; fix that, or name another place.\n"
 
 
 def test_sample_refuses_a_word_that_the_model_does_not_know(run):

@@ -52,10 +52,10 @@ def _of_rewards(table: Plain) -> list[Download]:
     """The weights of rewards that a hub has; where the others come from is printed if they are not here."""
     downloads = []
     for key, source in weights_of(table):
-        if hub.is_hub_id(source.given):
-            repository, files = hub.listing(source.given)
+        if hub.is_hub_id(source.location):
+            repository, files = hub.listing(source.location)
             files = [file for file in files if hub.matches(file.name, source.files)]
             downloads.append(Download(f"{key}.{source.setting}", repository, files))
-        elif not Path(source.given).expanduser().exists():
+        elif not Path(source.location).expanduser().exists():
             echo(f"{key}.{source.setting}: {source.files[0]} comes from {source.origin}")
     return downloads

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.policy import Elsewhere, Reward
-from grpaint.learn.table import ask
+from grpaint.core.policy import ExternalReward, Reward
+from grpaint.learn.table import score_images
 from grpaint.recipe.build import build
 from grpaint.recipe.config import override
 from grpaint.rewards.elsewhere.server import Limits, RewardServer, identity
@@ -77,13 +77,13 @@ def make_server(
             "run itself, or serve it pointwise."
         )
     stop: Callable[[], None] = lambda: None  # noqa: E731
-    if isinstance(reward, Elsewhere):
+    if isinstance(reward, ExternalReward):
         stop = reward.stop
         for note in reward.start():
             log(note)
     about = {"name": kind, "version": version("grpaint"), "identity": identity(reward, settings)}
     try:
-        return RewardServer(address, partial(ask, kind, reward), about, token, limits, log), stop
+        return RewardServer(address, partial(score_images, kind, reward), about, token, limits, log), stop
     except OSError as error:
         stop()
         raise ConfigError(f"--host {address[0]} --port {address[1]}: {error.strerror or error}.") from error

@@ -7,7 +7,7 @@ from typer import echo
 
 from grpaint.recipe.config import DEFAULT, open_recipe, stage_of
 from grpaint.recipe.costs import costs, step_table
-from grpaint.recipe.pieces import described
+from grpaint.recipe.pieces import model_description
 from grpaint.report.terminal import show_recipe
 
 
@@ -15,7 +15,7 @@ def show(name: str | None, sets: list[str], *, as_json: bool) -> None:
     """Print a recipe in full."""
     name = name or DEFAULT["train"]
     recipe, settings = open_recipe(name, stage_of(name), sets)
-    about, steps, numbers = described(recipe.model), step_table(recipe), costs(recipe)
+    about, steps, numbers = model_description(recipe.model), step_table(recipe), costs(recipe)
     if as_json:
         echo(json.dumps({"settings": settings, "model": about, "steps": steps, "costs": numbers}))
         return

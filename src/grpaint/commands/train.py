@@ -12,7 +12,7 @@ from grpaint.core.errors import CheckpointError, ConfigError, MemoryExhausted, R
 from grpaint.core.runtime import Runtime, has_matrix_units
 from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.judge import best_guided, evaluate, judging_rewards, paired_difference, sample
-from grpaint.learn.external_rewards import running
+from grpaint.learn.external_rewards import connect_rewards
 from grpaint.learn.reward_checks import self_test
 from grpaint.loops import sft, train
 from grpaint.measures.score import score_name
@@ -21,15 +21,15 @@ from grpaint.recipe.config import (
     Recipe,
     SftRecipe,
     TrainRecipe,
-    keep_pins,
+    keep_commits,
     locate,
     open_recipe,
     override,
-    pinned,
+    pin_commits,
     read_toml,
     resolve,
 )
-from grpaint.recipe.pieces import Listed, Model, Preparing, described
+from grpaint.recipe.pieces import Listed, Model, Preparing, model_description
 from grpaint.report.figures import rows_of_pictures, save_picture
 from grpaint.report.terminal import hacking_line, table
 from grpaint.run.folder import RunFolder
@@ -73,11 +73,11 @@ def run(
         folder.keep_settings(settings)
         folder.status(sets=_all_sets(folder, sets))
     else:
-        recipe, settings = pinned(*open_recipe(name, stage, sets))
+        recipe, settings = pin_commits(*open_recipe(name, stage, sets))
         folder = RunFolder.create(path, settings, sets)
     try:
         with Progress(console, recipe.train) as progress:
-            start(recipe, folder, progress.log, [progress.watch])
+            start(recipe, folder, progress.log, [progress.update])
     except (ConfigError, CheckpointError):
         if not resume and not folder.lines("evaluations.jsonl"):
             folder.discard()
@@ -103,7 +103,7 @@ def _settings_to_resume(
     """
     before = folder.settings()
     table = override(before, sets) if name is None else override(read_toml(locate(name)), _all_sets(folder, sets))
-    recipe, settings = resolve(keep_pins(table, before), stage)
+    recipe, settings = resolve(keep_commits(table, before), stage)
     check_resume(folder, resolve(before, stage)[1], settings)  # resolved: settings that are new have their defaults
     return recipe, settings
 
@@ -142,7 +142,7 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher]) 
         with Listener() as listener, contextlib.ExitStack() as stack:
             folder.status(status="running")
             if isinstance(recipe, TrainRecipe):
-                stack.enter_context(running(recipe.reward_set().rewards, log))
+                stack.enter_context(connect_rewards(recipe.reward_set().rewards, log))
             loop = open_loop(recipe, folder, log, listener)
             loop.watchers.extend(watchers)
             if isinstance(recipe, SftRecipe):
@@ -179,7 +179,7 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     log(_machine(runtime))
-    if about := described(recipe.model):
+    if about := model_description(recipe.model):
         log(f"model  {about}")
     rewards = recipe.rewards if isinstance(recipe, TrainRecipe) else {}
     for name, item in rewards.items():

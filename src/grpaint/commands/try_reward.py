@@ -19,7 +19,7 @@ from grpaint.core.policy import Prompt, Reward
 from grpaint.core.reward import RewardBase
 from grpaint.core.runtime import resolve
 from grpaint.learn.reward_checks import self_test
-from grpaint.learn.table import ask
+from grpaint.learn.table import score_images
 from grpaint.recipe.build import build
 from grpaint.recipe.config import override
 from grpaint.recipe.pieces import WeightedReward
@@ -79,7 +79,7 @@ def tried(
             by_size[image.shape].append((row, image))
         for rows in by_size.values():
             batch = torch.stack([image for _, image in rows]).to(device)
-            found = ask(kind, reward, batch, [asked[row] for row, _ in rows])
+            found = score_images(kind, reward, batch, [asked[row] for row, _ in rows])
             scores |= {files[row].name: score for (row, _), score in zip(rows, found.tolist(), strict=True)}
     values = torch.tensor(list(scores.values()), dtype=torch.float64)
     cut = reward.truncated(asked) if isinstance(reward, RewardBase) else None

@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.policy import Captioned, Prompt
+from grpaint.core.policy import CaptionedImages, Prompt
 from grpaint.core.rng import permutation, seed_of, uniform
 from grpaint.images import buckets
 from grpaint.images.buckets import Size
@@ -181,11 +181,11 @@ class ImageData:
         ]
         return self._tensors(items, size), prompts
 
-    def held_out_images(self, count: int, seed: int) -> Captioned:
+    def held_out_images(self, count: int, seed: int) -> CaptionedImages:
         """``count`` held-out images of the commonest size and their captions, or as many as there are."""
         size, items = max(self.by_size(self._sides[1]).items(), key=lambda pair: len(pair[1]))
         chosen = self._judged(items, count, seed)
-        return Captioned([self.prompt(item) for item in chosen], lambda rows: self._tensors(chosen[rows], size))
+        return CaptionedImages([self.prompt(item) for item in chosen], lambda rows: self._tensors(chosen[rows], size))
 
     @property
     def _square(self) -> Size:

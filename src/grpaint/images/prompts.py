@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NoReturn
 from torch import Tensor
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.policy import Captioned, Prompt
+from grpaint.core.policy import CaptionedImages, Prompt
 from grpaint.core.rng import permutation
 from grpaint.images.data import check_split
 from grpaint.images.order import held_out, stream
@@ -151,7 +151,7 @@ class PromptData:
         """Refused."""
         self._no_images()
 
-    def held_out_images(self, count: int, seed: int) -> Captioned:
+    def held_out_images(self, count: int, seed: int) -> CaptionedImages:
         """Refused."""
         self._no_images()
 

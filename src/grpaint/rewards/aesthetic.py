@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from grpaint.core.policy import Prompt
-from grpaint.core.reward import Pair, Source
+from grpaint.core.reward import Pair, WeightSource
 from grpaint.rewards.model import TransformersReward
 from grpaint.rewards.self_test_images import noise, sunset
 from grpaint.storage.files import read_torch
@@ -38,10 +38,10 @@ class Aesthetic(TransformersReward):
     weights: str = HEAD
     clip: str = VIT_L
 
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[WeightSource, ...]:
         return (
-            Source("weights", self.weights, ("aesthetic-model.pth",), HEAD),
-            Source("clip", self.clip, (*MODEL_FILES, *TOKENIZER_FILES), VIT_L),
+            WeightSource("weights", self.weights, ("aesthetic-model.pth",), HEAD),
+            WeightSource("clip", self.clip, (*MODEL_FILES, *TOKENIZER_FILES), VIT_L),
         )
 
     def score(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:

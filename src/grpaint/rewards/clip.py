@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from grpaint.core.policy import Prompt
-from grpaint.core.reward import Pair, Source
+from grpaint.core.reward import Pair, WeightSource
 from grpaint.rewards.model import TransformersReward
 from grpaint.rewards.self_test_images import circle_pair
 from grpaint.vision.clip import VIT_H, VIT_L, Clip, load_clip, load_tokenizer
@@ -22,10 +22,10 @@ class ClipReward(TransformersReward):
     weights: str = VIT_L
     tokenizer: str = VIT_L
 
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[WeightSource, ...]:
         return (
-            Source("weights", self.weights, MODEL_FILES, VIT_L),
-            Source("tokenizer", self.tokenizer, TOKENIZER_FILES, VIT_L),
+            WeightSource("weights", self.weights, MODEL_FILES, VIT_L),
+            WeightSource("tokenizer", self.tokenizer, TOKENIZER_FILES, VIT_L),
         )
 
     def clip(self, device: torch.device) -> Clip:
@@ -64,10 +64,10 @@ class PickScore(ClipReward):
     weights: str = "yuvalkirstain/PickScore_v1"
     tokenizer: str = VIT_H
 
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[WeightSource, ...]:
         return (
-            Source("weights", self.weights, MODEL_FILES, "yuvalkirstain/PickScore_v1"),
-            Source("tokenizer", self.tokenizer, TOKENIZER_FILES, VIT_H),
+            WeightSource("weights", self.weights, MODEL_FILES, "yuvalkirstain/PickScore_v1"),
+            WeightSource("tokenizer", self.tokenizer, TOKENIZER_FILES, VIT_H),
         )
 
     def score(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:

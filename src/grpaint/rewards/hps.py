@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from grpaint.core.policy import Prompt
-from grpaint.core.reward import Pair, Source
+from grpaint.core.reward import Pair, WeightSource
 from grpaint.rewards.model import TransformersReward
 from grpaint.rewards.self_test_images import circle_pair
 from grpaint.vision.clip import VIT_H, load_tokenizer
@@ -28,10 +28,10 @@ class Hps(TransformersReward):
     weights: str = "xswu/HPSv2"
     tokenizer: str = VIT_H
 
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[WeightSource, ...]:
         return (
-            Source("weights", self.weights, (FILES[self.version],), "xswu/HPSv2"),
-            Source("tokenizer", self.tokenizer, TOKENIZER_FILES, VIT_H),
+            WeightSource("weights", self.weights, (FILES[self.version],), "xswu/HPSv2"),
+            WeightSource("tokenizer", self.tokenizer, TOKENIZER_FILES, VIT_H),
         )
 
     def score(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:

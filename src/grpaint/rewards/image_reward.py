@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from grpaint.core.policy import Prompt
-from grpaint.core.reward import Pair, Source
+from grpaint.core.reward import Pair, WeightSource
 from grpaint.rewards.model import TransformersReward
 from grpaint.rewards.self_test_images import circle_pair
 from grpaint.vision.clip import load_tokenizer
@@ -24,10 +24,10 @@ class ImageReward(TransformersReward):
     weights: str = "THUDM/ImageReward"
     tokenizer: str = "google-bert/bert-base-uncased"
 
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[WeightSource, ...]:
         return (
-            Source("weights", self.weights, ("ImageReward.pt",), "THUDM/ImageReward"),
-            Source("tokenizer", self.tokenizer, TOKENIZER_FILES, "google-bert/bert-base-uncased"),
+            WeightSource("weights", self.weights, ("ImageReward.pt",), "THUDM/ImageReward"),
+            WeightSource("tokenizer", self.tokenizer, TOKENIZER_FILES, "google-bert/bert-base-uncased"),
         )
 
     def score(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:

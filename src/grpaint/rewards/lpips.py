@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from grpaint.core.policy import Prompt
-from grpaint.core.reward import Pair, Source
+from grpaint.core.reward import Pair, WeightSource
 from grpaint.rewards.model import ModelReward
 from grpaint.rewards.references import references
 from grpaint.rewards.self_test_images import noise, sunset
@@ -30,11 +30,11 @@ class LpipsToReference(ModelReward):
     def best(self) -> float:
         return 0.0
 
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[WeightSource, ...]:
         alexnet, heads = "alexnet-owt-7be5be79.pth", "alex.pth"
         return (
-            Source("weights", self.weights, (alexnet,), f"https://download.pytorch.org/models/{alexnet}"),
-            Source(
+            WeightSource("weights", self.weights, (alexnet,), f"https://download.pytorch.org/models/{alexnet}"),
+            WeightSource(
                 "heads",
                 self.heads,
                 (heads,),

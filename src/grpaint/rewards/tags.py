@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from grpaint.core.importing import imported
+from grpaint.core.importing import import_target
 from grpaint.core.policy import Prompt
 from grpaint.images.tags import spaced
 
@@ -55,7 +55,7 @@ class TagRecall:
 
     @cached_property
     def _tagger(self) -> Tagger:
-        return imported(self.tagger)
+        return import_target(self.tagger)
 
     @cached_property
     def _weights(self) -> dict[str, float]:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from grpaint.core.policy import Captioned, Prompt
+from grpaint.core.policy import CaptionedImages, Prompt
 from grpaint.core.rng import uniform
 from grpaint.scenes.captions import HELD_OUT_KINDS, KINDS, Caption, Kind, draw_caption, parse
 from grpaint.scenes.checker import Verdict, check
@@ -85,11 +85,11 @@ class SceneData:
         prompts = [Prompt("") if drop else _prompt(c) for c, drop in zip(captions, empty.tolist(), strict=True)]
         return render(captions, key), prompts
 
-    def held_out_images(self, count: int, seed: int) -> Captioned:
+    def held_out_images(self, count: int, seed: int) -> CaptionedImages:
         """Held-out captions drawn as they should be."""
         prompts = self.held_out(count, seed)
         images = render([caption_of(prompt) for prompt in prompts], (seed, "true"))
-        return Captioned(prompts, images.__getitem__)
+        return CaptionedImages(prompts, images.__getitem__)
 
     def measures(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """What an evaluation records of each image: ``strict``, ``soft``, ``background``, ``patch_energy``."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from grpaint.core.errors import CheckpointError, ConfigError
-from grpaint.core.reward import Source
+from grpaint.core.reward import WeightSource
 from grpaint.storage.files import check_start, check_weights
 from grpaint.storage.hub import is_hub_id, snapshot
 
@@ -22,23 +22,23 @@ TOKENIZER_FILES = (
 MODEL_FILES = ("model.safetensors", "config.json")
 
 
-def weight_file(source: Source) -> Path:
+def weight_file(source: WeightSource) -> Path:
     """The local path of a source's first file, after a check of the file's first bytes.
 
     Raises:
         ValueError: if there is no such file; the message says where to get it.
         CheckpointError: if its content is not what its name says.
     """
-    first, path = source.files[0], Path(source.given).expanduser()
-    if is_hub_id(source.given):
+    first, path = source.files[0], Path(source.location).expanduser()
+    if is_hub_id(source.location):
         try:
-            file = _snapshot(source.setting, source.given, source.files) / first
+            file = _snapshot(source.setting, source.location, source.files) / first
         except ConfigError as error:
             raise ValueError(str(error)) from error
     else:
         file = path / first if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f'{source.setting} = "{source.given}": no {first} there. {_where_to_get(source)}')
+        raise ValueError(f'{source.setting} = "{source.location}": no {first} there. {_where_to_get(source)}')
     check = check_weights if file.suffix == ".safetensors" else check_start
     check(file)
     return file.resolve()
@@ -62,7 +62,7 @@ def _snapshot(setting: str, name: str, files: tuple[str, ...]) -> Path:
     return snapshot(setting, name, files)
 
 
-def _where_to_get(source: Source) -> str:
+def _where_to_get(source: WeightSource) -> str:
     if is_hub_id(source.origin):
         return (
             f"It is published at https://huggingface.co/{source.origin}: grpaint fetch RECIPE --to DIR downloads it "

@@ -11,7 +11,7 @@ from grpaint.commands.doctor.sampling import floor, noise, parity, ratio
 from grpaint.core.errors import ConfigError
 from grpaint.core.runtime import Runtime, resolve
 from grpaint.recipe.config import TrainRecipe, open_recipe
-from grpaint.recipe.pieces import described
+from grpaint.recipe.pieces import model_description
 
 VERDICTS = {True: "PASS", False: "FAIL", None: "  - "}
 CHECKS: tuple[Check, ...] = (parity, noise, ratio, floor, gradients, moves, average, fits, learns, reload)
@@ -39,7 +39,7 @@ def run(name: str | None, sets: list[str], *, as_json: bool) -> None:
     """Check a recipe and print PASS or FAIL, the likely cause and the fix; exit with 1 if a check failed."""
     recipe, _ = open_recipe(name, "train", sets)
     assert isinstance(recipe, TrainRecipe)
-    if not as_json and (about := described(recipe.model)):
+    if not as_json and (about := model_description(recipe.model)):
         echo(f"model  {about}")
     failures = 0
     for finding in examine(recipe, resolve(recipe.device, recipe.precision)):

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from grpaint.commands.evaluate.sources import Judging, Source, described, weights_hash
 from grpaint.core.errors import ConfigError
-from grpaint.core.policy import Captioned, Prompt, Reward, Weights
+from grpaint.core.policy import CaptionedImages, Prompt, Reward, Weights
 from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.images.encoding import eight_bit
 from grpaint.judge import denoising_loss, sample
-from grpaint.learn.table import ask
+from grpaint.learn.table import score_images
 from grpaint.measures.image_statistics import image_statistics
 from grpaint.measures.likeness import likeness
 from grpaint.recipe.build import dump
@@ -39,7 +39,7 @@ class Parts:
 
     judging: Judging
     out: Path
-    held_out: Captioned
+    held_out: CaptionedImages
     log: Callable[[str], None]
     keep: bool = False
 
@@ -185,7 +185,7 @@ class Parts:
 
 
 def _asked(rewards: dict[str, Reward], images: Tensor, prompts: Sequence[Prompt]) -> Tensors:
-    return {name: ask(name, reward, images, prompts) for name, reward in rewards.items()}
+    return {name: score_images(name, reward, images, prompts) for name, reward in rewards.items()}
 
 
 def _hash(said: object) -> str:

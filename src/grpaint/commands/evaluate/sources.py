@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.policy import Captioned, Reward, Weights
+from grpaint.core.policy import CaptionedImages, Reward, Weights
 from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.images.data import DrawnImages
 from grpaint.judge import judging_rewards
@@ -120,12 +120,12 @@ class Judging:
         """Whether there are reference images; with prompts alone nothing is asked that looks at one."""
         return self.recipe.data.captioned
 
-    def held_out(self) -> Captioned:
+    def held_out(self) -> CaptionedImages:
         """The prompts, and the reference images where the data have any."""
         data, settings = self.recipe.data, self.recipe.evaluate
         if self.referenced:
             return data.held_out_images(settings.prompts, settings.seed)
-        return Captioned(data.held_out(settings.prompts, settings.seed), lambda _: torch.empty(0))
+        return CaptionedImages(data.held_out(settings.prompts, settings.seed), lambda _: torch.empty(0))
 
     def rewards(self, *, referenced: bool) -> dict[str, Reward]:
         """All rewards that are asked, by the names of their numbers: those that look at a reference, or the others."""
@@ -154,7 +154,7 @@ class Judging:
             except ValueError as error:
                 raise ConfigError(f"evaluate.steps: {error}.") from error
             try:
-                self.start.enter(grid)
+                self.start.entry_step(grid)
             except ValueError as error:
                 raise ConfigError(f"measure.strength: {error}.") from error
         if self.measure.features:
@@ -167,7 +167,7 @@ class Judging:
                 "leave it out."
             )
 
-    def check_references(self, held_out: Captioned, *, few: bool) -> None:
+    def check_references(self, held_out: CaptionedImages, *, few: bool) -> None:
         """Refuse references that are too few, or of another size than what is drawn, before any weight is opened.
 
         Raises:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from grpaint.backends.adapters import merged_state, without_adapters
+from grpaint.backends.adapters import kohya, merged_state, without_adapters
 from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.storage.files import digest, read_weights, write_weights
@@ -114,8 +113,7 @@ def _write(policy: DiffusersPolicy, recipe: Mapping[str, Any], target: Target, f
         return
     tensors, header = policy.export("current")
     if target == "comfyui":
-        config = getattr(policy.pipe, policy.family.NETWORK).config
-        tensors = kohya(tensors, policy.family.NETWORK, config["layers_per_block"] if policy.name == "sdxl" else 0)
+        tensors = kohya(tensors, policy.family.NETWORK)
     write_weights(folder / ADAPTER, tensors, header | {"grpaint": json.dumps(about)})
 
 
@@ -134,40 +132,6 @@ def _reopened(policy: DiffusersPolicy, target: Target, folder: Path) -> Iterator
             yield policy
         finally:
             policy.pipe.unload_lora_weights()
-
-
-def kohya(tensors: Mapping[str, Tensor], network: str, layers: int) -> dict[str, Tensor]:
-    """An adapter with diffusers' names under those of kohya's scripts, which ComfyUI and A1111 read.
-
-    U-Nets: ``lora_unet_..`` with ``lora_down``, ``lora_up`` and ``alpha`` (the rank, since the strength is in the
-    second matrix); with ``layers`` in a block (SDXL: 2) blocks are numbered as SDXL's first code did. Transformers are
-    read by their diffusers names.
-    """
-    out = {}
-    for key, tensor in tensors.items():
-        layer, _, part = key.partition(".lora_")
-        if network == "unet":
-            name = layer.removeprefix("unet.")
-            layer = "lora_unet_" + (_sgm(name, layers) if layers else name).replace(".", "_")
-            out[f"{layer}.lora_{'down' if part.startswith('A') else 'up'}.weight"] = tensor
-            if part.startswith("A"):
-                out[f"{layer}.alpha"] = torch.tensor(float(len(tensor)))
-        else:
-            out[key] = tensor
-    return out
-
-
-def _sgm(name: str, layers: int) -> str:
-    """``down_blocks.1.attentions.0`` to ``input_blocks.4.1``: a number a layer, and one to change size."""
-    step = layers + 1
-    name = re.sub(r"^mid_block\.attentions\.0", "middle_block.1", name)
-    for place, number, first in (("down", "input", 1), ("up", "output", 0)):
-        pattern = rf"^{place}_blocks\.(\d+)\.attentions\.(\d+)"
-        found = re.match(pattern, name)
-        if found:
-            block = first + step * int(found[1]) + int(found[2])
-            name = f"{number}_blocks.{block}.1{name[found.end() :]}"
-    return name
 
 
 def description(policy: Any, recipe: Mapping[str, Any]) -> dict[str, Any]:
