@@ -3,13 +3,10 @@
 import ipaddress
 import os
 import secrets
-import signal
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import Elsewhere, Reward
@@ -86,21 +83,13 @@ def make_server(
         return RewardServer(address, partial(ask, kind, reward), about, token, limits, log), stop
     except OSError as error:
         stop()
-        raise ConfigError(f"--host {address[0]} --port {address[1]}: {error.strerror or error}.") from error
+        reason = (error.strerror or str(error)).partition(" (while")[0]  # the library repeats the address
+        raise ConfigError(f"--host {address[0]} --port {address[1]}: {reason}.") from error
 
 
 def serve(server: RewardServer, stop: Callable[[], None]) -> None:
     """Serve until SIGTERM or Ctrl-C, then let requests under way end."""
-
-    def ask_to_end(*_: Any) -> None:
-        threading.Thread(target=server.stop).start()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask_to_end)
     try:
-        server.serve_forever(poll_interval=0.1)
-        for thread in threading.enumerate():
-            if thread is not threading.main_thread() and not thread.daemon:
-                thread.join()
+        server.serve_forever()
     finally:
         stop()
