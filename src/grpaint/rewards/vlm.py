@@ -15,7 +15,15 @@ from torch import Tensor
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt
 from grpaint.parallel.background import Later
-from grpaint.rewards.elsewhere.client import Failed, Question, bearer, check_url, insist, printable, read_object
+from grpaint.rewards.elsewhere.client import (
+    Failed,
+    Question,
+    ask_with_retries,
+    bearer,
+    check_url,
+    printable,
+    read_object,
+)
 from grpaint.rewards.elsewhere.remote import check_patience
 
 T = TypeVar("T")
@@ -86,8 +94,8 @@ class VlmJudge:
         pictures = [_data_url(image) for image in images]
         if self.measure == "pointwise":
             texts = [prompt.text for prompt in prompts]
-            asked = [partial(self._ask, GRADE, text, [p], _grade) for text, p in zip(texts, pictures, strict=True)]
-            return torch.tensor(self._all(asked))
+            grades = [partial(self._ask, GRADE, text, [p], _grade) for text, p in zip(texts, pictures, strict=True)]
+            return torch.tensor(self._all(grades))
         pairs = [pair for group in groups(prompts) for pair in meetings(group, self.opponents)]
         compare = partial(self._ask, CHOICE)
         verdicts = self._all([partial(compare, prompts[a].text, [pictures[a], pictures[b]], _choice) for a, b in pairs])
@@ -121,16 +129,16 @@ class VlmJudge:
         return [answers[number] for number in range(len(questions))]
 
     def _ask(self, ours: str, text: str, pictures: Sequence[str], read: Callable[[str], T]) -> T:
-        said = (self.question or ours).replace("{prompt}", text)
-        content: list[dict[str, Any]] = [{"type": "text", "text": said}]
+        wording = (self.question or ours).replace("{prompt}", text)
+        content: list[dict[str, Any]] = [{"type": "text", "text": wording}]
         content += [{"type": "image_url", "image_url": {"url": picture}} for picture in pictures]
-        asked = {
+        request = {
             "model": self.model,
             "messages": [{"role": "user", "content": content}],
             "temperature": 0,
             "max_tokens": self.max_tokens,
         }
-        body = json.dumps(asked).encode()
+        body = json.dumps(request).encode()
 
         def once(url: str) -> T:
             headers = {"Content-Type": "application/json"} | bearer(self.token_env)
@@ -140,7 +148,7 @@ class VlmJudge:
             self._spent.append(_usage(answer))
             return read(_text(answer))
 
-        return insist([self.url], once, self.retries, self.backoff_s)
+        return ask_with_retries([self.url], once, self.retries, self.backoff_s)
 
 
 def groups(prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -190,8 +198,8 @@ def _text(answer: Mapping[str, Any]) -> str:
 
 def _usage(answer: Mapping[str, Any]) -> dict[str, int]:
     usage = answer.get("usage")
-    found = usage if isinstance(usage, Mapping) else {}
-    return {key: found[key] for key in USAGE if type(found.get(key)) is int}
+    counts = usage if isinstance(usage, Mapping) else {}
+    return {key: counts[key] for key in USAGE if type(counts.get(key)) is int}
 
 
 def _grade(text: str) -> float:

@@ -53,12 +53,12 @@ class Process:
             Died: where the process ended, or had to be.
             Failed: where the function raised, or the answer is none.
         """
-        said = self._answer(seconds, limit, "answer", body)
-        if "error" in said:
-            raise Failed(f"it raised {printable(str(said['error']))}{self.tail()}", again=False)
-        if not isinstance(said.get("values"), list):
-            raise Failed("its function must give a list, one value an image", again=False)
-        return said["values"]
+        answer = self._answer(seconds, limit, "answer", body)
+        if "error" in answer:
+            raise Failed(f"it raised {printable(str(answer['error']))}{self.tail()}", retryable=False)
+        if not isinstance(answer.get("values"), list):
+            raise Failed("its function must give a list, one value an image", retryable=False)
+        return answer["values"]
 
     def _answer(self, seconds: float, limit: int, what: str, body: bytes | None = None) -> dict[str, Any]:
         late = threading.Event()
@@ -106,8 +106,8 @@ class Process:
     def tail(self) -> str:
         """What it said last on standard error."""
         self._listener.join(0.2)  # what is still in the pipe
-        said = printable(" ".join("".join(self._tail).split())[-300:])
-        return f" (it said: {said})" if said else ""
+        tail = printable(" ".join("".join(self._tail).split())[-300:])
+        return f" (it said: {tail})" if tail else ""
 
     def kill(self) -> None:
         """End it and what it started, at once."""

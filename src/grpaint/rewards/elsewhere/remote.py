@@ -10,7 +10,15 @@ from torch import Tensor
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt
 from grpaint.parallel.background import Later
-from grpaint.rewards.elsewhere.client import Failed, Question, bearer, check_url, insist, printable, read_object
+from grpaint.rewards.elsewhere.client import (
+    Failed,
+    Question,
+    ask_with_retries,
+    bearer,
+    check_url,
+    printable,
+    read_object,
+)
 from grpaint.rewards.elsewhere.wire import TENSORS, Pixels, answer_limit, pack, scores
 
 HEALTH_LIMIT = 1 << 16
@@ -63,26 +71,26 @@ class Remote:
 
     def start(self) -> list[str]:
         """Ask who serves: all that answer must be one reward, and somebody must answer."""
-        found: dict[str, dict[str, str]] = {}
+        servers: dict[str, dict[str, str]] = {}
         lost: dict[str, RewardError] = {}
         for url in self.urls:
             try:
-                found[url] = insist([url], self._health, self.retries, self.backoff_s)
+                servers[url] = ask_with_retries([url], self._health, self.retries, self.backoff_s)
             except RewardError as error:
                 lost[url] = error
-        if not found:
+        if not servers:
             raise next(iter(lost.values()))
-        first, said = next(iter(found.items()))
-        wanted = self.identity or said["identity"]
-        for url, other in found.items():
-            if other["identity"] != wanted:
+        first, about = next(iter(servers.items()))
+        identity = self.identity or about["identity"]
+        for url, other in servers.items():
+            if other["identity"] != identity:
                 whose = "the recipe asks for" if self.identity else f"{first} serves"
                 raise RewardError(
-                    f"{url} serves {other['name']} with identity {other['identity']}, and {whose} {wanted}; serve the "
-                    "same reward with the same settings and version everywhere, and go on with --resume."
+                    f"{url} serves {other['name']} with identity {other['identity']}, and {whose} {identity}; serve "
+                    "the same reward with the same settings and version everywhere, and go on with --resume."
                 )
-        self._identity = wanted
-        notes = [f"{url} serves {other['name']}, identity {other['identity']}" for url, other in found.items()]
+        self._identity = identity
+        notes = [f"{url} serves {other['name']}, identity {other['identity']}" for url, other in servers.items()]
         return notes + [f"goes on without one server: {error}" for error in lost.values()]
 
     def stop(self) -> None:
@@ -90,10 +98,10 @@ class Remote:
 
     def _health(self, url: str) -> dict[str, str]:
         question = Question(_join(url, "health"), bearer(self.token_env), None, min(self.timeout_s, 10), HEALTH_LIMIT)
-        said = read_object(question.ask())
-        if not all(isinstance(said.get(key), str) for key in ("name", "version", "identity")):
+        about = read_object(question.ask())
+        if not all(isinstance(about.get(key), str) for key in ("name", "version", "identity")):
             raise Failed("it does not say what it serves; is this `grpaint serve-reward`?")
-        return {key: printable(str(said[key]), 80) for key in ("name", "version", "identity")}
+        return {key: printable(str(about[key]), 80) for key in ("name", "version", "identity")}
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
         if not self._identity:
@@ -109,7 +117,7 @@ class Remote:
                     return
                 rows = batches[number]
                 theirs = [prompts[i] for i in rows.tolist()]
-                parts[number] = self._insist(number, pack(images[rows], theirs, self.pixels), len(rows))
+                parts[number] = self._score_batch(number, pack(images[rows], theirs, self.pixels), len(rows))
 
         under_way = [Later(partial(lane, first)) for first in range(lanes)]
         for error in [later.error() for later in under_way]:
@@ -117,7 +125,7 @@ class Remote:
                 raise error
         return torch.tensor([score for number in range(len(batches)) for score in parts[number]])
 
-    def _insist(self, number: int, body: bytes, count: int) -> list[float]:
+    def _score_batch(self, number: int, body: bytes, count: int) -> list[float]:
         turn = number % len(self.urls)
 
         def once(url: str) -> list[float]:
@@ -125,11 +133,11 @@ class Remote:
             question = Question(_join(url, "score"), headers, body, self.timeout_s, answer_limit(count))
             answer = read_object(question.ask())
             if answer.get("identity") != self._identity:
-                raise Failed(f"it now serves another reward, identity {answer.get('identity')!r:.40}", again=False)
+                raise Failed(f"it now serves another reward, identity {answer.get('identity')!r:.40}", retryable=False)
             return scores(answer, count)
 
         try:
-            return insist([*self.urls[turn:], *self.urls[:turn]], once, self.retries, self.backoff_s)
+            return ask_with_retries([*self.urls[turn:], *self.urls[:turn]], once, self.retries, self.backoff_s)
         except RewardError:
             self._failed = True
             raise
