@@ -14,7 +14,15 @@ from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt
 from grpaint.images.encoding import eight_bit_picture, png_data_url
 from grpaint.parallel.background import Later
-from grpaint.rewards.elsewhere.client import Failed, Question, bearer, check_url, insist, printable, read_object
+from grpaint.rewards.elsewhere.client import (
+    Failed,
+    Question,
+    ask_with_retries,
+    bearer,
+    check_url,
+    printable,
+    read_object,
+)
 from grpaint.rewards.elsewhere.remote import check_patience
 
 T = TypeVar("T")
@@ -140,7 +148,7 @@ class VlmJudge:
             self._spent.append(_usage(answer))
             return read(_text(answer))
 
-        return insist([self.url], ask, self.retries, self.backoff_s)
+        return ask_with_retries([self.url], ask, self.retries, self.backoff_s)
 
 
 def group_rows(prompts: Sequence[Prompt]) -> list[list[int]]:

@@ -60,9 +60,9 @@ class Process:
         """
         answer = self._receive(seconds, limit, "answer", body)
         if "error" in answer:
-            raise Failed(f"it raised {printable(str(answer['error']))}{self.stderr_tail()}", again=False)
+            raise Failed(f"it raised {printable(str(answer['error']))}{self.stderr_tail()}", retryable=False)
         if not isinstance(answer.get("values"), list):
-            raise Failed("its function must return a list, one value an image", again=False)
+            raise Failed("its function must return a list, one value an image", retryable=False)
         return answer["values"]
 
     def _receive(self, seconds: float, limit: int, what: str, body: bytes | None = None) -> dict[str, Any]:

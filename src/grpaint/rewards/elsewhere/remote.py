@@ -10,7 +10,15 @@ from torch import Tensor
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt
 from grpaint.parallel.background import Later
-from grpaint.rewards.elsewhere.client import Failed, Question, bearer, check_url, insist, printable, read_object
+from grpaint.rewards.elsewhere.client import (
+    Failed,
+    Question,
+    ask_with_retries,
+    bearer,
+    check_url,
+    printable,
+    read_object,
+)
 from grpaint.rewards.elsewhere.wire import SAFETENSORS_TYPE, PixelFormat, answer_limit, pack, read_scores
 
 HEALTH_LIMIT = 1 << 16
@@ -76,7 +84,7 @@ class Remote:
         failures: dict[str, RewardError] = {}
         for url in self.urls:
             try:
-                servers[url] = insist([url], self._health, self.retries, self.backoff_s)
+                servers[url] = ask_with_retries([url], self._health, self.retries, self.backoff_s)
             except RewardError as error:
                 failures[url] = error
         if not servers:
@@ -135,11 +143,11 @@ class Remote:
             question = Question(_join(url, "score"), headers, body, self.timeout_s, answer_limit(count))
             answer = read_object(question.ask())
             if answer.get("identity") != self._identity:
-                raise Failed(f"it now serves another reward, identity {answer.get('identity')!r:.40}", again=False)
+                raise Failed(f"it now serves another reward, identity {answer.get('identity')!r:.40}", retryable=False)
             return read_scores(answer, count)
 
         try:
-            return insist([*self.urls[turn:], *self.urls[:turn]], ask, self.retries, self.backoff_s)
+            return ask_with_retries([*self.urls[turn:], *self.urls[:turn]], ask, self.retries, self.backoff_s)
         except RewardError:
             self._failed = True
             raise
