@@ -153,14 +153,14 @@ def fetch(
     model = table.get("model", {})
     one = single_file.is_single_file(str(model.get("base", "")))
     setting = "config" if one else "base"
-    wanted: list[tuple[str, str, list[hub.Remote]]] = []
+    wanted: list[tuple[str, str, list[hub.HubFile]]] = []
     if model.get("kind") == "diffusers" and hub.is_hub_id(str(model.get(setting, ""))):
         held = tuple(single_file.recognised(model["base"]).parts) if one else ()
         wanted.append((f"model.{setting}", *pipelines.listing(model[setting], f"model.{setting}", held)))
     for key, source in weights_of(table):
         if hub.is_hub_id(source.given):
-            name, files = hub.listing(source.given)
-            files = [file for file in files if hub.matches(file.name, source.files)]
+            name, files = hub.repository_files(source.given)
+            files = [file for file in files if hub.matches_any(file.name, source.files)]
             wanted.append((f"{key}.{source.setting}", name, files))
         elif not Path(source.given).expanduser().exists():
             typer.echo(f"{key}.{source.setting}: {source.files[0]} comes from {source.origin}")
@@ -171,4 +171,4 @@ def fetch(
     if not wanted:
         typer.echo("nothing to fetch: no part of the recipe names a hub's repository")
     for key, name, files in [] if dry_run else wanted:
-        typer.echo(f'--set {key}="{hub.fetch(key, name, files, to)}"')
+        typer.echo(f'--set {key}="{hub.download_files(key, name, files, to)}"')

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Elsewhere, Prompt, Reward
-from grpaint.parallel.background import Later
+from grpaint.parallel.background import BackgroundCall
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def columns(
     Of several errors the first one's by the order of ``rewards`` is raised, once nothing is under way any more.
     """
     asked = {name: partial(ask, name, reward, images, prompts) for name, reward in rewards.items()}
-    away = {name: Later(asked[name]) for name, reward in rewards.items() if isinstance(reward, Elsewhere)}
+    away = {name: BackgroundCall(asked[name]) for name, reward in rewards.items() if isinstance(reward, Elsewhere)}
     try:
         here = {name: work() for name, work in asked.items() if name not in away}
     finally:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from grpaint.core.policy import Prompt
 from grpaint.learn.table import RewardTable
-from grpaint.parallel.background import Later
+from grpaint.parallel.background import BackgroundCall
 from grpaint.recipe.config import TrainRecipe
 from grpaint.rollout.parts import Parts
 from grpaint.rollout.rollout import Roller, Rollout, roll
@@ -25,7 +25,7 @@ class Gathering:
 
     def __init__(self, recipe: TrainRecipe, loop: Loop) -> None:
         self.recipe, self.loop = recipe, loop
-        self._pending: Later[RewardTable] | None = None
+        self._pending: BackgroundCall[RewardTable] | None = None
         self._asked = 0
         self._spent()  # what self-tests cost is no iteration's, or a resumed run's lines would differ
 
@@ -67,7 +67,7 @@ class Gathering:
         with self.loop.phase("rollout"), torch.no_grad():
             roller = Roller(policy, prompts, train.group_size, self.recipe.plan, (train.seed, iteration))
         parts = Parts(roller, train.parts, self._preview)
-        sampling, done, scores = iter(parts), list[Rollout](), list[Later[RewardTable]]()
+        sampling, done, scores = iter(parts), list[Rollout](), list[BackgroundCall[RewardTable]]()
         for _ in range(train.parts):
             with self.loop.phase("rollout"), torch.no_grad():
                 part = next(sampling)
@@ -79,7 +79,7 @@ class Gathering:
         self._wait()
         return parts.joined(done), RewardTable.joined([later.result() for later in scores])
 
-    def _start(self, images: Tensor, part: Rollout) -> Later[RewardTable]:
+    def _start(self, images: Tensor, part: Rollout) -> BackgroundCall[RewardTable]:
         """Score a part once the one before it is."""
         before = self._pending
 
@@ -93,7 +93,7 @@ class Gathering:
             finally:
                 self.loop.book("reward", time.perf_counter() - start)
 
-        self._pending = Later(work)
+        self._pending = BackgroundCall(work)
         return self._pending
 
     def _wait(self) -> None:

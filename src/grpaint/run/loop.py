@@ -23,6 +23,7 @@ from grpaint.run import nonfinite
 from grpaint.run.folder import RunFolder
 from grpaint.run.memory import memory
 from grpaint.run.signals import Listener, Stopped
+from grpaint.storage.atomic import write_atomic
 from grpaint.storage.files import WEIGHTS_FILE, flatten, read_weights, unflatten, write_weights
 
 Line = dict[str, Any]
@@ -283,7 +284,7 @@ class Loop:
         state = self._state()
         for name, (tensors, header) in self.files().items():
             write_weights(folder / name, tensors, header)
-        (folder / "state.json").write_text(state, encoding="utf-8")
+        write_atomic(folder / "state.json", state)
 
     def resume(self, checkpoint: Path) -> None:
         """Take everything back from a checkpoint, and cut the lines past it."""

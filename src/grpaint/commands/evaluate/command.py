@@ -10,6 +10,7 @@ from grpaint.commands.evaluate.result import FREE, RECONSTRUCTION, Assessed
 from grpaint.commands.evaluate.sources import Judging, Source
 from grpaint.core.errors import ConfigError
 from grpaint.report.evaluation_page import page
+from grpaint.storage.atomic import write_atomic
 
 Log = Callable[[str], None]
 
@@ -51,7 +52,5 @@ def assess(
     }
     captions = [prompt.text for prompt in parts.prompts[:SHOWN]]
     for name, text in (("json", json.dumps(result, indent=1) + "\n"), ("html", page(result, shown, captions))):
-        aside = out / f".evaluation.{name}.part"
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(out / f"evaluation.{name}")
+        write_atomic(out / f"evaluation.{name}", text)
     return result
