@@ -14,7 +14,7 @@ from torch import Tensor
 
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt
-from grpaint.parallel.background import Later
+from grpaint.parallel.background import BackgroundCall
 from grpaint.rewards.elsewhere.client import (
     Failed,
     Question,
@@ -122,7 +122,7 @@ class VlmJudge:
                     failed.append(error)
                     raise
 
-        errors = [later.error() for later in [Later(partial(lane, first)) for first in range(lanes)]]
+        errors = [later.error() for later in [BackgroundCall(partial(lane, first)) for first in range(lanes)]]
         for error in errors:
             if error:
                 raise error

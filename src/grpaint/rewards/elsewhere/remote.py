@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt
-from grpaint.parallel.background import Later
+from grpaint.parallel.background import BackgroundCall
 from grpaint.rewards.elsewhere.client import (
     Failed,
     Question,
@@ -119,7 +119,7 @@ class Remote:
                 theirs = [prompts[i] for i in rows.tolist()]
                 parts[number] = self._score_batch(number, pack(images[rows], theirs, self.pixels), len(rows))
 
-        under_way = [Later(partial(lane, first)) for first in range(lanes)]
+        under_way = [BackgroundCall(partial(lane, first)) for first in range(lanes)]
         for error in [later.error() for later in under_way]:
             if error:
                 raise error
