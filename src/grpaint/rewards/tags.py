@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grpaint.core.importing import import_target
 from grpaint.core.policy import Prompt
-from grpaint.images.tags import spaced
+from grpaint.images.tags import underscores_to_spaces
 
 Tagger = Callable[[Tensor], Sequence[Mapping[str, float]]]
 
@@ -21,7 +21,7 @@ def tags_of(prompt: Prompt) -> list[str]:
 
 
 def _normalised(tag: str) -> str:
-    return spaced(tag.strip()).lower()
+    return underscores_to_spaces(tag.strip()).lower()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt
 from grpaint.images.encoding import eight_bit_picture, png_data_url
-from grpaint.parallel.background import Later
+from grpaint.parallel.background import BackgroundCall
 from grpaint.rewards.elsewhere.client import (
     Failed,
     Question,
@@ -121,7 +121,7 @@ class VlmJudge:
                     failures.append(error)
                     raise
 
-        errors = [call.error() for call in [Later(partial(lane, first)) for first in range(lanes)]]
+        errors = [call.error() for call in [BackgroundCall(partial(lane, first)) for first in range(lanes)]]
         for error in errors:
             if error:
                 raise error

@@ -110,9 +110,9 @@ def test_a_fault_that_passes_is_asked_over(url, fault, home):
     remote = Remote((url,), retries=4, backoff_s=0.3)
     remote.start()
     fault("error")
-    from grpaint.parallel.background import Later
+    from grpaint.parallel.background import BackgroundCall
 
-    later = Later(lambda: remote(IMAGES, PROMPTS))
+    later = BackgroundCall(lambda: remote(IMAGES, PROMPTS))
     while int((home / "calls").read_text()) == calls:
         time.sleep(0.01)
     (home / "fault").unlink()

@@ -19,6 +19,7 @@ from grpaint.images.encoding import png_data_url
 from grpaint.measures.score import score_name, score_text, score_unit
 from grpaint.recipe.config import TrainRecipe, locate, open_recipe, override, read_toml
 from grpaint.run.folder import RunFolder
+from grpaint.storage.atomic import write_atomic
 
 KEPT = ("iteration", "score", "strict", "soft", "background", "patch_energy", "denoising_loss")
 
@@ -171,9 +172,7 @@ def _run(job: Job, work: Path) -> tuple[int, str]:
     )
     if done.returncode == 0:
         job.record.parent.mkdir(parents=True, exist_ok=True)
-        aside = job.record.with_suffix(".part")
-        aside.write_text(json.dumps(record_of(job, folder)) + "\n", encoding="utf-8")
-        aside.replace(job.record)
+        write_atomic(job.record, json.dumps(record_of(job, folder)) + "\n")
     return done.returncode, done.stderr
 
 

@@ -179,9 +179,7 @@ class Parts:
     def _write(self, name: str, number: int, tensors: Tensors, label: str) -> None:
         file = self.file(name, number)
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(".part")
-        write_weights(aside, tensors, {"fingerprint": label})
-        aside.replace(file)
+        write_weights(file, tensors, {"fingerprint": label})
 
 
 def _asked(rewards: dict[str, Reward], images: Tensor, prompts: Sequence[Prompt]) -> Tensors:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt
-from grpaint.parallel.background import Later
+from grpaint.parallel.background import BackgroundCall
 from grpaint.rewards.elsewhere.client import (
     Failed,
     Question,
@@ -128,7 +128,7 @@ class Remote:
                 batch_prompts = [prompts[i] for i in rows.tolist()]
                 parts[number] = self._score(number, pack(images[rows], batch_prompts, self.pixels), len(rows))
 
-        running = [Later(partial(lane, first)) for first in range(lanes)]
+        running = [BackgroundCall(partial(lane, first)) for first in range(lanes)]
         for error in [call.error() for call in running]:
             if error:
                 raise error
