@@ -10,7 +10,7 @@ from grpaint.core.errors import RunError
 from grpaint.core.policy import Policy
 from grpaint.core.rng import permutation
 from grpaint.judge import captioned
-from grpaint.learn.advantage import credit
+from grpaint.learn.advantage import compute_advantage
 from grpaint.learn.objective import Anchor, Objective, Term
 from grpaint.learn.penalty import AdaptiveKl
 from grpaint.learn.reward_checks import ConstantWatch
@@ -46,7 +46,7 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
         rewards = recipe.reward_set()
         with loop.phase("reward"), torch.no_grad():
             constant.observe(table, rewards.rewards, rollout.prompts)
-            advantage = credit(recipe.advantage, table, rollout)
+            advantage = compute_advantage(recipe.advantage, table, rollout)
         with loop.phase("update"):
             for number, rows in enumerate(_row_splits(rollout, settings.updates)):
                 batch, update = rollout.rows(rows), iteration * settings.updates + number

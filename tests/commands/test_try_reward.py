@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from grpaint.images.collection import Collection, Wanted
+from grpaint.images.collection import Collection, ReadOptions
 from grpaint.images.pictures import read_picture, to_tensor
 from grpaint.rewards.elsewhere.wire import Malformed, unpack
 from tiny_runs import command
@@ -68,8 +68,8 @@ def remembered():
 
 def test_scores_are_those_of_the_pixels_that_training_reads():
     odd_pictures(Path("pictures"))
-    collection = Collection(Path("pictures"), "data.train", Wanted("text", "image", None))
-    assert not collection.bad
+    collection = Collection(Path("pictures"), "data.train", ReadOptions("text", "image", None))
+    assert not collection.bad_files
     expected = {
         entry.name: to_tensor([read_picture(collection.source.read(entry))])[0, :, :2].mean().item()
         for entry in collection.entries
@@ -124,7 +124,7 @@ def test_captions_beside_pictures_are_those_of_training():
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     Path("pictures/deeper/metadata.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert command("reward", "try", "mine.py:remember", "--images", "pictures").code == 0
-    items = Collection(Path("pictures"), "data.train", Wanted("text", "image", None)).items
+    items = Collection(Path("pictures"), "data.train", ReadOptions("text", "image", None)).images
     assert [item.entry.name for item in items] == places
     prompts = remembered()
     assert {name: text for name, (text, _) in prompts.items()} == {item.entry.name: item.caption for item in items}

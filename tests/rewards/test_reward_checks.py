@@ -81,8 +81,8 @@ class Says(RewardBase):
 @pytest.mark.parametrize(
     ("better", "worse", "said"),
     [
-        (0.3, 0.4, r"better image scored 0\.3 and the worse 0\.4, which is no less"),
-        (0.3, 0.3, "which is no less"),
+        (0.3, 0.4, r"better image scored 0\.3 and the worse 0\.4, which is not lower"),
+        (0.3, 0.3, "which is not lower"),
         (0.3, -0.1, r"outside 0\.\.1"),
         (7.0, 0.2, r"outside 0\.\.1"),
         (float("nan"), 0.2, "returned nan"),

@@ -1,6 +1,6 @@
 """LoRA through peft, for any torch module."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -87,3 +87,18 @@ def merged_state(module: nn.Module) -> dict[str, Tensor]:
                 added = layer.get_delta_weight("default").detach() if part == "weight" else 0
                 merged[f"{name}.{part}"] = tensor + added
     return merged
+
+
+def kohya(tensors: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
+    """Rename an adapter of diffusers' names as kohya's scripts do, for ComfyUI, A1111 and Forge.
+
+    U-Nets: ``lora_unet_..`` with ``lora_down``, ``lora_up`` and ``alpha`` (the rank, since the strength is in the
+    second matrix). Blocks keep diffusers' numbers, SDXL's too: A1111 1.10 (``convert_diffusers_name_to_compvis``),
+    ComfyUI and Forge (``unet_to_diffusers``) map them to those of the first code. Transformers are read by their
+    diffusers names.
+    """
+    if network != "unet":
+        return dict(tensors)
+    from diffusers.utils import convert_state_dict_to_kohya
+
+    return dict(convert_state_dict_to_kohya(dict(tensors)))

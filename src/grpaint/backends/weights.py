@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from grpaint.core.policy import Weights
 
@@ -66,8 +66,8 @@ class WeightSets:
             raise ValueError(f"cannot blend into the {into} weights")
         if into not in self.copies:
             self.copies[into] = self._copy()
-        pairs = [(self.copies[into][name], parameter.detach()) for name, parameter in self.trainable.items()]
-        torch._foreach_lerp_([copy for copy, _ in pairs], [now for _, now in pairs], 1 - keep)
+        copies = [self.copies[into][name] for name in self.trainable]
+        get_ema_multi_avg_fn(keep)(copies, [parameter.detach() for parameter in self.trainable.values()], 0)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Every set that a checkpoint must hold, by name."""

@@ -32,7 +32,7 @@ def main() -> None:
 def _explain(error: Exception) -> int | None:
     """Print an expected error in one line and return its exit code; return None for a bug of ours."""
     from grpaint.core.errors import CheckpointError, ConfigError, GrpaintError
-    from grpaint.core.importing import own_place
+    from grpaint.core.importing import user_code_location
 
     if isinstance(error, GrpaintError):
         typer.echo(f"grpaint: {' '.join(str(error).splitlines())}", err=True)
@@ -46,7 +46,7 @@ def _explain(error: Exception) -> int | None:
     if code is not None and type(error).__name__ == "Stopped":
         typer.echo(f"grpaint: stopped by {error} after saving; continue with --resume.", err=True)
         return int(code)
-    place = own_place(error)
+    place = user_code_location(error)
     if place:
         message = " ".join(str(error).split())
         typer.echo(f"grpaint: {place}: {type(error).__name__}: {message}", err=True)

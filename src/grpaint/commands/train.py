@@ -12,10 +12,10 @@ from grpaint.core.errors import CheckpointError, ConfigError, MemoryExhausted, R
 from grpaint.core.runtime import Runtime, has_matrix_units
 from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.judge import best_guided, evaluate, judging_rewards, paired_difference, sample
-from grpaint.learn.external_rewards import running
+from grpaint.learn.external_rewards import connect_rewards
 from grpaint.learn.reward_checks import self_test
 from grpaint.loops import sft, train
-from grpaint.measures.score import score_of
+from grpaint.measures.score import score_name
 from grpaint.recipe.config import (
     DEFAULT,
     Recipe,
@@ -122,7 +122,7 @@ def _print_end(console: Console, folder: RunFolder) -> None:
     """Print the evaluations before and after training, an alarm of reward hacking, and the paths of the run."""
     lines = folder.lines("evaluations.jsonl")
     first, last = lines[0], lines[-1]
-    by_prompt = f"{score_of(last)}_by_prompt"
+    by_prompt = f"{score_name(last)}_by_prompt"
     difference = paired_difference(first[by_prompt], last[by_prompt]) if by_prompt in last else None
     console.print(before_after_table(first, last, difference))
     if alarm := hacking_line(folder.facts()):
@@ -144,7 +144,7 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher]) 
         with Listener() as listener, contextlib.ExitStack() as stack:
             folder.status(status="running")
             if isinstance(recipe, TrainRecipe):
-                stack.enter_context(running(recipe.reward_set().rewards, log))
+                stack.enter_context(connect_rewards(recipe.reward_set().rewards, log))
             loop = open_loop(recipe, folder, log, listener)
             loop.watchers.extend(watchers)
             if isinstance(recipe, SftRecipe):

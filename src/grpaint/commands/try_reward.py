@@ -21,9 +21,9 @@ from grpaint.core.reward import RewardBase
 from grpaint.core.runtime import resolve
 from grpaint.images.opening import open_source
 from grpaint.images.pictures import SUFFIXES, BadImage, read_picture, to_tensor
-from grpaint.images.sources import Entry, Fields, Source, json_lines, read_text
+from grpaint.images.sources import Fields, ImageEntry, ImageSource, json_lines, read_text
 from grpaint.learn.reward_checks import self_test
-from grpaint.learn.table import ask
+from grpaint.learn.table import score_images
 from grpaint.recipe.build import build
 from grpaint.recipe.config import override
 from grpaint.recipe.pieces import WeightedReward
@@ -77,7 +77,7 @@ def score_folder(
     pair = self_test(kind, reward, torch.stack([first] * 2), [prompts[0]] * 2) if item.self_test else None
     scores: dict[str, float] = {}
     for rows, images in _batches(source, folder, entries):
-        batch_scores = ask(kind, reward, images.to(device), [prompts[row] for row in rows])
+        batch_scores = score_images(kind, reward, images.to(device), [prompts[row] for row in rows])
         scores |= {entries[row].name: score for row, score in zip(rows, batch_scores.tolist(), strict=True)}
     values = torch.tensor(list(scores.values()), dtype=torch.float64)
     return {
@@ -93,7 +93,7 @@ def score_folder(
     }
 
 
-def _open_pictures(folder: Path) -> tuple[Source, list[Entry]]:
+def _open_pictures(folder: Path) -> tuple[ImageSource, list[ImageEntry]]:
     source = open_source(folder, CAPTION, IMAGE, "--images")
     entries = source.entries()
     if not entries:
@@ -101,7 +101,7 @@ def _open_pictures(folder: Path) -> tuple[Source, list[Entry]]:
     return source, entries
 
 
-def _read_entry(source: Source, folder: Path, entry: Entry) -> Tensor:
+def _read_entry(source: ImageSource, folder: Path, entry: ImageEntry) -> Tensor:
     """A picture as ``[3, h, w]`` in [0, 1]."""
     try:
         return to_tensor([read_picture(source.read(entry))])[0]
@@ -122,7 +122,7 @@ def _unreadable(file: Path, reason: object) -> ConfigError:
     return ConfigError(f"{file}: not a picture that can be read ({reason}).")
 
 
-def _batches(source: Source, folder: Path, entries: Sequence[Entry]) -> Iterator[tuple[list[int], Tensor]]:
+def _batches(source: ImageSource, folder: Path, entries: Sequence[ImageEntry]) -> Iterator[tuple[list[int], Tensor]]:
     """Pictures of one size as ``[b, 3, h, w]``, with their rows in ``entries``."""
     for begin in range(0, len(entries), AT_ONCE):
         by_size: dict[torch.Size, list[tuple[int, Tensor]]] = defaultdict(list)
@@ -162,7 +162,7 @@ def _tab_captions(file: Path) -> Iterator[tuple[int, str, Fields]]:
 
 
 def _prompt(
-    entry: Entry, folder: Path, reward: Reward, captions: Mapping[str, Fields], references: Path | None
+    entry: ImageEntry, folder: Path, reward: Reward, captions: Mapping[str, Fields], references: Path | None
 ) -> Prompt:
     """A picture's prompt; its caption is empty if it has none and the reward reads none or is the user's own."""
     file, fields = folder / entry.name, captions.get(entry.name, entry.fields)

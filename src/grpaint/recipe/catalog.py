@@ -7,7 +7,7 @@ import difflib
 from typing import Any
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.importing import imported
+from grpaint.core.importing import import_target
 
 CATALOG: dict[str, dict[str, str]] = {
     "models": {
@@ -124,7 +124,7 @@ def find_piece(group: str, kind: str, key: str) -> Any:
             f"There are: {', '.join(names)}; or your own, as module:Name or file.py:name."
         )
     try:
-        return imported(known.get(kind, kind))
+        return import_target(known.get(kind, kind))
     except Exception as error:  # a user's own file may raise anything
         raise ConfigError(f'{key}.kind = "{kind}": cannot be imported: {type(error).__name__}: {error}') from error
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.reward import RewardBase, Source
+from grpaint.core.reward import RewardBase, WeightSource
 from grpaint.core.runtime import Device, Precision
 from grpaint.learn.advantage import Advantage, PerReward
-from grpaint.learn.forward import Forward
+from grpaint.learn.forward import ForwardObjective
 from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient
 from grpaint.learn.table import RewardSet
 from grpaint.measures.hacking import Watch
@@ -104,7 +104,7 @@ class TrainRecipe(Common):
                 "advantage: step-aware advantages credit a policy gradient's steps with later previews; set "
                 'plan.previews = true and objective.kind = "policy-gradient"'
             )
-        if isinstance(self.objective, Forward):
+        if isinstance(self.objective, ForwardObjective):
             self.objective.check(self.plan)
         if (self.plan.weights == "behaviour") != bool(self.behaviour):
             raise ValueError('plan.weights = "behaviour" and a [behaviour] table go together: give both or neither')
@@ -275,7 +275,7 @@ def keep_commits(table: Plain, settings: Plain) -> Plain:
     return table | {"model": model}
 
 
-def weights_of(table: Plain) -> list[tuple[str, Source]]:
+def weights_of(table: Plain) -> list[tuple[str, WeightSource]]:
     """Return the weights that a recipe's rewards open, each with the key of its reward."""
     items, _ = build(dict[str, WeightedReward], table.get("rewards", {}), "rewards")
     rewards = {f"rewards.{name}": item.reward for name, item in items.items()}

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from grpaint.core.runtime import resolve
-from grpaint.learn.forward import Forward
+from grpaint.learn.forward import ForwardObjective
 from grpaint.recipe.config import Recipe, SftRecipe, TrainRecipe
 
 
@@ -55,7 +55,7 @@ def costs(recipe: Recipe) -> dict[str, Any]:
     calls, actions = (train.prompts * number for number in rollout_evaluations(recipe, 0))
     survivors = train.prompts * (plan.prune.keep[-1] if plan.prune and plan.prune.keep else train.group_size)
     penalty = getattr(recipe.objective, "penalty", None)
-    if isinstance(recipe.objective, Forward):
+    if isinstance(recipe.objective, ForwardObjective):
         update = survivors * recipe.objective.evaluations
     else:
         update = actions * (3 + bool(penalty)) + 3 * survivors * bool(getattr(recipe.objective, "terminal", 0))

@@ -2,12 +2,14 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
+
+from grpaint.core.errors import CheckpointError
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -108,16 +110,55 @@ def learning_rate_factor(schedule: Schedule, warmup: int, iteration: int, iterat
     return {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[schedule]
 
 
-def tensors_of(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The state of an optimizer under flat names, for a file."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+def optimizer_tensors(
+    optimizers: Iterable[torch.optim.Optimizer], parameters: Mapping[str, nn.Parameter]
+) -> dict[str, torch.Tensor]:
+    """Name the state of ``optimizers``, which move ``parameters``, for a file: ``blocks.0.weight.exp_avg``."""
+    tensors: dict[str, torch.Tensor] = {}
+    for optimizer in optimizers:
+        names = _parameter_names(optimizer, parameters)
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"{names[index]}.{key}": value for key, value in state.items()}
+    return tensors
 
 
-def load_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Take back what :func:`tensors_of` gave."""
-    state: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
-    for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        state[int(index)][name] = value
-    optimizer.load_state_dict({"state": dict(state), "param_groups": optimizer.state_dict()["param_groups"]})
+def load_optimizer_tensors(
+    optimizers: Iterable[torch.optim.Optimizer],
+    parameters: Mapping[str, nn.Parameter],
+    sets: Mapping[str, Mapping[str, torch.Tensor]],
+) -> None:
+    """Restore the state of ``optimizers`` from the sets of a checkpoint.
+
+    The set ``optimizer`` is what :func:`optimizer_tensors` gave; a parameter that is not in it has no state yet.
+    Checkpoints of the first 0.1 hold a set for each optimizer, ``optimizer0``, ``optimizer1``, .., in which a parameter
+    is its index there (``0.exp_avg``); they are read until 0.2.
+
+    Raises:
+        CheckpointError: where there is state of a parameter that no optimizer has.
+    """
+    states = _by_parameter(sets.get("optimizer", {}))
+    for number, optimizer in enumerate(optimizers):
+        indexed = {int(index): state for index, state in _by_parameter(sets.get(f"optimizer{number}", {})).items()}
+        names = _parameter_names(optimizer, parameters)
+        named = {index: states.pop(name) for index, name in enumerate(names) if name in states}
+        optimizer.load_state_dict({"state": indexed | named, "param_groups": optimizer.state_dict()["param_groups"]})
+    if states:
+        raise CheckpointError(
+            f"the checkpoint's optimizer state is of another model: it has {next(iter(states))}; resume the run that "
+            "wrote it."
+        )
+
+
+def _parameter_names(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    """The names of an optimizer's parameters, in the order of its indices."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _by_parameter(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors under the names of parameters, which may have dots, and then of the state, which have none."""
+    states: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        parameter, _, key = name.rpartition(".")
+        states[parameter][key] = tensor
+    return states

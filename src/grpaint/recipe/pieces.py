@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import ConfigError
 from grpaint.core.path import Path
-from grpaint.core.policy import Captioned, Policy, Prompt, Reward, Weights
+from grpaint.core.policy import CaptionedImages, Policy, Prompt, Reward, Weights
 from grpaint.core.reward import RewardBase
 from grpaint.core.runtime import Runtime
 from grpaint.learn.floor import Floor
@@ -95,7 +95,7 @@ class Data(Protocol):
     def batch(self, count: int, iteration: int, seed: int) -> tuple[Tensor, list[Prompt]]:
         """Return captioned training images ``[count, 3, h, w]`` in [0, 1], all of one size, and their prompts."""
 
-    def held_out_images(self, count: int, seed: int) -> Captioned:
+    def held_out_images(self, count: int, seed: int) -> CaptionedImages:
         """Return held-out captioned images of one size; fewer than ``count`` if there are no more."""
 
     def measures(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpaint.measures.intervals import mean_interval
-from grpaint.measures.score import score_of, worth
+from grpaint.measures.score import comparable_score, score_name
 
 Record = Mapping[str, Any]
 
@@ -22,7 +22,7 @@ class MethodSummary:
     @property
     def score(self) -> str:
         """The name of the score."""
-        return score_of(self.records[0]["scores"][-1])
+        return score_name(self.records[0]["scores"][-1])
 
     def final(self, name: str) -> list[float]:
         """A score of the last evaluation, by seed."""
@@ -31,7 +31,8 @@ class MethodSummary:
     def cost_to(self, target: float, cost: str) -> list[float | None]:
         """By seed, the cost at which the score first reached ``target``; None if it never did."""
         return [
-            next((line[cost] for line in record["scores"] if worth(line) >= target), None) for record in self.records
+            next((line[cost] for line in record["scores"] if comparable_score(line) >= target), None)
+            for record in self.records
         ]
 
 

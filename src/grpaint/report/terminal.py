@@ -8,8 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from grpaint.measures.hacking import told
-from grpaint.measures.score import score_of, shown, unit
+from grpaint.measures.hacking import alarm_text
+from grpaint.measures.score import score_name, score_text, score_unit
 
 
 def _table(title: str) -> Table:
@@ -17,11 +17,11 @@ def _table(title: str) -> Table:
 
 
 def _score(line: dict[str, Any]) -> str:
-    name = score_of(line)
+    name = score_name(line)
     if f"{name}_interval" not in line:  # a denoising loss has none
-        return shown(name, line[name])
+        return score_text(name, line[name])
     low, high = line[f"{name}_interval"]
-    return f"{shown(name, line[name])}{unit(name)} [{shown(name, low)}, {shown(name, high)}]"
+    return f"{score_text(name, line[name])}{score_unit(name)} [{score_text(name, low)}, {score_text(name, high)}]"
 
 
 def _columns(line: dict[str, Any]) -> dict[str, tuple[str, str]]:
@@ -55,7 +55,7 @@ def before_after_table(
 
     ``difference``: the score's mean paired difference and its interval; None if it has no values by prompt.
     """
-    name, columns = score_of(last), _columns(last)
+    name, columns = score_name(last), _columns(last)
     if name != "denoising_loss" and "denoising_loss" in last:
         columns |= {"denoising": ("denoising_loss", ".4f")}
     out = _table(f"Held-out prompts ({last['prompts']}), {last['steps']}-step ODE, average weights")
@@ -70,21 +70,21 @@ def before_after_table(
     change = ""
     if difference:
         mean, ends = difference
-        low, high = (shown(name, end, sign=True) for end in ends)
-        change = f"{shown(name, mean, sign=True)} [{low}, {high}]" if ends[0] < ends[1] else "no prompt changed"
+        low, high = (score_text(name, end, sign=True) for end in ends)
+        change = f"{score_text(name, mean, sign=True)} [{low}, {high}]" if ends[0] < ends[1] else "no prompt changed"
     out.add_row("paired", change, *(_change(first, last, key) for key, _ in columns.values()))
     return out
 
 
 def evaluation_table(line: dict[str, Any]) -> Table:
     """Tabulate one evaluation by category."""
-    name, columns = score_of(line), _columns(line)
+    name, columns = score_name(line), _columns(line)
     guidance = "no guidance" if line["guidance"] == 1 else f"guidance {line['guidance']:g}"
     out = _table(f"Held-out prompts ({line['prompts']}), {line['steps']}-step {line['sampler']['kind']}, {guidance}")
     for heading in ("", "prompts", name, *columns):
         out.add_column(heading, justify="right" if heading else "left")
     for kind, scores in line["by_kind"].items():
-        score = f"{shown(name, scores[name])}{unit(name)}" if name in scores else "-"
+        score = f"{score_text(name, scores[name])}{score_unit(name)}" if name in scores else "-"
         out.add_row(kind, str(scores["prompts"]), score, *_measures(scores, columns))
     out.add_section()
     out.add_row("all", str(line["prompts"]), _score(line), *_measures(line, columns))
@@ -118,6 +118,6 @@ def hacking_line(facts: Mapping[str, Any]) -> str:
     if not alarm:
         return ""
     return (
-        f"reward hacking? from iteration {alarm['began']} (none at {alarm['clean']}): {told(alarm)}; best before "
+        f"reward hacking? from iteration {alarm['began']} (none at {alarm['clean']}): {alarm_text(alarm)}; best before "
         f"it: {alarm['best_before'] or 'the base'}"
     )

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from grpaint.core.policy import Prompt
 from grpaint.learn.table import RewardTable
-from grpaint.parallel.background import Later
+from grpaint.parallel.background import BackgroundCall
 from grpaint.recipe.config import TrainRecipe
-from grpaint.rollout.parts import Parts
+from grpaint.rollout.parts import RolloutParts
 from grpaint.rollout.rollout import Roller, Rollout, roll
 from grpaint.run.loop import Loop
 from grpaint.run.memory import memory
@@ -25,7 +25,7 @@ class Collector:
 
     def __init__(self, recipe: TrainRecipe, loop: Loop) -> None:
         self.recipe, self.loop = recipe, loop
-        self._pending: Later[RewardTable] | None = None
+        self._pending: BackgroundCall[RewardTable] | None = None
         self._calls = 0
         self._new_costs()  # self-tests belong to no iteration: a resumed run's lines would differ
 
@@ -66,8 +66,8 @@ class Collector:
         train, policy = self.recipe.train, self.loop.policy
         with self.loop.phase("rollout"), torch.no_grad():
             roller = Roller(policy, prompts, train.group_size, self.recipe.plan, (train.seed, iteration))
-        parts = Parts(roller, train.parts, self._preview)
-        sampling, rollouts, scores = iter(parts), list[Rollout](), list[Later[RewardTable]]()
+        parts = RolloutParts(roller, train.parts, self._preview)
+        sampling, rollouts, scores = iter(parts), list[Rollout](), list[BackgroundCall[RewardTable]]()
         for _ in range(train.parts):
             with self.loop.phase("rollout"), torch.no_grad():
                 part = next(sampling)
@@ -77,9 +77,9 @@ class Collector:
             if not train.overlap:
                 self._wait()
         self._wait()
-        return parts.joined(rollouts), RewardTable.joined([call.result() for call in scores])
+        return parts.join(rollouts), RewardTable.join([call.result() for call in scores])
 
-    def _start(self, images: Tensor, part: Rollout) -> Later[RewardTable]:
+    def _start(self, images: Tensor, part: Rollout) -> BackgroundCall[RewardTable]:
         """Start to score a part in the background, after the part before it."""
         previous = self._pending
 
@@ -93,7 +93,7 @@ class Collector:
             finally:
                 self.loop.book("reward", time.perf_counter() - start)
 
-        self._pending = Later(work)
+        self._pending = BackgroundCall(work)
         return self._pending
 
     def _wait(self) -> None:

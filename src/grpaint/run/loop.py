@@ -1,7 +1,6 @@
 """What both training loops share: the schedule, updates, metrics, evaluations, checkpoints, resume and stop."""
 
 import contextlib
-import json
 import math
 import time
 from collections import Counter, defaultdict
@@ -13,17 +12,17 @@ import torch
 
 from grpaint.core.errors import RunError
 from grpaint.learn.objective import Term
-from grpaint.measures.hacking import hacking, since, told
-from grpaint.measures.score import worth
+from grpaint.measures.hacking import alarm_onset, alarm_text, hacking_alarm
+from grpaint.measures.score import comparable_score
 from grpaint.recipe.config import Recipe, TrainRecipe
-from grpaint.recipe.optim import learning_rate_factor, load_tensors, tensors_of
+from grpaint.recipe.optim import learning_rate_factor
 from grpaint.recipe.pieces import Model, stateful
 from grpaint.rollout.rollout import Rollout
 from grpaint.run import nonfinite
+from grpaint.run.checkpoint import WeightFiles, read_checkpoint, state_text, weight_files, write_checkpoint
 from grpaint.run.folder import RunFolder
 from grpaint.run.memory import memory
 from grpaint.run.signals import Listener, Stopped
-from grpaint.storage.files import WEIGHTS_FILE, flatten, read_weights, unflatten, write_weights
 
 Line = dict[str, Any]
 
@@ -57,8 +56,6 @@ class Loop:
         self.alarm: Line | None = None  # set while the last evaluation shows reward hacking
         self.watchers: list[Callable[[int, Line], None]] = []
         self._times: dict[str, float] = defaultdict(float)
-
-    # -- the loop ------------------------------------------------------------------------------------------------
 
     def iterations(self) -> Iterator[int]:
         """Yield the numbers of the iterations still to do; write lines, evaluations and checkpoints between them.
@@ -119,8 +116,6 @@ class Loop:
     def book(self, name: str, seconds: float) -> None:
         """Add seconds to ``time/NAME_s`` that passed in another thread."""
         self._times[name] += seconds
-
-    # -- one optimizer step --------------------------------------------------------------------------------------
 
     def update(self, terms: Callable[[], Iterable[Term]], batch: Rollout) -> dict[str, float]:
         """Run backward on each term, then take an optimizer step.
@@ -200,8 +195,6 @@ class Loop:
                 f"batch is {file}. Lower train.learning_rate, or raise precision; the last checkpoint stays."
             )
 
-    # -- lines ---------------------------------------------------------------------------------------------------
-
     def record(self, numbers: Line) -> None:
         """Add numbers to the line of this iteration."""
         self.line |= numbers
@@ -231,9 +224,9 @@ class Loop:
         self.folder.append("evaluations.jsonl", line)
         for watcher in self.watchers:
             watcher(self.done, line)
-        better = worth(line) > self.best[0] and not self.alarm
+        better = comparable_score(line) > self.best[0] and not self.alarm
         if better:
-            self.best = (worth(line), self.done)
+            self.best = (comparable_score(line), self.done)
         return better and self.done > 0
 
     def _check_hacking(self, line: Line) -> Line:
@@ -243,10 +236,10 @@ class Loop:
         if not earlier or not isinstance(recipe, TrainRecipe):
             return {}
         silent = [f"reward/{name}" for name, item in recipe.rewards.items() if not item.weight]
-        self.alarm = hacking(earlier[0], line, recipe.watch, silent)
+        self.alarm = hacking_alarm(earlier[0], line, recipe.watch, silent)
         if not self.alarm:
             return {}
-        onset = since(earlier, self.done)
+        onset = alarm_onset(earlier, self.done)
         if onset["began"] == self.done:
             self.folder.status(hacking=onset | {"best_before": self.best[1]} | self.alarm)
         return {"hacking": onset | self.alarm}
@@ -258,32 +251,22 @@ class Loop:
             return ""
         best = self.folder.checkpoints / f"{self.best[1]:06d}" if self.best[1] else "the base itself"
         return (
-            f"reward hacking since iteration {self.done}: {told(self.alarm)}. The best before it is {best}. Fix the "
-            "reward, or hold the model closer to the base; watch.stop = false only records it."
+            f"reward hacking since iteration {self.done}: {alarm_text(self.alarm)}. The best before it is {best}. Fix "
+            "the reward, or hold the model closer to the base; watch.stop = false only records it."
         )
-
-    # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write a checkpoint and remove old ones."""
-        self.folder.save(self.done, self._write_checkpoint)
+        state = self._state()
+        self.folder.save(self.done, lambda folder: write_checkpoint(folder, self.files(), state))
         self.folder.thin(self.recipe.checkpoint.keep, self.best[1])
 
-    def files(self) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, str]]]:
+    def files(self) -> WeightFiles:
         """Return the weight files of a checkpoint: the tensors and the header of each, by file name."""
-        tensors, header = self.policy.export("average")
-        if self.recipe.checkpoint.precision == "fp16":
-            tensors = {name: tensor.half() for name, tensor in tensors.items()}
-        sets = {name: tensors for name, tensors in self.policy.weights.tensors().items() if name != "reference"}
-        sets |= {f"optimizer{n}": tensors_of(optimizer) for n, optimizer in enumerate(self.optimizers)}
-        return {WEIGHTS_FILE: (tensors, header), "training.safetensors": (flatten(sets), {})}
+        return weight_files(self.policy, self.optimizers, self.recipe.checkpoint.precision)
 
     def _state(self) -> str:
-        """Return what a checkpoint holds besides tensors, as JSON.
-
-        Raises:
-            RunError: a piece has a state that JSON cannot hold.
-        """
+        """Return what a checkpoint holds besides tensors, as JSON."""
         state = {
             "iteration": self.done,
             "best": self.best,
@@ -292,24 +275,11 @@ class Loop:
             # noise, prompts and windows are functions of these two numbers: there is no other random state
             "random": {"seed": self.recipe.train.seed, "iteration": self.done},
         }
-        try:
-            return json.dumps(state) + "\n"
-        except TypeError as error:
-            raise RunError(f"{', '.join(self.pieces)}: a state_dict cannot be kept as JSON ({error}).") from error
-
-    def _write_checkpoint(self, folder: Path) -> None:
-        state = self._state()
-        for name, (tensors, header) in self.files().items():
-            write_weights(folder / name, tensors, header)
-        (folder / "state.json").write_text(state, encoding="utf-8")
+        return state_text(state, self.pieces)
 
     def resume(self, checkpoint: Path) -> None:
         """Restore everything from a checkpoint, and remove the lines written after it."""
-        sets = unflatten(read_weights(checkpoint / "training.safetensors")[0])
-        self.policy.weights.load(sets)
-        for number, optimizer in enumerate(self.optimizers):
-            load_tensors(optimizer, sets.get(f"optimizer{number}", {}))
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        state = read_checkpoint(checkpoint, self.policy, self.optimizers)
         self.done, self.best = state["iteration"], tuple(state["best"])
         self.policy.meter.counts = Counter(state["counts"])
         for name, piece in self.pieces.items():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from grpaint.learn.advantage import Advantage, shares
+from grpaint.learn.advantage import Advantage, advantage_shares
 from grpaint.learn.table import RewardSet, RewardTable
 from grpaint.recipe.pieces import WeightedReward
 from grpaint.rollout.prune import Funnel, ranks
@@ -43,7 +43,7 @@ def reward_metrics(
         if item.floor:
             metrics[f"reward/{name}/multiplier"] = item.floor.multiplier
     if len(table.columns) > 1:
-        for name, share in shares(advantage, table, rollout).items():
+        for name, share in advantage_shares(advantage, table, rollout).items():
             metrics[f"advantage/share/{name}"] = share
     return metrics
 

@@ -6,7 +6,7 @@ A family of your own is a subclass of :class:`Family`, and ``model.family = "mod
 from grpaint.backends.families.base import Family, Guidance
 from grpaint.backends.families.folder import Folder
 from grpaint.core.errors import ConfigError
-from grpaint.core.importing import imported
+from grpaint.core.importing import import_target
 
 FAMILIES = {
     "flux": "grpaint.backends.families.flux:Flux",
@@ -42,7 +42,7 @@ def find(name: str, folder: Folder) -> tuple[str, Family]:
 
 def _load(name: str) -> Family:
     try:
-        made = imported(FAMILIES.get(name, name))()
+        made = import_target(FAMILIES.get(name, name))()
     except Exception as error:  # a user's own file may raise anything
         raise ConfigError(f'model.family = "{name}": cannot be imported: {type(error).__name__}: {error}') from error
     if not isinstance(made, Family):

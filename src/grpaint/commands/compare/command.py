@@ -14,7 +14,7 @@ from typing import Any
 
 from grpaint.commands.compare.jobs import Contender, Job, Record, read_record, run_jobs, select_shard, unfinished
 from grpaint.core.errors import ConfigError
-from grpaint.measures.score import worth
+from grpaint.measures.score import comparable_score
 from grpaint.recipe.config import TrainRecipe
 from grpaint.recipe.costs import costs
 from grpaint.report.method_summary import summarise_methods
@@ -154,7 +154,7 @@ class Comparison:
     def best(self, contender: Contender) -> tuple[str, ...]:
         """The settings whose search run ended with the highest score; none until the search is complete."""
         jobs = dataclasses.replace(self, contenders=(contender,)).search()
-        scored = [(worth(read_record(job)["scores"][-1]), job) for job in jobs if job.record.is_file()]
+        scored = [(comparable_score(read_record(job)["scores"][-1]), job) for job in jobs if job.record.is_file()]
         if len(scored) < len(jobs):
             return ()
         return tuple(s for s in max(scored, key=lambda pair: pair[0])[1].sets if _is_searched(s))

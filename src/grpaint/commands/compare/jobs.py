@@ -1,8 +1,6 @@
 """The runs of a comparison: their settings, running each in its own process, and the record of the finished run."""
 
-import base64
 import hashlib
-import io
 import json
 import os
 import re
@@ -17,9 +15,11 @@ from typing import Any
 from PIL import Image
 
 from grpaint.core.errors import ConfigError, RunError
-from grpaint.measures.score import score_of, shown, unit
+from grpaint.images.encoding import png_data_url
+from grpaint.measures.score import score_name, score_text, score_unit
 from grpaint.recipe.config import TrainRecipe, locate, open_recipe, override, read_toml
 from grpaint.run.folder import RunFolder
+from grpaint.storage.atomic import write_atomic
 
 RECORDED_SCORES = ("iteration", "score", "strict", "soft", "background", "patch_energy", "denoising_loss")
 
@@ -160,8 +160,8 @@ def run_jobs(jobs: Sequence[Job], work: Path, log: Callable[[str], None], worker
                     failed.append(f"{job.name} ({errors.strip().splitlines()[-1] if errors.strip() else code})")
                 else:
                     last = read_record(job)["scores"][-1]
-                    name = score_of(last)
-                    log(f"{job.name}  held-out {shown(name, last[name])}{unit(name)}")
+                    name = score_name(last)
+                    log(f"{job.name}  held-out {score_text(name, last[name])}{score_unit(name)}")
         except KeyboardInterrupt:  # children got the signal too, and save
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -184,9 +184,7 @@ def _run(job: Job, work: Path) -> tuple[int, str]:
     )
     if process.returncode == 0:
         job.record.parent.mkdir(parents=True, exist_ok=True)
-        aside = job.record.with_suffix(".part")
-        aside.write_text(json.dumps(make_record(job, folder)) + "\n", encoding="utf-8")
-        aside.replace(job.record)
+        write_atomic(job.record, json.dumps(make_record(job, folder)) + "\n")
     return process.returncode, process.stderr
 
 
@@ -201,7 +199,7 @@ def make_record(job: Job, folder: RunFolder) -> Record:
     scores = []
     for line in evaluation_lines:
         evaluations, seconds, reward_calls = spent[line["iteration"]]
-        values = {name: line[name] for name in (*RECORDED_SCORES, score_of(line)) if name in line}
+        values = {name: line[name] for name in (*RECORDED_SCORES, score_name(line)) if name in line}
         scores.append(values | {"evaluations": evaluations, "cpu_s": round(seconds, 2), "reward_calls": reward_calls})
     guided = evaluation_lines[0].get("base_guided")
     return {
@@ -214,7 +212,7 @@ def make_record(job: Job, folder: RunFolder) -> Record:
         "evaluations": scores[-1]["evaluations"],
         "cpu_s": scores[-1]["cpu_s"],
         "scores": scores,
-        "base_guided": guided and {"guidance": guided["guidance"], score_of(guided): guided[score_of(guided)]},
+        "base_guided": guided and {"guidance": guided["guidance"], score_name(guided): guided[score_name(guided)]},
         "pictures": _pictures(folder.samples / "before-after.png"),
         "versions": folder.facts().get("versions"),
         "commit": folder.facts().get("commit"),
@@ -228,6 +226,4 @@ def _pictures(file: Path) -> str:
     with Image.open(file) as sheet:
         small = sheet.convert("RGB").resize((sheet.width // 2, sheet.height // 2), Image.Resampling.LANCZOS)
         small = small.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return png_data_url(small, optimize=True)

@@ -13,7 +13,7 @@ import torch
 from grpaint.commands.estimate.forecast import Forecast
 from grpaint.commands.estimate.rehearsal import UnsavedLoop, with_stand_in_rewards
 from grpaint.core.runtime import resolve
-from grpaint.learn.external_rewards import running
+from grpaint.learn.external_rewards import connect_rewards
 from grpaint.loops import sft, train
 from grpaint.recipe.config import Recipe, SftRecipe
 from grpaint.recipe.costs import costs
@@ -84,7 +84,7 @@ def calibrate(forecast: Forecast) -> Times:
     if isinstance(recipe, SftRecipe):
         sft(small, loop)
     else:
-        with running(recipe.reward_set().rewards, lambda _: None):
+        with connect_rewards(recipe.reward_set().rewards, lambda _: None):
             train(small, loop)
     return _extrapolate(forecast, loop, share)
 

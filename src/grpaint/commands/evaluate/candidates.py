@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.policy import Captioned, Reward, Weights
+from grpaint.core.policy import CaptionedImages, Reward, Weights
 from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.images.data import DrawnImages
 from grpaint.judge import judging_rewards
@@ -126,12 +126,12 @@ class Judging:
         """Whether the data has reference images; without them no measure that needs one is used."""
         return self.recipe.data.captioned
 
-    def held_out(self) -> Captioned:
+    def held_out(self) -> CaptionedImages:
         """The held-out prompts with their reference images; empty images if the data has none."""
         data, settings = self.recipe.data, self.recipe.evaluate
         if self.referenced:
             return data.held_out_images(settings.prompts, settings.seed)
-        return Captioned(data.held_out(settings.prompts, settings.seed), lambda _: torch.empty(0))
+        return CaptionedImages(data.held_out(settings.prompts, settings.seed), lambda _: torch.empty(0))
 
     def rewards(self, *, referenced: bool) -> dict[str, Reward]:
         """The rewards of the recipe and of ``[measure]`` by metric name: those that need a reference, or all others."""
@@ -161,7 +161,7 @@ class Judging:
             except ValueError as error:
                 raise ConfigError(f"evaluate.steps: {error}.") from error
             try:
-                self.start.enter(grid)
+                self.start.entry_step(grid)
             except ValueError as error:
                 raise ConfigError(f"measure.strength: {error}.") from error
         if self.measure.features:
@@ -174,7 +174,7 @@ class Judging:
                 "alone; leave it out."
             )
 
-    def check_references(self, held_out: Captioned, *, few: bool) -> None:
+    def check_references(self, held_out: CaptionedImages, *, few: bool) -> None:
         """Refuse references that are too few or of another size than the model's images, before any weight is opened.
 
         Raises:

@@ -17,6 +17,7 @@ from grpaint.report.pages.evaluation import alarm_lines, evaluation_page, measur
 from grpaint.report.terminal import evaluation_table, hacking_line
 from grpaint.run.folder import RunFolder, find_checkpoint
 from grpaint.run.saved import open_model
+from grpaint.storage.atomic import write_atomic
 
 Log = Callable[[str], None]
 
@@ -96,7 +97,5 @@ def assess(
         ("json", json.dumps(result, indent=1) + "\n"),
         ("html", evaluation_page(result, images, captions)),
     ):
-        aside = out / f".evaluation.{name}.part"
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(out / f"evaluation.{name}")
+        write_atomic(out / f"evaluation.{name}", text)
     return result

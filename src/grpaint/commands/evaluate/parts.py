@@ -16,10 +16,11 @@ from torch import Tensor
 
 from grpaint.commands.evaluate.candidates import Candidate, Judging, piece_settings, weights_hash
 from grpaint.core.errors import ConfigError
-from grpaint.core.policy import Captioned, Prompt, Reward, Weights
+from grpaint.core.policy import CaptionedImages, Prompt, Reward, Weights
 from grpaint.core.runtime import resolve as resolve_runtime
+from grpaint.images.encoding import eight_bit
 from grpaint.judge import denoising_loss, sample
-from grpaint.learn.table import ask
+from grpaint.learn.table import score_images
 from grpaint.measures.image_statistics import image_statistics
 from grpaint.measures.likeness import likeness
 from grpaint.recipe.build import dump
@@ -52,7 +53,7 @@ class EvaluationParts:
 
     judging: Judging
     out: Path
-    held_out: Captioned
+    held_out: CaptionedImages
     log: Callable[[str], None]
     keep: bool = False
 
@@ -103,7 +104,7 @@ class EvaluationParts:
             images = self.held_out.images(rows)
             tensors: Tensors = {"features": features(images)} if features else {}
             if number == 0:
-                tensors["shown/free"] = _bytes(images[:SHOWN])
+                tensors["shown/free"] = eight_bit(images[:SHOWN])
             self._write(REFERENCE, number, tensors or {"none": torch.zeros(1)}, label)
 
     def record_candidate(self, candidate: Candidate, sets: Sequence[str]) -> dict[str, Any]:
@@ -163,7 +164,7 @@ class EvaluationParts:
                 every = [out["features"][: len(grouped)], *(measure.features(drawing) for drawing in more)]
                 out["groups"] = torch.stack(every, 1)
         if rows.start == 0:
-            out |= {f"shown/{part}": _bytes(batch[:SHOWN]) for part, batch in pictures.items()}
+            out |= {f"shown/{part}": eight_bit(batch[:SHOWN]) for part, batch in pictures.items()}
         if self.keep:
             self._save_images(name, rows.start, pictures)
         return {key: values.contiguous() for key, values in out.items()}
@@ -201,18 +202,12 @@ class EvaluationParts:
     def _write(self, name: str, number: int, tensors: Tensors, label: str) -> None:
         file = self.file(name, number)
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(".part")
-        write_weights(aside, tensors, {"fingerprint": label})
-        aside.replace(file)
+        write_weights(file, tensors, {"fingerprint": label})
 
 
 def _score(rewards: dict[str, Reward], images: Tensor, prompts: Sequence[Prompt]) -> Tensors:
-    return {name: ask(name, reward, images, prompts) for name, reward in rewards.items()}
+    return {name: score_images(name, reward, images, prompts) for name, reward in rewards.items()}
 
 
 def _hash(settings: object) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _bytes(images: Tensor) -> Tensor:
-    return (images * 255).round().to(torch.uint8)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from grpaint.commands.evaluate.candidates import NEIGHBOURS, STANDS_FOR, piece_settings
 from grpaint.commands.evaluate.parts import REFERENCE, EvaluationParts, Tensors
-from grpaint.measures.distances import KernelDistance, Moments, frechet_distance, pairwise_distance, recalled
+from grpaint.measures.distances import KernelDistance, Moments, frechet_distance, pairwise_distance, recall_hits
 from grpaint.measures.features import file_hash
-from grpaint.measures.hacking import Watch, hacking
-from grpaint.measures.intervals import resampled_mean_interval, resamples
+from grpaint.measures.hacking import Watch, hacking_alarm
+from grpaint.measures.intervals import resample_counts, resampled_mean_interval
 from grpaint.recipe.build import dump
 from grpaint.rewards.scenes import SceneCleanliness, SceneDistance, SceneScorer
 from grpaint.scenes.scorer import SHIPPED
@@ -90,7 +90,7 @@ class Assessment:
             return []
         measure, reference = self.parts.judging.measure, self.reference["features"]
         count = len(reference)
-        times = resamples(count, measure.image_draws)
+        times = resample_counts(count, measure.image_draws)
         moments = Moments.of(reference)
         fid, kid = {}, {}
         for name, scores in self.scores.items():
@@ -137,7 +137,9 @@ class Assessment:
         out = [self._entry("diversity", FREE, card) | self._means(within, torch.arange(prompts))]
         if "features" in self.reference:
             reference = self.reference["features"]
-            recall = {name: recalled(scores["features"], reference, NEIGHBOURS) for name, scores in self.scores.items()}
+            recall = {
+                name: recall_hits(scores["features"], reference, NEIGHBOURS) for name, scores in self.scores.items()
+            }
             entry = self._entry("recall", FREE, {"neighbours": NEIGHBOURS, "references": len(reference)})
             out.append(entry | self._means(recall, torch.arange(len(reference))))
         return out
@@ -205,7 +207,7 @@ class Assessment:
             n for n, r in measured.items() if not isinstance(r, SceneCleanliness)
         ]  # background has a rule of its own
         lines = {name: self._evaluation_line(name) for name in self.candidates}
-        alarms = {name: hacking(lines[self.first], line, watch, untrained) for name, line in lines.items()}
+        alarms = {name: hacking_alarm(lines[self.first], line, watch, untrained) for name, line in lines.items()}
         return {name: alarm for name, alarm in alarms.items() if alarm}
 
     def _evaluation_line(self, candidate: str) -> dict[str, Any]:

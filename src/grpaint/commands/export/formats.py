@@ -3,19 +3,18 @@
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from grpaint.backends.adapters import merged_state, without_adapters
+from grpaint.backends.adapters import kohya, merged_state, without_adapters
 from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.core.errors import CheckpointError, ConfigError
+from grpaint.storage.atomic import atomic_folder
 from grpaint.storage.files import digest, read_weights, write_weights
 
 Target = Literal["diffusers", "comfyui", "merged"]
@@ -63,13 +62,11 @@ def export(policy: Any, recipe: Mapping[str, Any], steps: int, target: Target, o
         CheckpointError: where what was written draws something else; nothing stays of it.
     """
     _refuse(policy, target, out)
-    aside = out.with_name(out.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); name another place.") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            aside = stack.enter_context(atomic_folder(out))
+        except OSError as error:
+            raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); name another place.") from error
         start = policy.noise((0, 0, "export"), range(len(TEXTS)))
         wanted = policy.stock(TEXTS, start, steps)
         with without_adapters(getattr(policy.pipe, policy.family.NETWORK)):  # a whole network has none: moved is 0
@@ -85,9 +82,6 @@ def export(policy: Any, recipe: Mapping[str, Any], steps: int, target: Target, o
                 f"{out}: reloaded, it draws other images (latents differ by {off:.1e}, training moved them by "
                 f"{moved:.1e}); not kept."
             )
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return off
 
 
@@ -114,8 +108,7 @@ def _write(policy: DiffusersPolicy, recipe: Mapping[str, Any], target: Target, f
         return
     tensors, header = policy.export("current")
     if target == "comfyui":
-        config = getattr(policy.pipe, policy.family.NETWORK).config
-        tensors = kohya(tensors, policy.family.NETWORK, config["layers_per_block"] if policy.name == "sdxl" else 0)
+        tensors = kohya(tensors, policy.family.NETWORK)
     write_weights(folder / ADAPTER, tensors, header | {"grpaint": json.dumps(about)})
 
 
@@ -134,40 +127,6 @@ def _reopened(policy: DiffusersPolicy, target: Target, folder: Path) -> Iterator
             yield policy
         finally:
             policy.pipe.unload_lora_weights()
-
-
-def kohya(tensors: Mapping[str, Tensor], network: str, layers: int) -> dict[str, Tensor]:
-    """An adapter with diffusers' names under those of kohya's scripts, which ComfyUI and A1111 read.
-
-    U-Nets: ``lora_unet_..`` with ``lora_down``, ``lora_up`` and ``alpha`` (the rank, since the strength is in the
-    second matrix); with ``layers`` in a block (SDXL: 2) blocks are numbered as SDXL's first code did. Transformers are
-    read by their diffusers names.
-    """
-    out = {}
-    for key, tensor in tensors.items():
-        layer, _, part = key.partition(".lora_")
-        if network == "unet":
-            name = layer.removeprefix("unet.")
-            layer = "lora_unet_" + (_sgm(name, layers) if layers else name).replace(".", "_")
-            out[f"{layer}.lora_{'down' if part.startswith('A') else 'up'}.weight"] = tensor
-            if part.startswith("A"):
-                out[f"{layer}.alpha"] = torch.tensor(float(len(tensor)))
-        else:
-            out[key] = tensor
-    return out
-
-
-def _sgm(name: str, layers: int) -> str:
-    """``down_blocks.1.attentions.0`` to ``input_blocks.4.1``: a number a layer, and one to change size."""
-    step = layers + 1
-    name = re.sub(r"^mid_block\.attentions\.0", "middle_block.1", name)
-    for place, number, first in (("down", "input", 1), ("up", "output", 0)):
-        pattern = rf"^{place}_blocks\.(\d+)\.attentions\.(\d+)"
-        found = re.match(pattern, name)
-        if found:
-            block = first + step * int(found[1]) + int(found[2])
-            name = f"{number}_blocks.{block}.1{name[found.end() :]}"
-    return name
 
 
 def description(policy: Any, recipe: Mapping[str, Any]) -> dict[str, Any]:

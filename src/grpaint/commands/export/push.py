@@ -81,18 +81,15 @@ def card(repository: str, target: str, about: Mapping[str, Any], evaluations: Se
     """
     base, _, commit = str(about["base"]).partition("@")
     on_hub = is_hub_id(base)
-    head = {"license": about["license"]} if about["license"] else {}
-    head |= {"base_model": base} if on_hub else {}
-    head |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    name = repository.partition("/")[2]
     origin = f"{base} at commit {commit}" if commit else base if on_hub else f"a local copy, {Path(base).name}"
     loading = LOADING[target].format(base=base if on_hub else "BASE", name=repository)
     return "\n".join(
         [
             "---",
-            *(f"{key}: {value}" for key, value in head.items()),
-            "tags: [text-to-image, grpaint]",
+            _metadata(name, base if on_hub else None, about, evaluations),
             "---",
-            f"# {repository.partition('/')[2]}",
+            f"# {name}",
             "",
             f"{'A pipeline' if target == 'merged' else 'An adapter'}, post-trained with grpaint.",
             "",
@@ -116,6 +113,40 @@ def card(repository: str, target: str, about: Mapping[str, Any], evaluations: Se
     )
 
 
+def _metadata(name: str, base: str | None, about: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """The YAML at the top of the page, with the last evaluation as results; ``base`` is a hub id."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    data = Path(str(about["recipe"].get("data", {}).get("kind", "prompts"))).name
+    results = [
+        EvalResult(
+            task_type="text-to-image",
+            dataset_type=data,
+            dataset_name=f"held-out prompts of {data}",
+            metric_type=metric,
+            metric_value=evaluations[-1][metric],
+        )
+        for metric in _metrics(evaluations)
+    ]
+    metadata = ModelCardData(
+        base_model=base,
+        eval_results=results or None,
+        library_name="diffusers",
+        license=about["license"] or None,
+        model_name=name if results else None,
+        pipeline_tag="text-to-image",
+        tags=["text-to-image", "grpaint"],
+    )
+    return metadata.to_yaml()
+
+
+def _metrics(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What both the first and the last evaluation measured, with an interval."""
+    if not evaluations:
+        return []
+    return [name for name in evaluations[-1] if f"{name}_interval" in evaluations[-1] and name in evaluations[0]]
+
+
 def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe with the paths of this machine cut to their last name."""
     model = dict(recipe.get("model", {}))
@@ -130,7 +161,6 @@ def _measured(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     if not evaluations:
         return []
     first, last = evaluations[0], evaluations[-1]
-    names = [name for name in last if f"{name}_interval" in last and name in first]
     where = f"{last['prompts']} held-out prompts, {last['steps']} steps, guidance {last['guidance']:g}"
     return [
         "## Measured",
@@ -139,7 +169,7 @@ def _measured(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
         "",
         f"| | before | after {last['iteration']} iterations |",
         "|---|---|---|",
-        *(f"| {name} | {_value(first, name)} | {_value(last, name)} |" for name in names),
+        *(f"| {name} | {_value(first, name)} | {_value(last, name)} |" for name in _metrics(evaluations)),
         "",
     ]
 

@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping, Sequence
 
 from grpaint.measures.intervals import bootstrap_interval, holm, mean_interval, paired_t
-from grpaint.measures.score import score_of, shown, unit, worth
+from grpaint.measures.score import comparable_score, score_name, score_text, score_unit
 from grpaint.report.method_summary import MethodSummary, Record, seed_differences, summarise_methods
 from grpaint.report.pages.curves import COSTS, method_colours, plot_curves, short_score
 from grpaint.report.pages.style import STYLE
@@ -13,11 +13,11 @@ SCORE_MEANINGS = {"strict": "the share of held-out prompts whose image shows eve
 
 
 def _score_heading(score: str) -> str:
-    return f"held-out {score}{', %' if unit(score) else ''}"
+    return f"held-out {score}{', %' if score_unit(score) else ''}"
 
 
 def _score(name: str, values: Sequence[float], *, sign: bool = False) -> str:
-    mean, low, high = (shown(name, value, sign=sign) for value in mean_interval(values))
+    mean, low, high = (score_text(name, value, sign=sign) for value in mean_interval(values))
     return f"{mean} [{low}, {high}]" if len(values) > 1 else mean
 
 
@@ -70,7 +70,9 @@ def _baseline_table(summaries: Sequence[MethodSummary], baseline: str) -> str:
                 html.escape(method),
                 str(len(values)),
                 _score(base.score, values, sign=True) if values else "",
-                f"[{shown(base.score, low, sign=True)}, {shown(base.score, high, sign=True)}]" if enough else "",
+                f"[{score_text(base.score, low, sign=True)}, {score_text(base.score, high, sign=True)}]"
+                if enough
+                else "",
                 f"{p_values[method]:.3f}" if enough else "",
                 f"{adjusted_p[method]:.3f}" if enough else "",
             ]
@@ -102,11 +104,11 @@ def _legend(summaries: Sequence[MethodSummary]) -> str:
 
 def _base_sentence(records: Sequence[Record]) -> str:
     first = records[0]
-    name = score_of(first["scores"][0])
-    sentence = f"The base scores {shown(name, first['scores'][0][name])}{unit(name)}"
+    name = score_name(first["scores"][0])
+    sentence = f"The base scores {score_text(name, first['scores'][0][name])}{score_unit(name)}"
     guided = first.get("base_guided")
     return (
-        f"{sentence}; at its best guidance ({guided['guidance']:g}) {shown(name, guided[name])}{unit(name)}."
+        f"{sentence}; at its best guidance ({guided['guidance']:g}) {score_text(name, guided[name])}{score_unit(name)}."
         if guided
         else f"{sentence}."
     )
@@ -117,8 +119,8 @@ def comparison_page(records: Sequence[Record], *, title: str, baseline: str, mis
     if not records:
         return f"<!doctype html><title>{html.escape(title)}</title><p>No run has finished yet.</p>"
     summaries = summarise_methods(records)
-    best = max(mean_interval([worth(r["scores"][-1]) for r in summary.records])[0] for summary in summaries)
-    base, name = worth(records[0]["scores"][0]), summaries[0].score
+    best = max(mean_interval([comparable_score(r["scores"][-1]) for r in summary.records])[0] for summary in summaries)
+    base, name = comparable_score(records[0]["scores"][0]), summaries[0].score
     marks = {
         short_score(name, target): target for target in (base + (best - base) * share for share in (0.5, 0.8, 1.0))
     }

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from grpaint.measures.intervals import mean_interval
-from grpaint.measures.score import worth
+from grpaint.measures.score import comparable_score
 from grpaint.report.method_summary import MethodSummary
 
 COLOURS = ("#2166ac", "#b2182b", "#1b7837", "#e08214", "#762a83", "#35978f", "#8c510a", "#c51b7d", "#4d4d4d", "#6a51a3")
@@ -22,7 +22,9 @@ def _curve(summary: MethodSummary, cost: str) -> list[tuple[float, float, float,
     out = []
     for at in range(count):
         spent = [record["scores"][at][cost] for record in summary.records]
-        out.append((sum(spent) / len(spent), *mean_interval([worth(r["scores"][at]) for r in summary.records])))
+        out.append(
+            (sum(spent) / len(spent), *mean_interval([comparable_score(r["scores"][at]) for r in summary.records]))
+        )
     return out
 
 

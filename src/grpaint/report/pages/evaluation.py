@@ -1,8 +1,6 @@
 """The result of ``grpaint evaluate`` of several models: tables on the terminal, and one self-contained HTML page."""
 
-import base64
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +10,8 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from grpaint.measures.hacking import told
+from grpaint.images.encoding import eight_bit_picture, png_data_url
+from grpaint.measures.hacking import alarm_text
 from grpaint.report.figures import CELL
 from grpaint.report.pages.style import STYLE
 
@@ -87,7 +86,8 @@ def _heading(result: Result, protocol: str) -> str:
 def alarm_lines(result: Result) -> list[str]:
     """One line for each source that raises the alarm of reward hacking."""
     return [
-        f"{name}: reward hacking? against {result['first']}: {told(alarm)}" for name, alarm in result["hacking"].items()
+        f"{name}: reward hacking? against {result['first']}: {alarm_text(alarm)}"
+        for name, alarm in result["hacking"].items()
     ]
 
 
@@ -141,21 +141,19 @@ def _cards(result: Result) -> str:
     )
 
 
-def _data_address(image: Tensor) -> str:
+def _data_url(image: Tensor) -> str:
     """A picture, uint8 ``[3, h, w]``, as a PNG in a ``data:`` URL, at least ``CELL`` pixels wide."""
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    picture = eight_bit_picture(image)
     if picture.width < CELL:
         picture = picture.resize((CELL, CELL * picture.height // picture.width), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return png_data_url(picture, optimize=True)
 
 
 def _pictures(rows: Mapping[str, Tensor], captions: Sequence[str]) -> str:
     """One row per source, one column per prompt."""
     lines = [
         f"<tr><td>{html.escape(name)}</td>"
-        + "".join(f'<td><img alt="{html.escape(name)}" src="{_data_address(image)}"></td>' for image in images)
+        + "".join(f'<td><img alt="{html.escape(name)}" src="{_data_url(image)}"></td>' for image in images)
         + "</tr>"
         for name, images in rows.items()
     ]
