@@ -155,8 +155,8 @@ def fetch(
     setting = "config" if one else "base"
     wanted: list[tuple[str, str, list[hub.Remote]]] = []
     if model.get("kind") == "diffusers" and hub.is_hub_id(str(model.get(setting, ""))):
-        held = tuple(single_file.recognised(model["base"]).parts) if one else ()
-        wanted.append((f"model.{setting}", *pipelines.listing(model[setting], f"model.{setting}", held)))
+        held = tuple(single_file.read_single_file(model["base"]).parts) if one else ()
+        wanted.append((f"model.{setting}", *pipelines.pipeline_listing(model[setting], f"model.{setting}", held)))
     for key, source in weights_of(table):
         if hub.is_hub_id(source.given):
             name, files = hub.listing(source.given)

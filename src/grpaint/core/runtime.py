@@ -17,7 +17,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Runtime:
     """Where networks compute and in what: latents, log-probabilities and masters are fp32 whatever it says."""
 
-    hollow: ClassVar[bool] = False  # whether networks have shapes alone, so that no file of weights is opened
+    fake: ClassVar[bool] = False  # whether networks have shapes but no contents, so that no weight file is opened
     device: str = "cpu"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
