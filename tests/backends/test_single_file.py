@@ -98,9 +98,16 @@ def test_a_single_file_is_its_folder(tmp_path: Path, name: str) -> None:
     size: dict[str, Any] = {"height": 16, "width": 16, "guidance": 2.0, "tokens": tokens}
     theirs = Diffusers(str(folder), **size).load(Runtime())
     ours = Diffusers(str(file), **size, **settings).load(Runtime())
-    assert torch.equal(latents(ours), latents(theirs))
+    parts = {name: part for name, part in theirs.pipe.components.items() if isinstance(part, nn.Module)}
+    assert parts
+    for part, network in parts.items():
+        loaded = ours.pipe.components[part].state_dict()
+        assert loaded.keys() == network.state_dict().keys()
+        assert all(torch.equal(loaded[key], tensor) for key, tensor in network.state_dict().items()), part
+    # equal weights at other addresses may multiply in another order, which moves the last bits on some processors
+    torch.testing.assert_close(latents(ours), latents(theirs), rtol=0, atol=1e-5)
     images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(ours.encode_images(images), theirs.encode_images(images))
+    torch.testing.assert_close(ours.encode_images(images), theirs.encode_images(images), rtol=0, atol=1e-5)
     assert set(ours.spec.origin.file_parts) == CASES[name][3]
 
 
