@@ -18,7 +18,7 @@ from grpaint.core.step import Ode
 from grpaint.learn.objective import Denoising
 from grpaint.learn.table import RewardSet
 from grpaint.measures.image_statistics import image_statistics
-from grpaint.measures.score import worth
+from grpaint.measures.score import comparable_score
 from grpaint.recipe.build import dump
 from grpaint.recipe.config import Recipe, TrainRecipe
 from grpaint.recipe.pieces import Data, Model
@@ -218,7 +218,7 @@ def best_guided(
     lines = [line for line in lines if line["score"] in line]
     if not lines:
         return None
-    best = max(lines, key=worth)
+    best = max(lines, key=comparable_score)
     return {name: value for name, value in best.items() if not name.endswith("_by_prompt")}
 
 

@@ -131,7 +131,7 @@ def test_a_file_that_is_not_what_the_hub_says_is_refused(hub: str, tmp_path: Pat
     done = grpaint(hub, tmp_path, "fetch", "mine.toml", "--to", "models")
     assert done.returncode == 2
     assert "SHA-256" in done.stderr
-    assert "the hub says" in done.stderr
+    assert "the hub lists" in done.stderr
 
 
 def test_a_hub_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_files_that_are_no_weights(copy: Path, content: bytes, said: str) -> Non
 def test_a_truncated_file_says_what_was_expected(copy: Path) -> None:
     raw = (copy / WEIGHTS).read_bytes()
     (copy / WEIGHTS).write_bytes(raw[:-100])
-    with pytest.raises(CheckpointError, match=f"{len(raw) - 100} bytes, its header says {len(raw)}"):
+    with pytest.raises(CheckpointError, match=f"{len(raw) - 100} bytes, by its header it has {len(raw)}"):
         Diffusers(str(copy)).load(Runtime())
 
 

@@ -87,7 +87,7 @@ def test_a_disk_that_fills_while_saving_leaves_the_last_checkpoint(unharmed):
 
 def test_a_disk_that_is_full_to_the_last_byte(unharmed, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("grpaint.run.folder.os.fsync", _full_after(2))
+        patch.setattr("grpaint.storage.atomic.os.fsync", _full_after(2))
         end = command("train", "flow-grpo-fast", "--name", "it", sets=SETS)
         assert end.code == 1
         assert end.err.count("\n") == 1

@@ -11,7 +11,7 @@ from grpaint.backends.gaussian import GaussianModel
 from grpaint.core import Cps, Prompt, RewardError
 from grpaint.core.runtime import Runtime
 from grpaint.learn import RewardSet, RewardTable
-from grpaint.parallel.background import Later
+from grpaint.parallel.background import BackgroundCall
 from grpaint.rollout import Funnel, Independent, Plan, Prefix, Reference, Shared, Whole, roll
 from grpaint.rollout.parts import RolloutParts
 from grpaint.rollout.rollout import Roller
@@ -147,8 +147,8 @@ def test_rewards_elsewhere_are_asked_side_by_side():
 
 def test_a_later_gives_its_error_and_the_number_of_threads():
     torch.set_num_threads(1)
-    assert Later(torch.get_num_threads).result() == 1
-    later = Later(lambda: 1 // 0)
+    assert BackgroundCall(torch.get_num_threads).result() == 1
+    later = BackgroundCall(lambda: 1 // 0)
     assert isinstance(later.error(), ZeroDivisionError)
     with pytest.raises(ZeroDivisionError):
         later.result()

@@ -1,12 +1,9 @@
 """Text embeddings in files: a caption is encoded once, and the encoders need not stay in memory."""
 
-import contextlib
 import hashlib
 import inspect
 import json
 import logging
-import os
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
@@ -19,6 +16,7 @@ from grpaint.backends.base_model import BaseModel
 from grpaint.backends.families import Family
 from grpaint.core.errors import CheckpointError, RunError
 from grpaint.core.runtime import Runtime
+from grpaint.storage.cache import cache_folder
 from grpaint.storage.files import digest, read_weights, write_weights
 
 Parts = tuple[Tensor, ...]  # what a family tells the network about one caption, each with one row
@@ -30,7 +28,7 @@ MEMORY = 2**30  # bytes of embeddings kept at hand beside the files
 
 def default_folder() -> Path:
     """Where a user's caches belong."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "grpaint/embeddings"
+    return cache_folder("embeddings")
 
 
 def readers_hash(base: BaseModel) -> str:
@@ -128,15 +126,11 @@ class EmbeddingCache:
 
     def _write(self, text: str, parts: Parts) -> None:
         file = self.file(text)
-        aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             tensors = {str(number): part for number, part in enumerate(parts)}
-            write_weights(aside, tensors, {"caption": text, "sha256": _digest(parts)})
-            aside.replace(file)
+            write_weights(file, tensors, {"caption": text, "sha256": _digest(parts)})
         except OSError as error:
-            with contextlib.suppress(OSError):
-                aside.unlink()
             raise RunError(
                 f'model.cache = "{self.folder}": cannot be written ({error.strerror or error}). Name a folder with '
                 'room, or set model.embeddings = "encode".'

@@ -33,7 +33,7 @@ def located(base: str, *, weights: bool, key: str = "model.base", held: Collecti
     found = hub.snapshot(key, base, SETTINGS, without=NOT)
     if not weights:
         return found
-    return hub.snapshot(key, hub.at(base, found.name), (*SETTINGS, *_weights(found, held)), without=NOT)
+    return hub.snapshot(key, hub.at_commit(base, found.name), (*SETTINGS, *_weights(found, held)), without=NOT)
 
 
 def pinned(base: str, key: str = "model.base") -> str:
@@ -42,7 +42,7 @@ def pinned(base: str, key: str = "model.base") -> str:
     Raises:
         ConfigError: where the hub cannot be reached or has no such repository.
     """
-    return hub.at(base, located(base, weights=False, key=key).name) if is_hub_id(base) else base
+    return hub.at_commit(base, located(base, weights=False, key=key).name) if is_hub_id(base) else base
 
 
 def _weights(folder: Path, held: Collection[str]) -> list[str]:
@@ -52,15 +52,17 @@ def _weights(folder: Path, held: Collection[str]) -> list[str]:
     return [f"{part}/*.safetensors" for part in parts]
 
 
-def listing(base: str, key: str = "model.base", held: Collection[str] = ()) -> tuple[str, list[hub.Remote]]:
+def listing(base: str, key: str = "model.base", held: Collection[str] = ()) -> tuple[str, list[hub.HubFile]]:
     """A base model at its commit, and the files that it needs, but the weights of ``held``, as the hub gives them.
 
     Raises:
         ConfigError: where the hub cannot be reached or has no such repository.
     """
-    name, files = hub.listing(base)
+    name, files = hub.repository_files(base)
     patterns = (*SETTINGS, *_weights(hub.snapshot(key, name, SETTINGS, without=NOT), held))
-    return name, [file for file in files if hub.matches(file.name, patterns) and not hub.matches(file.name, NOT)]
+    return name, [
+        file for file in files if hub.matches_any(file.name, patterns) and not hub.matches_any(file.name, NOT)
+    ]
 
 
 def check_parts(folder: Path, without: Collection[str]) -> bool | None:

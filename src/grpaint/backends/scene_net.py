@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grpaint.scenes.captions import LONGEST, VOCABULARY
+from grpaint.scenes.captions import MAX_TOKENS, VOCABULARY
 from grpaint.scenes.shapes import SIDE
 
 
@@ -103,7 +103,7 @@ class SceneNet(nn.Module):
         grid = SIDE // size.patch
         values = 3 * size.patch**2
         self.words = nn.Embedding(len(VOCABULARY), size.text_width)
-        self.word_places = nn.Parameter(torch.randn(LONGEST, size.text_width) * 0.25)
+        self.word_places = nn.Parameter(torch.randn(MAX_TOKENS, size.text_width) * 0.25)
         self.text = nn.Sequential(*(TextBlock(size.text_width) for _ in range(size.text_layers)))
         self.text.append(nn.LayerNorm(size.text_width))
         self.places = nn.Parameter(torch.randn(grid * grid, size.width) * 0.5)

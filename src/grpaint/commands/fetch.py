@@ -16,7 +16,7 @@ class Download(NamedTuple):
 
     setting: str
     repository: str
-    files: list[hub.Remote]
+    files: list[hub.HubFile]
 
 
 def fetch(name: str, sets: list[str], folder: Path, *, dry_run: bool) -> None:
@@ -35,7 +35,7 @@ def fetch(name: str, sets: list[str], folder: Path, *, dry_run: bool) -> None:
     if not downloads:
         echo("nothing to fetch: no part of the recipe names a hub's repository")
     for setting, repository, files in [] if dry_run else downloads:
-        echo(f'--set {setting}="{hub.fetch(setting, repository, files, folder)}"')
+        echo(f'--set {setting}="{hub.download_files(setting, repository, files, folder)}"')
 
 
 def _of_model(model: Plain) -> list[Download]:
@@ -53,8 +53,8 @@ def _of_rewards(table: Plain) -> list[Download]:
     downloads = []
     for key, source in weights_of(table):
         if hub.is_hub_id(source.location):
-            repository, files = hub.listing(source.location)
-            files = [file for file in files if hub.matches(file.name, source.files)]
+            repository, files = hub.repository_files(source.location)
+            files = [file for file in files if hub.matches_any(file.name, source.files)]
             downloads.append(Download(f"{key}.{source.setting}", repository, files))
         elif not Path(source.location).expanduser().exists():
             echo(f"{key}.{source.setting}: {source.files[0]} comes from {source.origin}")

@@ -15,7 +15,7 @@ from grpaint.judge import best_guided, evaluate, judging_rewards, paired_differe
 from grpaint.learn.external_rewards import connect_rewards
 from grpaint.learn.reward_checks import self_test
 from grpaint.loops import sft, train
-from grpaint.measures.score import score_of
+from grpaint.measures.score import score_name
 from grpaint.recipe.config import (
     DEFAULT,
     Recipe,
@@ -120,7 +120,7 @@ def _print_advice(console: Console, advice: Advice, settings: Mapping[str, Any],
 def _print_end(console: Console, folder: RunFolder) -> None:
     lines = folder.lines("evaluations.jsonl")
     first, last = lines[0], lines[-1]
-    by_prompt = f"{score_of(last)}_by_prompt"
+    by_prompt = f"{score_name(last)}_by_prompt"
     difference = paired_difference(first[by_prompt], last[by_prompt]) if by_prompt in last else None
     console.print(table(first, last, difference))
     if alarm := hacking_line(folder.facts()):

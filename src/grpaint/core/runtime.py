@@ -9,6 +9,7 @@ import torch
 from grpaint.core.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
+NetworkPrecision = Literal["fp32", "bf16", "fp16"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -22,7 +23,7 @@ class Runtime:
 
     hollow: ClassVar[bool] = False  # whether networks have shapes but no values, so that no weight file is opened
     device: str = "cpu"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: NetworkPrecision = "fp32"
 
     @property
     def dtype(self) -> torch.dtype:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import ExternalReward, Prompt, Reward
-from grpaint.parallel.background import Later
+from grpaint.parallel.background import BackgroundCall
 
 
 @contextmanager
@@ -43,7 +43,9 @@ def score_all(
     order of ``rewards`` is raised, after all calls have ended.
     """
     calls = {name: partial(score, name, reward, images, prompts) for name, reward in rewards.items()}
-    external = {name: Later(calls[name]) for name, reward in rewards.items() if isinstance(reward, ExternalReward)}
+    external = {
+        name: BackgroundCall(calls[name]) for name, reward in rewards.items() if isinstance(reward, ExternalReward)
+    }
     try:
         local = {name: call() for name, call in calls.items() if name not in external}
     finally:

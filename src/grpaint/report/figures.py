@@ -5,18 +5,18 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+
+from grpaint.images.encoding import eight_bit_picture
 
 CELL, MARGIN, CAPTION = 128, 10, 44
 
 
 def to_picture(image: Tensor, side: int = CELL) -> Image.Image:
     """``[3, h, w]`` in [0, 1] as a picture, small ones enlarged without smoothing."""
-    pixels = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    picture = Image.fromarray(pixels)
+    picture = eight_bit_picture(image)
     smooth = Image.Resampling.LANCZOS if picture.width > side else Image.Resampling.NEAREST
     return picture.resize((side, side * picture.height // picture.width), smooth)
 

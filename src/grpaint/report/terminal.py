@@ -8,8 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from grpaint.measures.hacking import told
-from grpaint.measures.score import score_of, shown, unit
+from grpaint.measures.hacking import alarm_text
+from grpaint.measures.score import score_name, score_text, score_unit
 
 
 def _table(title: str) -> Table:
@@ -17,11 +17,11 @@ def _table(title: str) -> Table:
 
 
 def _score(line: dict[str, Any]) -> str:
-    name = score_of(line)
+    name = score_name(line)
     if f"{name}_interval" not in line:  # a denoising loss has none
-        return shown(name, line[name])
+        return score_text(name, line[name])
     low, high = line[f"{name}_interval"]
-    return f"{shown(name, line[name])}{unit(name)} [{shown(name, low)}, {shown(name, high)}]"
+    return f"{score_text(name, line[name])}{score_unit(name)} [{score_text(name, low)}, {score_text(name, high)}]"
 
 
 def _columns(line: dict[str, Any]) -> dict[str, tuple[str, str]]:
@@ -50,7 +50,7 @@ def _change(first: dict[str, Any], last: dict[str, Any], name: str) -> str:
 
 def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, list[float]] | None) -> Table:
     """Before and after, with 95% intervals, and the base at its best guidance; ``difference`` is that of the score."""
-    name, columns = score_of(last), _columns(last)
+    name, columns = score_name(last), _columns(last)
     if name != "denoising_loss" and "denoising_loss" in last:
         columns |= {"denoising": ("denoising_loss", ".4f")}
     out = _table(f"Held-out prompts ({last['prompts']}), {last['steps']}-step ODE, average weights")
@@ -65,21 +65,21 @@ def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, 
     paired = ""
     if difference:
         mean, ends = difference
-        low, high = (shown(name, end, sign=True) for end in ends)
-        paired = f"{shown(name, mean, sign=True)} [{low}, {high}]" if ends[0] < ends[1] else "no prompt changed"
+        low, high = (score_text(name, end, sign=True) for end in ends)
+        paired = f"{score_text(name, mean, sign=True)} [{low}, {high}]" if ends[0] < ends[1] else "no prompt changed"
     out.add_row("paired", paired, *(_change(first, last, key) for key, _ in columns.values()))
     return out
 
 
 def summary(line: dict[str, Any]) -> Table:
     """One evaluation, by category."""
-    name, columns = score_of(line), _columns(line)
+    name, columns = score_name(line), _columns(line)
     told = "no guidance" if line["guidance"] == 1 else f"guidance {line['guidance']:g}"
     out = _table(f"Held-out prompts ({line['prompts']}), {line['steps']}-step {line['sampler']['kind']}, {told}")
     for heading in ("", "prompts", name, *columns):
         out.add_column(heading, justify="right" if heading else "left")
     for kind, scores in line["by_kind"].items():
-        score = f"{shown(name, scores[name])}{unit(name)}" if name in scores else "-"
+        score = f"{score_text(name, scores[name])}{score_unit(name)}" if name in scores else "-"
         out.add_row(kind, str(scores["prompts"]), score, *_measures(scores, columns))
     out.add_section()
     out.add_row("all", str(line["prompts"]), _score(line), *_measures(line, columns))
@@ -113,6 +113,6 @@ def hacking_line(facts: Mapping[str, Any]) -> str:
     if not alarm:
         return ""
     return (
-        f"reward hacking? from iteration {alarm['began']} (none at {alarm['clean']}): {told(alarm)}; best before "
+        f"reward hacking? from iteration {alarm['began']} (none at {alarm['clean']}): {alarm_text(alarm)}; best before "
         f"it: {alarm['best_before'] or 'the base'}"
     )

@@ -10,6 +10,7 @@ import torch
 from grpaint.core.errors import RunError
 from grpaint.recipe.optim import load_optimizer_tensors, optimizer_tensors
 from grpaint.recipe.pieces import Model
+from grpaint.storage.atomic import write_atomic
 from grpaint.storage.files import WEIGHTS_FILE, flatten, read_weights, unflatten, write_weights
 
 TRAINING_FILE, STATE_FILE = "training.safetensors", "state.json"
@@ -47,7 +48,7 @@ def write_checkpoint(folder: Path, files: WeightFiles, state: str) -> None:
     """Write the weight files and the state into ``folder``."""
     for name, (tensors, header) in files.items():
         write_weights(folder / name, tensors, header)
-    (folder / STATE_FILE).write_text(state, encoding="utf-8")
+    write_atomic(folder / STATE_FILE, state)
 
 
 def read_checkpoint(folder: Path, policy: Model, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:

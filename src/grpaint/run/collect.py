@@ -8,7 +8,7 @@ from torch import Tensor
 
 from grpaint.core.policy import Prompt
 from grpaint.learn.table import RewardTable
-from grpaint.parallel.background import Later
+from grpaint.parallel.background import BackgroundCall
 from grpaint.recipe.config import TrainRecipe
 from grpaint.rollout.parts import RolloutParts
 from grpaint.rollout.rollout import Roller, Rollout, roll
@@ -25,7 +25,7 @@ class Collector:
 
     def __init__(self, recipe: TrainRecipe, loop: Loop) -> None:
         self.recipe, self.loop = recipe, loop
-        self._pending: Later[RewardTable] | None = None
+        self._pending: BackgroundCall[RewardTable] | None = None
         self._calls = 0
         self._new_costs()  # self-tests belong to no iteration: a resumed run's lines would differ
 
@@ -67,7 +67,7 @@ class Collector:
         with self.loop.phase("rollout"), torch.no_grad():
             roller = Roller(policy, prompts, train.group_size, self.recipe.plan, (train.seed, iteration))
         parts = RolloutParts(roller, train.parts, self._preview)
-        sampling, rollouts, scores = iter(parts), list[Rollout](), list[Later[RewardTable]]()
+        sampling, rollouts, scores = iter(parts), list[Rollout](), list[BackgroundCall[RewardTable]]()
         for _ in range(train.parts):
             with self.loop.phase("rollout"), torch.no_grad():
                 part = next(sampling)
@@ -79,7 +79,7 @@ class Collector:
         self._wait()
         return parts.join(rollouts), RewardTable.join([call.result() for call in scores])
 
-    def _start(self, images: Tensor, part: Rollout) -> Later[RewardTable]:
+    def _start(self, images: Tensor, part: Rollout) -> BackgroundCall[RewardTable]:
         """Start to score a part in the background, after the part before it."""
         previous = self._pending
 
@@ -93,7 +93,7 @@ class Collector:
             finally:
                 self.loop.book("reward", time.perf_counter() - start)
 
-        self._pending = Later(work)
+        self._pending = BackgroundCall(work)
         return self._pending
 
     def _wait(self) -> None:

@@ -3,7 +3,6 @@
 import datetime
 import importlib.metadata
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import tomli_w
 
 from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.recipe.config import read_toml
+from grpaint.storage.atomic import atomic_folder, write_atomic
 from grpaint.storage.files import WEIGHTS_FILE
 
 LINES = ("metrics.jsonl", "evaluations.jsonl")
@@ -22,16 +22,6 @@ LINES = ("metrics.jsonl", "evaluations.jsonl")
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write aside and rename, so that a reader sees the old file or the new one."""
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def _commit() -> str | None:
@@ -60,13 +50,12 @@ class RunFolder:
         """
         if path.exists():
             raise ConfigError(f"{path} exists. Take another --name, or go on with it: --name {path.name} --resume.")
-        aside = cls(path.with_name(f".{path.name}.part"))
-        shutil.rmtree(aside.path, ignore_errors=True)
-        for part in (aside.samples, aside.checkpoints):
-            part.mkdir(parents=True)
-        aside.keep_settings(settings)
-        aside.status(status="starting", sets=list(sets))
-        aside.path.rename(path)
+        with atomic_folder(path) as temporary:
+            folder = cls(temporary)
+            for part in (folder.samples, folder.checkpoints):
+                part.mkdir()
+            folder.keep_settings(settings)
+            folder.status(status="starting", sets=list(sets))
         return cls(path)
 
     @classmethod
@@ -90,7 +79,7 @@ class RunFolder:
 
     def keep_settings(self, settings: Mapping[str, Any]) -> None:
         """Replace run.toml, for example with more ``train.iterations`` on resume."""
-        _write_whole(self.path / "run.toml", tomli_w.dumps(dict(settings)))
+        write_atomic(self.path / "run.toml", tomli_w.dumps(dict(settings)))
 
     def status(self, **changes: Any) -> None:
         """Change values of run.json; the first call records the command, versions, commit and start."""
@@ -106,7 +95,7 @@ class RunFolder:
         if "status" in changes:
             ended = changes["status"] in ("finished", "interrupted", "failed")
             facts |= {"end": _now() if ended else None, "reason": None}
-        _write_whole(self.path / "run.json", json.dumps(facts | changes, indent=2) + "\n")
+        write_atomic(self.path / "run.json", json.dumps(facts | changes, indent=2) + "\n")
 
     def facts(self) -> dict[str, Any]:
         """Return the contents of run.json; empty before a run has begun."""
@@ -130,7 +119,7 @@ class RunFolder:
         """Remove the lines after ``iteration`` (-1: all), as if the run had stopped there."""
         for name in LINES:
             earlier = [line for line in self.lines(name) if line["iteration"] <= iteration]
-            _write_whole(self.path / name, "".join(json.dumps(line) + "\n" for line in earlier))
+            write_atomic(self.path / name, "".join(json.dumps(line) + "\n" for line in earlier))
 
     def latest(self) -> Path | None:
         """Return the folder of the last complete checkpoint; None before the first."""
@@ -144,15 +133,10 @@ class RunFolder:
             CheckpointError: where the disk refuses; earlier checkpoints stay.
         """
         final = self.checkpoints / f"{iteration:06d}"
-        aside = self.checkpoints / f".{final.name}.part"
         try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            write(aside)
-            shutil.rmtree(final, ignore_errors=True)
-            aside.rename(final)
+            with atomic_folder(final, replace=True) as temporary:
+                write(temporary)
         except OSError as error:
-            shutil.rmtree(aside, ignore_errors=True)
             raise CheckpointError(
                 f"{final}: could not be written ({error.strerror or error}). The last good checkpoint stays; free some "
                 "disk and go on with --resume."

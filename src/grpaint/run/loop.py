@@ -12,8 +12,8 @@ import torch
 
 from grpaint.core.errors import RunError
 from grpaint.learn.objective import Term
-from grpaint.measures.hacking import hacking, since, told
-from grpaint.measures.score import worth
+from grpaint.measures.hacking import alarm_onset, alarm_text, hacking_alarm
+from grpaint.measures.score import comparable_score
 from grpaint.recipe.config import Recipe, TrainRecipe
 from grpaint.recipe.optim import learning_rate_factor
 from grpaint.recipe.pieces import Model, stateful
@@ -224,9 +224,9 @@ class Loop:
         self.folder.append("evaluations.jsonl", line)
         for watcher in self.watchers:
             watcher(self.done, line)
-        better = worth(line) > self.best[0] and not self.alarm
+        better = comparable_score(line) > self.best[0] and not self.alarm
         if better:
-            self.best = (worth(line), self.done)
+            self.best = (comparable_score(line), self.done)
         return better and self.done > 0
 
     def _check_hacking(self, line: Line) -> Line:
@@ -236,10 +236,10 @@ class Loop:
         if not earlier or not isinstance(recipe, TrainRecipe):
             return {}
         silent = [f"reward/{name}" for name, item in recipe.rewards.items() if not item.weight]
-        self.alarm = hacking(earlier[0], line, recipe.watch, silent)
+        self.alarm = hacking_alarm(earlier[0], line, recipe.watch, silent)
         if not self.alarm:
             return {}
-        onset = since(earlier, self.done)
+        onset = alarm_onset(earlier, self.done)
         if onset["began"] == self.done:
             self.folder.status(hacking=onset | {"best_before": self.best[1]} | self.alarm)
         return {"hacking": onset | self.alarm}
@@ -251,8 +251,8 @@ class Loop:
             return ""
         best = self.folder.checkpoints / f"{self.best[1]:06d}" if self.best[1] else "the base itself"
         return (
-            f"reward hacking since iteration {self.done}: {told(self.alarm)}. The best before it is {best}. Fix the "
-            "reward, or hold the model closer to the base; watch.stop = false only records it."
+            f"reward hacking since iteration {self.done}: {alarm_text(self.alarm)}. The best before it is {best}. Fix "
+            "the reward, or hold the model closer to the base; watch.stop = false only records it."
         )
 
     def save(self) -> None:

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from grpaint.measures.hacking import told
-from grpaint.measures.score import score_of, shown, unit
+from grpaint.measures.hacking import alarm_text
+from grpaint.measures.score import score_name, score_text, score_unit
 from grpaint.recipe.settings import Optimisation
 
 
@@ -38,10 +38,12 @@ class Progress:
     def update(self, iteration: int, line: dict[str, Any]) -> None:
         """Show the numbers of a line of metrics.jsonl or evaluations.jsonl."""
         if "prompts" in line:  # an evaluation
-            name = score_of(line)
-            self.score = f"held-out {'' if name == 'strict' else name + ' '}{shown(name, line[name])}{unit(name)}"
+            name = score_name(line)
+            self.score = (
+                f"held-out {'' if name == 'strict' else name + ' '}{score_text(name, line[name])}{score_unit(name)}"
+            )
             if "hacking" in line:
-                self.log(f"iteration {iteration}: reward hacking? {told(line['hacking'])}")
+                self.log(f"iteration {iteration}: reward hacking? {alarm_text(line['hacking'])}")
             if not self.console.is_terminal:
                 total = f"/{self.total}" if self.total else ""
                 self.log(f"{iteration:6d}{total}  {self.reward}  {self.score}  {time.monotonic() - self.start:.0f} s")

@@ -11,7 +11,7 @@ from typing import Any
 
 from grpaint.commands.compare.jobs import Entry, Job, Record, execute, load, missing, part
 from grpaint.core.errors import ConfigError
-from grpaint.measures.score import worth
+from grpaint.measures.score import comparable_score
 from grpaint.recipe.config import TrainRecipe
 from grpaint.recipe.costs import costs
 from grpaint.report.pages.comparison import COSTS, page, plot, summaries
@@ -144,7 +144,7 @@ class Comparison:
     def best(self, entry: Entry) -> tuple[str, ...]:
         """The settings with which the search of a method ended highest; none before it is complete."""
         jobs = dataclasses.replace(self, entries=(entry,)).search()
-        found = [(worth(load(job)["scores"][-1]), job) for job in jobs if job.record.is_file()]
+        found = [(comparable_score(load(job)["scores"][-1]), job) for job in jobs if job.record.is_file()]
         if len(found) < len(jobs):
             return ()
         return tuple(s for s in max(found, key=lambda pair: pair[0])[1].sets if _searched(s))

@@ -1,8 +1,6 @@
 """The runs of a comparison: what each is, making it in a process of its own, and the record that stays of it."""
 
-import base64
 import hashlib
-import io
 import json
 import os
 import re
@@ -17,9 +15,11 @@ from typing import Any
 from PIL import Image
 
 from grpaint.core.errors import ConfigError, RunError
-from grpaint.measures.score import score_of, shown, unit
+from grpaint.images.encoding import png_data_url
+from grpaint.measures.score import score_name, score_text, score_unit
 from grpaint.recipe.config import TrainRecipe, locate, open_recipe, override, read_toml
 from grpaint.run.folder import RunFolder
+from grpaint.storage.atomic import write_atomic
 
 KEPT = ("iteration", "score", "strict", "soft", "background", "patch_energy", "denoising_loss")
 
@@ -148,8 +148,8 @@ def execute(jobs: Sequence[Job], work: Path, log: Callable[[str], None], workers
                     failed.append(f"{job.name} ({said.strip().splitlines()[-1] if said.strip() else code})")
                 else:
                     last = load(job)["scores"][-1]
-                    name = score_of(last)
-                    log(f"{job.name}  held-out {shown(name, last[name])}{unit(name)}")
+                    name = score_name(last)
+                    log(f"{job.name}  held-out {score_text(name, last[name])}{score_unit(name)}")
         except KeyboardInterrupt:  # children got the signal too, and save
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -172,9 +172,7 @@ def _run(job: Job, work: Path) -> tuple[int, str]:
     )
     if done.returncode == 0:
         job.record.parent.mkdir(parents=True, exist_ok=True)
-        aside = job.record.with_suffix(".part")
-        aside.write_text(json.dumps(record_of(job, folder)) + "\n", encoding="utf-8")
-        aside.replace(job.record)
+        write_atomic(job.record, json.dumps(record_of(job, folder)) + "\n")
     return done.returncode, done.stderr
 
 
@@ -189,7 +187,7 @@ def record_of(job: Job, folder: RunFolder) -> Record:
     scores = []
     for line in judged:
         evaluations, seconds, asked = used[line["iteration"]]
-        kept = {name: line[name] for name in (*KEPT, score_of(line)) if name in line}
+        kept = {name: line[name] for name in (*KEPT, score_name(line)) if name in line}
         scores.append(kept | {"evaluations": evaluations, "cpu_s": round(seconds, 2), "reward_calls": asked})
     guided = judged[0].get("base_guided")
     return {
@@ -202,7 +200,7 @@ def record_of(job: Job, folder: RunFolder) -> Record:
         "evaluations": scores[-1]["evaluations"],
         "cpu_s": scores[-1]["cpu_s"],
         "scores": scores,
-        "base_guided": guided and {"guidance": guided["guidance"], score_of(guided): guided[score_of(guided)]},
+        "base_guided": guided and {"guidance": guided["guidance"], score_name(guided): guided[score_name(guided)]},
         "pictures": _pictures(folder.samples / "before-after.png"),
         "versions": folder.facts().get("versions"),
         "commit": folder.facts().get("commit"),
@@ -216,6 +214,4 @@ def _pictures(file: Path) -> str:
     with Image.open(file) as page:
         small = page.convert("RGB").resize((page.width // 2, page.height // 2), Image.Resampling.LANCZOS)
         small = small.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return png_data_url(small, optimize=True)

@@ -17,6 +17,7 @@ from grpaint.report.pages.evaluation import alarms, page, terminal
 from grpaint.report.terminal import hacking_line, summary
 from grpaint.run.folder import RunFolder, find_checkpoint
 from grpaint.run.saved import open_model
+from grpaint.storage.atomic import write_atomic
 
 Log = Callable[[str], None]
 
@@ -91,7 +92,5 @@ def assess(
     }
     captions = [prompt.text for prompt in parts.prompts[:SHOWN]]
     for name, text in (("json", json.dumps(result, indent=1) + "\n"), ("html", page(result, shown, captions))):
-        aside = out / f".evaluation.{name}.part"
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(out / f"evaluation.{name}")
+        write_atomic(out / f"evaluation.{name}", text)
     return result

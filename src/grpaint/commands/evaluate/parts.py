@@ -15,6 +15,7 @@ from grpaint.commands.evaluate.sources import Judging, Source, described, weight
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import CaptionedImages, Prompt, Reward, Weights
 from grpaint.core.runtime import resolve as resolve_runtime
+from grpaint.images.encoding import eight_bit
 from grpaint.judge import denoising_loss, sample
 from grpaint.learn.table import score_images
 from grpaint.measures.image_statistics import image_statistics
@@ -87,7 +88,7 @@ class Parts:
             images = self.held_out.images(rows)
             found: Tensors = {"features": features(images)} if features else {}
             if number == 0:
-                found["shown/free"] = _bytes(images[:SHOWN])
+                found["shown/free"] = eight_bit(images[:SHOWN])
             self._write(REFERENCE, number, found or {"none": torch.zeros(1)}, label)
 
     def make(self, source: Source, sets: Sequence[str]) -> dict[str, Any]:
@@ -141,7 +142,7 @@ class Parts:
                 every = [out["features"][: len(grouped)], *(measure.features(drawing) for drawing in more)]
                 out["groups"] = torch.stack(every, 1)
         if rows.start == 0:
-            out |= {f"shown/{part}": _bytes(batch[:SHOWN]) for part, batch in pictures.items()}
+            out |= {f"shown/{part}": eight_bit(batch[:SHOWN]) for part, batch in pictures.items()}
         if self.keep:
             self._keep(name, rows.start, pictures)
         return {key: values.contiguous() for key, values in out.items()}
@@ -178,9 +179,7 @@ class Parts:
     def _write(self, name: str, number: int, tensors: Tensors, label: str) -> None:
         file = self.file(name, number)
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(".part")
-        write_weights(aside, tensors, {"fingerprint": label})
-        aside.replace(file)
+        write_weights(file, tensors, {"fingerprint": label})
 
 
 def _asked(rewards: dict[str, Reward], images: Tensor, prompts: Sequence[Prompt]) -> Tensors:
@@ -189,7 +188,3 @@ def _asked(rewards: dict[str, Reward], images: Tensor, prompts: Sequence[Prompt]
 
 def _hash(said: object) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _bytes(images: Tensor) -> Tensor:
-    return (images * 255).round().to(torch.uint8)

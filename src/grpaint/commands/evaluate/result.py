@@ -12,10 +12,10 @@ from torch import Tensor
 
 from grpaint.commands.evaluate.parts import REFERENCE, Parts, Tensors
 from grpaint.commands.evaluate.sources import NEIGHBOURS, STANDS_FOR, described
-from grpaint.measures.distances import KernelDistance, Moments, frechet_distance, pairwise_distance, recalled
+from grpaint.measures.distances import KernelDistance, Moments, frechet_distance, pairwise_distance, recall_hits
 from grpaint.measures.features import file_hash
-from grpaint.measures.hacking import Watch, hacking
-from grpaint.measures.intervals import resampled_mean_interval, resamples
+from grpaint.measures.hacking import Watch, hacking_alarm
+from grpaint.measures.intervals import resample_counts, resampled_mean_interval
 from grpaint.recipe.build import dump
 from grpaint.rewards.scenes import SceneCleanliness, SceneDistance, SceneScorer
 from grpaint.scenes.scorer import SHIPPED
@@ -89,7 +89,7 @@ class Assessed:
             return []
         measure, reference = self.parts.judging.measure, self.reference["features"]
         count = len(reference)
-        times = resamples(count, measure.image_draws)
+        times = resample_counts(count, measure.image_draws)
         moments = Moments.of(reference)
         fid, kid = {}, {}
         for source, scores in self.scores.items():
@@ -134,7 +134,9 @@ class Assessed:
         out = [self._entry("diversity", FREE, card) | self._means(within, torch.arange(prompts))]
         if "features" in self.reference:
             reference = self.reference["features"]
-            recall = {name: recalled(known["features"], reference, NEIGHBOURS) for name, known in self.scores.items()}
+            recall = {
+                name: recall_hits(known["features"], reference, NEIGHBOURS) for name, known in self.scores.items()
+            }
             entry = self._entry("recall", FREE, {"neighbours": NEIGHBOURS, "references": len(reference)})
             out.append(entry | self._means(recall, torch.arange(len(reference))))
         return out
@@ -197,7 +199,7 @@ class Assessed:
             n for n, r in asked.items() if not isinstance(r, SceneCleanliness)
         ]  # background has a rule of its own
         lines = {name: self._line(name) for name in self.sources}
-        found = {name: hacking(lines[self.first], line, watch, silent) for name, line in lines.items()}
+        found = {name: hacking_alarm(lines[self.first], line, watch, silent) for name, line in lines.items()}
         return {name: alarm for name, alarm in found.items() if alarm}
 
     def _line(self, source: str) -> dict[str, Any]:

@@ -3,9 +3,8 @@
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from torch import Tensor
 from grpaint.backends.adapters import kohya, merged_state, without_adapters
 from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.core.errors import CheckpointError, ConfigError
+from grpaint.storage.atomic import atomic_folder
 from grpaint.storage.files import digest, read_weights, write_weights
 
 Target = Literal["diffusers", "comfyui", "merged"]
@@ -62,13 +62,11 @@ def export(policy: Any, recipe: Mapping[str, Any], steps: int, target: Target, o
         CheckpointError: where what was written draws something else; nothing stays of it.
     """
     _refuse(policy, target, out)
-    aside = out.with_name(out.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); name another place.") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            aside = stack.enter_context(atomic_folder(out))
+        except OSError as error:
+            raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); name another place.") from error
         start = policy.noise((0, 0, "export"), range(len(TEXTS)))
         wanted = policy.stock(TEXTS, start, steps)
         with without_adapters(getattr(policy.pipe, policy.family.NETWORK)):  # a whole network has none: moved is 0
@@ -84,9 +82,6 @@ def export(policy: Any, recipe: Mapping[str, Any], steps: int, target: Target, o
                 f"{out}: reloaded, it draws other images (latents differ by {off:.1e}, training moved them by "
                 f"{moved:.1e}); not kept."
             )
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return off
 
 

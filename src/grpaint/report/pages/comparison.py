@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpaint.measures.intervals import bootstrap_interval, holm, mean_interval, paired_t
-from grpaint.measures.score import score_of, shown, unit, worth
+from grpaint.measures.score import comparable_score, score_name, score_text, score_unit
 
 Record = Mapping[str, Any]
 COLOURS = ("#2166ac", "#b2182b", "#1b7837", "#e08214", "#762a83", "#35978f", "#8c510a", "#c51b7d", "#4d4d4d", "#6a51a3")
@@ -33,7 +33,7 @@ WHAT = {"strict": "the share of held-out prompts whose image shows everything as
 
 
 def _named(score: str) -> str:
-    return f"held-out {score}{', %' if unit(score) else ''}"
+    return f"held-out {score}{', %' if score_unit(score) else ''}"
 
 
 def _mark(score: str, value: float) -> str:
@@ -52,7 +52,7 @@ class Summary:
     @property
     def score(self) -> str:
         """The name of the score."""
-        return score_of(self.records[0]["scores"][-1])
+        return score_name(self.records[0]["scores"][-1])
 
     def final(self, name: str) -> list[float]:
         """A score of the last evaluation, by seed."""
@@ -61,7 +61,8 @@ class Summary:
     def cost_to(self, target: float, cost: str) -> list[float | None]:
         """By seed, what was spent when the score first reached ``target``; None where it never did."""
         return [
-            next((line[cost] for line in record["scores"] if worth(line) >= target), None) for record in self.records
+            next((line[cost] for line in record["scores"] if comparable_score(line) >= target), None)
+            for record in self.records
         ]
 
 
@@ -81,7 +82,7 @@ def differences(one: Summary, other: Summary) -> list[float]:
 
 
 def _score(name: str, values: Sequence[float], *, sign: bool = False) -> str:
-    mean, low, high = (shown(name, value, sign=sign) for value in mean_interval(values))
+    mean, low, high = (score_text(name, value, sign=sign) for value in mean_interval(values))
     return f"{mean} [{low}, {high}]" if len(values) > 1 else mean
 
 
@@ -132,7 +133,9 @@ def _against(found: Sequence[Summary], baseline: str) -> str:
                 html.escape(method),
                 str(len(values)),
                 _score(base.score, values, sign=True) if values else "",
-                f"[{shown(base.score, low, sign=True)}, {shown(base.score, high, sign=True)}]" if enough else "",
+                f"[{score_text(base.score, low, sign=True)}, {score_text(base.score, high, sign=True)}]"
+                if enough
+                else "",
                 f"{tested[method]:.3f}" if enough else "",
                 f"{adjusted[method]:.3f}" if enough else "",
             ]
@@ -158,7 +161,9 @@ def _curve(summary: Summary, cost: str) -> list[tuple[float, float, float, float
     out = []
     for at in range(count):
         spent = [record["scores"][at][cost] for record in summary.records]
-        out.append((sum(spent) / len(spent), *mean_interval([worth(r["scores"][at]) for r in summary.records])))
+        out.append(
+            (sum(spent) / len(spent), *mean_interval([comparable_score(r["scores"][at]) for r in summary.records]))
+        )
     return out
 
 
@@ -224,11 +229,11 @@ def _key(found: Sequence[Summary]) -> str:
 
 def _base(records: Sequence[Record]) -> str:
     first = records[0]
-    name = score_of(first["scores"][0])
-    said = f"The base scores {shown(name, first['scores'][0][name])}{unit(name)}"
+    name = score_name(first["scores"][0])
+    said = f"The base scores {score_text(name, first['scores'][0][name])}{score_unit(name)}"
     guided = first.get("base_guided")
     return (
-        f"{said}; at its best guidance ({guided['guidance']:g}) {shown(name, guided[name])}{unit(name)}."
+        f"{said}; at its best guidance ({guided['guidance']:g}) {score_text(name, guided[name])}{score_unit(name)}."
         if guided
         else f"{said}."
     )
@@ -239,8 +244,8 @@ def page(records: Sequence[Record], *, title: str, baseline: str, missing: Seque
     if not records:
         return f"<!doctype html><title>{html.escape(title)}</title><p>No run has finished yet.</p>"
     found = summaries(records)
-    best = max(mean_interval([worth(r["scores"][-1]) for r in summary.records])[0] for summary in found)
-    base, name = worth(records[0]["scores"][0]), found[0].score
+    best = max(mean_interval([comparable_score(r["scores"][-1]) for r in summary.records])[0] for summary in found)
+    base, name = comparable_score(records[0]["scores"][0]), found[0].score
     marks = {_mark(name, target): target for target in (base + (best - base) * share for share in (0.5, 0.8, 1.0))}
     used = [record["evaluations"] for record in records]
     absent = f"<p class='note'>Not finished yet: {html.escape(', '.join(missing))}.</p>" if missing else ""

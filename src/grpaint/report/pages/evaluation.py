@@ -1,8 +1,6 @@
 """What an assessment shows a person: a table on the terminal, and one self-contained HTML page."""
 
-import base64
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +10,8 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from grpaint.measures.hacking import told
+from grpaint.images.encoding import eight_bit_picture, png_data_url
+from grpaint.measures.hacking import alarm_text
 from grpaint.report.figures import CELL
 from grpaint.report.pages.comparison import STYLE
 
@@ -80,7 +79,8 @@ def _heading(result: Entry, protocol: str) -> str:
 def alarms(result: Entry) -> list[str]:
     """The alarms of reward hacking, in words."""
     return [
-        f"{name}: reward hacking? against {result['first']}: {told(found)}" for name, found in result["hacking"].items()
+        f"{name}: reward hacking? against {result['first']}: {alarm_text(found)}"
+        for name, found in result["hacking"].items()
     ]
 
 
@@ -136,12 +136,10 @@ def _cards(result: Entry) -> str:
 
 def inlined(image: Tensor) -> str:
     """A picture ``[3, h, w]`` of bytes as the text of a data address, at least ``CELL`` pixels wide."""
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    picture = eight_bit_picture(image)
     if picture.width < CELL:
         picture = picture.resize((CELL, CELL * picture.height // picture.width), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return png_data_url(picture, optimize=True)
 
 
 def _pictures(rows: Mapping[str, Tensor], captions: Sequence[str]) -> str:
