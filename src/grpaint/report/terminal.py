@@ -74,8 +74,8 @@ def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, 
 def summary(line: dict[str, Any]) -> Table:
     """One evaluation, by category."""
     name, columns = score_name(line), _columns(line)
-    told = "no guidance" if line["guidance"] == 1 else f"guidance {line['guidance']:g}"
-    out = _table(f"Held-out prompts ({line['prompts']}), {line['steps']}-step {line['sampler']['kind']}, {told}")
+    guidance = "no guidance" if line["guidance"] == 1 else f"guidance {line['guidance']:g}"
+    out = _table(f"Held-out prompts ({line['prompts']}), {line['steps']}-step {line['sampler']['kind']}, {guidance}")
     for heading in ("", "prompts", name, *columns):
         out.add_column(heading, justify="right" if heading else "left")
     for kind, scores in line["by_kind"].items():

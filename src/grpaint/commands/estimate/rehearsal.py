@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grpaint.backends.fake import Hollow, conducted
+from grpaint.backends.fake import FakeRuntime, emulate_device
 from grpaint.backends.scenes import ScenePolicy
 from grpaint.commands.estimate.ledger import Ledger, size
 from grpaint.commands.estimate.replay import Recall, RecalledFamily, Traces
@@ -103,7 +103,7 @@ class Stand:
 class Blank:
     """A recipe's captions with hollow images of the model's own size."""
 
-    def __init__(self, data: Data, pixels: tuple[int, ...], runtime: Hollow) -> None:
+    def __init__(self, data: Data, pixels: tuple[int, ...], runtime: FakeRuntime) -> None:
         self._data, self._pixels, self._runtime = data, pixels, runtime
 
     def __getattr__(self, name: str) -> Any:
@@ -133,20 +133,20 @@ class Known:
 
     traces: dict[str, Traces] = field(default_factory=dict)
 
-    def of(self, model: Any, runtime: Hollow) -> Traces:
+    def of(self, model: Any, runtime: FakeRuntime) -> Traces:
         """The traces of a model."""
         parts = {name: 1 for name in ("batch", "vae_batch") if hasattr(model, name)}
         key = f"{dataclasses.replace(model, **parts)} {runtime}"
         return self.traces.setdefault(key, {})
 
 
-def rehearse(recipe: Recipe, runtime: Hollow, known: Known) -> Memory:
+def rehearse(recipe: Recipe, runtime: FakeRuntime, known: Known) -> Memory:
     """Run the recipe's own loop without contents.
 
     Raises:
         ConfigError, CheckpointError: where the model's settings are missing, damaged or do not go together.
     """
-    with Ledger() as ledger, conducted(runtime.target):
+    with Ledger() as ledger, emulate_device(runtime.target):
         policy = recipe.model.load(runtime)
         _follow(policy, runtime, ledger, known.of(recipe.model, runtime))
         with torch.no_grad():
@@ -160,7 +160,7 @@ def rehearse(recipe: Recipe, runtime: Hollow, known: Known) -> Memory:
         return _memory(policy, loop, ledger)
 
 
-def _follow(policy: Any, runtime: Hollow, ledger: Ledger, traces: Traces) -> None:
+def _follow(policy: Any, runtime: FakeRuntime, ledger: Ledger, traces: Traces) -> None:
     """Give the parts of a policy's work phases of their own, and run a pipeline's networks once for each shape."""
     shape = policy.spec.sample_shape
     policy.noise = lambda _, rows: runtime.blank((len(rows), *shape))
@@ -183,7 +183,7 @@ def _embedding(policy: Any, text: str, made: dict[Any, Any]) -> Any:
     found = policy.family.room(policy.pipe, policy.spec.tokens)
     key = len(found[0](text, add_special_tokens=False, verbose=False).input_ids) if found else text
     if key not in made:
-        made[key] = next(iter(policy._encoded([text])))
+        made[key] = next(iter(policy._encode_each([text])))
     return made[key]
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from grpaint.backends.fake import Hollow
+from grpaint.backends.fake import FakeRuntime
 from grpaint.commands.estimate.ledger import Ledger, size
 
 
@@ -38,7 +38,9 @@ Traces = dict[Any, Trace]  # by work, whether with gradients, and shapes; of one
 class Recall:
     """Work on hollow tensors, done once for each shape."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], runtime: Hollow, ledger: Ledger, traces: Traces) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], runtime: FakeRuntime, ledger: Ledger, traces: Traces
+    ) -> None:
         self.parameters, self.runtime, self.ledger, self.traces = list(parameters), runtime, ledger, traces
 
     def run(self, name: str, given: Any, work: Callable[[], Tensor]) -> Tensor:
