@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from grpaint.backends.diffusers import Diffusers
-from grpaint.backends.pipeline_files import is_hub_id, located
+from grpaint.backends.pipeline_files import is_hub_id, pipeline_folder
 from grpaint.core import CheckpointError, ConfigError
 from grpaint.core.runtime import Runtime
 from grpaint.rewards.aesthetic import Aesthetic
@@ -153,9 +153,9 @@ def test_what_is_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "a/b").mkdir(parents=True)
     assert not is_hub_id("a/b")
     assert not is_hub_id("a/missing")  # a folder mistyped
-    assert located("a/b", weights=True) == Path("a/b")
+    assert pipeline_folder("a/b", weights=True) == Path("a/b")
     with pytest.raises(ConfigError, match="no such folder"):
-        located("nowhere", weights=False)
+        pipeline_folder("nowhere", weights=False)
 
 
 # Files that are wrong.

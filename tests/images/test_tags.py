@@ -191,7 +191,7 @@ def test_tag_recall_refuses_what_it_cannot_score(tagger):
     images = torch.zeros(1, 3, 4, 4)
     with pytest.raises(ValueError, match="asks for no tag that counts"):
         TagRecall(f"{tagger}:tagger", weights={"tree": 0.0})(images, [prompt("tree")])
-    with pytest.raises(ValueError, match="gave 0 tables for 1 images"):
+    with pytest.raises(ValueError, match="returned 0 tables for 1 images"):
         TagRecall(f"{tagger}:short")(images, [prompt("tree")])
 
 

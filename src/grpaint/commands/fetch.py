@@ -44,8 +44,8 @@ def _of_model(model: Plain) -> list[Download]:
     setting = "config" if single_file.is_single_file(base) else "base"
     if model.get("kind") != "diffusers" or not hub.is_hub_id(str(model.get(setting, ""))):
         return []
-    parts = tuple(single_file.recognised(base).parts) if setting == "config" else ()
-    return [Download(f"model.{setting}", *pipeline_files.listing(model[setting], f"model.{setting}", parts))]
+    parts = tuple(single_file.read_single_file(base).parts) if setting == "config" else ()
+    return [Download(f"model.{setting}", *pipeline_files.pipeline_listing(model[setting], f"model.{setting}", parts))]
 
 
 def _of_rewards(table: Plain) -> list[Download]:

@@ -21,7 +21,7 @@ class Runtime:
     Latents, log-probabilities and master weights are fp32 in every precision.
     """
 
-    hollow: ClassVar[bool] = False  # whether networks have shapes but no values, so that no weight file is opened
+    fake: ClassVar[bool] = False  # whether networks have shapes but no values, so that no weight file is opened
     device: str = "cpu"
     precision: NetworkPrecision = "fp32"
 

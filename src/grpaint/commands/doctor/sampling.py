@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpaint.backends.families.schedule import stock_steps
+from grpaint.backends.families.schedule import stock_grid_matches
 from grpaint.commands.doctor.examination import Examination, Finding
 from grpaint.learn.surrogate import PpoClip
 from grpaint.rollout.rollout import Plan, roll
@@ -25,7 +25,7 @@ def sampler_parity(case: Examination) -> Finding:
         return Finding(name, None, "stock pipelines have no guidance between 0 and 1")
     if spec.tokens and not case.policy.family.length(1):  # type: ignore[attr-defined]
         return Finding(name, None, f"captions are read to {spec.tokens} tokens, the stock pipeline reads 75")
-    if not stock_steps(case.policy.path, case.plan.steps):
+    if not stock_grid_matches(case.policy.path, case.plan.steps):
         return Finding(name, None, f"the stock DDIM steps by 1000 // {case.plan.steps}, which misses its own grid")
     theirs = stock([prompt.text for prompt in case.prompts], start, case.plan.steps)
     off, limit = _relative(ours, theirs), 1e-4

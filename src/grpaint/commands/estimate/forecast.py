@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from grpaint.backends.fake import hollow
+from grpaint.backends.fake import fake_runtime
 from grpaint.commands.estimate.rehearsal import Memory, TraceCache, rehearse
 from grpaint.core.errors import ConfigError
 from grpaint.core.runtime import Device
@@ -81,7 +81,7 @@ def forecast(table: Plain, stage: str, device: Device | None = None, cache: Trac
     recipe, _ = resolve(table, stage)
     if kind_of(type(recipe.model)) is None:
         raise ConfigError(f'model.kind = "{table["model"]["kind"]}": only models of grpaint\'s own can be planned for.')
-    runtime = hollow(device or recipe.device, recipe.precision)
+    runtime = fake_runtime(device or recipe.device, recipe.precision)
     memory = rehearse(recipe, runtime, cache or TraceCache())
     return Forecast(recipe, runtime.target, runtime.precision, memory, _evaluations(recipe))
 

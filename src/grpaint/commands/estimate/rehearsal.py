@@ -1,4 +1,4 @@
-"""Run a recipe's own loop for two iterations on hollow networks, to predict its memory by phase."""
+"""Run a recipe's own loop for two iterations on fake networks, to predict its memory by phase."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grpaint.backends.fake import Hollow, conducted
+from grpaint.backends.fake import FakeRuntime, emulate_device
 from grpaint.backends.scenes import ScenePolicy
 from grpaint.commands.estimate.ledger import Ledger, size
 from grpaint.commands.estimate.replay import Replay, ReplayedFamily, Traces
@@ -60,7 +60,7 @@ class UnsavedLoop(Loop):
 
 
 class Rehearsal(UnsavedLoop):
-    """The loop of a hollow model: takes no decision by a gradient's value, and evaluates between its iterations."""
+    """The loop of a fake model: takes no decision by a gradient's value, and evaluates between its iterations."""
 
     def __init__(self, recipe: Recipe, policy: Model, ledger: Ledger) -> None:
         super().__init__(recipe, policy)
@@ -100,17 +100,17 @@ class StandInReward:
         return torch.arange(len(prompts)) * 0.618 % 1
 
 
-class HollowImages:
-    """A recipe's data with hollow images of the model's own size in place of its own."""
+class FakeImages:
+    """A recipe's data with fake images of the model's own size in place of its own."""
 
-    def __init__(self, data: Data, pixels: tuple[int, ...], runtime: Hollow) -> None:
+    def __init__(self, data: Data, pixels: tuple[int, ...], runtime: FakeRuntime) -> None:
         self._data, self._pixels, self._runtime = data, pixels, runtime
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._data, name)
 
     def batch(self, count: int, iteration: int, seed: int) -> tuple[Tensor, list[Prompt]]:
-        """Hollow images ``[count, 3, h, w]`` with captions."""
+        """FakeRuntime images ``[count, 3, h, w]`` with captions."""
         return self._runtime.blank((count, *self._pixels)), self._data.prompts(count, iteration, seed)
 
 
@@ -133,26 +133,26 @@ class TraceCache:
 
     traces: dict[str, Traces] = field(default_factory=dict)
 
-    def of(self, model: Any, runtime: Hollow) -> Traces:
+    def of(self, model: Any, runtime: FakeRuntime) -> Traces:
         """The traces of a model on a runtime."""
         parts = {name: 1 for name in ("batch", "vae_batch") if hasattr(model, name)}
         key = f"{dataclasses.replace(model, **parts)} {runtime}"
         return self.traces.setdefault(key, {})
 
 
-def rehearse(recipe: Recipe, runtime: Hollow, cache: TraceCache) -> Memory:
+def rehearse(recipe: Recipe, runtime: FakeRuntime, cache: TraceCache) -> Memory:
     """Run the recipe's own loop on tensors without storage, and return the memory that it would take.
 
     Raises:
         ConfigError, CheckpointError: the model's settings are missing, damaged or incompatible.
     """
-    with Ledger() as ledger, conducted(runtime.target):
+    with Ledger() as ledger, emulate_device(runtime.target):
         policy = recipe.model.load(runtime)
         _instrument(policy, runtime, ledger, cache.of(recipe.model, runtime))
         with torch.no_grad():
             pixels = policy.decode(runtime.blank((1, *recipe.model.sample_shape))).shape[1:]
         ledger.peaks.clear()
-        data: Any = HollowImages(recipe.data, tuple(pixels), runtime)
+        data: Any = FakeImages(recipe.data, tuple(pixels), runtime)
         recipe.data.prepare(lambda _: None)
         recipe = dataclasses.replace(with_stand_in_rewards(recipe, call=False), data=data)
         loop = Rehearsal(recipe, policy, ledger)
@@ -160,7 +160,7 @@ def rehearse(recipe: Recipe, runtime: Hollow, cache: TraceCache) -> Memory:
         return _memory(policy, loop, ledger)
 
 
-def _instrument(policy: Any, runtime: Hollow, ledger: Ledger, traces: Traces) -> None:
+def _instrument(policy: Any, runtime: FakeRuntime, ledger: Ledger, traces: Traces) -> None:
     """Record encoding and decoding as separate phases, and replay the networks after the first call of each shape."""
     shape = policy.spec.sample_shape
     policy.noise = lambda _, rows: runtime.blank((len(rows), *shape))
@@ -184,7 +184,7 @@ def _embedding(policy: Any, text: str, embeddings: dict[Any, Any]) -> Any:
     room = policy.family.room(policy.pipe, policy.spec.tokens)
     key = len(room[0](text, add_special_tokens=False, verbose=False).input_ids) if room else text
     if key not in embeddings:
-        embeddings[key] = next(iter(policy._encoded([text])))
+        embeddings[key] = next(iter(policy._encode_each([text])))
     return embeddings[key]
 
 

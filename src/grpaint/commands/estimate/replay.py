@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from grpaint.backends.fake import Hollow
+from grpaint.backends.fake import FakeRuntime
 from grpaint.commands.estimate.ledger import Ledger, size
 
 
@@ -39,9 +39,11 @@ Traces = dict[Any, Trace]  # of one model, for any recipe: by work, whether with
 
 
 class Replay:
-    """Runs work on hollow tensors once for each shape, and replays its trace at later calls."""
+    """Runs work on fake tensors once for each shape, and replays its trace at later calls."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], runtime: Hollow, ledger: Ledger, traces: Traces) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], runtime: FakeRuntime, ledger: Ledger, traces: Traces
+    ) -> None:
         self.parameters, self.runtime, self.ledger, self.traces = list(parameters), runtime, ledger, traces
 
     def run(self, name: str, inputs: Any, work: Callable[[], Tensor]) -> Tensor:
@@ -106,7 +108,7 @@ class Replay:
                 hook.remove()
 
     def fill_gradients(self) -> None:
-        """Give every trainable weight that has no gradient a hollow one."""
+        """Give every trainable weight that has no gradient a fake one."""
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = self.runtime.blank(parameter.shape, parameter.dtype)

@@ -145,7 +145,7 @@ def base_hash(policy: DiffusersPolicy) -> str:
     if policy.spec.origin.single:
         return digest(policy.spec.origin.single.path)
     whole = hashlib.sha256()
-    for file in sorted((policy.spec.local / policy.family.NETWORK).glob("*.safetensors")):
+    for file in sorted((policy.spec.local_folder / policy.family.NETWORK).glob("*.safetensors")):
         whole.update(bytes.fromhex(digest(file)))
     return whole.hexdigest()
 

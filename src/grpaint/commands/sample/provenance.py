@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from grpaint.backends.base_model import SCHEDULER
 from grpaint.backends.diffusers_policy import DiffusersPolicy
-from grpaint.backends.families.schedule import stock_steps
+from grpaint.backends.families.schedule import stock_grid_matches
 from grpaint.core.errors import ConfigError
 from grpaint.core.rng import seed_of
 from grpaint.core.step import Ode
@@ -131,7 +131,7 @@ def diffusers_script(policy: Any, recipe: Recipe, prompt: str, seed: int, weight
     return (
         "import torch\n"
         "from diffusers import DiffusionPipeline\n\n"
-        f"pipe = DiffusionPipeline.from_pretrained({str(spec.local)!r}, dtype={policy.runtime.dtype}{without})\n"
+        f"pipe = DiffusionPipeline.from_pretrained({str(spec.local_folder)!r}, dtype={policy.runtime.dtype}{without})\n"
         f"{_scheduler_lines(policy)}"
         f'pipe.to("{policy.runtime.device}")\n'
         f"{_weight_lines(policy, weights)}"
@@ -163,7 +163,7 @@ def _check_snippet(policy: Any, recipe: Recipe) -> None:
         raise ConfigError(
             f"--snippet: model.tokens = {spec.tokens}, and the stock pipeline reads {pipe_tokens(policy)}."
         )
-    if not stock_steps(policy.path, recipe.evaluate.steps):
+    if not stock_grid_matches(policy.path, recipe.evaluate.steps):
         raise ConfigError(
             f"--snippet: the stock DDIM steps by 1000 // {recipe.evaluate.steps}, and would draw another picture; take "
             "a number of steps that divides 1000."
