@@ -25,7 +25,7 @@ def export(
     Raises:
         ConfigError, CheckpointError: an argument is refused, or the reloaded export draws other latents.
     """
-    user = hub.check(repository) if repository else ""
+    user = hub.check_login(repository) if repository else ""
     if target not in get_args(formats.Target):
         raise ConfigError(f"--for {target}: there are {', '.join(get_args(formats.Target))}.")
     policy, recipe = open_model(source, sets)
@@ -42,7 +42,7 @@ def export(
         card = hub.card(repository, target, about, evaluations(file))
         (folder / hub.CARD).write_text(card, encoding="utf-8")
         echo(f"to {repository} as {user}, private if it is new; the files carry the recipe, with this machine's paths:")
-        for path, size in hub.listing(folder):
+        for path, size in hub.files_to_upload(folder):
             echo(f"{size:>14,}  {path}")
         echo(hub.push(folder, repository))
 

@@ -1,4 +1,4 @@
-"""``grpaint export``: an adapter or a pipeline for other programs, reloaded and compared before it counts as done."""
+"""Write an adapter or a pipeline for other programs, load it again, and compare what it draws."""
 
 import hashlib
 import json
@@ -24,21 +24,22 @@ ADAPTER = "pytorch_lora_weights.safetensors"
 
 @dataclass(frozen=True)
 class Match:
-    """The layers of an adapter file that a network has, and those that it does not."""
+    """The layers of an adapter file that a network has (``matched``), and those that it lacks."""
 
     matched: tuple[str, ...]
     unmatched: tuple[str, ...]
 
 
-def _refuse(policy: Any, target: Target, out: Path) -> None:
+def _check(policy: Any, target: Target, out: Path) -> None:
+    """Raise ConfigError if this model cannot be exported for ``target``, or ``out`` exists."""
     if not isinstance(policy, DiffusersPolicy):
         raise ConfigError(
             "export: the built-in model is its own file, checkpoints/NUMBER/model.safetensors of the run."
         )
     if policy.spec.base_precision != "full":
         raise ConfigError(
-            f"export: the base is held in {policy.spec.base_precision}, and what is written is compared on the whole "
-            "one; add --set model.base_precision=full."
+            f"export: the base is held in {policy.spec.base_precision}, and an export is compared on the unquantised "
+            "base; add --set model.base_precision=full."
         )
     if target != "merged" and not policy.spec.lora:
         raise ConfigError(
@@ -53,57 +54,58 @@ def _refuse(policy: Any, target: Target, out: Path) -> None:
 
 
 def export(policy: Any, recipe: Mapping[str, Any], steps: int, target: Target, out: Path) -> float:
-    """Write ``out``, open it as its reader would, and compare what it draws in ``steps``; the relative difference.
+    """Write the model into the folder ``out``, load it again, and return how far its latents differ.
 
-    ``recipe`` is the table that the file carries.
+    The latents of two captions after ``steps`` steps are compared, relative to their norm. For a merged pipeline in
+    half precision its weights are compared instead. ``recipe`` is the table that the exported file will hold.
 
     Raises:
-        ConfigError: where this model has no such form, or ``out`` is taken.
-        CheckpointError: where what was written draws something else; nothing stays of it.
+        ConfigError: the model cannot be exported for ``target``, or ``out`` exists.
+        CheckpointError: the export draws something else; ``out`` is removed.
     """
-    _refuse(policy, target, out)
+    _check(policy, target, out)
     with ExitStack() as stack:
         try:
-            aside = stack.enter_context(atomic_folder(out))
+            partial = stack.enter_context(atomic_folder(out))
         except OSError as error:
             raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); name another place.") from error
         start = policy.noise((0, 0, "export"), range(len(TEXTS)))
-        wanted = policy.stock(TEXTS, start, steps)
-        with without_adapters(getattr(policy.pipe, policy.family.NETWORK)):  # a whole network has none: moved is 0
-            moved = _difference(wanted, policy.stock(TEXTS, start, steps))
-        limit = min(1e-3 if policy.runtime.precision == "fp32" else 0.1, max(0.1 * moved, 1e-5))
-        _write(policy, recipe, target, aside)
-        with _reopened(policy, target, aside) as again:
-            off = _difference(again.stock(TEXTS, start, steps), wanted)
-        if target == "merged" and policy.runtime.precision != "fp32":  # its images round what its file keeps
-            off = _changed(policy, aside)
-        if not off <= limit:
+        expected = policy.stock(TEXTS, start, steps)
+        with without_adapters(getattr(policy.pipe, policy.family.NETWORK)):  # without one the change is 0
+            change = _difference(expected, policy.stock(TEXTS, start, steps))
+        limit = min(1e-3 if policy.runtime.precision == "fp32" else 0.1, max(0.1 * change, 1e-5))
+        _write(policy, recipe, target, partial)
+        with _reopened(policy, target, partial) as reloaded:
+            deviation = _difference(reloaded.stock(TEXTS, start, steps), expected)
+        if target == "merged" and policy.runtime.precision != "fp32":  # latents are rounded, the file is not
+            deviation = _weight_difference(policy, partial)
+        if not deviation <= limit:
             raise CheckpointError(
-                f"{out}: reloaded, it draws other images (latents differ by {off:.1e}, training moved them by "
-                f"{moved:.1e}); not kept."
+                f"{out}: reloaded, it draws other images (latents differ by {deviation:.1e}, training moved them by "
+                f"{change:.1e}); not kept."
             )
-    return off
+    return deviation
 
 
-def _changed(policy: DiffusersPolicy, folder: Path) -> float:
-    """How far the weights of a merged pipeline are from those that were merged."""
+def _weight_difference(policy: DiffusersPolicy, folder: Path) -> float:
+    """Return the largest relative difference of a merged pipeline's weights from those that were merged."""
     name = policy.family.NETWORK
-    wanted = merged_state(getattr(policy.pipe, name))
-    kept = getattr(policy.open_base(folder, exact=True), name).state_dict()
-    return max(_difference(kept[key].to(t.device), t.float()) for key, t in wanted.items() if t.any())
+    expected = merged_state(getattr(policy.pipe, name))
+    written = getattr(policy.open_base(folder, exact=True), name).state_dict()
+    return max(_difference(written[key].to(t.device), t.float()) for key, t in expected.items() if t.any())
 
 
-def _difference(one: Tensor, other: Tensor) -> float:
-    return ((one - other).double().norm() / other.double().norm()).item()
+def _difference(tensor: Tensor, expected: Tensor) -> float:
+    return ((tensor - expected).double().norm() / expected.double().norm()).item()
 
 
 def _write(policy: DiffusersPolicy, recipe: Mapping[str, Any], target: Target, folder: Path) -> None:
     about = description(policy, recipe)
     if target == "merged":
         network = getattr(policy.pipe, policy.family.NETWORK)
-        whole = policy.open_base(exact=True)  # less would round a small change away
-        getattr(whole, policy.family.NETWORK).load_state_dict(merged_state(network))
-        whole.save_pretrained(folder)
+        pipe = policy.open_base(exact=True)  # half precision would round a small change away
+        getattr(pipe, policy.family.NETWORK).load_state_dict(merged_state(network))
+        pipe.save_pretrained(folder)
         (folder / "grpaint.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         return
     tensors, header = policy.export("current")
@@ -114,7 +116,7 @@ def _write(policy: DiffusersPolicy, recipe: Mapping[str, Any], target: Target, f
 
 @contextmanager
 def _reopened(policy: DiffusersPolicy, target: Target, folder: Path) -> Iterator[DiffusersPolicy]:
-    """A stock pipeline that loaded what was written, by diffusers' own loader; an adapter on the base at hand."""
+    """Yield a policy on what was written, loaded by diffusers; an adapter is put on the base that is open."""
     if target == "merged":
         pipe = policy.open_base(folder)
         yield DiffusersPolicy(policy.spec, pipe.to(policy.runtime.device), policy.weights, policy.runtime)
@@ -130,7 +132,7 @@ def _reopened(policy: DiffusersPolicy, target: Target, folder: Path) -> Iterator
 
 
 def description(policy: Any, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What an exported file says of itself: its base with a hash, the recipe, and the base's license."""
+    """Return what an exported file records: the base with its hash and license, the family, and the recipe."""
     return {
         "base": policy.spec.base,
         "base_sha256": base_hash(policy),
@@ -141,38 +143,38 @@ def description(policy: Any, recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def base_hash(policy: DiffusersPolicy) -> str:
-    """SHA-256 of the single file, or over the weight files of the network that was tuned."""
+    """Return the SHA-256 of the base's single file, or over the weight files of the trained network."""
     if policy.spec.origin.single:
         return digest(policy.spec.origin.single.path)
-    whole = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for file in sorted((policy.spec.local_folder / policy.family.NETWORK).glob("*.safetensors")):
-        whole.update(bytes.fromhex(digest(file)))
-    return whole.hexdigest()
+        sha256.update(bytes.fromhex(digest(file)))
+    return sha256.hexdigest()
 
 
 def match(policy: Any, file: Path) -> Match:
-    """Which layers of an adapter file this model's network has; diffusers reads the file's dialect.
+    """Return which layers of an adapter file this model's network has; diffusers converts the names in the file.
 
     Raises:
-        ConfigError: where the model takes no adapters.
-        CheckpointError: where the file cannot be read, or is in no dialect that is known.
+        ConfigError: the model takes no adapters.
+        CheckpointError: the file cannot be read, or diffusers does not know its naming scheme.
     """
     if not isinstance(policy, DiffusersPolicy):
         raise ConfigError("export --check: the built-in model takes no adapter files.")
     tensors, _ = read_weights(file)
     network = getattr(policy.pipe, policy.family.NETWORK)
     try:
-        found = type(policy.pipe).lora_state_dict(tensors, unet_config=getattr(network, "config", None))
+        converted = type(policy.pipe).lora_state_dict(tensors, unet_config=getattr(network, "config", None))
     except (ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{file}: not an adapter that diffusers reads: {' '.join(str(error).split())}") from error
     names = {name.replace(".base_layer", "") for name, _ in network.named_modules()}
     prefix = policy.family.NETWORK + "."
-    layers = {_layer(key) for key in (found[0] if isinstance(found, tuple) else found)}
-    known = {layer for layer in layers if layer.removeprefix(prefix) in names and layer.startswith(prefix)}
-    return Match(tuple(sorted(known)), tuple(sorted(layers - known)))
+    layers = {_layer(key) for key in (converted[0] if isinstance(converted, tuple) else converted)}
+    matched = {layer for layer in layers if layer.removeprefix(prefix) in names and layer.startswith(prefix)}
+    return Match(tuple(sorted(matched)), tuple(sorted(layers - matched)))
 
 
 def _layer(key: str) -> str:
-    """The layer that a tensor of an adapter belongs to, in the names that diffusers used before peft too."""
+    """Return the layer of an adapter's tensor; the names that diffusers used before peft are understood."""
     older = re.sub(r"\.processor\.(to_[a-z]+)_lora\.", r".\1.lora.", key).replace(".to_out.lora.", ".to_out.0.lora.")
     return re.split(r"\.lora[._]|\.alpha|\.dora", older)[0]

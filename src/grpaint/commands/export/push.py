@@ -1,4 +1,4 @@
-"""``grpaint export --push OWNER/NAME``: an exported folder onto a hub, with a page that says what it is."""
+"""``grpaint export --push OWNER/NAME``: upload an exported folder to a hub, with a model card."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ LOADING = {
 }
 
 
-def check(repository: str) -> str:
-    """Refuse what cannot be pushed before anything is computed; the name of who is logged in.
+def check_login(repository: str) -> str:
+    """Check that an upload will be possible, before anything is computed; return the name of the user.
 
     Raises:
-        ConfigError: where the name is none, the network is forbidden, or nobody is logged in.
+        ConfigError: ``repository`` is not OWNER/NAME, the network is forbidden, or nobody is logged in.
     """
     try:
         from huggingface_hub import HfApi, constants
@@ -44,16 +44,16 @@ def check(repository: str) -> str:
         raise ConfigError(f"--push {repository}: the hub does not know this login ({_line(error)}).") from error
 
 
-def listing(folder: Path) -> list[tuple[str, int]]:
-    """The files that would be uploaded, and their bytes."""
+def files_to_upload(folder: Path) -> list[tuple[str, int]]:
+    """Return the files that would be uploaded, each with its size in bytes."""
     return [(str(f.relative_to(folder)), f.stat().st_size) for f in sorted(folder.rglob("*")) if f.is_file()]
 
 
 def push(folder: Path, repository: str) -> str:
-    """Upload a folder into a repository, made private where it is new; the address of the commit.
+    """Upload a folder into a repository, which is private if it is new; return the address of the commit.
 
     Raises:
-        RunError: where the hub refuses; the folder stays.
+        RunError: the hub refuses; the folder stays.
     """
     from huggingface_hub import HfApi
 
@@ -65,7 +65,7 @@ def push(folder: Path, repository: str) -> str:
         )
     except Exception as error:  # its HTTP client's, too
         raise RunError(
-            f"--push {repository}: the hub refuses ({_line(error)}). {folder} stays; when that is mended: "
+            f"--push {repository}: the hub refuses ({_line(error)}). {folder} stays; when that is fixed: "
             f"hf upload {repository} {folder}"
         ) from error
 
@@ -75,9 +75,9 @@ def _line(error: Exception) -> str:
 
 
 def card(repository: str, target: str, about: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str:
-    """The page: base, license, how to load it, what was measured, and the recipe.
+    """Return the model card: base, license, how to load it, what was measured, and the recipe.
 
-    ``about`` is what the exported files say of themselves; ``evaluations`` are lines of evaluations.jsonl, or none.
+    ``about`` is what the exported files record; ``evaluations`` are the lines of evaluations.jsonl, or none.
     """
     base, _, commit = str(about["base"]).partition("@")
     on_hub = is_hub_id(base)
@@ -114,7 +114,7 @@ def card(repository: str, target: str, about: Mapping[str, Any], evaluations: Se
 
 
 def _metadata(name: str, base: str | None, about: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str:
-    """The YAML at the top of the page, with the last evaluation as results; ``base`` is a hub id."""
+    """Return the YAML at the top of the card, with the last evaluation as results; ``base`` is a hub id."""
     from huggingface_hub import EvalResult, ModelCardData
 
     data = Path(str(about["recipe"].get("data", {}).get("kind", "prompts"))).name
@@ -141,7 +141,7 @@ def _metadata(name: str, base: str | None, about: Mapping[str, Any], evaluations
 
 
 def _metrics(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What both the first and the last evaluation measured, with an interval."""
+    """Return the names of measures with an interval that the first and the last evaluation have."""
     if not evaluations:
         return []
     return [name for name in evaluations[-1] if f"{name}_interval" in evaluations[-1] and name in evaluations[0]]
