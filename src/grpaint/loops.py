@@ -25,7 +25,7 @@ from grpaint.run.metrics import preview_metrics, reward_metrics, rollout_metrics
 
 
 def sft(recipe: SftRecipe, loop: Loop) -> None:
-    """Stage one: minimise the denoising loss on captioned images."""
+    """Train a supervised stage: minimise the denoising loss on captioned images."""
     for iteration in loop.iterations():
         with loop.phase("update"):
             images, prompts = recipe.data.batch(recipe.train.batch, iteration, recipe.train.seed)
@@ -36,16 +36,19 @@ def sft(recipe: SftRecipe, loop: Loop) -> None:
 
 
 def train(recipe: TrainRecipe, loop: Loop) -> None:
-    """Stage two: sample groups of images, score them, and move towards those that scored above their group."""
+    """Train a reinforcement-learning stage: sample groups, score them, move towards what scored above its group.
+
+    With several updates per rollout the adaptive penalty observes the last one.
+    """
     settings, policy = recipe.train, loop.policy
-    collect, constant = Collector(recipe, loop), ConstantWatch(settings.constant)
+    collect, constant_scores = Collector(recipe, loop), ConstantWatch(settings.constant)
     if not loop.done:
         _update_behaviour(policy, recipe.behaviour, -1)
     for iteration in loop.iterations():
         rollout, table = collect(iteration)
         rewards = recipe.reward_set()
         with loop.phase("reward"), torch.no_grad():
-            constant.observe(table, rewards.rewards, rollout.prompts)
+            constant_scores.observe(table, rewards.rewards, rollout.prompts)
             advantage = compute_advantage(recipe.advantage, table, rollout)
         with loop.phase("update"):
             for number, rows in enumerate(_row_splits(rollout, settings.updates)):
@@ -53,7 +56,7 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
                 anchor = partial(_anchor_terms, recipe.anchor, recipe.data, policy, update, settings.seed)
                 terms = partial(_terms, recipe.objective, policy, batch, advantage[rows], anchor)
                 measures = loop.update(terms, batch)
-                if number:  # later updates of a rollout are off-policy: their ratio is not an error
+                if number:  # later updates are off-policy, so that their ratio is rightly not 1
                     measures = {name: value for name, value in measures.items() if "ratio_error" not in name}
                 loop.record({f"policy/{name}": value for name, value in measures.items()})
         loop.record(rollout_metrics(rollout, table, advantage) | preview_metrics(recipe.plan.prune, rollout, table))
@@ -64,7 +67,7 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
 
 
 def _row_splits(rollout: Rollout, updates: int) -> Iterator[Tensor]:
-    """Yield the rows of each optimizer step: shuffled by the rollout's key, or in order if there is one step."""
+    """Yield the rows of each update: shuffled by the rollout's key, or in order if there is one update."""
     count = len(rollout.group)
     order = torch.arange(count)
     if updates > 1:
@@ -76,13 +79,13 @@ def _terms(
     objective: Objective, policy: Policy, batch: Rollout, advantage: Tensor, anchor: partial[Iterator[Term]]
 ) -> Iterator[Term]:
     """Yield the objective's terms, then the anchor's if the objective had any."""
-    moved, terms = False, objective(policy, batch, advantage)
+    has_terms, terms = False, objective(policy, batch, advantage)
     if not isinstance(terms, Iterable) or isinstance(terms, Tensor):
         raise RunError(f"objective: it returned {type(terms).__name__}; it must return an iterator of Terms.")
     for term in terms:
-        moved = True
+        has_terms = True
         yield term
-    if moved:
+    if has_terms:
         yield from anchor()
 
 
@@ -94,7 +97,7 @@ def _anchor_terms(anchor: Anchor | None, data: Data, policy: Model, update: int,
 
 
 def _update_floors(rewards: Mapping[str, WeightedReward], table: RewardTable) -> None:
-    """Show every reward that has a floor the scores of this iteration, so that its multiplier can rise or fall."""
+    """Pass the scores of this iteration to each reward's floor, whose multiplier then rises or falls."""
     for name, item in rewards.items():
         if item.floor:
             scores = table.columns[name]
@@ -102,7 +105,7 @@ def _update_floors(rewards: Mapping[str, WeightedReward], table: RewardTable) ->
 
 
 def _update_penalty(objective: Objective, measures: Mapping[str, float]) -> None:
-    """Show an adaptive KL penalty the divergence that was measured."""
+    """Pass the measured divergence to an adaptive KL penalty."""
     penalty = getattr(objective, "penalty", None)
     if isinstance(penalty, AdaptiveKl) and "kl" in measures:
         penalty.observe(measures["kl"])

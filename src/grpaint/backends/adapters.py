@@ -94,12 +94,12 @@ def merged_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def kohya(tensors: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
-    """Rename an adapter of diffusers' names as kohya's scripts do, for ComfyUI, A1111 and Forge.
+    """Rename a LoRA's tensors from diffusers' to kohya's names, for ComfyUI, A1111 and Forge.
 
-    U-Nets: ``lora_unet_..`` with ``lora_down``, ``lora_up`` and ``alpha`` (the rank, since the strength is in the
-    second matrix). Blocks keep diffusers' numbers, SDXL's too: A1111 1.10 (``convert_diffusers_name_to_compvis``),
-    ComfyUI and Forge (``unet_to_diffusers``) map them to those of the first code. Transformers are read by their
-    diffusers names.
+    U-Nets: ``lora_unet_..`` with ``lora_down``, ``lora_up`` and ``alpha``; alpha is the rank, because ``lora_up``
+    already includes the scale. Blocks keep diffusers' numbers, SDXL's too: A1111 1.10
+    (``convert_diffusers_name_to_compvis``), ComfyUI and Forge (``unet_to_diffusers``) map them to the original
+    (CompVis, SGM) numbers. LoRAs of transformers are returned unchanged.
     """
     if network != "unet":
         return dict(tensors)

@@ -103,10 +103,10 @@ class DiffusersPolicy:
             yield pipe
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Encode images in [0, 1], whose sides are whole patches, as the mean of their latents.
+        """Encode images ``[b, 3, h, w]`` in [0, 1] as the means of the VAE's latents.
 
         Raises:
-            ConfigError: if a side is not a whole number of patches.
+            ConfigError: if a side is not divisible by the model's ``side_multiple``.
         """
         multiple = self.spec.side_multiple
         if any(side % multiple for side in images.shape[-2:]):

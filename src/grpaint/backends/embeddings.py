@@ -90,7 +90,7 @@ class EmbeddingCache:
         return [embedding for text in texts if (embedding := embeddings[text]) is not None]
 
     def prepare(self, texts: Iterable[str]) -> int:
-        """Write the missing files of captions, before training takes memory; returns how many were missing.
+        """Encode the captions that have no file yet, before training needs the memory; return how many there were.
 
         Raises:
             RunError: if the folder cannot be written.

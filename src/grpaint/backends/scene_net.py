@@ -78,7 +78,10 @@ class TextBlock(nn.Module):
 
 
 class ImageBlock(nn.Module):
-    """A transformer layer over patches, modulated by the noise level: shared values plus the layer's own ``table``."""
+    """A transformer layer over patches, modulated by the noise level.
+
+    Shift, scale and gate are values that all layers share plus this layer's learned offsets ``table``, ``[6, width]``.
+    """
 
     def __init__(self, size: Architecture) -> None:
         super().__init__()

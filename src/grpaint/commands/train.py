@@ -85,7 +85,7 @@ def run(
     except MemoryExhausted as error:
         _print_advice(console, advice, settings, stage, error.phase)
         raise
-    _print_end(console, folder)
+    _print_result(console, folder)
 
 
 def _all_sets(folder: RunFolder, sets: list[str]) -> list[str]:
@@ -118,7 +118,7 @@ def _print_advice(console: Console, advice: Advice, settings: Mapping[str, Any],
         console.print(f"the advice failed: {error}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _print_end(console: Console, folder: RunFolder) -> None:
+def _print_result(console: Console, folder: RunFolder) -> None:
     """Print the evaluations before and after training, an alarm of reward hacking, and the paths of the run."""
     lines = folder.lines("evaluations.jsonl")
     first, last = lines[0], lines[-1]

@@ -1,4 +1,4 @@
-"""Mathematics and protocols; this package imports no other part of grpaint.
+"""Paths, samplers, one denoising step, keyed noise, and protocols; imports no other part of grpaint.
 
 Shapes used throughout:
 

@@ -26,7 +26,7 @@ class MissingExtra(ConfigError):
 
 
 class CheckpointError(GrpaintError):
-    """A weight file is missing, truncated, of another format than its name says, or could not be written."""
+    """A weight file is missing, truncated, of another format than its suffix, or could not be written."""
 
 
 class RunError(GrpaintError):

@@ -18,7 +18,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Runtime:
     """The device and the precision of network computations.
 
-    Latents, log-probabilities and master weights are fp32 in every precision.
+    Latents, log-probabilities and master weights are fp32, whatever the precision.
     """
 
     fake: ClassVar[bool] = False  # whether networks have shapes but no values, so that no weight file is opened

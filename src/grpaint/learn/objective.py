@@ -22,7 +22,7 @@ Target = Literal["velocity", "epsilon", "v"]
 
 
 class Term(NamedTuple):
-    """A part of the loss; ``measures`` are per row, by metric name; ``step`` is -1 if it belongs to no step."""
+    """A summand of the loss: a scalar ``loss``, ``measures`` ``[k]`` by metric name, and its step (-1: none)."""
 
     loss: Tensor
     measures: dict[str, Tensor]

@@ -89,9 +89,10 @@ class PpoClip:
 class Guard(PpoClip):
     """GRPO-Guard (arXiv 2510.22319): a ratio centred on 1 at every step, and equal weight for all steps.
 
-    log r = std * (log-ratio + mean (mu - mu_old)^2 / (2 std^2)), which for the action's noise z equals
-    mean z (mu - mu_old): unbiased, with the same spread at every step. The loss is divided by the step's length |dt|.
-    The ranges apply to this ratio: 2e-6 to 1e-5 in published settings.
+    log r = std * (log-ratio + mean (mu - mu_old)^2 / (2 std^2)), where ``mean`` is over elements. With the noise
+    z = (x_next - mu_old) / std of the action it equals mean z (mu - mu_old): unbiased, with the same spread at every
+    step. The loss is divided by |dt|, the length of the step in time. ``low`` and ``high`` clip this ratio; published
+    settings use 2e-6 to 1e-5.
     """
 
     low: float = 4e-6

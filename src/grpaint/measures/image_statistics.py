@@ -67,7 +67,7 @@ def grid_energy(images: Images) -> Float[Tensor, " b"]:
 
 
 def spread(images: Images) -> Float[Tensor, " b"]:
-    """Mean root-mean-square distance of an image to the others of the batch, at 32 x 32; 0 for a single image.
+    """For each image, its mean RMS pixel distance to the others of the batch at 32 x 32; 0 for a single image.
 
     It falls when images of different prompts become alike.
     """

@@ -31,7 +31,7 @@ WORLD_OF = {"ddpo": "scenes-epsilon", "sft-flow-grpo": "scenes-epsilon"}  # ever
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    """The tables and settings that the recipes of both stages share."""
+    """The tables and settings that both stages share; ``threads``: 0 leaves the number to PyTorch."""
 
     model: ModelSpec
     data: Data
@@ -62,7 +62,7 @@ class SftRecipe(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe(Common):
-    """The recipe of a reinforcement-learning stage; its rules across tables are checked when it is built."""
+    """The recipe of a reinforcement-learning stage; constraints between its tables are checked when it is built."""
 
     stage: Literal["train"] = "train"
     plan: Plan
@@ -91,7 +91,9 @@ class TrainRecipe(Common):
         _prefix("plan", self.plan.check, self.model.path, self.train.group_size)
         likelihood = self.objective if isinstance(self.objective, PolicyGradient) else None
         if likelihood and not self.plan.window.reach(self.plan.steps):
-            raise ValueError("plan.window: no step is noisy, and a policy gradient needs a likelihood; open it")
+            raise ValueError(
+                "plan.window: no step is noisy, and a policy gradient needs a likelihood; choose another window"
+            )
         if self.train.retain and (not likelihood or likelihood.minibatch):
             raise ValueError("train.retain is for a policy gradient without minibatches: one graph a step; unset one")
         if self.train.retain and self.plan.weights != "current":
@@ -200,7 +202,7 @@ def read_toml(file: Path) -> Plain:
 
 
 def parse_sets(sets: Sequence[str]) -> list[tuple[list[str], Any]]:
-    """Split ``key.sub=value`` arguments into paths and values; a value that is not TOML is a text."""
+    """Split ``key.sub=value`` arguments into paths and values; a value that is not TOML is a string."""
     pairs = []
     for item in sets:
         key, equals, text = item.partition("=")
@@ -235,7 +237,7 @@ def override(table: Plain, sets: Sequence[str]) -> Plain:
 
 
 def resolve(table: Plain, stage: str) -> tuple[Recipe, Plain]:
-    """Build a recipe's table; return the recipe, and the table with all defaults that run.toml will hold.
+    """Build a recipe's table; return the recipe, and the complete table, defaults included, for run.toml.
 
     Raises:
         ConfigError: a setting is wrong, or settings cannot go together.

@@ -22,7 +22,7 @@ def to_picture(image: Tensor, side: int = CELL) -> Image.Image:
 
 
 def picture_sheet(rows: Sequence[tuple[str, Tensor]], captions: Sequence[str]) -> Image.Image:
-    """Arrange images ``[b, 3, h, w]`` in one row per title and one column per caption."""
+    """Arrange images on a sheet: each of ``rows`` is a title and its images ``[b, 3, h, w]``, one per caption."""
     left, font = 74, ImageFont.load_default(13)
     size = left + len(captions) * (CELL + MARGIN) + MARGIN, CAPTION + len(rows) * (CELL + MARGIN) + MARGIN
     sheet = Image.new("RGB", size, "white")

@@ -16,9 +16,9 @@ from grpaint.vision.sources import TOKENIZER_FILES
 
 @dataclass(frozen=True, kw_only=True)
 class ImageReward(TransformersReward):
-    """ImageReward: how well people would like a picture for its caption (Xu et al. 2023); mean 0, std 1 on its data.
+    """ImageReward (Xu et al. 2023): predicted human preference; mean 0 and std 1 on its training data.
 
-    Reads 33 tokens. ``tokenizer`` is the lower-case one of BERT.
+    Reads 35 tokens, start and end included, so 33 of the caption. ``tokenizer`` is that of bert-base-uncased.
     """
 
     weights: str = "THUDM/ImageReward"

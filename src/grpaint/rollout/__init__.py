@@ -1,4 +1,4 @@
-"""Rollouts: which steps are noisy, where samples start, which rows are pruned, and the sampling itself."""
+"""Rollouts: which steps are noisy, where samples start, which rows are pruned. Samplers are in ``core/step.py``."""
 
 from grpaint.rollout.prune import Funnel, optimal_variance
 from grpaint.rollout.rollout import Plan, Rollout, Transition, act, roll

@@ -99,10 +99,10 @@ class Loop:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the block's seconds to ``time/NAME_s``; running out of memory in it names the phase and what to lower.
+        """Add the block's seconds to ``time/NAME_s``.
 
         Raises:
-            MemoryExhausted: the block ran out of memory.
+            MemoryExhausted: the block ran out of memory; it names the phase and what to lower.
         """
         start, cpu_start = time.perf_counter(), time.process_time()
         try:
@@ -121,8 +121,8 @@ class Loop:
         """Run backward on each term, then take an optimizer step.
 
         Nothing moves if there are no terms or the gradient is not finite. ``terms`` computes the terms of ``batch``,
-        and again for a diagnosis. Returns the mean of every measure (the maximum of errors), also by step as
-        ``name/step``.
+        and is called again to find where a gradient is not finite. Returns the mean of every measure, the maximum of
+        those named error, also by step as ``name/step``.
 
         Raises:
             RunError: ``train.nonfinite`` updates in a row had a gradient that was not finite.
@@ -196,11 +196,11 @@ class Loop:
             )
 
     def record(self, numbers: Line) -> None:
-        """Add numbers to the line of this iteration."""
+        """Add numbers to this iteration's line of metrics.jsonl."""
         self.line |= numbers
 
     def count(self, name: str) -> None:
-        """Add one to a counter in the line of this iteration."""
+        """Add one to a counter in this iteration's line of metrics.jsonl."""
         self.line[name] = self.line.get(name, 0) + 1
 
     def _write_line(self) -> None:

@@ -14,7 +14,7 @@ from grpaint.rollout.rollout import Rollout
 
 
 def rollout_metrics(rollout: Rollout, table: RewardTable, advantage: Tensor) -> dict[str, float]:
-    """Return the mean and spread of every reward, the groups without an advantage, and the mean size of advantages."""
+    """Return mean and std of every reward, the number of groups without an advantage, and the mean |advantage|."""
     metrics: dict[str, float] = {}
     for name, column in table.columns.items():
         applies = table.applies.get(name, torch.ones_like(rollout.group, dtype=torch.bool))

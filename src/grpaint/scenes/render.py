@@ -166,7 +166,7 @@ def draw(layout: Layout, side: int = SIDE) -> Float[Tensor, "b 3 h w"]:
 
 
 def render(captions: Sequence[Caption], key: Key, side: int = SIDE) -> Float[Tensor, "b 3 h w"]:
-    """Draw images of captions, in [0, 1]; image ``i`` depends only on its caption and ``(*key, i)``."""
+    """Draw images ``[b, 3, side, side]`` in [0, 1]; image ``i`` depends only on its caption and ``(*key, i)``."""
     return draw(lay_out(captions, key), side)
 
 

@@ -63,10 +63,12 @@ class Family(ABC):
         return int(2 ** (len(folder.settings("vae/config.json")["block_out_channels"]) - 1))
 
     def sides(self, folder: PipelineFolder, height: int, width: int, own: int) -> tuple[int, int]:
-        """Height and width of a latent, from those of the image; 0 gives ``own``, the network's latent side.
+        """Return the latent height and width of an image of ``height`` x ``width`` pixels; a side of 0 gives ``own``.
+
+        ``own`` is the network's native latent side.
 
         Raises:
-            ConfigError: if a side is not a whole number of latents and patches.
+            ConfigError: a side is not divisible by the pixels of a patch.
         """
         factor = self.factor(folder)
         for key, pixels in (("height", height), ("width", width)):

@@ -90,7 +90,7 @@ def calibrate(forecast: Forecast) -> Times:
 
 
 def _extrapolate(forecast: Forecast, loop: TimedLoop, share: float) -> Times:
-    """Scale the timed iteration up; ``share``: the images of a full iteration over those timed."""
+    """Scale the timed iteration up by ``share``: images of a full iteration divided by the images timed."""
     whole = costs(forecast.recipe)
     phases = {
         name: seconds / loop.evaluations[name] * whole[f"evaluations_{name}"] if loop.evaluations[name] else

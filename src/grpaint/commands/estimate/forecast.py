@@ -38,7 +38,7 @@ def parse_bytes(text: str) -> int:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a recipe needs; ``evaluations``: model evaluations of one iteration, of all, and of all judging."""
+    """What a recipe needs; ``evaluations``: network passes per iteration, of all iterations, and of all judging."""
 
     recipe: Recipe
     device: str

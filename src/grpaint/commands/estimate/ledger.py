@@ -61,7 +61,7 @@ class Ledger(TorchDispatchMode):
         self.live -= self._sizes.pop(key)
 
     def record_spike(self, extra: int) -> None:
-        """Update the peaks for a moment at which ``extra`` bytes more than the live ones exist."""
+        """Raise the peaks as if ``extra`` bytes were live for a moment, in addition to those counted."""
         now = self.live + extra
         if self._phases and self._phases[-1]:
             name = self._phases[-1]

@@ -54,14 +54,14 @@ def _check(policy: Any, target: Target, out: Path) -> None:
 
 
 def export(policy: Any, recipe: Mapping[str, Any], steps: int, target: Target, out: Path) -> float:
-    """Write the model into the folder ``out``, load it again, and return how far its latents differ.
+    """Write the model into the folder ``out``, load it again, and return the relative difference |a - b| / |b|.
 
-    The latents of two captions after ``steps`` steps are compared, relative to their norm. For a merged pipeline in
-    half precision its weights are compared instead. ``recipe`` is the table that the exported file will hold.
+    ``a`` and ``b`` are the latents of the reloaded and the original model for two captions after ``steps`` steps; for
+    a merged pipeline in half precision they are weights. ``recipe``: the settings to store in the exported file.
 
     Raises:
         ConfigError: the model cannot be exported for ``target``, or ``out`` exists.
-        CheckpointError: the export draws something else; ``out`` is removed.
+        CheckpointError: the difference exceeds the limit; ``out`` is removed.
     """
     _check(policy, target, out)
     with ExitStack() as stack:
