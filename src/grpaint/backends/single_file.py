@@ -156,7 +156,7 @@ class _Layout(NamedTuple):
 
 
 def _stated_predictions(shapes: Shapes, metadata: Mapping[str, str]) -> frozenset[Prediction]:
-    """Return the prediction types that a file states, by a tensor ``v_pred`` or Stability AI's header; empty if none."""
+    """Return the prediction types that a file states, by a tensor ``v_pred`` or Stability AI's header (or none)."""
     predictions: set[Prediction] = {"v"} if "v_pred" in shapes else set()
     entry = metadata.get("modelspec.prediction_type", "").lower().replace("_", "-")
     if entry in ("epsilon", "eps"):

@@ -47,9 +47,9 @@ Advice = Callable[[Mapping[str, Any], str, str], Iterable[str]]
 def run(
     stage: str, name: str | None, sets: list[str], runs: Path, run_name: str | None, *, resume: bool, advice: Advice
 ) -> None:
-    """Train the recipe ``name`` in ``runs/run_name``, from its last checkpoint with ``resume``, and print the result.
+    """Train the recipe ``name`` in ``runs/run_name`` and print the result; ``resume`` continues from a checkpoint.
 
-    ``advice`` returns lines about settings to lower, from the settings, the stage and the phase that ran out of memory.
+    ``advice`` is called with the settings, the stage and the phase that ran out of memory; it returns what to lower.
 
     Raises:
         GrpaintError: the recipe or a setting is refused, or the run cannot continue.
@@ -172,7 +172,7 @@ def _record_end(folder: RunFolder, error: BaseException) -> None:
 
 
 def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -> Loop:
-    """Load the weights and return the run's loop, resumed from its last checkpoint if there is one.
+    """Check rewards and data, load the weights, start loggers; return the loop at the last checkpoint, if any.
 
     Raises:
         GrpaintError: weights, data or a reward cannot be opened, or a reward fails its self-test.
