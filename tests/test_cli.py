@@ -18,6 +18,8 @@ from grpaint.recipe.config import names
 from grpaint.report.terminal import table
 from tiny_runs import EMBEDDED, TINY, command, flags
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 COMMANDS = {
     "train": "recipe --set --name --runs --resume",
     "sft": "recipe --set --name --runs --resume",

@@ -16,6 +16,8 @@ from grpaint.recipe.config import RECIPES
 from grpaint.report.comparison_page import differences, page, plot, summaries
 from tiny_runs import command
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 METHODS = ("flow-grpo-fast", "diffusion-nft")
 SMALL = (
     "train.prompts=2",

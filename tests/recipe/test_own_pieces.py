@@ -7,6 +7,8 @@ import pytest
 import tiny_runs
 from tiny_runs import TINY, command, status
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 PIECES = """
 from dataclasses import dataclass, field
 

@@ -18,6 +18,8 @@ from grpaint.recipe.config import open_recipe
 from grpaint.run import memory
 from tiny_runs import REWARD, TINY, command, lines, status
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 SETS = [*TINY, REWARD]
 
 
@@ -74,7 +76,7 @@ def test_a_reward_that_fails_stops_the_run(fault, words, unharmed):
 
 
 def test_a_disk_that_fills_while_saving_leaves_the_last_checkpoint(unharmed):
-    Path("fault").write_text("small files")  # from here on no file may grow past 12 MiB; training.safetensors must
+    Path("fault").write_text("small files")  # from here on no file may grow past 200 KiB; training.safetensors must
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         end = command("train", "flow-grpo-fast", "--name", "it", sets=SETS)

@@ -9,6 +9,8 @@ import tiny_runs
 from grpaint.measures.hacking import JUDGES, Watch, hacking, told
 from tiny_runs import REWARD, TINY, command, status
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 RECORDED = Path(__file__).parent / "hacking"
 
 

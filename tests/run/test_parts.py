@@ -18,6 +18,8 @@ from grpaint.rollout.rollout import Roller
 from grpaint.rollout.solver import Tail
 from tiny_runs import TINY, command, lines
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 PROMPTS = [Prompt(f"prompt {n}", reference=torch.full((3, 4, 4), n / 5)) for n in range(5)]
 PLANS = {
     "independent": Plan(6, Cps(), Prefix(3), start=Independent()),

@@ -13,6 +13,8 @@ from grpaint.recipe.pieces import stateful
 from tiny_runs import TINY, command, lines, status
 from tiny_scorers import clip_folder
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 REWARDS = """
 import torch
 from grpaint.core import Prompt

@@ -14,6 +14,8 @@ from grpaint.core.runtime import Runtime
 from grpaint.recipe.config import open_recipe, read_toml
 from tiny_runs import REWARD, TINY, TINY_SFT, command, lines, status
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 PENALTY = 'objective.penalty={kind="step-kl",beta=0.1}'
 SETS = [*TINY, REWARD, PENALTY]
 

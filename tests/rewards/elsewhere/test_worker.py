@@ -17,6 +17,8 @@ from grpaint.core import Prompt, RewardError
 from grpaint.rewards.elsewhere.worker import Worker
 from tiny_runs import TINY, command
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 REWARD = """
 import importlib.util, os, subprocess, sys, time
 from pathlib import Path
