@@ -16,7 +16,7 @@ from grpaint.storage.files import read_weights, unflatten
 from tiny_pipelines import save
 from tiny_runs import REWARD, TINY, TINY_SFT, command, copy_cut_after, lines, process, status
 
-pytestmark = pytest.mark.usefixtures("small_network")
+pytestmark = pytest.mark.usefixtures("small_bases")
 
 # pieces with a state of their own, two updates an iteration, a schedule, and decay: all of it must come back
 SETS = [

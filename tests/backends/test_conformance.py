@@ -6,7 +6,19 @@ from typing import Any
 import pytest
 import torch
 
-from grpaint.commands.doctor import CHECKS, Check, Examination, examine, fits, floor, learns, noise, parity, ratio
+from grpaint.commands.doctor import (
+    CHECKS,
+    Check,
+    Examination,
+    examine,
+    fits,
+    floor,
+    gradients,
+    learns,
+    noise,
+    parity,
+    ratio,
+)
 from grpaint.commands.doctor.examination import update
 from grpaint.core.runtime import Runtime
 from grpaint.judge import captioned, natural_loss
@@ -25,23 +37,32 @@ def failures(folder: Path, runtime: Runtime, checks: tuple[Check, ...] = CHECKS,
 
 
 FAST = tuple(check for check in CHECKS if check not in (learns, fits))
-
-
-@pytest.mark.parametrize("guidance", [1.0, 3.5])
-@pytest.mark.parametrize("folder", PIPELINES, indirect=True)
-def test_a_family_conforms(folder: Path, guidance: float) -> None:
-    assert not failures(folder, Runtime(), FAST, guidance=guidance)
+GUIDED = (parity, noise, ratio, gradients)  # what may differ where the network is called twice a prediction
+# Of what a family shares with another, each thing learns once: these have the network of sd15, sdxl and flux-dev.
+ALIKE = ("sd15-pndm", "ssd-1b", "flux-schnell")
+LEARNING = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in PIPELINES]
 
 
 @pytest.mark.parametrize("folder", PIPELINES, indirect=True)
+def test_a_family_conforms(folder: Path) -> None:
+    assert not failures(folder, Runtime(), FAST, guidance=3.5)
+
+
+@pytest.mark.parametrize("folder", PIPELINES, indirect=True)
+def test_a_family_conforms_without_guidance(folder: Path) -> None:
+    assert not failures(folder, Runtime(), GUIDED, guidance=1.0)
+
+
+@pytest.mark.parametrize("folder", LEARNING, indirect=True)
 def test_a_family_learns(folder: Path) -> None:
+    """The gains lie above 10 of their errors, where 2 are asked for."""
     case = Examination(recipe(folder), recipe(folder).model.load(Runtime()), Runtime())
-    updates = 48 if folder.name.startswith("flux") else 12  # its random network hardly reaches the mean of an image
-    for finding in (fits(case), learns(case, updates, group=32)):
+    updates = 24 if folder.name.startswith("flux") else 6  # its random network hardly reaches the mean of an image
+    for finding in (fits(case, 6), learns(case, updates, group=16)):
         assert finding.passed, finding
 
 
-@pytest.mark.parametrize("folder", PIPELINES, indirect=True)
+@pytest.mark.parametrize("folder", LEARNING, indirect=True)
 def test_sft_makes_images_brighter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On latents along the gradient of brightness: a random VAE would encode white images to what is not bright."""
     case = Examination(recipe(folder, lora=None), recipe(folder, lora=None).model.load(Runtime()), Runtime())
@@ -54,17 +75,22 @@ def test_sft_makes_images_brighter(folder: Path, monkeypatch: pytest.MonkeyPatch
     prompts, white, nothing = (case.prompts * 8)[:16], torch.ones(16, 3, 8, 8), torch.zeros(16)
     loss, optimizer, scaler = natural_loss(case.policy.path), case.optimizer(), case.scaler()
     before = case.images(count=16).mean((1, 2, 3))
-    for iteration in range(36):
+    for iteration in range(36 if folder.name in ("sdxl", "ssd-1b") else 12):  # those darken first
         batch = captioned(case.policy, white, prompts, iteration=iteration, seed=0)
         update(optimizer, scaler, loss(case.policy, batch, nothing))
     gain = case.images(count=16).mean((1, 2, 3)) - before
     assert gain.mean() > 3 * gain.std() / len(gain) ** 0.5
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.5])
 @pytest.mark.parametrize("folder", PIPELINES, indirect=True)
-def test_a_family_conforms_in_bf16(folder: Path, guidance: float) -> None:
-    assert not failures(folder, Runtime(precision="bf16"), (parity, noise, ratio), guidance=guidance)
+def test_a_family_conforms_in_bf16(folder: Path) -> None:
+    assert not failures(folder, Runtime(precision="bf16"), (parity, noise, ratio), guidance=3.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", PIPELINES, indirect=True)
+def test_a_family_conforms_in_bf16_without_guidance(folder: Path) -> None:
+    assert not failures(folder, Runtime(precision="bf16"), (parity, noise, ratio), guidance=1.0)
 
 
 @pytest.mark.gpu

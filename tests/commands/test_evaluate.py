@@ -19,7 +19,7 @@ from grpaint.recipe.config import open_recipe
 from grpaint.recipe.settings import Evaluation
 from tiny_runs import REWARD, TINY, command
 
-pytestmark = pytest.mark.usefixtures("small_network")
+pytestmark = pytest.mark.usefixtures("small_bases")
 
 FEW = ("measure.group=2", "measure.group_prompts=3", "measure.draws=20", "measure.image_draws=2")
 MEASURES = {
