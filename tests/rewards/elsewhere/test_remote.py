@@ -17,6 +17,8 @@ from grpaint.learn import RewardSet
 from grpaint.rewards.elsewhere.remote import Remote
 from tiny_runs import TINY, command, status
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 SERVER = Path(__file__).with_name("faulty_server.py")
 IMAGES = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 PROMPTS = [Prompt(f"prompt {n}") for n in range(5)]
