@@ -18,6 +18,7 @@ from grpaint.commands.doctor import (
     noise,
     parity,
     ratio,
+    reload,
 )
 from grpaint.commands.doctor.examination import update
 from grpaint.core.runtime import Runtime
@@ -37,18 +38,23 @@ def failures(folder: Path, runtime: Runtime, checks: tuple[Check, ...] = CHECKS,
 
 
 FAST = tuple(check for check in CHECKS if check not in (learns, fits))
-GUIDED = (parity, noise, ratio, gradients)  # what may differ where the network is called twice a prediction
+GUIDED = (parity, ratio, gradients)  # what may differ where the network is called twice a prediction
 # Of what a family shares with another, each thing learns once: these have the network of sd15, sdxl and flux-dev.
 ALIKE = ("sd15-pndm", "ssd-1b", "flux-schnell")
 LEARNING = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in PIPELINES]
 
 
-@pytest.mark.parametrize("folder", PIPELINES, indirect=True)
+@pytest.mark.parametrize("folder", LEARNING, indirect=True)
 def test_a_family_conforms(folder: Path) -> None:
     assert not failures(folder, Runtime(), FAST, guidance=3.5)
 
 
-@pytest.mark.parametrize("folder", PIPELINES, indirect=True)
+@pytest.mark.parametrize("folder", ALIKE, indirect=True)
+def test_a_pipeline_with_the_network_of_another_conforms_in_what_is_its_own(folder: Path) -> None:
+    assert not failures(folder, Runtime(), (parity, ratio, gradients, reload), guidance=3.5)
+
+
+@pytest.mark.parametrize("folder", LEARNING, indirect=True)
 def test_a_family_conforms_without_guidance(folder: Path) -> None:
     assert not failures(folder, Runtime(), GUIDED, guidance=1.0)
 

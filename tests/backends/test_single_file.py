@@ -91,6 +91,10 @@ def latents(policy: DiffusersPolicy) -> Tensor:
     return roll(policy, PROMPTS, 1, Plan(2, window=Closed()), iteration=0, seed=0).x0
 
 
+def modules(policy: DiffusersPolicy) -> dict[str, nn.Module]:
+    return {name: part for name, part in policy.pipe.components.items() if isinstance(part, nn.Module)}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_single_file_is_its_folder(tmp_path: Path, name: str) -> None:
     folder, file, settings = write(tmp_path, name)
@@ -98,9 +102,14 @@ def test_a_single_file_is_its_folder(tmp_path: Path, name: str) -> None:
     size: dict[str, Any] = {"height": 16, "width": 16, "guidance": 2.0, "tokens": tokens}
     theirs = Diffusers(str(folder), **size).load(Runtime())
     ours = Diffusers(str(file), **size, **settings).load(Runtime())
-    assert torch.equal(latents(ours), latents(theirs))
+    for part, module in modules(theirs).items():
+        state = modules(ours)[part].state_dict()
+        assert state.keys() == module.state_dict().keys()
+        assert all(torch.equal(state[key], tensor) for key, tensor in module.state_dict().items())
+    # weights lie at other addresses in another file, and a sum's rounding may depend on that: measured 0 but once
+    torch.testing.assert_close(latents(ours), latents(theirs), rtol=0, atol=1e-5)
     images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(ours.encode_images(images), theirs.encode_images(images))
+    torch.testing.assert_close(ours.encode_images(images), theirs.encode_images(images), rtol=0, atol=1e-5)
     assert set(ours.spec.origin.held) == CASES[name][3]
 
 

@@ -24,6 +24,7 @@ from tiny_runs import TINY, command
 
 ROOT = Path(__file__).parent.parent.parent
 MIB = 2**20
+SHORT = ("plan.steps=2", 'plan.window={kind="prefix",size=1}')  # a plan walks through every step
 
 
 @pytest.fixture(autouse=True)
@@ -72,11 +73,11 @@ def test_cached_embeddings_leave_no_encoder_in_memory(tmp_path):
 
 
 def test_the_commands_lines_and_its_json():
-    end = command("plan", "flow-grpo-fast", sets=[*TINY, "precision=fp32"])
+    end = command("plan", "flow-grpo-fast", sets=[*TINY, "precision=fp32", *SHORT])
     assert (end.code, end.err) == (0, "")
     for word in ("2,525,248 parameters", "rollout", "update", "model evaluations", "disk", "fp32"):
         assert word in end.out
-    end = command("plan", "flow-grpo-fast", "--gpu", "24GB", "--calibrate", "--json", sets=[*TINY, "precision=fp32"])
+    end = command("plan", "flow-grpo-fast", "--gpu", "24GB", "--calibrate", "--json", sets=[*TINY, "precision=fp32", *SHORT])
     said = json.loads(end.out)
     assert said["fits"]
     assert said["device"] == "cuda"
@@ -115,12 +116,12 @@ def test_sizes_that_are_none(text):
 
 
 def test_levers_are_pasted_and_then_it_fits(tmp_path):
-    """Sixteen rows a graph do not fit; a part of them does. Levers may pull at what a recipe leaves at its default."""
+    """A batch of rows in one graph does not fit; a part of them does. Levers may pull at what a recipe leaves at its default."""
     recipe = read_toml(locate("flow-grpo-fast"))
     del recipe["objective"]
     bare = tmp_path / "bare.toml"
     bare.write_text(tomli_w.dumps(recipe))
-    sets = [*TINY, "precision=fp32", "train.group_size=64", "anchor.batch=4"]
+    sets = [*TINY, "precision=fp32", "train.group_size=16", "anchor.batch=4", *SHORT]
     table = override(recipe, sets)
     now = forecast(table, "train", "cuda")
     most = sorted(now.memory.peaks.values())

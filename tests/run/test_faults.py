@@ -168,7 +168,8 @@ def test_out_of_memory_prints_the_levers_of_the_plan(monkeypatch):
         return predict(self, x, here, cond, weights)
 
     monkeypatch.setattr(ScenePolicy, "predict", exhausted)
-    end = command("train", "flow-grpo-fast", "--name", "it", sets=[*SETS, "anchor.batch=4"])
+    short = ["plan.steps=2", 'plan.window={kind="prefix",size=1}']  # a plan walks through every step
+    end = command("train", "flow-grpo-fast", "--name", "it", sets=[*SETS, "anchor.batch=4", *short])
     assert raised
     assert end.err.startswith("grpaint: out of memory in update")
     assert re.search(r"^  --set objective\.minibatch=\d+ +0\.\d+ GiB, in update$", end.out, re.M), end.out

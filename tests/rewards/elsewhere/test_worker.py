@@ -41,9 +41,9 @@ def fault(images, prompts, metadata):
     if word == "abort":
         os.abort()
     if word == "hang":
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
         Path("child").write_text(str(child.pid))
-        time.sleep(60)
+        time.sleep(3600)
     if word == "once" and not Path("died").exists():
         Path("died").touch()
         os._exit(1)
@@ -119,10 +119,8 @@ def test_what_goes_wrong_is_said(worker, word, said):
 
 
 def test_one_that_hangs_is_ended_with_all_that_it_started(worker):
-    start = time.monotonic()
     with pytest.raises(RewardError, match=r"did not answer within 2 s and was ended"):
         worker(timeout_s=2.0, restarts=0)(IMAGES, prompts("hang"))
-    assert time.monotonic() - start < 60
     gone(int(Path("child").read_text()))
 
 
@@ -155,11 +153,9 @@ def test_one_that_does_not_start_says_why(foreign):
         Worker(reward="bad.py")
 
 
-def gone(pid, patience=60):
-    """Assert that a process ends soon."""
-    until = time.monotonic() + patience
+def gone(pid):
+    """Wait until a process has ended; where it lives on, the limit of every test says so."""
     while alive(pid):
-        assert time.monotonic() < until, f"{pid} lives on"
         time.sleep(0.02)
 
 
