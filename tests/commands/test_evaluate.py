@@ -19,8 +19,6 @@ from grpaint.recipe.config import open_recipe
 from grpaint.recipe.settings import Evaluation
 from tiny_runs import REWARD, TINY, command
 
-pytestmark = pytest.mark.usefixtures("small_bases")
-
 FEW = ("measure.group=2", "measure.group_prompts=3", "measure.draws=20", "measure.image_draws=2")
 MEASURES = {
     "free generation": "fid kid diversity recall strict soft background patch_energy reward reward/bright "
@@ -32,7 +30,7 @@ MEASURES = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, small_network):
     """A finished run from the shipped base, and its assessment against what it began from."""
     with tiny_runs.folder(tmp_path_factory.mktemp("assess")) as here:
         sets = [item for item in TINY if not item.startswith("model.")]
