@@ -17,7 +17,7 @@ from grpaint.backends.pipeline_files import is_hub_id, located
 from grpaint.core import CheckpointError, ConfigError
 from grpaint.core.runtime import Runtime
 from grpaint.rewards.aesthetic import Aesthetic
-from hub_server import FIRST, SECOND, Hub, grpaint, serving
+from hub_server import FIRST, SECOND, Hub, grpaint, serving, shell
 from original_layout import original
 from tiny_pipelines import save, sd15
 from tiny_runs import write_recipe
@@ -36,12 +36,13 @@ def hub(folder: Path) -> Iterator[str]:
 
 def test_fetch_lists_and_downloads_and_the_rest_needs_no_network(hub: str, folder: Path, tmp_path: Path) -> None:
     write_recipe(tmp_path, "me/tiny")
-    listed = grpaint(hub, tmp_path, "fetch", "mine.toml", "--to", "models", "--dry-run")
-    assert listed.returncode == 0, listed.stderr
-    weights = folder / "unet/diffusion_pytorch_model.safetensors"
-    assert hashlib.sha256(weights.read_bytes()).hexdigest() in listed.stdout
-    assert not (tmp_path / "models").exists()
-    done = grpaint(hub, tmp_path, "fetch", "mine.toml", "--to", "models")
+    with shell(hub, tmp_path) as run:
+        listed = run("fetch", "mine.toml", "--to", "models", "--dry-run")
+        assert listed.returncode == 0, listed.stderr
+        weights = folder / "unet/diffusion_pytorch_model.safetensors"
+        assert hashlib.sha256(weights.read_bytes()).hexdigest() in listed.stdout
+        assert not (tmp_path / "models").exists()
+        done = run("fetch", "mine.toml", "--to", "models")
     assert done.returncode == 0, done.stderr
     fetched = tmp_path / "models/tiny"
     assert done.stdout.splitlines()[-1] == f'--set model.base="{fetched}"'
@@ -95,16 +96,17 @@ def test_a_hub_id_is_read_through_the_cache_and_offline_is_kept(hub: str, tmp_pa
 
 def test_a_run_keeps_the_commit_that_it_began_with(hub: str, folder: Path, tmp_path: Path) -> None:
     write_recipe(tmp_path, "me/tiny")
-    done = grpaint(hub, tmp_path, "train", "mine.toml")
-    assert done.returncode == 0, done.stderr
-    Hub.commits, Hub.head = Hub.commits | {SECOND: folder}, SECOND
-    resumed = grpaint(hub, tmp_path, "train", "mine.toml", "--resume", "--set", "train.iterations=2")
-    assert resumed.returncode == 0, resumed.stderr
-    assert f'base = "me/tiny@{FIRST}"' in (tmp_path / "runs/mine/run.toml").read_text()
-    sampled = grpaint(hub, tmp_path, "sample", "mine", "a red circle")
-    assert sampled.returncode == 0, sampled.stderr
-    assert [place.name for place in tmp_path.glob("hub/models--me--tiny/snapshots/*")] == [FIRST]
-    shown = grpaint(hub, tmp_path, "show", "mine.toml")
+    with shell(hub, tmp_path) as run:
+        done = run("train", "mine.toml")
+        assert done.returncode == 0, done.stderr
+        Hub.commits, Hub.head = Hub.commits | {SECOND: folder}, SECOND
+        resumed = run("train", "mine.toml", "--resume", "--set", "train.iterations=2")
+        assert resumed.returncode == 0, resumed.stderr
+        assert f'base = "me/tiny@{FIRST}"' in (tmp_path / "runs/mine/run.toml").read_text()
+        sampled = run("sample", "mine", "a red circle")
+        assert sampled.returncode == 0, sampled.stderr
+        assert [place.name for place in tmp_path.glob("hub/models--me--tiny/snapshots/*")] == [FIRST]
+        shown = run("show", "mine.toml")
     assert f"snapshots/{SECOND}" in shown.stdout  # a new run takes the new one
 
 
