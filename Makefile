@@ -3,20 +3,24 @@ VENV ?= .venv
 export VENV
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-diffusers test check clean
+.DEFAULT_GOAL := demo
 
-# Post-trains the built-in model with the default recipe and shows before and after.
-demo: $(VENV)/.demo
+.PHONY: demo demo-diffusers test check clean help
+
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  VENV=DIR and PYTHON=python3.12 choose another virtual environment and interpreter"
+
+demo: $(VENV)/.demo ## post-train the built-in model with the default recipe, show before and after
 	$(VENV)/bin/grpaint train --name demo-$$(date +%Y%m%d-%H%M%S)
 
-# The same on an SDXL-type pipeline through diffusers: VAE, SFT, MixGRPO with LoRA, exports; no download.
-demo-diffusers: $(VENV)/.demo-diffusers
+demo-diffusers: $(VENV)/.demo-diffusers ## a small SDXL-type pipeline through VAE, SFT, MixGRPO with LoRA and exports
 	$(VENV)/bin/python examples/demo-diffusers/run.py
 
-test: $(VENV)/.test
+test: $(VENV)/.test ## run the tests
 	scripts/test
 
-check: $(VENV)/.dev
+check: $(VENV)/.dev ## lint, format, types, import contracts
 	scripts/check
 
 $(VENV)/bin/python:
@@ -38,5 +42,5 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) -e '.[dev]'
 	touch $@ $(VENV)/.test $(VENV)/.demo $(VENV)/.demo-diffusers
 
-clean:
+clean: ## remove the virtual environment
 	rm -rf $(VENV)

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from grpaint.backends.synthetic.pipelines import SIZES, Flux, Sd3, save, save_settings
-from grpaint.commands.estimate import forecast, page
-from grpaint.commands.estimate.forecast import GIB, Forecast
+from grpaint.backends.synthetic.pipelines import SIZES, FluxSize, Sd3Size, save, save_settings
+from grpaint.commands.estimate import terminal as page
+from grpaint.commands.estimate.forecast import GIB, Forecast, forecast
 from grpaint.commands.estimate.rehearsal import Unwritten, booked, unrewarded
 from grpaint.core.runtime import resolve
 from grpaint.loops import train
@@ -34,7 +34,7 @@ ASKED = "--measured-with-malloc"
 
 def table(base: Path, size: str, pixels: int) -> dict[str, Any]:
     """Four prompts x 24 images, ten steps, two of them trained, rank 16, four rows a network call."""
-    flow = isinstance(SIZES[size], Sd3 | Flux)
+    flow = isinstance(SIZES[size], Sd3Size | FluxSize)
     return {
         "model": {
             "kind": "diffusers",

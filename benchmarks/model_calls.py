@@ -28,7 +28,7 @@ from grpaint.learn.objective import PolicyGradient
 from grpaint.recipe.config import TrainRecipe, names, open_recipe, stage_of
 from grpaint.recipe.pieces import Model
 from grpaint.rollout.rollout import roll
-from grpaint.rollout.start import Begin, Shared
+from grpaint.rollout.start import Shared, StartLatents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Unforked(Shared):
 
     def begin(
         self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
-    ) -> Begin:
-        return Begin(*(part[group] for part in super().begin(policy, prompts, group, grid, key)))
+    ) -> StartLatents:
+        return StartLatents(*(part[group] for part in super().begin(policy, prompts, group, grid, key)))
 
 
 SHAPE = ("plan.steps=25", "train.group_size=12", "train.iterations=21")

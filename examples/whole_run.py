@@ -1,6 +1,6 @@
-"""A whole GRPO run on the built-in model, top to bottom: `grpaint train flow-grpo-fast` without the comforts.
+"""A whole GRPO run on the built-in model, written out: `grpaint train flow-grpo-fast` without its conveniences.
 
-    python examples/whole_run.py            # about a minute on two cores: to see it work, too short to learn much
+    python examples/whole_run.py            # about a minute on two cores; too short to learn much
     python examples/whole_run.py 440        # as many iterations as that recipe
 
 Post-training a text-to-image model is a loop of five lines: draw prompts, roll out a group of images for each, score
@@ -24,10 +24,10 @@ SEED, PROMPTS, GROUP = 0, 12, 12
 
 
 def held_out_score(policy, prompts) -> float:
-    """The share of held-out prompts whose image shows everything its caption asks for.
+    """Return the share of held-out prompts whose image matches the whole caption.
 
-    Sampling is one line repeated: ask the network what it sees, as (clean image, noise), and take the step to the next
-    noise level. `Ode` adds no noise, so the image depends on the start alone.
+    Sampling repeats one line: the network predicts (clean image, noise), and the sampler takes the step to the next
+    noise level. `Ode` adds no noise, so the image depends on the start noise alone.
     """
     with torch.no_grad():
         cond = policy.encode(prompts)
@@ -38,22 +38,24 @@ def held_out_score(policy, prompts) -> float:
 
 
 def main(iterations: int) -> None:
-    # The model: a 2.5 M parameter rectified flow, trained on drawings of coloured shapes, right about half the time.
+    # The model: a rectified flow of 2.5 M parameters, trained on drawings of coloured shapes. About half of its images
+    # match their captions.
     policy = Scenes().load(resolve("auto", "auto"))
     data = SceneData()
     held_out = data.held_out(128, seed=1)
 
-    # How to explore. Eight steps from noise to image; two of them, at a place drawn anew each iteration, are noisy, so
-    # that a group's images differ; only those two are trained. The start noise is the same within a group: whatever
-    # differs in the scores is due to the two noisy steps.
+    # How to explore. Eight steps lead from noise to image. Two of them, at a random position in each iteration, are
+    # noisy, so that a group's images differ; only those two are trained. The start noise is the same within a group, so
+    # differences in score are due to the two noisy steps.
     plan = Plan(steps=8, sampler=Cps(eta=0.7), window=Random(size=2, low=0, high=4), start=Shared())
 
-    # What is good. The checker reads shapes, colours, counts, sizes and places off the image. What it does not look at,
-    # the background, slowly grows a woven pattern; the recipes hold that down with an anchor to drawn scenes.
+    # What to reward. The checker recognises shapes, colours, counts, sizes and places in the image. It ignores the
+    # background, which slowly develops a woven pattern; the recipes prevent that with an anchor, a supervised loss on
+    # drawn scenes.
     rewards = RewardSet({"checker": SceneChecker()}, {"checker": 1.0})
 
-    # What to do about it. Advantage: how far above its own group a sample scored. Objective: re-take each noisy step
-    # with the current weights and make it likelier by its advantage, within a clipped range (PPO).
+    # How to learn from it. Advantage: how far a sample scored above its group's mean. Objective: take each noisy step
+    # again with the current weights and raise its likelihood in proportion to its advantage, in a clipped range (PPO).
     advantage = GroupNorm()
     objective = PolicyGradient(PpoClip(low=1e-3, high=1e-3))
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0)
@@ -62,25 +64,26 @@ def main(iterations: int) -> None:
     for iteration in range(iterations):
         prompts = data.prompts(PROMPTS, iteration, SEED)
 
-        # 144 images, 12 for each of 12 prompts, with a record of the noisy steps: from where, to where, how likely.
+        # 144 images, 12 for each of 12 prompts. Each noisy step is recorded: the latents before and after it, and its
+        # log-likelihood.
         rollout = roll(policy, prompts, GROUP, plan, iteration=iteration, seed=SEED)
 
-        # Scores, and from them advantages. A group whose members all score alike teaches nothing: its rows get 0.
+        # Scores, and from them advantages. If all members of a group score the same, their advantages are 0.
         images = policy.decode(rollout.x0)
         table = rewards.score(images, [prompts[i] for i in rollout.group.tolist()])
-        gain = advantage(table, rollout)
+        advantages = advantage(table, rollout)
 
-        # The objective hands out its loss in terms, one noisy step at a time; each graph is freed before the next.
+        # The objective yields its loss in terms, one noisy step at a time; each graph is freed before the next.
         optimizer.zero_grad()
         ratio_error = 0.0
-        for term in objective(policy, rollout, gain):
+        for term in objective(policy, rollout, advantages):
             term.loss.backward()
             ratio_error = max(ratio_error, term.measures["ratio_error"].max().item())
         torch.nn.utils.clip_grad_norm_(list(policy.parameters()), 1.0)
         optimizer.step()
 
         # Before the update the new policy is the old one, so the ratio of likelihoods must be 1. If this number is not
-        # tiny, rollout and training disagree about what the model computes, and nothing after it can be trusted.
+        # tiny, the model computes different things in rollout and training, and the update is wrong.
         score = table.columns["checker"].mean().item()
         print(f"{iteration + 1:4d}  reward {score:.3f}  |ratio - 1| {ratio_error:.0e}")
     print(f"after:  {100 * held_out_score(policy, held_out):.1f}% of held-out prompts drawn right")

@@ -14,8 +14,8 @@ from rich.console import Console
 
 import tiny_runs
 from grpaint import cli
-from grpaint.recipe.config import names
-from grpaint.report.terminal import table
+from grpaint.recipe.config import recipe_names
+from grpaint.report.terminal import before_after_table
 from tiny_runs import EMBEDDED, TINY, command, flags
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -96,7 +96,7 @@ def test_list_says_a_line_about_each(topic):
 
 def test_list_has_what_the_catalog_has():
     found = {t: json.loads(command("list", t, "--json").out) for t in ("recipes", "models", "rewards", "samplers")}
-    assert list(found["recipes"]) == names()
+    assert list(found["recipes"]) == recipe_names()
     assert {"scenes", "diffusers"} <= found["models"].keys()
     assert "scenes-checker" in found["rewards"]
     assert {"flow-sde", "cps", "ddim", "ode"} <= found["samplers"].keys()
@@ -180,7 +180,7 @@ def test_sample_draws_captions(run):
 def test_a_folder_that_cannot_be_written_is_one_line(run):
     end = command("sample", str(run), "a red circle", "--out", "reward.py", "--steps", "1")
     assert end.code == 1
-    assert end.err == "grpaint: reward.py: File exists; mend that, or name another place.\n"
+    assert end.err == "grpaint: reward.py: File exists; fix that, or name another place.\n"
 
 
 def test_sample_refuses_a_word_that_the_model_does_not_know(run):
@@ -276,7 +276,7 @@ def test_the_table_of_a_run_fits_a_terminal():
     }
     line |= {"background": 0.0042, "patch_energy": 1e-12, "denoising_loss": 0.04}
     console = Console(width=80, file=io.StringIO())
-    console.print(table(line | {"base_guided": line | {"guidance": 1.5}}, line, (0.5, [0.41, 0.59])))
+    console.print(before_after_table(line | {"base_guided": line | {"guidance": 1.5}}, line, (0.5, [0.41, 0.59])))
     said = console.file.getvalue()
     assert "…" not in said
     for word in ("at guidance 1.5", "100.0% [99.0, 100.0]", "+50.0 [+41.0, +59.0]", "x 1.00", "denoising"):
@@ -286,7 +286,7 @@ def test_the_table_of_a_run_fits_a_terminal():
 def test_a_run_judged_by_its_loss_alone_shows_it_once():
     line = {"prompts": 20, "steps": 3, "iteration": 4, "score": "denoising_loss", "denoising_loss": 1.115}
     console = Console(width=80, file=io.StringIO())
-    console.print(table(line, line, None))
+    console.print(before_after_table(line, line, None))
     said = console.file.getvalue()
     assert said.count("denoising") == 1
     assert said.count("1.115") == 2

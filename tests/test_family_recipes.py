@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from grpaint.commands.listing import listing
 from grpaint.learn.objective import PolicyGradient
-from grpaint.recipe.config import TrainRecipe, locate, names, open_recipe, stage_of
-from grpaint.recipe.listing import listing
+from grpaint.recipe.config import TrainRecipe, locate, open_recipe, recipe_names, stage_of
 from grpaint.rollout import Sliding, Whole
 from tiny_pipelines import save
 from tiny_runs import EMBEDDED
@@ -22,7 +22,7 @@ PIPELINES = {
     "ssd-1b": "ssd-1b",
     "z-image": "z-image",
 }
-RECIPES = sorted({*names()} - {*EMBEDDED})
+RECIPES = sorted({*recipe_names()} - {*EMBEDDED})
 
 
 @pytest.fixture(scope="module")

@@ -113,8 +113,8 @@ def test_the_tuned_model_may_leave_the_last_steps_to_the_base(tmp_path: Path) ->
         ("scenes/mix-grpo", "plan.window.size=11", "must fit in 10 steps"),
         ("scenes/dance-grpo", "plan.sampler.kind=ode", "likelihood"),
         ("scenes/ovf", "advantage.keep=1", "keep must be at least 2"),
-        ("scenes/ovf", 'advantage.of={kind="step-aware"}', "one a step"),
-        ("scenes/dance-grpo", 'advantage.of={kind="step-aware"}', "one a step"),
+        ("scenes/ovf", 'advantage.of={kind="step-aware"}', "one per step"),
+        ("scenes/dance-grpo", 'advantage.of={kind="step-aware"}', "one per step"),
         ("scenes/mix-grpo", "plan.base_after=0.8", "evaluate.tuned_share"),
     ],
 )

@@ -105,7 +105,7 @@ def test_a_signal_finishes_the_iteration_saves_and_stops(name, short):
     Path("fault").write_text(name)  # sent from within the third iteration
     end = command("train", "flow-grpo-fast", "--name", "it", sets=[*TINY, REWARD])
     assert end.code == 128 + getattr(signal, name)
-    assert end.err == f"grpaint: stopped by {name} after saving; go on with --resume.\n"
+    assert end.err == f"grpaint: stopped by {name} after saving; continue with --resume.\n"
     assert (status(IT)["status"], status(IT)["reason"]) == ("interrupted", name)
     assert status(IT)["end"]
     assert sorted(path.name for path in IT.glob("checkpoints/*")) == ["000002", "000003"]
@@ -150,7 +150,7 @@ def test_a_process_stopped_from_outside_as_soon_as_it_runs(short):
     assert running.returncode == 143
     first, last = said.splitlines()
     assert first.startswith("grpaint: stopping after what is under way")
-    assert last == "grpaint: stopped by SIGTERM after saving; go on with --resume."
+    assert last == "grpaint: stopped by SIGTERM after saving; continue with --resume."
     assert status(IT)["status"] == "interrupted"
     assert [path.name for path in IT.glob("checkpoints/*")] == ["000001"]
     _resumed(short)

@@ -8,7 +8,7 @@ import torch
 from grpaint.backends.scenes import START, Scenes
 from grpaint.core.runtime import Runtime
 from grpaint.judge import evaluate
-from grpaint.recipe.catalog import CATALOG, find
+from grpaint.recipe.catalog import CATALOG, find_piece
 from grpaint.recipe.config import open_recipe, stage_of
 from grpaint.recipe.settings import Evaluation
 from grpaint.scenes.world import SceneData
@@ -49,4 +49,4 @@ def test_every_recipe_resolves_and_says_what_it_is(name: str) -> None:
 
 @pytest.mark.parametrize(("group", "kind"), [(group, kind) for group, known in CATALOG.items() for kind in known])
 def test_every_name_in_the_catalog_is_there(group: str, kind: str) -> None:
-    assert find(group, kind, "test").__doc__
+    assert find_piece(group, kind, "test").__doc__

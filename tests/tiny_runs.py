@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from grpaint import cli
-from grpaint.recipe.config import names
+from grpaint.recipe.config import recipe_names
 
-EMBEDDED = [name for name in names() if name.startswith("scenes")]  # the others need real weights
+EMBEDDED = [name for name in recipe_names() if name.startswith("scenes")]  # the others need real weights
 QUICK = (
     "train.iterations=4",
     "train.schedule=constant",  # a longer run of a decaying rate is another run
@@ -223,7 +223,7 @@ def status(run: Path) -> dict[str, Any]:
 
 
 def copy_cut_after(checkpoint: int, run: Path, copy: Path) -> None:
-    """A copy of a run as a kill leaves it: later checkpoints gone, lines past the last one, one of them half written."""
+    """A copy of a run as a kill leaves it: no later checkpoint, lines past the last one, one of them half written."""
     shutil.copytree(run, copy)
     for place in copy.glob("checkpoints/*"):
         if int(place.name) > checkpoint:

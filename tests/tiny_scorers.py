@@ -42,10 +42,7 @@ def as_pil(image: Tensor) -> Image.Image:
 
 
 def resized_by_pillow(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """The horizontal axis first, whatever the version does."""
-    for size in ((width, picture.height), (width, height)):
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
-    return picture
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def from_pil(picture: Image.Image) -> Tensor:

@@ -1,4 +1,4 @@
-"""Judging a model on held-out prompts: sampler and guidance of deployment (ODE and none unless said), fixed noise."""
+"""Judge a model on held-out prompts with fixed noise, by the sampler and guidance of ``[evaluate]``."""
 
 import copy
 import math
@@ -18,8 +18,9 @@ from grpaint.core.step import Ode
 from grpaint.learn.objective import Denoising
 from grpaint.learn.table import RewardSet
 from grpaint.measures.image_statistics import image_statistics
-from grpaint.measures.score import worth
+from grpaint.measures.score import comparable_score
 from grpaint.recipe.build import dump
+from grpaint.recipe.config import Recipe, TrainRecipe
 from grpaint.recipe.pieces import Data, Model
 from grpaint.recipe.settings import Evaluation
 from grpaint.rollout.rollout import Plan, Rollout, roll
@@ -30,7 +31,7 @@ NORMAL_95 = 1.959964
 
 
 class _Numbered:
-    """A policy whose rows are numbered from ``first`` on, so that a part of a batch draws the noise of that part."""
+    """A policy whose rows are numbered from ``first``, so that part of a batch gets the noise of those rows."""
 
     def __init__(self, policy: Model, first: int) -> None:
         self._policy, self._first = policy, first
@@ -52,10 +53,11 @@ def sample(
     draw: int = 0,
     start: Start | None = None,
 ) -> Tensor:
-    """One image ``[3, h, w]`` in [0, 1] for each prompt; it depends on its prompt, seed, number and ``draw`` alone.
+    """Sample one image for each prompt, ``[b, 3, h, w]`` in [0, 1], fp32 on the CPU.
 
-    ``settings`` say the seed, sampler, steps, guidance, and the share of the steps that the tuned model takes.
-    ``first``: the number of the first prompt among all. ``start``: where to begin, noise unless given.
+    An image depends on its prompt, the seed, its number and ``draw`` alone. ``settings`` gives seed, sampler, steps,
+    guidance, and the share of the steps that the trained model takes. ``first``: the number of the first prompt.
+    ``start``: where samples begin, noise by default.
     """
     share = 1.0 if weights == "reference" else settings.tuned_share
     plan = Plan(
@@ -68,13 +70,13 @@ def sample(
     )
     numbered = cast("Model", _Numbered(policy, first)) if first else policy
     with policy.meter.account("evaluation"), guided(policy, settings.guidance):
-        done = roll(numbered, prompts, 1, plan, iteration=draw, seed=settings.seed)
+        rollout = roll(numbered, prompts, 1, plan, iteration=draw, seed=settings.seed)
         with torch.no_grad():
-            return policy.decode(done.x0).float().cpu()
+            return policy.decode(rollout.x0).float().cpu()
 
 
 def interval(values: Tensor) -> list[float]:
-    """95% interval of a mean (normal approximation over prompts)."""
+    """Return the 95% interval of the mean of ``[b]`` values, by the normal approximation."""
     mean = values.double().mean().item()
     half = (
         NORMAL_95 * values.double().std(correction=1).item() / math.sqrt(len(values)) if len(values) > 1 else math.inf
@@ -86,12 +88,12 @@ def interval(values: Tensor) -> list[float]:
 
 
 def natural_loss(path: Path) -> Denoising:
-    """The denoising loss by which a model on this path is judged: velocity on flows, min-SNR epsilon on diffusion."""
+    """Return the denoising loss that judges a model on ``path``: velocity on flows, min-SNR epsilon on diffusion."""
     return Denoising("epsilon", 5.0) if isinstance(path, VpPath) else Denoising(times="logit-normal")
 
 
 def denoising_loss(policy: Model, data: Data, settings: Evaluation, weights: Weights) -> float:
-    """The supervised loss, unguided, on held-out captioned images at fixed times and noise."""
+    """Return the supervised loss, unguided, on held-out captioned images at fixed times and noise."""
     held_out = data.held_out_images(settings.probe, settings.seed)
     images = held_out.images()
     loss = natural_loss(policy.path)
@@ -102,16 +104,16 @@ def denoising_loss(policy: Model, data: Data, settings: Evaluation, weights: Wei
 
 @contextmanager
 def guided(policy: Model, guidance: float) -> Iterator[None]:
-    """Another guidance inside the block."""
-    before, policy.guidance = policy.guidance, guidance
+    """Set the policy's guidance within the block."""
+    previous, policy.guidance = policy.guidance, guidance
     try:
         yield
     finally:
-        policy.guidance = before
+        policy.guidance = previous
 
 
 def captioned(policy: Model, images: Tensor, prompts: Sequence[Prompt], *, iteration: int, seed: int) -> Rollout:
-    """Captioned images as samples that no rollout made: what a supervised objective learns from."""
+    """Return captioned images as a rollout without steps, from which a supervised objective learns."""
     every = torch.arange(len(prompts))
     with torch.no_grad():
         x0 = policy.encode_images(images)
@@ -129,10 +131,10 @@ def evaluate(
     weights: Weights = "average",
     probe: bool = True,
 ) -> dict[str, Any]:
-    """Scores on held-out prompts, their 95% intervals, scores by category, and with ``probe`` the denoising loss.
+    """Return a line of evaluations.jsonl: scores on held-out prompts, 95% intervals, scores by category and prompt.
 
-    The score is the data's own; where that is a reward and there is none, the denoising loss. ``rewards`` that look at
-    a reference image are left out: these images began at noise.
+    The score is the data's own, or the denoising loss if that score is a reward and there are no rewards. ``rewards``
+    that need a reference image are left out, since these samples begin at noise. ``probe`` adds the denoising loss.
     """
     prompts = data.held_out(settings.prompts, settings.seed)
     images = sample(policy, prompts, settings, weights=weights)
@@ -144,39 +146,50 @@ def evaluate(
     for name, values in (measures | statistics).items():
         line |= {name: values.double().mean().item(), f"{name}_interval": interval(values)}
     line["by_kind"] = by_category(data, prompts, measures)
-    line |= {f"{name}_by_prompt": _written(values) for name, values in (measures | statistics).items()}
+    line |= {f"{name}_by_prompt": _rounded(values) for name, values in (measures | statistics).items()}
     if probe and data.captioned:
         line["denoising_loss"] = denoising_loss(policy, data, settings, weights)
     return line
 
 
+def judging_rewards(recipe: Recipe) -> RewardSet | None:
+    """Return the rewards that a model is judged by, with the weights of its recipe; None for a supervised recipe.
+
+    What a floor adds to a weight is left out: it belongs to training and changes between evaluations.
+    """
+    if not isinstance(recipe, TrainRecipe):
+        return None
+    weights = {name: item.weight for name, item in recipe.rewards.items()}
+    return replace(recipe.reward_set(), weights=weights)
+
+
 def free_rewards(rewards: RewardSet, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """``reward/NAME`` of rewards that need neither a reference nor siblings, and their weighted sum, ``reward``."""
-    bound = ("needs_reference", "needs_group")
-    free = {name: r for name, r in rewards.rewards.items() if not any(getattr(r, need, False) for need in bound)}
+    """Return ``reward/NAME`` of the rewards that need neither a reference nor a group, and their weighted sum."""
+    needs = ("needs_reference", "needs_group")
+    free = {name: r for name, r in rewards.rewards.items() if not any(getattr(r, need, False) for need in needs)}
     if not free:
         return {}
-    kept = [(r, copy.deepcopy(r.state_dict())) for r in free.values() if hasattr(r, "state_dict")]
+    states = [(r, copy.deepcopy(r.state_dict())) for r in free.values() if hasattr(r, "state_dict")]
     table = RewardSet(free, rewards.weights).score(images, prompts)
-    for reward, state in kept:  # what a reward remembers is of training alone
-        reward.load_state_dict(state)  # type: ignore[attr-defined]  # they come together
+    for reward, state in states:  # evaluation must not change the state of a reward
+        reward.load_state_dict(state)  # type: ignore[attr-defined]  # it has both or neither
     weighted = torch.stack([table.weight(name) * column for name, column in table.columns.items()])
     return {f"reward/{name}": column for name, column in table.columns.items()} | {"reward": weighted.sum(0)}
 
 
-def _written(values: Tensor) -> list[float]:
-    """To four decimals, and to more where the largest value is small."""
+def _rounded(values: Tensor) -> list[float]:
+    """Round to four decimals, or more if the largest value is small."""
     digits = _digits(values.abs().max().item(), 4)
     return [round(value, digits) for value in values.tolist()]
 
 
 def _digits(size: float, least: int) -> int:
-    """Decimals of a number of this size, four of them its own."""
+    """Return the decimals that show four significant digits of a number of this size, at least ``least``."""
     return max(least, 3 - math.floor(math.log10(abs(size)))) if size else least
 
 
 def by_category(data: Data, prompts: Sequence[Prompt], measures: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Means by category of the prompts."""
+    """Return the number of prompts and the mean of each measure, by category."""
     rows: dict[str, list[int]] = defaultdict(list)
     for row, prompt in enumerate(prompts):
         rows[data.category(prompt)].append(row)
@@ -190,25 +203,26 @@ def by_category(data: Data, prompts: Sequence[Prompt], measures: Mapping[str, Te
 def best_guided(
     policy: Model, data: Data, settings: Evaluation, rewards: RewardSet | None = None
 ) -> dict[str, Any] | None:
-    """The base at the best of ``settings.guided``: what guidance alone would give, the fair bar for training.
+    """Judge the base at each guidance of ``settings.guided``; return the line of the best, or None.
 
-    The best is by the data's score; without images' scores there is no best.
+    It shows what guidance alone would give, the fair baseline for training. The best is by the data's score; there is
+    none if images have no score or if guidance is distilled into the model.
     """
-    if getattr(policy, "distilled", False):  # guidance is inside it
+    if getattr(policy, "distilled", False):
         return None
-    asked = rewards if data.score.startswith("reward") else None  # a slow scorer is not asked for nothing
-    tried = [
-        evaluate(policy, data, replace(settings, guidance=guidance), rewards=asked, weights="reference", probe=False)
+    deciding = rewards if data.score.startswith("reward") else None  # others would be slow and decide nothing
+    lines = [
+        evaluate(policy, data, replace(settings, guidance=guidance), rewards=deciding, weights="reference", probe=False)
         for guidance in settings.guided
     ]
-    judged = [line for line in tried if line["score"] in line]
-    if not judged:
+    lines = [line for line in lines if line["score"] in line]
+    if not lines:
         return None
-    best = max(judged, key=worth)
+    best = max(lines, key=comparable_score)
     return {name: value for name, value in best.items() if not name.endswith("_by_prompt")}
 
 
 def paired_difference(before: Sequence[float], after: Sequence[float]) -> tuple[float, list[float]]:
-    """Mean difference over the same prompts and noise, and its 95% interval."""
+    """Return the mean difference over the same prompts and noise, and its 95% interval."""
     difference = torch.tensor(after) - torch.tensor(before)
     return difference.double().mean().item(), interval(difference)

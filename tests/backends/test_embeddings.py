@@ -52,7 +52,7 @@ def files(cache: Path) -> list[Path]:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
     """Every text encoder that is lent to a pipeline."""
     seen: list[weakref.ref[Any]] = []
-    plain = embeddings.EmbeddingCache._made
+    plain = embeddings.EmbeddingCache._encode_and_write
 
     def watched(self: Any, texts: Any) -> Any:
         made = plain(self, texts)
@@ -61,7 +61,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
             seen.extend(weakref.ref(part) for part in encoders(policy) if part is not None)
             yield parts
 
-    monkeypatch.setattr(embeddings.EmbeddingCache, "_made", watched)
+    monkeypatch.setattr(embeddings.EmbeddingCache, "_encode_and_write", watched)
     return seen
 
 
@@ -164,7 +164,7 @@ def test_a_bounded_number_of_bytes_stays_at_hand(tmp_path: Path) -> None:
     assert list(cache._recent) == texts[3:]
     assert cache(texts[:1])[0][0].eq(0).all()
     assert list(cache._recent) == [texts[4], texts[0]]
-    assert cache._held == 80
+    assert cache._recent_bytes == 80
     again = EmbeddingCache(tmp_path, "tests", encode)
     assert again.prepare([*texts, "other", "other"]) == 1
     assert asked == [*texts, "other"]

@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from grpaint.backends.diffusers import Diffusers
 from grpaint.backends.families.base import pack, unpack, windows
-from grpaint.backends.families.folder import Folder
+from grpaint.backends.families.folder import PipelineFolder
 from grpaint.backends.families.schedule import diffusion_path, flow_path
 from grpaint.core import ConfigError, FlowPath, Prompt, VpPath
 from grpaint.core.runtime import Runtime
@@ -22,10 +22,10 @@ FLUX = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "max
 SCHEDULES = [FLUX, {**FLUX, "time_shift_type": "linear"}, {**QWEN, "shift_terminal": 0.02}, {"shift": 6.0}]
 
 
-def written(folder: Path, **settings: Any) -> Folder:
+def written(folder: Path, **settings: Any) -> PipelineFolder:
     (folder / "scheduler").mkdir()
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps(settings))
-    return Folder(folder)
+    return PipelineFolder(folder)
 
 
 @pytest.mark.parametrize("tokens", [256, 1024, 4096])
@@ -36,7 +36,7 @@ def test_shifts_by_size_are_the_schedulers(tmp_path: Path, settings: dict[str, A
     low, high = theirs.config.base_shift or 0.5, theirs.config.max_shift or 1.15
     mu = low + (high - low) * (tokens - 256) / (theirs.config.max_image_seq_len - 256)
     theirs.set_timesteps(sigmas=np.linspace(1, 1 / 8, 8), mu=mu if settings.get("use_dynamic_shifting") else None)
-    ours = [point.sigma for point in flow_path(Folder(tmp_path), "linear", tokens).grid(8)]
+    ours = [point.sigma for point in flow_path(PipelineFolder(tmp_path), "linear", tokens).grid(8)]
     torch.testing.assert_close(torch.tensor(ours), theirs.sigmas, rtol=0, atol=1e-6)
 
 
@@ -124,9 +124,9 @@ def test_captions_of_other_lengths_share_a_batch(tmp_path: Path, name: str) -> N
         ("flux-schnell", {}, "none"),
         ("flux-schnell", {"guidance": 2.0}, "cfg"),
         ("sdxl", {"guidance": 1.0, "guidance_kind": "cfg"}, "cfg"),
-        ("flux-dev", {"guidance_kind": "cfg"}, "this flux model takes distilled"),
-        ("flux-schnell", {"guidance_kind": "distilled"}, "this flux model takes none or cfg"),
-        ("sdxl", {"guidance_kind": "distilled"}, "this sdxl model takes none or cfg"),
+        ("flux-dev", {"guidance_kind": "cfg"}, "this flux model supports distilled"),
+        ("flux-schnell", {"guidance_kind": "distilled"}, "this flux model supports none or cfg"),
+        ("sdxl", {"guidance_kind": "distilled"}, "this sdxl model supports none or cfg"),
     ],
 )
 def test_guidance_is_checked_before_weights_load(
@@ -136,7 +136,7 @@ def test_guidance_is_checked_before_weights_load(
     for weights in folder.rglob("*.safetensors"):
         weights.unlink()
     spec = Diffusers(str(folder), **settings)
-    if "takes" not in kind:
+    if "supports" not in kind:
         assert spec.path
         assert spec.guided_by == kind
     else:

@@ -10,7 +10,7 @@ from grpaint.backends.diffusers import Diffusers
 from grpaint.core import Ddim, FlowSde, Prompt, Sampler
 from grpaint.core.runtime import Runtime
 from grpaint.learn import AdvantageWeightedMatching, DiffusionNft, ElboPolicyGradient, Guard, PolicyGradient
-from grpaint.learn.forward import Forward
+from grpaint.learn.forward import ForwardObjective
 from grpaint.rollout import Closed, Plan, Whole, roll
 from tiny_pipelines import save_all
 
@@ -27,7 +27,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", ["sd3", "sd15"])
 @pytest.mark.parametrize("objective", [DiffusionNft(), ElboPolicyGradient(), AdvantageWeightedMatching()], ids=str)
 def test_adapters_move_and_agree_with_the_behaviour_weights_before_they_do(
-    folders: dict[str, Path], name: str, objective: Forward, guidance: float
+    folders: dict[str, Path], name: str, objective: ForwardObjective, guidance: float
 ) -> None:
     policy = Diffusers(str(folders[name]), guidance=guidance, lora=Lora(4)).load(Runtime())
     policy.blend("behaviour", 0.0)

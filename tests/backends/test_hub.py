@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from grpaint.backends.diffusers import Diffusers
-from grpaint.backends.pipeline_files import is_hub_id, located
+from grpaint.backends.pipeline_files import is_hub_id, pipeline_folder
 from grpaint.core import CheckpointError, ConfigError
 from grpaint.core.runtime import Runtime
 from grpaint.rewards.aesthetic import Aesthetic
@@ -129,7 +129,7 @@ def test_a_file_that_is_not_what_the_hub_says_is_refused(hub: str, tmp_path: Pat
     done = grpaint(hub, tmp_path, "fetch", "mine.toml", "--to", "models")
     assert done.returncode == 2
     assert "SHA-256" in done.stderr
-    assert "the hub says" in done.stderr
+    assert "the hub lists" in done.stderr
 
 
 def test_a_hub_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
@@ -151,9 +151,9 @@ def test_what_is_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "a/b").mkdir(parents=True)
     assert not is_hub_id("a/b")
     assert not is_hub_id("a/missing")  # a folder mistyped
-    assert located("a/b", weights=True) == Path("a/b")
+    assert pipeline_folder("a/b", weights=True) == Path("a/b")
     with pytest.raises(ConfigError, match="no such folder"):
-        located("nowhere", weights=False)
+        pipeline_folder("nowhere", weights=False)
 
 
 # Files that are wrong.
@@ -186,7 +186,7 @@ def test_files_that_are_no_weights(copy: Path, content: bytes, said: str) -> Non
 def test_a_truncated_file_says_what_was_expected(copy: Path) -> None:
     raw = (copy / WEIGHTS).read_bytes()
     (copy / WEIGHTS).write_bytes(raw[:-100])
-    with pytest.raises(CheckpointError, match=f"{len(raw) - 100} bytes, its header says {len(raw)}"):
+    with pytest.raises(CheckpointError, match=f"{len(raw) - 100} bytes, by its header it has {len(raw)}"):
         Diffusers(str(copy)).load(Runtime())
 
 

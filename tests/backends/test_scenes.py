@@ -22,7 +22,7 @@ def policy(**settings: object) -> ScenePolicy:
     with torch.no_grad():
         for number, parameter in enumerate(made.net.parameters()):
             parameter.add_(noise(("wake", number), [0], parameter.shape)[0], alpha=0.05)
-    made._empty = made.encode([Prompt("")])  # the text encoder has changed
+    made._empty_caption = made.encode([Prompt("")])  # the text encoder has changed
     made.weights.copies["average"] = {n: p.detach().clone() for n, p in made.weights.trainable.items()}
     if "reference" in made.weights.copies:
         made.weights.copies["reference"] = {n: p.detach().clone() for n, p in made.weights.trainable.items()}

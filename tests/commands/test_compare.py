@@ -14,11 +14,13 @@ import pytest
 
 import tiny_runs
 from grpaint.commands.compare import jobs
-from grpaint.commands.compare.command import Comparison, asked
-from grpaint.commands.compare.jobs import KEPT, Entry, _own_files
+from grpaint.commands.compare.command import Comparison, parse_seeds
+from grpaint.commands.compare.jobs import RECORDED_SCORES, Contender, _own_files
 from grpaint.core.errors import ConfigError
 from grpaint.recipe.config import RECIPES
-from grpaint.report.comparison_page import differences, page, plot, summaries
+from grpaint.report.method_summary import seed_differences, summarise_methods
+from grpaint.report.pages.comparison import comparison_page
+from grpaint.report.pages.curves import plot_curves
 from tiny_runs import command
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -132,7 +134,7 @@ def test_a_record_has_equal_cost_and_scores_over_it(made):
         assert record["cpu_s"] > 0
         assert record["settings"]["train"]["evaluations"] == 500
         assert record["base_guided"]["guidance"] == 1.5
-        assert set(KEPT) | {"evaluations", "cpu_s", "reward_calls"} == record["scores"][-1].keys()
+        assert set(RECORDED_SCORES) | {"evaluations", "cpu_s", "reward_calls"} == record["scores"][-1].keys()
 
 
 def test_records_of_other_settings_are_refused_by_name(made):
@@ -196,7 +198,7 @@ def test_bad_input_is_one_line(words, said, tmp_path):
 
 def test_the_search_decides_the_settings_of_the_runs(tmp_path):
     twice = ("train.updates=2",)
-    comparison = Comparison((Entry.read("flow-grpo-fast"),), "scenes", (0,), 1000, 0.0, tmp_path, twice)
+    comparison = Comparison((Contender.parse("flow-grpo-fast"),), "scenes", (0,), 1000, 0.0, tmp_path, twice)
     rates = comparison.search()
     assert len(rates) == 6
     assert len(dataclasses.replace(comparison, sets=()).search()) == 3  # with one update no clip range ever binds
@@ -228,8 +230,8 @@ def test_minutes_become_evaluations_by_a_calibration(made):
 
 
 def test_a_variant_is_a_recipe_under_a_name_of_its_own(tmp_path):
-    entries = Entry.read("pro-grpo"), Entry.read("early=pro-grpo:plan.prune.at=[2,4];train.prompts=3")
-    plain, early = Comparison(entries, "scenes", (0,), 1000, 0.0, tmp_path).runs()
+    contenders = Contender.parse("pro-grpo"), Contender.parse("early=pro-grpo:plan.prune.at=[2,4];train.prompts=3")
+    plain, early = Comparison(contenders, "scenes", (0,), 1000, 0.0, tmp_path).runs()
     assert early.name == "scenes-early-seed0"
     assert plain.open()[0].plan.prune.at == (5, 7)
     assert early.open()[0].plan.prune.at == (2, 4)
@@ -249,17 +251,17 @@ def _record(method, seed, strict):
 def test_methods_are_paired_by_seed_and_ordered_by_score():
     records = [_record("a", seed, [0.4, 0.5 + seed / 10]) for seed in (0, 1)]
     records += [_record("b", seed, [0.4, 0.7]) for seed in (1, 2)]
-    b, a = summaries(records)
+    b, a = summarise_methods(records)
     assert (a.method, b.method) == ("a", "b")
-    assert differences(b, a) == [pytest.approx(0.1)]
+    assert seed_differences(b, a) == [pytest.approx(0.1)]
     assert a.cost_to(0.6, "evaluations") == [None, 1000]
-    text = page(records, title="t", baseline="a", missing=["scenes-a-seed2"])
+    text = comparison_page(records, title="t", baseline="a", missing=["scenes-a-seed2"])
     assert "scenes-a-seed2" in text
     assert "+10.0" in text
-    assert plot([a, b], "cpu_s").count("<polyline") == 2
+    assert plot_curves([a, b], "cpu_s").count("<polyline") == 2
 
 
 def test_seeds_are_read_strictly():
-    assert asked("--seeds", "0, 2,7") == (0, 2, 7)
+    assert parse_seeds("0, 2,7") == (0, 2, 7)
     with pytest.raises(ConfigError, match="--seeds"):
-        asked("--seeds", "")
+        parse_seeds("")

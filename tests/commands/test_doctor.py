@@ -13,7 +13,7 @@ import torch
 import typer.testing
 
 from grpaint.cli import app
-from grpaint.commands import doctor
+from grpaint.commands.doctor import command as doctor
 from grpaint.core import Ddim, FlowPath, FlowSde, Point, Prediction
 from grpaint.core.runtime import Runtime
 from grpaint.rollout import Plan
@@ -101,16 +101,16 @@ def doubled_file(case: Case) -> None:
 
 
 FAULTS: dict[Callable[[Case], None], tuple[Callable[[Case], doctor.Finding], str]] = {
-    wrong_order: (doctor.parity, "their order"),
+    wrong_order: (doctor.sampler_parity, "their order"),
     frozen: (doctor.gradients, "frozen"),
-    no_noise: (doctor.noise, "dropped"),
-    other_order: (doctor.ratio, "order of rows"),
-    hardly_any_noise: (doctor.floor, "train steps with more noise"),
-    stale: (doctor.average, "stale"),
-    blind_optimizer: (doctor.moves, "optimizer holds other tensors"),
-    wrong_sign: (doctor.fits, "its sign"),
-    still_optimizer: (doctor.learns, "still does nothing"),
-    doubled_file: (doctor.reload, r"scale (alpha / rank)"),
+    no_noise: (doctor.step_noise, "dropped"),
+    other_order: (doctor.initial_ratio, "order of rows"),
+    hardly_any_noise: (doctor.noise_floor, "train steps with more noise"),
+    stale: (doctor.running_average, "stale"),
+    blind_optimizer: (doctor.weights_move, "optimizer holds other tensors"),
+    wrong_sign: (doctor.sft_lowers_loss, "its sign"),
+    still_optimizer: (doctor.grpo_raises_reward, "still does nothing"),
+    doubled_file: (doctor.export_reloads, r"scale (alpha / rank)"),
 }
 
 
@@ -127,14 +127,14 @@ def test_every_check_has_its_fault() -> None:
 def test_a_fault_is_named(folder: Path, fault: Callable[[Case], None]) -> None:
     case = opened(folder)
     check, cause = FAULTS[fault]
-    if check in (doctor.fits, doctor.learns):
+    if check in (doctor.sft_lowers_loss, doctor.grpo_raises_reward):
         check = functools.partial(check, iterations=6)  # half of what the command does
     good = check(case)
     assert good.passed, good
     fault(case)
     finding = check(case)
     assert finding.passed is False
-    assert cause in finding.mend
+    assert cause in finding.fix
 
 
 def test_a_ratio_that_is_no_number_is_no_pass(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +142,7 @@ def test_a_ratio_that_is_no_number_is_no_pass(folder: Path, monkeypatch: pytest.
     answers = iter([torch.zeros(2), torch.full((2,), torch.nan)])
     monkeypatch.setattr(doctor.Examination, "replay", lambda self, rollout, part: next(answers))
     monkeypatch.setattr(doctor.Examination, "rollout", lambda self: SimpleNamespace(transitions=[None, None]))
-    assert doctor.ratio(case).passed is False
+    assert doctor.initial_ratio(case).passed is False
 
 
 def test_parity_is_not_asked_of_steps_that_stock_ddim_misses(tmp_path: Path) -> None:
@@ -151,30 +151,30 @@ def test_parity_is_not_asked_of_steps_that_stock_ddim_misses(tmp_path: Path) -> 
     policy = asked.model.load(runtime)
     for steps, said in ((10, True), (30, None)):
         case = doctor.Examination(dataclasses.replace(asked, plan=Plan(steps, Ddim(1.0))), policy, runtime)
-        assert doctor.parity(case).passed is said
+        assert doctor.sampler_parity(case).passed is said
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_in_half_precision_a_wrong_order_still_shows(folder: Path, precision: str, guidance: float) -> None:
     case = opened(folder, precision, guidance=guidance)
-    assert doctor.parity(case).passed
+    assert doctor.sampler_parity(case).passed
     assert not any(parameter.dtype == torch.float32 for parameter in case.policy.pipe.text_encoder.parameters())  # type: ignore[attr-defined]
     wrong_order(case)
-    assert doctor.parity(case).passed is False
+    assert doctor.sampler_parity(case).passed is False
 
 
 def test_in_fp16_it_learns_with_scaled_gradients(folder: Path) -> None:
     case = opened(folder, "fp16")
     assert case.scaler().is_enabled()
-    assert doctor.moves(case).passed
-    assert doctor.fits(case).passed
+    assert doctor.weights_move(case).passed
+    assert doctor.sft_lowers_loss(case).passed
 
 
 def test_no_second_model_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = opened(folder)
     monkeypatch.setattr(type(case.recipe.model), "load", None)
-    assert all(check(case).passed for check in (doctor.parity, doctor.reload))
+    assert all(check(case).passed for check in (doctor.sampler_parity, doctor.export_reloads))
 
 
 def test_checks_leave_the_weights_as_they_were(folder: Path) -> None:
@@ -189,8 +189,8 @@ def test_the_command_prints_a_line_each_and_fails_where_one_fails(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(doctor, "CHECKS", (doctor.ratio, doctor.noise))
-    monkeypatch.setattr(doctor.examine, "__defaults__", ((doctor.ratio, doctor.noise),))
+    monkeypatch.setattr(doctor, "CHECKS", (doctor.initial_ratio, doctor.step_noise))
+    monkeypatch.setattr(doctor.examine, "__defaults__", ((doctor.initial_ratio, doctor.step_noise),))
     write_recipe(tmp_path, str(folder), "flow-sde")
     run = typer.testing.CliRunner().invoke
     good = run(app, ["doctor", "mine.toml"])

@@ -12,9 +12,9 @@ import torch
 
 import tiny_runs
 from grpaint.commands.evaluate import parts
-from grpaint.commands.evaluate.sources import Judging
+from grpaint.commands.evaluate.candidates import Judging
 from grpaint.core.errors import ConfigError
-from grpaint.core.policy import Captioned, Prompt
+from grpaint.core.policy import CaptionedImages, Prompt
 from grpaint.recipe.config import open_recipe
 from grpaint.recipe.settings import Evaluation
 from tiny_runs import REWARD, TINY, command
@@ -183,7 +183,7 @@ def test_references_that_are_too_few_or_of_another_size_are_refused(count, side,
     judging = dataclasses.replace(judging, recipe=dataclasses.replace(judging.recipe, evaluate=Evaluation(prompts=256)))
     images = torch.zeros(count, 3, side, side)
     with pytest.raises(ConfigError, match=said):
-        judging.check_references(Captioned([Prompt("")] * count, images.__getitem__), few=False)
+        judging.check_references(CaptionedImages([Prompt("")] * count, images.__getitem__), few=False)
 
 
 DATA = """

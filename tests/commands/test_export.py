@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from grpaint.backends.adapters import Lora, merged_state
 from grpaint.backends.diffusers import Diffusers, DiffusersPolicy
 from grpaint.cli import app
-from grpaint.commands.export import command as exporting
+from grpaint.commands.export import formats as exporting
 from grpaint.commands.sample import provenance
 from grpaint.core import CheckpointError, ConfigError
 from grpaint.core.runtime import Runtime
@@ -64,57 +64,46 @@ def test_what_is_exported_draws_the_same(tmp_path: Path, name: str, target: expo
 def test_a_file_that_draws_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tuned(save("sdxl", tmp_path))
     plain = exporting.kohya
-    monkeypatch.setattr(exporting, "kohya", lambda t, n, layers: plain({k: 2 * v for k, v in t.items()}, n, layers))
+    monkeypatch.setattr(
+        exporting, "kohya", lambda tensors, network: plain({k: 2 * v for k, v in tensors.items()}, network)
+    )
     with pytest.raises(CheckpointError, match="reloaded, it draws other images"):
         exporting.export(policy, {}, 2, "comfyui", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert not (tmp_path / "out.part").exists()
+    assert not list(tmp_path.glob("*.part"))
 
 
-# Layers of the real models as kohya's scripts, ComfyUI (comfy/lora.py) and A1111 name them.
+# Layers of SD 1.x and SDXL as diffusers' converter names them, which ComfyUI (comfy/lora.py) and A1111 map.
 KOHYA = {
     "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q": (
-        0,
-        "lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_attn1_to_q",
-    ),
-    "mid_block.attentions.0.transformer_blocks.0.attn2.to_k": (
-        0,
-        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k",
-    ),
-    "down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q": (
-        2,
-        "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q",
-    ),
-    "down_blocks.2.attentions.1.transformer_blocks.9.attn2.to_v": (
-        2,
-        "lora_unet_input_blocks_8_1_transformer_blocks_9_attn2_to_v",
+        "lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_attn1_to_q"
     ),
     "mid_block.attentions.0.transformer_blocks.9.attn1.to_out.0": (
-        2,
-        "lora_unet_middle_block_1_transformer_blocks_9_attn1_to_out_0",
+        "lora_unet_mid_block_attentions_0_transformer_blocks_9_attn1_to_out_0"
     ),
-    "up_blocks.0.attentions.2.transformer_blocks.0.attn1.to_k": (
-        2,
-        "lora_unet_output_blocks_2_1_transformer_blocks_0_attn1_to_k",
-    ),
-    "up_blocks.1.attentions.1.transformer_blocks.1.attn2.to_q": (
-        2,
-        "lora_unet_output_blocks_4_1_transformer_blocks_1_attn2_to_q",
+    "up_blocks.1.attentions.2.transformer_blocks.1.attn2.to_k": (
+        "lora_unet_up_blocks_1_attentions_2_transformer_blocks_1_attn2_to_k"
     ),
 }
 
 
 @pytest.mark.parametrize("layer", KOHYA)
 def test_kohya_names(layer: str) -> None:
-    layers, theirs = KOHYA[layer]
-    pair = {f"unet.{layer}.lora_A.weight": torch.zeros(4, 8), f"unet.{layer}.lora_B.weight": torch.zeros(6, 4)}
-    found = exporting.kohya(pair, "unet", layers)
-    assert {key: tuple(tensor.shape) for key, tensor in found.items()} == {
+    theirs = KOHYA[layer]
+    pair = {f"unet.{layer}.lora_A.weight": torch.zeros(4, 8), f"unet.{layer}.lora_B.weight": torch.ones(6, 4)}
+    renamed = exporting.kohya(pair, "unet")
+    assert {key: tuple(tensor.shape) for key, tensor in renamed.items()} == {
         f"{theirs}.lora_down.weight": (4, 8),
         f"{theirs}.lora_up.weight": (6, 4),
         f"{theirs}.alpha": (),
     }
-    assert found[f"{theirs}.alpha"] == 4
+    assert renamed[f"{theirs}.alpha"] == 4
+    assert torch.equal(renamed[f"{theirs}.lora_up.weight"], torch.ones(6, 4))
+
+
+def test_a_transformer_keeps_its_names() -> None:
+    pair = {"transformer.blocks.0.to_q.lora_A.weight": torch.zeros(4, 8)}
+    assert exporting.kohya(pair, "transformer") == pair
 
 
 def test_an_adapter_under_other_names_is_no_start(tmp_path: Path) -> None:
@@ -196,7 +185,7 @@ def test_a_picture_or_a_file_brings_no_code(run: Path, monkeypatch: pytest.Monke
     files = command("sample", "mine", "a red circle", "--out", "honest").output.split()
     said = json.loads(Image.open(files[0]).info["grpaint"])
     for key, value in (("sampler", {"kind": "evil.py:X"}), ("model", {**said["model"], "family": "evil.py:X"})):
-        Image.open(files[0]).save("bad.png", pnginfo=provenance.info({**said, key: value}))
+        Image.open(files[0]).save("bad.png", pnginfo=provenance.png_metadata({**said, key: value}))
         assert "asks for code" in str(command("sample", "--like", "bad.png").exception)
     tensors, header = read_weights(next(Path("runs/mine/checkpoints").iterdir()))
     about = {"recipe": {"model": {**said["model"], "family": "evil.py:X"}}}
@@ -205,7 +194,7 @@ def test_a_picture_or_a_file_brings_no_code(run: Path, monkeypatch: pytest.Monke
     assert not Path("ran").exists()
     for text, words in (
         ("no json", "cannot be read"),
-        ("{}", "does not say its guidance, model"),
+        ("{}", "its metadata lacks guidance, model"),
         ("[]", "cannot be read"),
     ):
         info = PngInfo()
@@ -278,7 +267,7 @@ def test_steps_that_stock_ddim_misses_have_no_snippet(tmp_path: Path, monkeypatc
     for steps in (20, 30):
         one = dataclasses.replace(asked, evaluate=dataclasses.replace(asked.evaluate, steps=steps, guidance=1.0))
         if steps == 20:
-            assert "pipe(" in provenance.snippet(policy, one, "a", 0, tmp_path / "none")
+            assert "pipe(" in provenance.diffusers_script(policy, one, "a", 0, tmp_path / "none")
         else:
             with pytest.raises(ConfigError, match="a number of steps that divides 1000"):
-                provenance.snippet(policy, one, "a", 0, tmp_path / "none")
+                provenance.diffusers_script(policy, one, "a", 0, tmp_path / "none")

@@ -4,9 +4,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from grpaint.backends.fake import Hollow, conducted
+from grpaint.backends.fake import FakeRuntime, emulate_device
 from grpaint.commands.estimate.ledger import Ledger, size
-from grpaint.commands.estimate.replay import Recall
+from grpaint.commands.estimate.replay import Replay
 
 ROWS, WIDTH, DEPTH = 64, 128, 3
 FLOAT = 4
@@ -18,9 +18,9 @@ def mlp() -> nn.Sequential:
 
 def test_an_mlp_takes_what_it_must() -> None:
     """Weights; a row of activations a layer (what tanh gives, the next layer reads); gradients; Adam's two."""
-    runtime = Hollow()
+    runtime = FakeRuntime()
     weights, row = DEPTH * WIDTH * WIDTH * FLOAT, ROWS * WIDTH * FLOAT
-    with Ledger() as ledger, conducted(runtime.target):
+    with Ledger() as ledger, emulate_device(runtime.target):
         with runtime.building():
             net = mlp()
         runtime.place(net)
@@ -44,7 +44,7 @@ def test_an_mlp_takes_what_it_must() -> None:
 
 
 def test_half_precision_is_half() -> None:
-    runtime = Hollow("cpu", "bf16")
+    runtime = FakeRuntime("cpu", "bf16")
     with Ledger() as ledger:
         runtime.blank((8, 8))
         kept = runtime.blank((8, 8), torch.bfloat16)
@@ -53,16 +53,16 @@ def test_half_precision_is_half() -> None:
 
 def test_cuda_normalises_in_fp32_and_a_cpu_does_not() -> None:
     for target, dtype in (("cuda", torch.float32), ("cpu", torch.bfloat16)):
-        runtime = Hollow("cpu", "bf16", target=target)
-        with conducted(runtime.target), runtime.autocast():
+        runtime = FakeRuntime("cpu", "bf16", target=target)
+        with emulate_device(runtime.target), runtime.autocast():
             x = runtime.blank((2, 8, 4), torch.bfloat16)
             assert nn.functional.group_norm(x, 2).dtype == dtype
             assert nn.functional.linear(runtime.blank((2, 8)), runtime.blank((8, 8))).dtype == torch.bfloat16
 
 
 def test_checkpointing_computes_again_as_it_did_before() -> None:
-    runtime = Hollow("cpu", "bf16", target="cuda")
-    with conducted(runtime.target), runtime.autocast():
+    runtime = FakeRuntime("cpu", "bf16", target="cuda")
+    with emulate_device(runtime.target), runtime.autocast():
         x = runtime.blank((2, 8, 4), torch.bfloat16).requires_grad_()
         again = checkpoint(lambda x: nn.functional.group_norm(x, 2).square(), x, use_reentrant=False)
         again.sum().backward()
@@ -70,8 +70,8 @@ def test_checkpointing_computes_again_as_it_did_before() -> None:
 
 
 def test_attention_keeps_no_scores() -> None:
-    runtime, length = Hollow(), 512
-    with Ledger() as ledger, conducted(runtime.target):
+    runtime, length = FakeRuntime(), 512
+    with Ledger() as ledger, emulate_device(runtime.target):
         q = runtime.blank((1, 2, length, 16)).requires_grad_()
         before = ledger.live
         out = nn.functional.scaled_dot_product_attention(q, q, q)
@@ -79,25 +79,25 @@ def test_attention_keeps_no_scores() -> None:
         assert out.shape == q.shape
 
 
-def test_a_real_mask_picks_rows_of_a_hollow_tensor() -> None:
-    runtime = Hollow()
-    with conducted(runtime.target):
+def test_a_real_mask_picks_rows_of_a_fake_tensor() -> None:
+    runtime = FakeRuntime()
+    with emulate_device(runtime.target):
         assert runtime.blank((4, 3))[torch.tensor([True, False, True, True])].shape == (3, 3)
 
 
 def _peak(recalled: bool) -> tuple[int, int]:
     """The peak and the end of three calls in one graph, twice, so that the second time gradients are there."""
-    runtime = Hollow()
-    with Ledger() as ledger, conducted(runtime.target):
+    runtime = FakeRuntime()
+    with Ledger() as ledger, emulate_device(runtime.target):
         with runtime.building():
             net = mlp()
         runtime.place(net)
-        recall = Recall(net.parameters(), runtime, ledger, {})
+        replay = Replay(net.parameters(), runtime, ledger, {})
         for _ in range(2):
             with ledger.phase("update"):
                 x = runtime.blank((ROWS, WIDTH))
                 work = lambda x=x: net(x)  # noqa: E731
-                outs = [recall.run("call", x, work) if recalled else work() for _ in range(3)]
+                outs = [replay.run("call", x, work) if recalled else work() for _ in range(3)]
                 torch.cat(outs).square().sum().backward()
         del outs, x, work
         return ledger.peaks["update"], ledger.live

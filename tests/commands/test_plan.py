@@ -14,10 +14,9 @@ import tomli_w
 
 import tiny_pipelines
 import tiny_runs
-from grpaint.commands.estimate import forecast
-from grpaint.commands.estimate.forecast import amount
-from grpaint.commands.estimate.levers import choices
-from grpaint.commands.estimate.rehearsal import Known
+from grpaint.commands.estimate.forecast import forecast, parse_bytes
+from grpaint.commands.estimate.levers import available_levers
+from grpaint.commands.estimate.rehearsal import TraceCache
 from grpaint.core.errors import ConfigError
 from grpaint.recipe.config import locate, override, read_toml, resolve
 from tiny_runs import TINY, command
@@ -77,7 +76,9 @@ def test_the_commands_lines_and_its_json():
     assert (end.code, end.err) == (0, "")
     for word in ("2,525,248 parameters", "rollout", "update", "model evaluations", "disk", "fp32"):
         assert word in end.out
-    end = command("plan", "flow-grpo-fast", "--gpu", "24GB", "--calibrate", "--json", sets=[*TINY, "precision=fp32", *SHORT])
+    end = command(
+        "plan", "flow-grpo-fast", "--gpu", "24GB", "--calibrate", "--json", sets=[*TINY, "precision=fp32", *SHORT]
+    )
     said = json.loads(end.out)
     assert said["fits"]
     assert said["device"] == "cuda"
@@ -106,17 +107,17 @@ def test_judging_costs_what_the_plan_says():
 
 @pytest.mark.parametrize(("text", "size"), [("24GB", 24 * 10**9), ("24GiB", 24 * 2**30), ("1.5 mib", 3 * 2**19)])
 def test_sizes(text, size):
-    assert amount(text) == size
+    assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["24", "GB", "0GB", "-1GB"])
 def test_sizes_that_are_none(text):
     with pytest.raises(ConfigError, match="--gpu"):
-        amount(text)
+        parse_bytes(text)
 
 
 def test_levers_are_pasted_and_then_it_fits(tmp_path):
-    """A batch of rows in one graph does not fit; a part of them does. Levers may pull at what a recipe leaves at its default."""
+    """Rows of a batch in one graph do not fit; a part of them does. Levers may pull at what a recipe leaves out."""
     recipe = read_toml(locate("flow-grpo-fast"))
     del recipe["objective"]
     bare = tmp_path / "bare.toml"
@@ -145,7 +146,7 @@ def test_levers_that_are_pulled_are_not_offered(tmp_path):
     offered = []
     for model in ({"batch": 4, "height": 256, "width": 256}, {"batch": 1, "checkpointing": True, "vae_tiling": True}):
         recipe = resolve(small(folder, **model), "train")[0]
-        known = choices(dataclasses.replace(now, recipe=recipe))
+        known = available_levers(dataclasses.replace(now, recipe=recipe))
         offered.append([sets[0][0].split("=")[0] for sets in known if sets])
     assert offered[0][-1] == "model.height"
     assert {"model.vae_tiling", "model.batch", "model.checkpointing", "precision"} <= set(offered[0])
@@ -155,11 +156,11 @@ def test_levers_that_are_pulled_are_not_offered(tmp_path):
 def test_a_plan_after_others_is_the_plan_made_alone(tmp_path):
     """What is known of a model from earlier plans makes the next one quicker and changes nothing in it."""
     folder = tiny_pipelines.save("sd3", tmp_path)
-    known = Known()
+    cache = TraceCache()
     for earlier in ({"batch": 4}, {"batch": 4, "vae_tiling": True}):
-        forecast(small(folder, **earlier), "train", known=known)
+        forecast(small(folder, **earlier), "train", cache=cache)
     for later in ({"batch": 1}, {"batch": 3}, {"batch": 2, "checkpointing": True}):
-        after = forecast(small(folder, **later), "train", known=known)
+        after = forecast(small(folder, **later), "train", cache=cache)
         assert after.memory == forecast(small(folder, **later), "train").memory, later
 
 

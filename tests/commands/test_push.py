@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 
-from grpaint.commands.export.command import ADAPTER
+from grpaint.commands.export.formats import ADAPTER
+from grpaint.commands.export.push import card
 from hub_server import TOKEN, Hub, serving
 from tiny_pipelines import save
 from tiny_runs import Ended, command, trained
@@ -59,7 +60,7 @@ def test_the_folder_arrives_with_its_page(hub: str, run: Path) -> None:
 def test_what_cannot_be_pushed_is_refused_before_a_model_opens(
     hub: str, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("grpaint.run.saved.open_model", None)
+    monkeypatch.setattr("grpaint.commands.export.command.open_model", None)
     assert "write it as OWNER/NAME" in push("no", "tuned").err
     monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
     assert "the hub does not know this login" in push("no").err
@@ -82,3 +83,37 @@ def test_an_upload_that_fails_keeps_the_export(hub: str, run: Path) -> None:
     assert "hf upload me/tuned kept" in done.err
     assert done.err.count("\n") == 1
     assert (run / "kept" / ADAPTER).is_file()
+
+
+@pytest.mark.parametrize(
+    "license_", ["openrail++", "other: see LICENSE # not free", "'quoted' \"twice\"", "- yes", None]
+)
+def test_the_page_says_what_it_was_given_whatever_characters_that_has(license_: str | None) -> None:
+    about = {
+        "base": "stabilityai/sdxl@0123",
+        "base_sha256": "ab",
+        "family": "sdxl",
+        "license": license_,
+        "recipe": {"data": {"kind": "/home/me/mine.py:Mine"}, "model": {"base": "stabilityai/sdxl"}},
+    }
+    evaluated = {
+        "iteration": 0,
+        "prompts": 8,
+        "steps": 4,
+        "guidance": 1.0,
+        "reward/a: b # c": 0.25,
+        "reward/a: b # c_interval": [0.1, 0.4],
+    }
+    later = {**evaluated, "iteration": 3, "reward/a: b # c": 0.5}
+    for evaluations in ([], [evaluated, later]):
+        text = card("me/tuned", "diffusers", about, evaluations)
+        data = ModelCard(text).data
+        assert (data.license, data.base_model) == (license_, "stabilityai/sdxl")
+        assert (data.library_name, data.pipeline_tag) == ("diffusers", "text-to-image")
+        assert data.tags == ["text-to-image", "grpaint"]
+        results = data.eval_results or []
+        assert [(result.metric_type, result.metric_value) for result in results] == [
+            ("reward/a: b # c", line["reward/a: b # c"]) for line in evaluations[1:]
+        ]
+        assert data.model_name == ("tuned" if results else None)
+        assert "/home/me" not in text.partition("# tuned")[0]

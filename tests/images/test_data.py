@@ -12,8 +12,8 @@ import images.making as making
 from grpaint.core.errors import ConfigError, RunError
 from grpaint.images import cache, collection
 from grpaint.images.data import ImageData
-from grpaint.images.order import held_out, stream, turn
-from grpaint.images.tags import Tags
+from grpaint.images.order import draw_bucket, epoch_order, is_held_out
+from grpaint.images.tags import TagSettings
 from grpaint.recipe.build import build, dump
 from grpaint.recipe.pieces import Data
 
@@ -64,7 +64,7 @@ def test_an_image_stays_on_its_side_whatever_is_added(tmp_path):
     after = {prompt.text for prompt in data(path).held_out(99, 0)}
     assert before == {text for text in after if int(text.split()[1]) < 12}
     assert len(after) > len(before)
-    shares = [held_out(f"{n}", 0.1) for n in range(5000)]
+    shares = [is_held_out(f"{n}", 0.1) for n in range(5000)]
     assert sum(shares) / 5000 == pytest.approx(0.1, abs=0.02)
 
 
@@ -92,9 +92,9 @@ def test_an_epoch_shows_every_image_once_and_repeats_itself_exactly(tmp_path):
 
 
 def test_streams_and_turns_count_on_where_they_were():
-    assert stream(("a",), 5, 0, 20) == [place for n in range(4) for place in stream(("a",), 5, 5 * n, 5)]
+    assert epoch_order(("a",), 5, 0, 20) == [place for n in range(4) for place in epoch_order(("a",), 5, 5 * n, 5)]
     shares = [60, 30, 10]
-    taken = [turn((0,), shares, n) for n in range(2100)]  # beyond two blocks of draws
+    taken = [draw_bucket((0,), shares, n) for n in range(2100)]  # beyond two blocks of draws
     assert [number for bucket, number in taken if bucket == 1] == list(range(sum(b == 1 for b, _ in taken)))
     counts = Counter(bucket for bucket, _ in taken)
     assert [counts[b] / 2100 for b in range(3)] == pytest.approx([0.6, 0.3, 0.1], abs=0.03)
@@ -195,7 +195,7 @@ BROKEN = {
     ":1: no file_name": '{"text": "a"}',
     ":2: a second line for 000.png": '{"file_name": "000.png"}\n{"file_name": "000.png"}',
     ":1: there is no file 999.png": '{"file_name": "999.png", "text": "a"}',
-    ":1: a JSON object is wanted": "[1]",
+    ":1: must be a JSON object": "[1]",
     ":1: metadata.jsonl: images end in .png": '{"file_name": "metadata.jsonl"}',
 }
 
@@ -216,7 +216,7 @@ def test_bad_sidecars_are_named_with_their_line(tmp_path):
     with pytest.raises(ConfigError, match=r"001.json:3: not JSON"):
         data(path).prepare(str)
     (path / "001.json").write_text('{"text": "another caption"}')
-    with pytest.raises(ConfigError, match=r"001.png: its .txt says another caption"):
+    with pytest.raises(ConfigError, match=r"001.png: its .txt has another caption"):
         data(path).prepare(str)
     (path / "001.json").unlink()
     (path / "002.txt").write_bytes(b"fine\n\xff\xfe")
@@ -289,7 +289,7 @@ def test_a_recipe_table_makes_it_and_is_given_back(tmp_path):
     table = {"kind": "images", "train": str(tmp_path), "resolution": 64, "tags": {"quality": {"good": 0.5}}}
     table["tags"]["categories"] = ["quality", "general"]
     made, plain = build(Data, table, "data")
-    assert made.tags == Tags(categories=("quality", "general"), quality={"good": 0.5})
+    assert made.tags == TagSettings(categories=("quality", "general"), quality={"good": 0.5})
     assert build(Data, plain, "data")[0] == made
     assert dump(made) == plain
 
@@ -326,7 +326,7 @@ def test_a_tagged_prompt_carries_its_tags_and_a_sentence(tmp_path):
         (path / f"{n:03d}.txt").unlink()
         said = {"tags_general": ["1girl", "long_hair", f"t{n}"], "tags_meta": ["scan"], "score": n, "rating": "g"}
         (path / f"{n:03d}.json").write_text(json.dumps(said))
-    tags = Tags(categories=("quality", "rating", "general"), quality={"good": 0.0}, shuffle="all")
+    tags = TagSettings(categories=("quality", "rating", "general"), quality={"good": 0.0}, shuffle="all")
     source = data(path, tags=tags)
     prompt = source.held_out(1, 0)[0]
     number = prompt.metadata["score"]

@@ -10,7 +10,7 @@ from grpaint.core.errors import ConfigError
 from grpaint.images.data import DrawnImages
 from grpaint.images.drawn import draw_set, general_tags
 from grpaint.images.survey import survey
-from grpaint.images.tags import Tags
+from grpaint.images.tags import TagSettings
 from grpaint.rewards.scenes import SceneChecker, SceneScorer
 from grpaint.scenes.captions import parse, tokens
 from grpaint.scenes.world import caption_of
@@ -29,7 +29,7 @@ def drawn(tmp_path_factory):
 
 
 def tagged(path, **settings):
-    tags = Tags(categories=("general",), separator=" ", shuffle="all")
+    tags = TagSettings(categories=("general",), separator=" ", shuffle="all")
     settings = {"held_out_path": str(path / "held-out"), "tags": tags, "caption_dropout": 0.0} | settings
     return DrawnImages(str(path / "train"), **settings)
 
@@ -87,10 +87,10 @@ def test_the_sidecars_have_every_category_rating_and_score(drawn):
     assert {one["rating"] for one in said} == {"g", "s", "q", "e"}
     assert len({one["score"] for one in said}) > 20
     assert all(one["tag_string_artist"] and one["tag_string_copyright"] for one in said)
-    source = tagged(drawn, tags=Tags(categories=("rating", "general"), ratings=("general",), least_score=10))
+    source = tagged(drawn, tags=TagSettings(categories=("rating", "general"), ratings=("general",), least_score=10))
     kept = sum(one["rating"] == "g" and one["score"] >= 10 for one in said)
     assert len(source.training) == kept
-    assert sum(source.collections[0].unwanted.values()) == 200 - kept
+    assert sum(source.collections[0].left_out_by_tags.values()) == 200 - kept
     assert all(prompt.text.startswith("general, ") for prompt in source.prompts(9, 0, 0))
     assert survey(source, {"words": len})["collections"][0]["left_out_by_tags"]["rated explicit"] > 0
 

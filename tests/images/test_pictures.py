@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from grpaint.images.buckets import nearest, sizes
-from grpaint.images.pictures import BadImage, average_hash, fitted, read_picture, to_tensor
+from grpaint.images.pictures import BadImage, average_hash, crop_to, read_picture, to_tensor
 
 
 def encoded(picture, kind="PNG", **settings):
@@ -113,7 +113,7 @@ def test_a_turned_photograph_is_set_upright():
 
 def test_a_picture_of_the_right_size_keeps_every_pixel():
     picture = photo(32, 32)
-    tensor = to_tensor([fitted(read_picture(encoded(picture)), (32, 32))])
+    tensor = to_tensor([crop_to(read_picture(encoded(picture)), (32, 32))])
     assert tensor.shape == (1, 3, 32, 32)
     assert torch.equal((tensor[0] * 255).permute(1, 2, 0).byte(), torch.tensor(np.asarray(picture)))
 
@@ -122,8 +122,8 @@ def test_fitting_takes_the_middle():
     wide = Image.new("RGB", (30, 10), "white")
     wide.paste("red", (0, 0, 10, 10))
     wide.paste("blue", (20, 0, 30, 10))
-    assert fitted(wide, (10, 10)).getcolors() == [(100, (255, 255, 255))]
-    assert fitted(wide, (6, 4)).size == (6, 4)
+    assert crop_to(wide, (10, 10)).getcolors() == [(100, (255, 255, 255))]
+    assert crop_to(wide, (6, 4)).size == (6, 4)
 
 
 def test_near_duplicates_have_near_hashes():

@@ -7,7 +7,7 @@ import pytest
 
 import images.making as making
 import tiny_runs
-from grpaint.commands.prompt_scan import near_duplicates, overlaps, verdicts
+from grpaint.commands.prompt_scan import mark_dead_prompts, near_duplicate_prompts, overlaps
 from grpaint.core.errors import ConfigError
 from grpaint.images.prompts import PromptData, read_prompts
 from grpaint.recipe.build import build
@@ -56,7 +56,7 @@ def test_only_line_ends_end_a_line(tmp_path, suffix):
 
 BAD = {
     "a.txt: no prompt in it": ("a.txt", "\n"),
-    'a.jsonl:2: no "prompt" to be its prompt': ("a.jsonl", '{"prompt": "a"}\n{"text": "b"}'),
+    'a.jsonl:2: no prompt in column "prompt"': ("a.jsonl", '{"prompt": "a"}\n{"text": "b"}'),
     "a.jsonl:1: not JSON": ("a.jsonl", "{"),
     "a.csv:3: not the 2 columns": ("a.csv", "prompt,x\na,1\nb,2,3\n"),
     "a.csv:2: not the 2 columns": ("a.csv", "prompt,x\na\n"),
@@ -114,8 +114,8 @@ def test_dead_prompts_are_told_apart():
         return {"prompt": "p", "mean": (least + most) / 2, "std": (most - least) / 2, "least": least, "most": most}
 
     lines = [line(0.2, 0.8), line(1, 1), line(0, 0), line(0.5, 0.5)]
-    assert [found["dead"] for found in verdicts(lines)] == ["", "all right", "all wrong", "flat"]
-    assert [found["dead"] for found in verdicts([line(1, 1)])] == ["flat"]
+    assert [found["dead"] for found in mark_dead_prompts(lines)] == ["", "all right", "all wrong", "flat"]
+    assert [found["dead"] for found in mark_dead_prompts([line(1, 1)])] == ["flat"]
 
 
 def test_overlap_goes_by_words():
@@ -124,9 +124,11 @@ def test_overlap_goes_by_words():
     assert found == [("Blue sky, 1girl, smile, long hair", others[0], 1.0)]
     assert overlaps(["completely new"], others) == []
     swapped = ["a red cross and a blue circle", "a blue cross and a red circle", "A red cross and a blue circle."]
-    assert near_duplicates([*swapped, swapped[0]]) == [(swapped[2], swapped[0], 1.0)]
+    assert near_duplicate_prompts([*swapped, swapped[0]]) == [(swapped[2], swapped[0], 1.0)]
     one = "a photograph of two old dogs that sleep on a green sofa"
-    assert [pair[0] for pair in near_duplicates([one, one.replace("green", "red")])] == [one.replace("green", "red")]
+    assert [pair[0] for pair in near_duplicate_prompts([one, one.replace("green", "red")])] == [
+        one.replace("green", "red")
+    ]
 
 
 DEAD = """

@@ -17,7 +17,7 @@ from grpaint.core.errors import ConfigError
 from grpaint.core.runtime import Runtime
 from grpaint.images.data import ImageData
 from grpaint.images.survey import contact_sheet, survey, write_captions
-from grpaint.images.tags import Tags
+from grpaint.images.tags import TagSettings
 from grpaint.judge import captioned
 from grpaint.recipe.config import open_recipe
 from tiny_pipelines import save_all
@@ -76,7 +76,7 @@ def test_a_scan_reports_missing_captions_and_goes_on(mixed):
 
 def test_the_sheet_shows_every_picture(mixed):
     source = ImageData(str(mixed), held_out_share=0.3)
-    items = source.collections[0].items
+    items = source.collections[0].images
     page = contact_sheet(items, side=32, columns=4)
     assert page.size == (4 * 36 + 4, 4 * 36 + 4)  # 14 pictures in rows of 4
     corner = np.asarray(page)[4:36, 4:36]
@@ -85,7 +85,7 @@ def test_the_sheet_shows_every_picture(mixed):
 
 
 def test_captions_are_written_as_training_will_have_them(mixed, tmp_path):
-    tags = Tags(shuffle="all")
+    tags = TagSettings(shuffle="all")
     for file in mixed.glob("*.txt"):
         file.write_text(f"a_b, c, d, e, {file.stem}")
     source = ImageData(str(mixed), held_out_share=0.3, tags=tags)

@@ -9,7 +9,7 @@ import torch
 
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import Prompt, Reward
-from grpaint.images.tags import Tagged, Tags, read_implications, read_tags, sentence, spaced
+from grpaint.images.tags import ImageTags, TagSettings, read_implications, read_tags, sentence, underscores_to_spaces
 from grpaint.recipe.build import build
 from grpaint.rewards.tags import TagRecall
 
@@ -27,8 +27,8 @@ DANBOORU = {
 
 
 def caption(fields, draw=None, scores=(), **settings):
-    tags = Tags(**settings)
-    return tags.caption(tags.by_category(read_tags(fields, "text", "a.png"), tags.thresholds(scores)), draw)
+    tags = TagSettings(**settings)
+    return tags.caption(tags.arrange(read_tags(fields, "text", "a.png"), tags.thresholds(scores)), draw)
 
 
 def test_categories_come_in_their_order_and_underscores_as_spaces_save_in_emoticons():
@@ -36,7 +36,7 @@ def test_categories_come_in_their_order_and_underscores_as_spaces_save_in_emotic
     assert caption(DANBOORU, categories=("character", "general")) == "hatsune miku, 1girl, long hair, ^_^"
     assert caption(DANBOORU, categories=("general",), underscores="keep", separator=" ") == "1girl long_hair ^_^"
     assert caption(DANBOORU, exclude=("long_hair", "highres")) == "wlop, vocaloid, hatsune miku, 1girl, ^_^"
-    assert [spaced(tag) for tag in ("o_o", "blue_eyes", ">_<", "_")] == ["o_o", "blue eyes", ">_<", " "]
+    assert [underscores_to_spaces(tag) for tag in ("o_o", "blue_eyes", ">_<", "_")] == ["o_o", "blue eyes", ">_<", " "]
 
 
 def test_gallery_dl_lists_and_plain_captions_are_read_too():
@@ -45,7 +45,7 @@ def test_gallery_dl_lists_and_plain_captions_are_read_too():
     assert caption({"tags": "a_b c"}) == "a b, c"
     assert caption({"text": "1girl, long hair , smile"}) == "1girl, long hair, smile"
     assert caption({"text": "sky, sky"}) == "sky"
-    assert read_tags({}, "text", "a.png").tags == {}
+    assert read_tags({}, "text", "a.png").by_category == {}
 
 
 @pytest.mark.parametrize(
@@ -74,14 +74,14 @@ def test_rating_and_quality_are_tags_that_are_made():
 
 
 def test_images_are_chosen_by_rating_and_score():
-    tags = Tags(ratings=("general", "sensitive"), least_score=40)
-    assert tags.wants(read_tags(DANBOORU, "text", "a"), "a") is None
-    assert tags.wants(Tagged({}, "explicit", 50), "a") == "rated explicit"
-    assert tags.wants(Tagged({}, "general", 39), "a") == "scored below 40"
-    with pytest.raises(ConfigError, match=r"a.png: has no score, which data.tags goes by"):
-        tags.wants(Tagged({}, "general"), "a.png")
+    tags = TagSettings(ratings=("general", "sensitive"), least_score=40)
+    assert tags.exclusion_reason(read_tags(DANBOORU, "text", "a"), "a") is None
+    assert tags.exclusion_reason(ImageTags({}, "explicit", 50), "a") == "rated explicit"
+    assert tags.exclusion_reason(ImageTags({}, "general", 39), "a") == "scored below 40"
+    with pytest.raises(ConfigError, match=r"a.png: has no score, which data.tags needs"):
+        tags.exclusion_reason(ImageTags({}, "general"), "a.png")
     with pytest.raises(ConfigError, match="has no rating"):
-        Tags(categories=("rating",)).wants(Tagged({}), "a.png")
+        TagSettings(categories=("rating",)).exclusion_reason(ImageTags({}), "a.png")
 
 
 def test_the_first_tags_stay_and_the_rest_are_shuffled():
@@ -130,7 +130,7 @@ def test_bad_implications_are_named_by_line(tmp_path, text, message):
 
 
 def test_tags_as_prose():
-    assert sentence(read_tags(DANBOORU, "text", "a").tags) == (
+    assert sentence(read_tags(DANBOORU, "text", "a").by_category) == (
         "one girl, hatsune miku from vocaloid, with long hair and ^_^, drawn by wlop"
     )
     assert sentence({"general": ["2girls", "1boy", "blue_sky", "tree", "smile"]}) == (
@@ -155,7 +155,7 @@ def test_tags_as_prose():
 )
 def test_settings_that_cannot_be_meant_are_refused(settings):
     with pytest.raises(ValueError):
-        Tags(**settings)
+        TagSettings(**settings)
 
 
 TAGGER = """
@@ -191,7 +191,7 @@ def test_tag_recall_refuses_what_it_cannot_score(tagger):
     images = torch.zeros(1, 3, 4, 4)
     with pytest.raises(ValueError, match="asks for no tag that counts"):
         TagRecall(f"{tagger}:tagger", weights={"tree": 0.0})(images, [prompt("tree")])
-    with pytest.raises(ValueError, match="gave 0 tables for 1 images"):
+    with pytest.raises(ValueError, match="returned 0 tables for 1 images"):
         TagRecall(f"{tagger}:short")(images, [prompt("tree")])
 
 

@@ -237,5 +237,5 @@ def test_the_true_means_have_the_least_loss() -> None:
 
 @pytest.mark.parametrize("gamma", [5.0, 1.0])
 def test_a_flow_velocity_takes_no_snr_weight(gamma: float) -> None:
-    with pytest.raises(ValueError, match="snr_gamma goes with"):
+    with pytest.raises(ValueError, match="snr_gamma needs"):
         Denoising("velocity", gamma)

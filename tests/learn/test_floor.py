@@ -7,7 +7,7 @@ from grpaint.backends.gaussian import GaussianModel
 from grpaint.core import FlowPath, FlowSde, Prompt
 from grpaint.core.runtime import Runtime
 from grpaint.learn import BestWorst, GroupNorm, PerReward, PolicyGradient, RewardTable
-from grpaint.learn.advantage import shares
+from grpaint.learn.advantage import advantage_shares
 from grpaint.learn.floor import Floor
 from grpaint.rollout import Plan, Rollout, roll
 
@@ -95,11 +95,11 @@ def made(columns: dict[str, list[float]], weights: dict[str, float]) -> tuple[Re
 
 def test_shares_sum_to_one_and_follow_the_weights() -> None:
     columns = {"a": [0.0, 1.0, 3.0, 2.0], "b": [1000.0, 0.0, 500.0, 600.0]}
-    found = shares(PerReward(), *made(columns, {"a": 3.0, "b": 1.0}))
+    found = advantage_shares(PerReward(), *made(columns, {"a": 3.0, "b": 1.0}))
     assert found == pytest.approx({"a": 0.75, "b": 0.25}, abs=1e-4)
     # of a weighted sum: the mean distances to the group's mean are 0.5 x 3 and (500 + 50) / 2
-    assert shares(GroupNorm(), *made(columns, {"a": 3.0, "b": 1.0})) == pytest.approx(
+    assert advantage_shares(GroupNorm(), *made(columns, {"a": 3.0, "b": 1.0})) == pytest.approx(
         {"a": 1.5 / 276.5, "b": 275 / 276.5}
     )
-    assert shares(BestWorst(2), *made(columns, {"a": 3.0, "b": 1.0})) == pytest.approx(found)
-    assert shares(PerReward(), *made({"a": [1.0] * 4, "b": [2.0] * 4}, {})) == {}
+    assert advantage_shares(BestWorst(2), *made(columns, {"a": 3.0, "b": 1.0})) == pytest.approx(found)
+    assert advantage_shares(PerReward(), *made({"a": [1.0] * 4, "b": [2.0] * 4}, {})) == {}

@@ -14,7 +14,7 @@ from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, FlowPath, Ode, Path, Policy, Prompt, VpPath, noise
 from grpaint.core.runtime import Runtime
 from grpaint.learn import AdvantageWeightedMatching, DiffusionNft, ElboPolicyGradient
-from grpaint.learn.forward import Forward, self_normalised, spread_times
+from grpaint.learn.forward import ForwardObjective, self_normalised, spread_times
 from grpaint.rollout import Closed, Funnel, Plan, Prefix, Rollout, Shared, roll
 
 PROMPTS = [Prompt("a red circle"), Prompt("two blue squares"), Prompt("a green cross")]
@@ -51,7 +51,7 @@ def move(policy: Policy, size: float, key: str) -> None:
             parameter.add_(noise((key,), [number], parameter.shape)[0], alpha=size)
 
 
-def gradient(objective: Forward, policy: Policy, rollout: Rollout, advantage: Tensor = ADVANTAGE) -> Tensor:
+def gradient(objective: ForwardObjective, policy: Policy, rollout: Rollout, advantage: Tensor = ADVANTAGE) -> Tensor:
     for parameter in policy.parameters():
         parameter.grad = None
     for term in objective(policy, rollout, advantage):
@@ -59,7 +59,7 @@ def gradient(objective: Forward, policy: Policy, rollout: Rollout, advantage: Te
     return torch.cat([parameter.grad.flatten() for parameter in policy.parameters() if parameter.grad is not None])
 
 
-def total(objective: Forward, policy: Policy, rollout: Rollout, advantage: Tensor = ADVANTAGE) -> float:
+def total(objective: ForwardObjective, policy: Policy, rollout: Rollout, advantage: Tensor = ADVANTAGE) -> float:
     return sum(term.loss.item() for term in objective(policy, rollout, advantage))
 
 
@@ -190,7 +190,7 @@ def test_before_an_update_gradients_are_those_of_the_closed_form(path: Path) -> 
 
 
 @pytest.mark.parametrize("objective", EVERY, ids=str)
-def test_before_an_update_current_and_behaviour_agree_exactly(objective: Forward) -> None:
+def test_before_an_update_current_and_behaviour_agree_exactly(objective: ForwardObjective) -> None:
     policy = Scenes(start="random").load(Runtime())
     policy.blend("behaviour", 0.0)
     rollout = roll(policy, PROMPTS, 4, PLAN, iteration=3, seed=5)
@@ -202,7 +202,7 @@ def test_before_an_update_current_and_behaviour_agree_exactly(objective: Forward
 
 @pytest.mark.parametrize("objective", EVERY, ids=str)
 @pytest.mark.parametrize("minibatch", [1, 5, 12, 64])
-def test_minibatches_change_nothing(objective: Forward, minibatch: int) -> None:
+def test_minibatches_change_nothing(objective: ForwardObjective, minibatch: int) -> None:
     policy, rollout = off_policy(PATHS[0])
     expected = gradient(objective, policy, rollout)
     part = replace(objective, minibatch=minibatch)
@@ -211,7 +211,7 @@ def test_minibatches_change_nothing(objective: Forward, minibatch: int) -> None:
 
 
 @pytest.mark.parametrize("objective", EVERY, ids=str)
-def test_rows_without_advantage_ask_nothing_of_the_model_but_are_counted(objective: Forward) -> None:
+def test_rows_without_advantage_ask_nothing_of_the_model_but_are_counted(objective: ForwardObjective) -> None:
     policy, rollout = off_policy(PATHS[0])
     policy.meter.counts.clear()
     half = ADVANTAGE * torch.tensor([1.0, 1.0, 0.0, 1.0] * 3)
@@ -252,7 +252,7 @@ def test_a_network_that_is_right_to_the_last_digit_gives_no_nan() -> None:
     ],
     ids=["window", "start", "weights"],
 )
-def test_a_rollout_that_makes_no_sense_is_refused(objective: Forward, change: dict, reason: str) -> None:
+def test_a_rollout_that_makes_no_sense_is_refused(objective: ForwardObjective, change: dict, reason: str) -> None:
     objective.check(replace(PLAN, prune=Funnel((2,), (2,))))
     with pytest.raises(ValueError, match=reason):
         objective.check(replace(PLAN, **change))

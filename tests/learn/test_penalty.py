@@ -13,8 +13,9 @@ from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
 from grpaint.core import Cps, Ddim, FlowPath, FlowSde, Gaussian, Path, Prediction, Prompt, Sampler, VpPath
 from grpaint.core.runtime import Runtime
 from grpaint.learn import AdaptiveKl, PolicyGradient, Reinforce, StepKl, VelocityMse
-from grpaint.learn.penalty import Acted, Penalty
+from grpaint.learn.penalty import Penalty
 from grpaint.rollout import Plan, Rollout, Transition, act, roll
+from grpaint.rollout.rollout import StepOutput
 
 KERNELS = [(FlowPath(3), FlowSde()), (FlowPath(), Cps()), (VpPath(), Ddim())]
 PROMPTS = [Prompt("one"), Prompt("two")]
@@ -30,11 +31,11 @@ def drifted(path: Path, sampler: Sampler) -> tuple[GaussianPolicy, Rollout]:
     return policy, roll(policy, PROMPTS, 3, Plan(steps=6, sampler=sampler), iteration=0, seed=0)
 
 
-def both(policy: GaussianPolicy, rollout: Rollout, part: Transition) -> tuple[Acted, Acted]:
+def both(policy: GaussianPolicy, rollout: Rollout, part: Transition) -> tuple[StepOutput, StepOutput]:
     step = (policy, rollout.sampler, part.x, part.here, part.there, rollout.cond.rows(part.rows))
     with torch.no_grad():
-        reference = Acted(*act(*step, "reference"))
-    return Acted(*act(*step)), reference
+        reference = act(*step, "reference")
+    return act(*step), reference
 
 
 @pytest.mark.parametrize(("path", "sampler"), KERNELS, ids=["flow-sde", "cps", "ddim"])
@@ -88,7 +89,9 @@ def test_velocity_mse_is_the_squared_difference_of_velocities() -> None:
     generator = torch.Generator().manual_seed(0)
     v, w, x = (torch.randn(4, 2, 3, 3, generator=generator) for _ in range(3))
     here, there = FlowPath().grid(4)[1:3]
-    now, reference = (Acted(Gaussian(x, 1.0), Prediction(x - here.sigma * out, x + here.alpha * out)) for out in (v, w))
+    now, reference = (
+        StepOutput(Gaussian(x, 1.0), Prediction(x - here.sigma * out, x + here.alpha * out)) for out in (v, w)
+    )
     part = Transition(1, torch.arange(4), here, there, x, x, torch.zeros(4), x, 1.0)
     cost, distance = VelocityMse(0.2)(now, reference, part)
     torch.testing.assert_close(distance, ((v - w) ** 2).mean((1, 2, 3)))

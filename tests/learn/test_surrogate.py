@@ -8,7 +8,7 @@ from torch import Tensor
 
 from grpaint.core import FlowPath, FlowSde, Gaussian, Prediction, step
 from grpaint.learn import Guard, PpoClip, Reinforce
-from grpaint.learn.surrogate import Clips, Surrogate, log_ratio
+from grpaint.learn.surrogate import ClippingSurrogate, Surrogate, log_ratio
 from grpaint.rollout import Transition
 
 STD = 0.3
@@ -102,7 +102,7 @@ def test_reinforce_is_minus_the_advantage_times_the_log_density() -> None:
     mean, action = moved(0.1)
     density = torch.distributions.Normal(mean, STD).log_prob(action.x_next).flatten(1).mean(1)
     torch.testing.assert_close(Reinforce()(Gaussian(mean, STD), action, ADVANTAGE), -ADVANTAGE * density)
-    assert not isinstance(Reinforce(), Clips)
+    assert not isinstance(Reinforce(), ClippingSurrogate)
 
 
 @pytest.mark.parametrize("settings", [{"low": 0.0}, {"low": -1e-4}, {"high": 0.0}], ids=str)

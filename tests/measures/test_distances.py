@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from grpaint.measures.distances import KernelDistance, Moments, frechet_distance, pairwise_distance, recalled
+from grpaint.measures.distances import KernelDistance, Moments, frechet_distance, pairwise_distance, recall_hits
 
 
 def drawn(count, width, seed, scale=1.0):
@@ -87,13 +87,13 @@ def test_kid_is_its_formula_and_never_pairs_copies():
 def test_recall_sees_what_is_left_out():
     reference = torch.cat([drawn(60, 4, 8), drawn(60, 4, 9) + 20])
     both, one = torch.cat([drawn(60, 4, 10), drawn(60, 4, 11) + 20]), drawn(120, 4, 12)
-    assert recalled(reference, reference).mean() == 1
-    assert recalled(both, reference).mean() > 0.8
-    assert recalled(one, reference)[60:].sum() == 0
+    assert recall_hits(reference, reference).mean() == 1
+    assert recall_hits(both, reference).mean() > 0.8
+    assert recall_hits(one, reference)[60:].sum() == 0
     x, y = torch.tensor([[0.0], [1], [3], [7]]), torch.tensor([[3.5], [11.1]])
-    assert recalled(x, y, 1).tolist() == [1, 0]  # 3 reaches 2, 7 reaches 4
+    assert recall_hits(x, y, 1).tolist() == [1, 0]  # 3 reaches 2, 7 reaches 4
     with pytest.raises(ValueError, match="more than 3 images"):
-        recalled(reference[:3], reference)
+        recall_hits(reference[:3], reference)
 
 
 def test_distance_within_groups():

@@ -1,6 +1,7 @@
 """Feature extractors: what they read, what they say of themselves, and what they refuse."""
 
 import hashlib
+import json
 
 import pytest
 import torch
@@ -40,26 +41,31 @@ def test_scenes_features_are_those_of_the_shipped_scorer():
         features(torch.zeros(1, 3, 64, 64))
 
 
+def in_eight_bits(*shape: int) -> torch.Tensor:
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 255).round() / 255
+
+
 def test_clip_features_are_the_models_own(clip):
     from transformers import CLIPModel
 
-    features, images = ClipFeatures(str(clip)), torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    features, images = ClipFeatures(str(clip)), in_eight_bits(2, 3, 32, 32)
     assert (features.width, features.side) == (24, 32)
     pixels = (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     model = CLIPModel.from_pretrained(clip)
     with torch.no_grad():
         wanted = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
     torch.testing.assert_close(features(images), wanted, rtol=0, atol=1e-4)
-    assert features.card()["weights"] == hashlib.sha256((clip / "model.safetensors").read_bytes()).hexdigest()[:16]
+    card = features.card()
+    assert card["weights"] == hashlib.sha256((clip / "model.safetensors").read_bytes()).hexdigest()[:16]
+    assert card["resize"] == "8 bits, bicubic by Pillow, shortest side, centre crop"
 
 
-def test_clip_reads_the_middle_of_what_is_not_square(clip):
-    features = ClipFeatures(str(clip))
-    wide = torch.zeros(1, 3, 64, 128)
-    wide[..., 32:96] = 1
-    seen = features.pixels(wide) * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
-    assert seen.shape == (1, 3, 32, 32)
-    assert seen[..., 2:-2].min() > 0.99
+def test_clip_features_round_to_eight_bits_and_read_the_middle(clip):
+    features, square = ClipFeatures(str(clip)), in_eight_bits(1, 3, 32, 32)
+    wide = torch.zeros(1, 3, 32, 64)
+    wide[..., 16:48] = square + 0.4 / 255
+    torch.testing.assert_close(features(wide), features(square), rtol=0, atol=1e-6)
+    assert features(square).norm() != pytest.approx(1, abs=0.01)
 
 
 def test_what_is_not_there_is_said_in_one_line(tmp_path, clip):
@@ -68,9 +74,20 @@ def test_what_is_not_there_is_said_in_one_line(tmp_path, clip):
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_bytes((clip / "config.json").read_bytes())
+    with pytest.raises(ConfigError, match=r"features.path = .*model.safetensors not found"):
+        ClipFeatures(str(broken))(torch.zeros(1, 3, 32, 32))
     (broken / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         ClipFeatures(str(broken))(torch.zeros(1, 3, 32, 32))
+    (broken / "model.safetensors").write_bytes((clip / "model.safetensors").read_bytes())
+    config = json.loads((clip / "config.json").read_text())
+    config["vision_config"]["num_attention_heads"] = 3
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="not a CLIP model"):
+        ClipFeatures(str(broken))(torch.zeros(1, 3, 32, 32))
+    (broken / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="not a readable JSON file"):
+        assert ClipFeatures(str(broken)).width
     with pytest.raises(ConfigError, match="no such file"):
         InceptionFeatures(str(tmp_path / "inception.pth")).card()
 

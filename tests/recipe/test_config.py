@@ -279,7 +279,7 @@ def test_every_setting_comes_back_from_run_toml():
 CLOSED = ['plan.window={kind="closed"}', "objective.kind=epg"]
 SENSELESS = [
     (["objective.kind=diffusion-nft"], ["plan.window", "finished images", 'kind = "closed"']),
-    (CLOSED, ["plan.start", "the same image", 'kind = "independent"']),
+    (CLOSED, ["plan.start", "identical", 'kind = "independent"']),
     ([*CLOSED, "plan.start.kind=independent"], ['plan.weights = "current"', "sampled", "[behaviour]"]),
     ([*CLOSED, "plan.start.kind=independent", "plan.weights=behaviour"], ["plan.weights", "[behaviour]", "both"]),
     (["behaviour={slope=0.1}"], ["plan.weights", "[behaviour]", "neither"]),

@@ -1,10 +1,13 @@
-"""Which parameters an optimizer takes."""
+"""Which parameters an optimizer takes, and its state in a file."""
+
+import copy
 
 import pytest
 import torch
 from torch import nn
 
-from grpaint.recipe.optim import MuonAdamw
+from grpaint.core import CheckpointError
+from grpaint.recipe.optim import Adamw, MuonAdamw, load_optimizer_tensors, optimizer_tensors
 
 BIG, SMALL, VECTOR = (128, 96), (16, 96), (96,)
 
@@ -24,3 +27,73 @@ def test_muon_takes_large_matrices_and_adamw_the_rest(shapes, kinds):
     taken = [p for optimizer in made for group in optimizer.param_groups for p in group["params"]]
     assert {id(p) for p in taken} == {id(p) for p in parameters}
     assert len(taken) == len(parameters)
+
+
+SHAPES = {"blocks.0.weight": BIG, "blocks.0.bias": VECTOR, "blocks.1.weight": BIG, "table": SMALL}
+
+
+def made(spec, names):
+    """Parameters by name, in the order of ``names``, and their optimizers."""
+    parameters = {name: nn.Parameter(torch.zeros(SHAPES[name])) for name in names}
+    return parameters, spec.make(parameters.values(), 1e-2)
+
+
+def step(parameters, optimizers, number):
+    """Move every parameter by a gradient of its own, which is the same wherever it stands."""
+    for name, parameter in parameters.items():
+        generator = torch.Generator().manual_seed(100 * number + sorted(SHAPES).index(name))
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def indexed(optimizers):
+    """The sets of the first 0.1, which knew a parameter by its place."""
+    return {
+        f"optimizer{number}": {
+            f"{index}.{name}": tensor
+            for index, state in optimizer.state_dict()["state"].items()
+            for name, tensor in state.items()
+        }
+        for number, optimizer in enumerate(optimizers)
+    }
+
+
+@pytest.mark.parametrize("spec", [Adamw(weight_decay=0.1), MuonAdamw()])
+@pytest.mark.parametrize("form", ["reordered", "in order", "by index"])
+def test_an_optimizer_goes_on_from_its_state_in_a_file(spec, form):
+    parameters, optimizers = made(spec, SHAPES)
+    for number in range(3):
+        step(parameters, optimizers, number)
+    tensors = optimizer_tensors(optimizers, parameters)
+    assert {name.rpartition(".")[0] for name in tensors} == SHAPES.keys()
+    sets = copy.deepcopy(indexed(optimizers) if form == "by index" else {"optimizer": tensors})  # as a file would
+    others, loaded = made(spec, reversed(SHAPES) if form == "reordered" else SHAPES)
+    for name, parameter in others.items():
+        parameter.data.copy_(parameters[name].data)
+    load_optimizer_tensors(loaded, others, sets)
+    again = optimizer_tensors(loaded, others)
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+    step(parameters, optimizers, 3)
+    step(others, loaded, 3)
+    assert all(torch.equal(others[name], parameter) for name, parameter in parameters.items())
+
+
+def test_names_tell_numbered_parameters_from_the_old_form():
+    spec = Adamw()
+    parameters = {"1": nn.Parameter(torch.zeros(3)), "0": nn.Parameter(torch.zeros(3))}  # those of a ParameterList
+    optimizers = spec.make(parameters.values(), 1e-2)
+    parameters["0"].grad = torch.ones(3)
+    optimizers[0].step()
+    tensors = optimizer_tensors(optimizers, parameters)
+    assert set(tensors) == {"0.step", "0.exp_avg", "0.exp_avg_sq"}
+    load_optimizer_tensors(optimizers, parameters, {"optimizer": tensors})
+    assert optimizer_tensors(optimizers, parameters).keys() == tensors.keys()
+    assert parameters["1"] not in optimizers[0].state
+
+
+def test_state_of_another_model_is_refused():
+    parameters, optimizers = made(Adamw(), SHAPES)
+    with pytest.raises(CheckpointError, match=r"of another model: it has head\.weight;"):
+        load_optimizer_tensors(optimizers, parameters, {"optimizer": {"head.weight.exp_avg": torch.zeros(2)}})

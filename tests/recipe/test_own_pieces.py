@@ -159,24 +159,33 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(setting, words)
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("advantage.kind=my.py:short", "advantage short: it gave torch.float32 of shape [11] for 12 rows"),
+        ("advantage.kind=my.py:short", "advantage short: it returned torch.float32 of shape [11] for 12 rows"),
         (
             "advantage={kind='ovf',keep=2,of={kind='my.py:short'}}",
-            "advantage short: it gave torch.float32 of shape [5]",
+            "advantage short: it returned torch.float32 of shape [5]",
         ),
         ("advantage.kind=my.py:narrow", "of shape [12, 1] for 12 rows and 3 steps"),
         ("advantage.kind=my.py:whole", "torch.int64 of shape [12]"),
-        ("advantage.kind=my.py:nothing", "advantage nothing: it gave NoneType"),
-        ("advantage.kind=my.py:infinite", "advantage infinite: it gave NaN or infinity for 1 of 12 rows (prompts: "),
+        ("advantage.kind=my.py:nothing", "advantage nothing: it returned NoneType"),
+        (
+            "advantage.kind=my.py:infinite",
+            "advantage infinite: it returned NaN or infinity for 1 of 12 rows (prompts: ",
+        ),
         ("advantage.kind=my.py:raises", "in raises: KeyError: 'a bug of mine'"),
-        ("objective.surrogate.kind=my.py:averaged", "objective.surrogate: it gave shape [], and one number a row"),
+        (
+            "objective.surrogate.kind=my.py:averaged",
+            "objective.surrogate: it returned shape []; it must return one number per row",
+        ),
         ("objective.surrogate.kind=my.py:constant", "whose loss is one number with a gradient"),
-        ("objective.penalty.kind=my.py:lonely", "objective.penalty: it gave Tensor; a loss and a distance"),
-        ("objective.kind=my.py:no_terms", "objective: it gave NoneType"),
+        (
+            "objective.penalty.kind=my.py:lonely",
+            "objective.penalty: it returned Tensor; it must return a loss and a distance",
+        ),
+        ("objective.kind=my.py:no_terms", "objective: it returned NoneType; it must return an iterator of Terms"),
         ("objective.kind=my.py:no_term", "objective: it must yield Terms"),
         (
             "plan.window={kind='my.py:Beyond'}",
-            "it chose steps [7] in iteration 0; wanted are steps of its reach, [0, 1]",
+            "it chose steps [7] in iteration 0; they must be steps of its reach, [0, 1]",
         ),
         ("advantage.kind=my.py:Running", "a state_dict cannot be kept as JSON (Object of type Tensor"),
     ],
@@ -198,7 +207,7 @@ def test_images_that_are_not_finite_are_not_scored(monkeypatch):
     )
     end = command("train", "flow-grpo-fast", "--name", "it", sets=[*TINY, "rewards.checker.self_test=false"])
     assert end.code == 1
-    assert "reward checker was not asked: 1 of " in end.err
+    assert "reward checker was not called: 1 of " in end.err
 
 
 def test_settings_without_a_kind_are_those_of_the_kind_in_force():

@@ -7,8 +7,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from grpaint.core import Prompt, RewardError
-from grpaint.rewards.geneval import GenEval, Seen, main_colour, relations, requirements
-from grpaint.rewards.ocr import Ocr, distance, legibility, wanted
+from grpaint.rewards.geneval import Detection, GenEval, check_requirements, main_colour, relations
+from grpaint.rewards.ocr import ENGINES, Ocr, distance, legibility, target_text
 
 
 def to_tensor(picture):
@@ -45,11 +45,11 @@ def test_legibility(read, exact, edit):
 
 
 def test_the_text_that_is_wanted():
-    assert wanted(Prompt('A sign that says "Open" and "Now"')) == "Open Now"
-    assert wanted(Prompt("A sign that says \u201cOpen\u201d")) == "Open"
-    assert wanted(Prompt('A "sign"', {"text": "Open"})) == "Open"
+    assert target_text(Prompt('A sign that says "Open" and "Now"')) == "Open Now"
+    assert target_text(Prompt("A sign that says \u201cOpen\u201d")) == "Open"
+    assert target_text(Prompt('A "sign"', {"text": "Open"})) == "Open"
     with pytest.raises(ValueError, match="names no text"):
-        wanted(Prompt("A sign"))
+        target_text(Prompt("A sign"))
 
 
 def signs(*texts):
@@ -86,6 +86,7 @@ def test_tesseract_reads_what_is_written():
 
 
 def test_a_missing_engine_says_so(monkeypatch):
+    assert ENGINES.is_file()
     monkeypatch.setenv("PATH", "/nowhere")
     reward = Ocr(engine="tesseract")
     try:
@@ -97,7 +98,7 @@ def test_a_missing_engine_says_so(monkeypatch):
 
 # -- objects -----------------------------------------------------------------------------------------------------
 
-DOG, CAT = Seen("dog", 0.9, (0, 0, 10, 10), "brown"), Seen("cat", 0.8, (30, 0, 40, 10), "black")
+DOG, CAT = Detection("dog", 0.9, (0, 0, 10, 10), "brown"), Detection("cat", 0.8, (30, 0, 40, 10), "black")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ DOG, CAT = Seen("dog", 0.9, (0, 0, 10, 10), "brown"), Seen("cat", 0.8, (30, 0, 4
     ],
 )
 def test_where_one_lies_as_seen_from_another(box, expected):
-    assert relations(DOG, Seen("cat", 1.0, box)) == expected
+    assert relations(DOG, Detection("cat", 1.0, box)) == expected
 
 
 def include(*entries, **more):
@@ -138,13 +139,13 @@ def include(*entries, **more):
     ],
 )
 def test_requirements(metadata, held):
-    assert requirements(torch.zeros(3, 50, 50), [DOG, CAT], metadata) == held
+    assert check_requirements(torch.zeros(3, 50, 50), [DOG, CAT], metadata) == held
 
 
 def test_the_surest_detections_are_the_ones_that_count():
-    unsure = Seen("dog", 0.4, (100, 0, 110, 10), "white")
+    unsure = Detection("dog", 0.4, (100, 0, 110, 10), "white")
     metadata = include(("dog", 1, {"color": "brown"}), ("cat", 1, {"position": ["right of", 0]}))
-    assert requirements(torch.zeros(3, 50, 50), [unsure, DOG, CAT], metadata) == [True, True]
+    assert check_requirements(torch.zeros(3, 50, 50), [unsure, DOG, CAT], metadata) == [True, True]
 
 
 def test_the_main_colour_of_a_box():
@@ -212,7 +213,7 @@ def test_a_detector_that_answers_something_else_is_told(tmp_path):
     (tmp_path / "mine.py").write_text(DETECTOR)
     reward = GenEval(detector=f"{tmp_path}/mine.py:broken")
     try:
-        with pytest.raises(RewardError, match=r"its detector gave .*'sure'"):
+        with pytest.raises(RewardError, match=r"its detector returned .*'sure'"):
             reward(torch.zeros(1, 3, 10, 10), [Prompt("a car", include(("car", 1)))])
     finally:
         reward.stop()

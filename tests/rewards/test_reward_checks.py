@@ -12,7 +12,7 @@ from grpaint.core import ConfigError, MissingExtra, Prompt, RewardError
 from grpaint.core.reward import Pair, RewardBase
 from grpaint.learn import RewardSet, RewardTable
 from grpaint.learn.reward_checks import ConstantWatch, self_test
-from grpaint.recipe.catalog import CATALOG, find
+from grpaint.recipe.catalog import CATALOG, find_piece
 from grpaint.recipe.pieces import WeightedReward
 from grpaint.rewards.clip import ClipScore
 from grpaint.rewards.jpeg import Jpeg
@@ -56,7 +56,7 @@ FOREIGN = {"geneval", "ocr", "remote", "tag-recall", "vlm-judge", "worker"}  # w
 
 @pytest.mark.parametrize("kind", sorted(CATALOG["rewards"].keys() - FOREIGN))
 def test_every_reward_of_ours_has_a_pair(kind: str) -> None:
-    pair = find("rewards", kind, "test")().pair()
+    pair = find_piece("rewards", kind, "test")().pair()
     assert pair.better.shape == pair.worse.shape
     assert not torch.equal(pair.better, pair.worse)
     assert pair.low < pair.high
@@ -81,8 +81,8 @@ class Says(RewardBase):
 @pytest.mark.parametrize(
     ("better", "worse", "said"),
     [
-        (0.3, 0.4, r"better image scored 0\.3 and the worse 0\.4, which is no less"),
-        (0.3, 0.3, "which is no less"),
+        (0.3, 0.4, r"better image scored 0\.3 and the worse 0\.4, which is not lower"),
+        (0.3, 0.3, "which is not lower"),
         (0.3, -0.1, r"outside 0\.\.1"),
         (7.0, 0.2, r"outside 0\.\.1"),
         (float("nan"), 0.2, "returned nan"),
@@ -172,7 +172,7 @@ def test_a_missing_file_is_one_line_with_the_way_to_get_it(tmp_path: Path) -> No
         "lpips": ("weights", "download.pytorch.org"),
     }
     for kind, (setting, word) in cases.items():
-        reward = find("rewards", kind, "test")(**{setting: str(tmp_path)})
+        reward = find_piece("rewards", kind, "test")(**{setting: str(tmp_path)})
         with pytest.raises(ConfigError, match=r"no \S+ there") as refusal:
             WeightedReward(reward).check("rewards.mine")
         text = str(refusal.value)

@@ -16,11 +16,13 @@ from transformers import AutoTokenizer
 
 from grpaint.core import CheckpointError, Prompt
 from grpaint.rewards.aesthetic import Aesthetic
-from grpaint.rewards.clip import ClipScore, PickScore, load_clip
+from grpaint.rewards.clip import ClipScore, PickScore
 from grpaint.rewards.hps import Hps
 from grpaint.rewards.image_reward import ImageReward
-from grpaint.rewards.lpips import Lpips, LpipsToReference
+from grpaint.rewards.lpips import LpipsToReference
 from grpaint.rewards.model import ModelReward
+from grpaint.vision.clip import load_clip_network
+from grpaint.vision.lpips import Lpips
 from tiny_scorers import (
     TEXTS,
     as_pil,
@@ -260,12 +262,12 @@ def test_the_aesthetic_predictor_shares_its_clip(here: Path, size: tuple[int, in
     pixels = torch.stack([resize_and_cut(image) for image in images])
     seen, _ = clip(load_file(here / "clip/model.safetensors"), pixels, ids)
     wanted = linear_head(head_tensors(16), F.normalize(seen, dim=1))
-    before = load_clip.cache_info().misses
+    before = load_clip_network.cache_info().misses
     settings = {"weights": str(here / "clip"), "tokenizer": str(here / "clip")}
     ClipScore(**settings)(images, PROMPTS)
     found = Aesthetic(weights=str(here), clip=str(here / "clip"))(images, PROMPTS)
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
-    assert load_clip.cache_info().misses <= before + 1
+    assert load_clip_network.cache_info().misses <= before + 1
 
 
 @pytest.mark.parametrize("size", [(40, 56), (64, 64), (32, 32)])
@@ -327,9 +329,16 @@ def test_every_key_is_used_and_none_is_left(here: Path, tmp_path: Path, name: st
 def _refused(
     reward: ModelReward, file: Path, tensors: dict[str, Tensor], images: Tensor, prompts: Sequence[Prompt]
 ) -> None:
-    from grpaint.rewards import aesthetic, clip, hps, image_reward, lpips
+    from grpaint.rewards import aesthetic
+    from grpaint.vision import clip, image_text, lpips, open_clip
 
-    loads = (aesthetic.load_head, clip.load_clip, hps.load_hps, image_reward.load_image_reward, lpips.load_lpips)
+    loads = (
+        aesthetic.load_head,
+        clip.load_clip_network,
+        open_clip.load_hps,
+        image_text.load_image_reward,
+        lpips.load_lpips,
+    )
     for load in loads:
         load.cache_clear()
     write(file, tensors)

@@ -14,7 +14,7 @@ from PIL import Image, ImageStat
 import tiny_runs
 from grpaint.core import Prompt, RewardError
 from grpaint.core.errors import ConfigError
-from grpaint.rewards.vlm import VlmJudge, groups, meetings
+from grpaint.rewards.vlm import VlmJudge, comparisons, group_rows
 from tiny_runs import TINY, command, lines
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -105,11 +105,11 @@ def test_ties_count_half(judge):
 
 
 def test_who_meets_whom():
-    assert meetings([4, 7], 3) == [(4, 7), (7, 4)]
-    assert len(meetings(range(5), 2)) == 20
-    assert groups([Prompt("a"), Prompt("b"), Prompt("a"), Prompt("b")]) == [[0, 2], [1, 3]]
+    assert comparisons([4, 7], 3) == [(4, 7), (7, 4)]
+    assert len(comparisons(range(5), 2)) == 20
+    assert group_rows([Prompt("a"), Prompt("b"), Prompt("a"), Prompt("b")]) == [[0, 2], [1, 3]]
     with pytest.raises(RewardError, match='two or more images a prompt, and "b" has one'):
-        groups([Prompt("a"), Prompt("a"), Prompt("b")])
+        group_rows([Prompt("a"), Prompt("a"), Prompt("b")])
 
 
 @pytest.mark.parametrize(
@@ -117,13 +117,13 @@ def test_who_meets_whom():
 )
 def test_what_is_no_grade_is_none(judge, said):
     judge.says = said or " "
-    with pytest.raises(RewardError, match="where a number from 0 to 10 was asked for; asked 2 times"):
+    with pytest.raises(RewardError, match="instead of a number from 0 to 10; asked 2 times"):
         VlmJudge(judge.url, "eye-1", **QUICK)(IMAGES[:1], PROMPTS[:1])
 
 
 def test_what_is_no_choice_is_none(judge):
     judge.says = "Image A is better"
-    with pytest.raises(RewardError, match='it said "Image A is better" where A, B or tie was asked for'):
+    with pytest.raises(RewardError, match='it answered "Image A is better" instead of A, B or tie'):
         VlmJudge(judge.url, "eye-1", measure="pairwise", **QUICK)(IMAGES, PROMPTS)
 
 

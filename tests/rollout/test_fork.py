@@ -11,7 +11,7 @@ from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, Ddim, FlowPath, FlowSde, Path, Point, Policy, Prompt, Sampler, VpPath
 from grpaint.core.runtime import Runtime
 from grpaint.rollout import Closed, Independent, Plan, Prefix, Random, Rollout, Shared, Whole, roll
-from grpaint.rollout.start import Begin
+from grpaint.rollout.start import StartLatents
 from grpaint.rollout.window import Window
 
 PROMPTS = [Prompt("one"), Prompt("two"), Prompt("three")]
@@ -25,9 +25,9 @@ class Repeated:
 
     def begin(
         self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
-    ) -> Begin:
+    ) -> StartLatents:
         begin = Shared().begin(policy, prompts, torch.arange(len(prompts)), grid, key)
-        return Begin(*(part[group] for part in begin))
+        return StartLatents(*(part[group] for part in begin))
 
 
 def model(path: Path | None = None) -> GaussianPolicy:

@@ -227,7 +227,7 @@ def test_a_funnel_behind_the_fork_prunes_groups_of_shared_noise() -> None:
 
 
 def test_a_funnel_without_a_score_says_so() -> None:
-    with pytest.raises(ValueError, match=r"plan\.prune: a funnel needs something to score"):
+    with pytest.raises(ValueError, match=r"plan\.prune: a funnel needs rewards to score"):
         roll(model(), PROMPTS, 8, Plan(steps=6, sampler=Cps(), prune=FUNNEL), iteration=0, seed=0)
 
 

@@ -147,7 +147,7 @@ def test_no_tail_follows_a_window_that_closes_at_the_end(window: Window) -> None
     for iteration in range(20):
         legs = plan.course(FlowPath(), iteration, 0).legs
         last = window.steps(12, iteration, 0)[-1]
-        assert [leg.solved for leg in legs] == [False] * (last + 1) + [True] * (len(legs) - last - 1)
+        assert [leg.in_tail for leg in legs] == [False] * (last + 1) + [True] * (len(legs) - last - 1)
         assert legs[-1].there.sigma == 0
 
 

@@ -9,7 +9,7 @@ from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, Ddim, FlowPath, Path, Prompt, VpPath
 from grpaint.core.runtime import Runtime
 from grpaint.rollout import Funnel, Independent, Plan, Prefix, Reference, Shared, Whole, roll
-from grpaint.rollout.start import Begin, Start
+from grpaint.rollout.start import Start, StartLatents
 
 VP = VpPath(betas="cosine", spacing="trailing", final="one")
 
@@ -26,7 +26,7 @@ def members(count: int, size: int) -> Tensor:
     return torch.arange(count).repeat_interleave(size)
 
 
-def begin(start: Start, policy: GaussianPolicy, group: Tensor, key: tuple[int, int] = (0, 0)) -> Begin:
+def begin(start: Start, policy: GaussianPolicy, group: Tensor, key: tuple[int, int] = (0, 0)) -> StartLatents:
     return start.begin(policy, prompts(int(group.max()) + 1), group, policy.path.grid(10), key)
 
 
@@ -116,7 +116,7 @@ def test_a_strength_that_leaves_no_step_is_refused(path: Path) -> None:
 
 @pytest.mark.parametrize(("steps", "strength", "enter"), [(10, 0.3, 7), (20, 0.3, 14), (20, 0.05, 19), (10, 0.6, 4)])
 def test_a_level_that_equals_the_strength_is_at_it(steps: int, strength: float, enter: int) -> None:
-    assert Reference(strength).enter(FlowPath().grid(steps)) == enter
+    assert Reference(strength).entry_step(FlowPath().grid(steps)) == enter
 
 
 @pytest.mark.parametrize(

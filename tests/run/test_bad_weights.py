@@ -144,7 +144,8 @@ def test_a_checkpoint_folder_and_half_precision_are_good_starts(whole):
 def test_a_run_is_told_from_its_checkpoints(whole):
     Path("run/checkpoints/000002").mkdir(parents=True)
     write_weights(Path("run/checkpoints/000002/model.safetensors"), *whole)
-    with pytest.raises(CheckpointError, match=r"It is a run: name a checkpoint of it, as run/checkpoints/000002\."):
+    message = r"It is a run: name one of its checkpoints, such as run/checkpoints/000002\."
+    with pytest.raises(CheckpointError, match=message):
         Scenes(start="run").load(Runtime())
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import resource
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 
 import tiny_runs
 from grpaint.backends.scenes import ScenePolicy
-from grpaint.commands.estimate.levers import choices
+from grpaint.commands.estimate import levers
 from grpaint.recipe.config import open_recipe
 from grpaint.run import memory
 from tiny_runs import REWARD, TINY, command, lines, status
@@ -91,7 +90,7 @@ def test_a_disk_that_fills_while_saving_leaves_the_last_checkpoint(unharmed):
 
 def test_a_disk_that_is_full_to_the_last_byte(unharmed, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("grpaint.run.folder.os.fsync", _full_after(2))
+        patch.setattr("grpaint.storage.atomic.os.fsync", _full_after(2))
         end = command("train", "flow-grpo-fast", "--name", "it", sets=SETS)
         assert end.code == 1
         assert end.err.count("\n") == 1
@@ -150,10 +149,10 @@ def test_out_of_memory_names_the_phase_and_what_to_lower(phase, error, monkeypat
         "rollout": "grpaint.run.collect.roll",
         "reward": "grpaint.learn.table.RewardTable.total",
         "update": "grpaint.learn.objective.PolicyGradient._term",
-        "evaluate": "grpaint.loops.evaluate",
+        "evaluate": "grpaint.commands.train.evaluate",
     }[phase]
     monkeypatch.setattr(where, exhausted)
-    monkeypatch.setattr("grpaint.cli.runs._advise", lambda *_: None)  # the next test's
+    monkeypatch.setattr("grpaint.commands.train._print_advice", lambda *_: None)  # the next test's
     end = command("train", "flow-grpo-fast", "--name", "it", sets=[*SETS, "advantage.kind=group"])
     assert end.code == 1
     assert end.err == f"grpaint: out of memory in {phase}: lower {memory.LOWER[phase]}. The run can be resumed.\n"
@@ -170,8 +169,9 @@ def test_out_of_memory_prints_the_levers_of_the_plan(monkeypatch):
         return predict(self, x, here, cond, weights)
 
     monkeypatch.setattr(ScenePolicy, "predict", exhausted)
-    one = lambda now: (sets for sets in choices(now) if "objective.minibatch" in str(sets))  # noqa: E731
-    monkeypatch.setattr(sys.modules[choices.__module__], "choices", one)  # the tests of plan pull at all of them
+    every = levers.available_levers
+    one = lambda now: (sets for sets in every(now) if "objective.minibatch" in str(sets))  # noqa: E731
+    monkeypatch.setattr(levers, "available_levers", one)  # the tests of plan pull at all of them
     short = ["plan.steps=2", 'plan.window={kind="prefix",size=1}']  # a plan walks through every step
     end = command("train", "flow-grpo-fast", "--name", "it", sets=[*SETS, "anchor.batch=4", *short])
     assert raised

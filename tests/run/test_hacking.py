@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import tiny_runs
-from grpaint.measures.hacking import JUDGES, Watch, hacking, told
+from grpaint.measures.hacking import JUDGES, Watch, alarm_text, hacking_alarm
 from tiny_runs import REWARD, TINY, command, status
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -46,30 +46,30 @@ BASE = {"reward": 0.5, "strict": 0.5, "image/edge_density": 0.1, "background": 0
     ids=str,
 )
 def test_a_judge_must_leave_the_base_while_the_reward_rises(after, alarm):
-    found = hacking(line(**BASE), line(**BASE | after), Watch())
+    found = hacking_alarm(line(**BASE), line(**BASE | after), Watch())
     assert list(found["judges"]) == alarm if alarm else found is None
     if found:
-        assert f"reward 0.5 -> 0.6 while {alarm[0]}" in told(found)
+        assert f"reward 0.5 -> 0.6 while {alarm[0]}" in alarm_text(found)
 
 
 def test_what_moves_by_chance_alone_raises_nothing():
     after = line(**BASE | {"reward": 0.6})
     after["image/edge_density"] = 0.3
     after["image/edge_density_by_prompt"] = [0.1] * 15 + [3.3]
-    assert hacking(line(**BASE), after, Watch()) is None
-    assert hacking(line(**BASE), after, Watch(errors=0.5))
+    assert hacking_alarm(line(**BASE), after, Watch()) is None
+    assert hacking_alarm(line(**BASE), after, Watch(errors=0.5))
 
 
 def test_a_reward_of_weight_0_is_a_judge():
     before, after = line(**BASE, **{"reward/aside": 2.0}), line(**BASE | {"reward": 0.6, "reward/aside": 1.0})
-    assert hacking(before, after, Watch()) is None
-    assert list(hacking(before, after, Watch(), ["reward/aside"])["judges"]) == ["reward/aside"]
+    assert hacking_alarm(before, after, Watch()) is None
+    assert list(hacking_alarm(before, after, Watch(), ["reward/aside"])["judges"]) == ["reward/aside"]
 
 
 def test_a_factor_may_be_another():
     after = line(**BASE | {"reward": 0.6, "background": 0.015})
-    assert hacking(line(**BASE), after, Watch()) is None
-    assert hacking(line(**BASE), after, Watch(factors={"background": 1.5}))
+    assert hacking_alarm(line(**BASE), after, Watch()) is None
+    assert hacking_alarm(line(**BASE), after, Watch(factors={"background": 1.5}))
     for wrong in ({"background": 1.0}, {"backgrund": 2.0}):
         with pytest.raises(ValueError, match=r"factors\.backg"):
             Watch(factors=wrong)
@@ -78,7 +78,7 @@ def test_a_factor_may_be_another():
 @pytest.mark.parametrize(("name", "began"), [("dark", 36), ("checker", None)])
 def test_recorded_runs(name, began):
     lines = [json.loads(text) for text in (RECORDED / f"{name}.jsonl").read_text().splitlines()]
-    alarms = [old["iteration"] for old in lines[1:] if hacking(lines[0], old, Watch())]
+    alarms = [old["iteration"] for old in lines[1:] if hacking_alarm(lines[0], old, Watch())]
     assert (alarms[0] if alarms else None) == began
     assert JUDGES.keys() <= lines[0].keys()
 
@@ -99,7 +99,7 @@ def test_the_best_before_it_stays_and_the_run_may_stop(stop, monkeypatch):
         rest = {"strict_interval": [0, 1], "soft": 0.5, "background": 0.1, "denoising_loss": 0.04, "steps": 2}
         return line(**said) | rest
 
-    monkeypatch.setattr("grpaint.loops._judge", judge)
+    monkeypatch.setattr("grpaint.commands.train._evaluation", judge)
     sets = [*TINY, REWARD, "evaluate.every=1", "evaluate.pictures=0", "checkpoint.every=9", "checkpoint.keep=1"]
     end = command("train", "flow-grpo-fast", "--name", "it", sets=[*sets, f"watch.stop={str(stop).lower()}"])
     run = Path("runs/it")

@@ -11,9 +11,9 @@ from grpaint.backends.gaussian import GaussianModel
 from grpaint.core import Cps, Prompt, RewardError
 from grpaint.core.runtime import Runtime
 from grpaint.learn import RewardSet, RewardTable
-from grpaint.parallel.background import Later
+from grpaint.parallel.background import BackgroundCall
 from grpaint.rollout import Funnel, Independent, Plan, Prefix, Reference, Shared, Whole, roll
-from grpaint.rollout.parts import Parts
+from grpaint.rollout.parts import RolloutParts
 from grpaint.rollout.rollout import Roller
 from grpaint.rollout.solver import Tail
 from tiny_runs import TINY, command, lines
@@ -39,10 +39,10 @@ def bright(images, prompts, references):
 def test_parts_are_the_rows_of_the_whole(plan, parts):
     policy = GaussianModel().load(Runtime())
     whole = roll(policy, PROMPTS, 6, plan, iteration=3, seed=7, score=bright)
-    made = Parts(Roller(policy, PROMPTS, 6, plan, (7, 3)), parts, bright)
+    made = RolloutParts(Roller(policy, PROMPTS, 6, plan, (7, 3)), parts, bright)
     done = list(made)
     assert [len(part.group.unique()) for part in done] == {1: [5], 2: [3, 2], 5: [1] * 5}[parts]
-    again = made.joined(done)
+    again = made.join(done)
     assert torch.equal(again.group, whole.group)
     assert torch.equal(again.references, whole.references)
     torch.testing.assert_close(again.x0, whole.x0)
@@ -59,7 +59,7 @@ def test_parts_are_the_rows_of_the_whole(plan, parts):
 
 def test_tables_join():
     tables = [RewardTable({"a": torch.ones(2)}, {"a": 2.0}, {"a": torch.tensor([True, False])})] * 2
-    joined = RewardTable.joined(tables)
+    joined = RewardTable.join(tables)
     assert joined.columns["a"].tolist() == [1.0] * 4
     assert joined.applies["a"].tolist() == [True, False] * 2
     assert joined.weights == {"a": 2.0}
@@ -149,8 +149,8 @@ def test_rewards_elsewhere_are_asked_side_by_side():
 
 def test_a_later_gives_its_error_and_the_number_of_threads():
     torch.set_num_threads(1)
-    assert Later(torch.get_num_threads).result() == 1
-    later = Later(lambda: 1 // 0)
+    assert BackgroundCall(torch.get_num_threads).result() == 1
+    later = BackgroundCall(lambda: 1 // 0)
     assert isinstance(later.error(), ZeroDivisionError)
     with pytest.raises(ZeroDivisionError):
         later.result()

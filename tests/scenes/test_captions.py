@@ -9,8 +9,8 @@ from grpaint.scenes.captions import (
     COLOURS,
     HELD_OUT_KINDS,
     KINDS,
-    LONGEST,
-    MOST_THINGS,
+    MAX_OBJECTS,
+    MAX_TOKENS,
     SHAPES,
     SIZES,
     VOCABULARY,
@@ -41,9 +41,9 @@ def test_a_caption_survives_being_written_and_read(kind: str, held_out: bool) ->
 def test_a_drawn_caption_is_of_its_kind_and_side_and_fits_the_model(kind: str, held_out: bool) -> None:
     for caption in drawn(kind, held_out, 500):
         assert (caption.kind, caption.held_out) == (kind, held_out)
-        assert sum(thing.count for thing in caption.things) <= MOST_THINGS
+        assert sum(thing.count for thing in caption.things) <= MAX_OBJECTS
         numbers = tokens(str(caption))
-        assert len(numbers) == LONGEST
+        assert len(numbers) == MAX_TOKENS
         words = [VOCABULARY[number] for number in numbers if number]
         assert " ".join(words) == str(caption)
 
@@ -176,13 +176,13 @@ def test_a_word_like_no_other_is_named_without_a_guess() -> None:
 
 
 def test_a_sentence_too_long_is_refused() -> None:
-    assert len(tokens(" ".join(["red"] * LONGEST))) == LONGEST
+    assert len(tokens(" ".join(["red"] * MAX_TOKENS))) == MAX_TOKENS
     with pytest.raises(ConfigError, match="13 words, the built-in model reads at most 12"):
-        tokens(" ".join(["red"] * (LONGEST + 1)))
+        tokens(" ".join(["red"] * (MAX_TOKENS + 1)))
 
 
 def test_the_empty_caption_is_all_padding() -> None:
-    assert tokens("") == [0] * LONGEST
+    assert tokens("") == [0] * MAX_TOKENS
 
 
 def test_words_are_known_once() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from grpaint.core.errors import ConfigError
 from grpaint.scenes.captions import KINDS, SHAPES, Caption, draw_caption, parse
-from grpaint.scenes.checker import Verdict, background, check, find
+from grpaint.scenes.checker import Verdict, background, check, find_components
 from grpaint.scenes.render import Layout, draw, lay_out, render
 from grpaint.scenes.shapes import BACKGROUND, PALETTE, SIDE
 
@@ -261,7 +261,7 @@ def test_a_verdict_does_not_depend_on_the_batch() -> None:
 def test_components_are_found_where_they_were_drawn() -> None:
     captions = scenes("count").captions[:100]
     layout = lay_out(captions, ("find",))
-    found = find(draw(layout))
+    found = find_components(draw(layout))
     assert torch.equal(found.total, (layout.radius > 0).sum(1).float())
     for row in range(100):
         for n in (layout.radius[row] > 0).nonzero()[:, 0].tolist():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from grpaint.scenes.captions import COLOURS, KINDS, SHAPES, Caption, Thing, draw_caption, parse
-from grpaint.scenes.render import GAP, Layout, draw, draw_of, lay_out, radius_range, render
+from grpaint.scenes.render import GAP, Layout, draw, keyed_random, lay_out, radius_range, render
 from grpaint.scenes.shapes import BACKGROUND, PALETTE, REACH, SIDE, coverage, outlines, pixel_centres, shape_coverage
 
 
@@ -134,5 +134,5 @@ def test_the_widest_captions_that_are_drawn_find_a_layout() -> None:
 
 
 def test_choices_belong_to_their_key() -> None:
-    assert draw_of(1, "a").random() == draw_of(1, "a").random()
-    assert draw_of(1, "a").random() != draw_of(2, "a").random()
+    assert keyed_random(1, "a").random() == keyed_random(1, "a").random()
+    assert keyed_random(1, "a").random() != keyed_random(2, "a").random()

@@ -9,7 +9,15 @@ import torch
 from grpaint.core import CheckpointError, ConfigError
 from grpaint.core.rng import noise
 from grpaint.scenes.captions import Caption, parse
-from grpaint.scenes.contrast import contrast, draw_pairs, may_show, one_word_wrong, otherwise_wrong, retrieval, unclear
+from grpaint.scenes.contrast import (
+    ambiguous_pairs,
+    contrastive_loss,
+    draw_pairs,
+    may_show,
+    one_word_wrong,
+    otherwise_wrong,
+    retrieval,
+)
 from grpaint.scenes.render import render
 from grpaint.scenes.scorer import SHIPPED, Scorer, load_scorer, shipped_scorer
 from grpaint.scenes.world import SceneData
@@ -153,7 +161,7 @@ def test_otherwise_wrong_swaps_or_leaves_out() -> None:
 def test_what_may_be_true_of_the_same_image(one: str, other: str, may: bool) -> None:
     captions = [parse(one), parse(other)]
     assert may_show(*captions) == may_show(*captions[::-1]) == may
-    assert unclear(captions).tolist() == [[False, may], [may, False]]
+    assert ambiguous_pairs(captions).tolist() == [[False, may], [may, False]]
 
 
 def test_a_batch_shows_nothing_held_out_and_its_pairs_contradict() -> None:
@@ -181,7 +189,7 @@ def test_the_loss_is_infonce_in_both_directions() -> None:
         rivals = [j for j in range(6) if {i, j} != {0, 5}]
         own = scale * seen[i] @ scorer.text_features([str(c) for c in wrong[i]]).T
         total += torch.cat([cosine[i, rivals], own]).logsumexp(0) + cosine[rivals, i].logsumexp(0) - 2 * cosine[i, i]
-    torch.testing.assert_close(contrast(scorer, images, captions, wrong), total / 12, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(contrastive_loss(scorer, images, captions, wrong), total / 12, rtol=1e-4, atol=1e-5)
 
 
 def test_a_few_steps_lower_it() -> None:
@@ -191,7 +199,7 @@ def test_a_few_steps_lower_it() -> None:
     images, optimizer, losses = render(captions, (0,)), torch.optim.AdamW(scorer.parameters(), 1e-3), []
     for _ in range(12):
         optimizer.zero_grad()
-        loss = contrast(scorer, images, captions, wrong)
+        loss = contrastive_loss(scorer, images, captions, wrong)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())

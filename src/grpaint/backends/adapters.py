@@ -1,6 +1,6 @@
-"""LoRA through peft, for any torch module."""
+"""LoRA for any torch module, through peft."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from grpaint.core.errors import ConfigError, MissingExtra
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters in place of full weights. ``targets``: endings of layer names; empty for the model's own."""
+    """Low-rank adapters instead of full weights. ``targets``: endings of layer names; empty for the model's default."""
 
     rank: int = 16
     alpha: float = 32.0
@@ -26,57 +26,61 @@ class Lora:
 def add_adapter(
     module: nn.Module, lora: Lora, targets: Sequence[str], *, within: str = "", idle: tuple[str, ...] = ()
 ) -> None:
-    """Freeze ``module`` and add trainable fp32 adapters to the linear layers whose names end like ``targets``.
+    """Freeze ``module`` and add trainable fp32 adapters to the linear layers whose names end with one of ``targets``.
 
-    ``within``: only where the name begins so; ``idle``: not where the name begins so, since no gradient reaches it.
+    ``lora.targets`` replaces ``targets`` if it is not empty. ``within``: a prefix that the names must have; ``idle``:
+    prefixes of layers that are left out, since no gradient reaches them.
 
     Raises:
-        MissingExtra: without peft.
-        ConfigError: where no layer has such a name.
+        MissingExtra: if peft is not installed.
+        ConfigError: if no layer has such a name.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise MissingExtra("LoRA", "lora") from error
-    wanted = tuple(lora.targets or targets)
+    endings = tuple(lora.targets or targets)
     names = [
         name
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear)
         and name.startswith(within)
-        and name.endswith(wanted)
+        and name.endswith(endings)
         and not name.startswith(idle)
     ]
     if not names:
-        raise ConfigError(f"model.lora.targets = {list(wanted)}: no linear layer has a name that ends so.")
+        raise ConfigError(f"model.lora.targets = {list(endings)}: no linear layer has a name with such an ending.")
     module.requires_grad_(False)
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=names, bias="none")
-    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator: every rank and run starts alike
+    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator: every rank and run must draw alike
         torch.default_generator.manual_seed(0)
         inject_adapter_in_model(config, module)
     for parameter in module.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # peft takes over the base's precision
+            parameter.data = parameter.data.float()  # peft gave it the base's precision
 
 
 @contextmanager
 def without_adapters(module: nn.Module) -> Iterator[None]:
-    """Inside, the layers are the base's own, as if no adapter had been added; others may come and go there."""
-    wrapped = {name: layer for name, layer in module.named_modules() if hasattr(layer, "base_layer")}
-    known = module.__dict__.pop("peft_config", None)
-    for name, layer in wrapped.items():
+    """Inside the block, ``module`` has its original layers, as if no adapter had been added.
+
+    Other adapters may be loaded and unloaded there.
+    """
+    adapted_layers = {name: layer for name, layer in module.named_modules() if hasattr(layer, "base_layer")}
+    peft_config = module.__dict__.pop("peft_config", None)
+    for name, layer in adapted_layers.items():
         module.set_submodule(name, layer.base_layer)
     try:
         yield
     finally:
-        for name, layer in wrapped.items():
+        for name, layer in adapted_layers.items():
             module.set_submodule(name, layer)
-        if known is not None:
-            module.__dict__["peft_config"] = known
+        if peft_config is not None:
+            module.__dict__["peft_config"] = peft_config
 
 
 def merged_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state of ``module`` as if it had never had adapters, their product added to the weights."""
+    """The state dict of ``module`` without adapters: their products are added to the weights of their layers."""
     state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     if not any(".base_layer." in name for name in state):
         return state
@@ -84,6 +88,21 @@ def merged_state(module: nn.Module) -> dict[str, Tensor]:
     for name, layer in module.named_modules():
         if hasattr(layer, "base_layer"):
             for part, tensor in layer.base_layer.state_dict().items():
-                added = layer.get_delta_weight("default").detach() if part == "weight" else 0
-                merged[f"{name}.{part}"] = tensor + added
+                change = layer.get_delta_weight("default").detach() if part == "weight" else 0
+                merged[f"{name}.{part}"] = tensor + change
     return merged
+
+
+def kohya(tensors: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
+    """Rename a LoRA's tensors from diffusers' to kohya's names, for ComfyUI, A1111 and Forge.
+
+    U-Nets: ``lora_unet_..`` with ``lora_down``, ``lora_up`` and ``alpha``; alpha is the rank, because ``lora_up``
+    already includes the scale. Blocks keep diffusers' numbers, SDXL's too: A1111 1.10
+    (``convert_diffusers_name_to_compvis``), ComfyUI and Forge (``unet_to_diffusers``) map them to the original
+    (CompVis, SGM) numbers. LoRAs of transformers are returned unchanged.
+    """
+    if network != "unet":
+        return dict(tensors)
+    from diffusers.utils import convert_state_dict_to_kohya
+
+    return dict(convert_state_dict_to_kohya(dict(tensors)))

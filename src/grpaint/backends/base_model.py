@@ -1,4 +1,4 @@
-"""Where a pipeline's parts come from: a folder or a hub's repository, and perhaps a single file with some of them."""
+"""The files of a pipeline's parts: a folder or hub repository, and optionally a single file with some of the parts."""
 
 import importlib
 import re
@@ -12,61 +12,65 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from grpaint.backends.families import FAMILIES, Family, Folder
-from grpaint.backends.families.schedule import KINDS
-from grpaint.backends.pipeline_files import located
-from grpaint.backends.single_file import NETWORK, SingleFile, is_single_file, recognised
+from grpaint.backends.families import FAMILIES, Family, PipelineFolder
+from grpaint.backends.families.schedule import PREDICTION_TYPES
+from grpaint.backends.pipeline_files import pipeline_folder
+from grpaint.backends.single_file import NETWORK, SingleFile, is_single_file, read_single_file
 from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.storage.files import check_tensors
 
-Wanted = Literal["auto", "epsilon", "v"]
+PredictionSetting = Literal["auto", "epsilon", "v"]
 SCHEDULER = "scheduler/scheduler_config.json"
 ABSENT = (None, None)  # a part that model_index.json leaves out
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The settings of a pipeline, and the single file that holds some of its parts. ``name`` is where it was found."""
+    """The settings of a pipeline, and optionally the single file that contains some of its parts.
+
+    ``name`` is the path or hub id that the settings come from.
+    """
 
     name: str
-    settings: Folder
+    settings: PipelineFolder
     single: SingleFile | None = None
 
     @cached_property
     def folder(self) -> Path:
-        """The folder, with the weight files of the parts that the single file lacks.
+        """The folder on this machine, with the weight files of the parts that the single file lacks.
 
         Raises:
-            ConfigError: where they are missing here and the hub does not give them.
+            ConfigError: if they are neither on this machine nor available from the hub.
         """
-        return located(self.name, weights=True, key="model.config" if self.single else "model.base", held=self.held)
+        key = "model.config" if self.single else "model.base"
+        return pipeline_folder(self.name, weights=True, key=key, without=self.file_parts)
 
     @property
-    def held(self) -> tuple[str, ...]:
-        """The pipeline's parts that the single file holds."""
+    def file_parts(self) -> tuple[str, ...]:
+        """The names of the pipeline's parts that the single file contains."""
         return tuple(self.single.parts) if self.single else ()
 
     @property
     def license(self) -> str | None:
-        """What the file's header or the folder's README.md says of its license."""
+        """The license named in the single file's header or in the folder's README.md."""
         if self.single:
             return self.single.license
         card = self.settings.path / "README.md"
-        found = re.search(r"^license:\s*(\S+)", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
-        return found[1] if found else None
+        match = re.search(r"^license:\s*(\S+)", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
+        return match[1] if match else None
 
     def about(self, family: str) -> str:
-        """What the model is, and where its parts are read."""
+        """What the model is, and which files its parts are read from."""
         if not self.single:
             return f"{family} from {self.settings.path}"
-        parts = ", ".join(sorted(self.held))
+        parts = ", ".join(sorted(self.file_parts))
         return f"{self.single.about}: {parts} from {self.single.path}, the rest from {self.settings.path}"
 
     def family(self, name: str, family: Family) -> tuple[str, Family]:
-        """The family that the settings name, held to the file's.
+        """The family of the settings, after a check that the single file is of the same one.
 
         Raises:
-            ConfigError: where they are of different families.
+            ConfigError: if they are of different families.
         """
         if self.single and name in FAMILIES and name != self.single.family:
             raise ConfigError(
@@ -75,123 +79,129 @@ class BaseModel:
             )
         return name, family
 
-    def rescheduled(self, scheduler: Any) -> Any:
-        """The scheduler with the prediction type that this model has."""
+    def with_prediction(self, scheduler: Any) -> Any:
+        """``scheduler``, with the prediction type of this model."""
         changes = self.settings.changes.get(SCHEDULER)
         return type(scheduler).from_config(scheduler.config, **changes) if changes else scheduler
 
 
-def find_base(base: str, config: str, prediction: Wanted) -> BaseModel:
-    """A model's settings, without opening weights.
+def find_base(base: str, config: str, prediction: PredictionSetting) -> BaseModel:
+    """Read a model's settings, without opening weights.
 
     Raises:
-        ConfigError, CheckpointError: where something is missing, or has to be said by the user.
+        ConfigError, CheckpointError: if a file is missing, or the user has to set ``config`` or ``prediction``.
     """
     if not is_single_file(base):
         if config:
             raise ConfigError(f'model.config = "{config}": only for a base of one file; {base} has its own settings.')
-        folder = Folder(located(base, weights=False))
-        return BaseModel(base, _predicting(folder, None if prediction == "auto" else prediction))
-    single = recognised(base)
+        folder = PipelineFolder(pipeline_folder(base, weights=False))
+        return BaseModel(base, _with_prediction(folder, None if prediction == "auto" else prediction))
+    single = read_single_file(base)
     if not config:
         raise ConfigError(
             f'model.base = "{base}": {single.about}; a single file has no tokenizers and no settings. Set model.config '
-            "to a folder in the diffusers layout of the same architecture, or a hub id (`grpaint fetch` gets it): its "
-            f"model_index.json, scheduler/, tokenizer*/, config.json of each part{_missing(single)}."
+            "to a folder in the diffusers layout of the same architecture, or a hub id (`grpaint fetch` downloads it): "
+            f"its model_index.json, scheduler/, tokenizer*/, config.json of each part{_weights_needed(single)}."
         )
-    folder = Folder(located(config, weights=False, key="model.config"))
-    return BaseModel(config, _predicting(folder, single.predicts(prediction)), single)
+    folder = PipelineFolder(pipeline_folder(config, weights=False, key="model.config"))
+    return BaseModel(config, _with_prediction(folder, single.prediction(prediction)), single)
 
 
-def _missing(single: SingleFile) -> str:
-    wanted = {"sd15": 1, "sdxl": 2, "sd3": 3, "flux": 2}[single.family]
-    encoders = ["text_encoder", "text_encoder_2", "text_encoder_3"][:wanted]
-    lacking = [part for part in ("vae", *encoders) if part not in single.parts]
-    return f", and the weights of {', '.join(lacking)}" if lacking else ""
+def _weights_needed(single: SingleFile) -> str:
+    encoder_count = {"sd15": 1, "sdxl": 2, "sd3": 3, "flux": 2}[single.family]
+    encoders = ["text_encoder", "text_encoder_2", "text_encoder_3"][:encoder_count]
+    missing_parts = [part for part in ("vae", *encoders) if part not in single.parts]
+    return f", and the weights of {', '.join(missing_parts)}" if missing_parts else ""
 
 
-def _predicting(folder: Folder, predicts: str | None) -> Folder:
-    """The folder's settings with the prediction type exchanged, where another is known."""
-    if not predicts:
+def _with_prediction(folder: PipelineFolder, prediction: str | None) -> PipelineFolder:
+    """``folder`` with the prediction type replaced; None keeps the one in its settings."""
+    if not prediction:
         return folder
-    said = folder.settings(SCHEDULER)
-    if "Flow" in str(said.get("_class_name")):
+    scheduler = folder.settings(SCHEDULER)
+    if "Flow" in str(scheduler.get("_class_name")):
         raise ConfigError(
-            f'model.prediction = "{predicts}": this model is a flow, which predicts a velocity. Leave it out.'
+            f'model.prediction = "{prediction}": this model is a flow, which predicts a velocity. Leave it out.'
         )
-    name = next(name for name, kind in KINDS.items() if kind == predicts)
-    if said.get("prediction_type", "epsilon") == name:
+    prediction_type = next(name for name, meaning in PREDICTION_TYPES.items() if meaning == prediction)
+    if scheduler.get("prediction_type", "epsilon") == prediction_type:
         return folder
-    return Folder(folder.path, {SCHEDULER: {"prediction_type": name}})
+    return PipelineFolder(folder.path, {SCHEDULER: {"prediction_type": prediction_type}})
 
 
 def open_parts(
     base: BaseModel, family: Family, dtypes: Mapping[str, torch.dtype], without: Collection[str] = ()
 ) -> dict[str, nn.Module]:
-    """The parts that the single file holds, but ``without``. The network is held to the settings before its weights.
+    """Load the parts that the single file contains, except those in ``without``.
+
+    The network's names and shapes are compared with the settings before its weights are read. ``dtypes``: by part,
+    "default" for the others.
 
     Raises:
-        CheckpointError: where the file is of another architecture than the settings.
+        CheckpointError: if the file is of another architecture than the settings.
     """
     single, folder = base.single, base.settings
     if single is None:
         return {}
     index = folder.settings("model_index.json")
-    known = [part for part in single.parts if (index.get(part) or ABSENT)[0]]  # settings may leave T5 out
-    wanted = [part for part in known if part not in without]
-    classes = {part: getattr(importlib.import_module(index[part][0]), index[part][1]) for part in wanted}
+    present = [part for part in single.parts if (index.get(part) or ABSENT)[0]]  # the settings may leave T5 out
+    names = [part for part in present if part not in without]
+    classes = {part: getattr(importlib.import_module(index[part][0]), index[part][1]) for part in names}
     if family.NETWORK in classes:
         _check_network(single, folder, family.NETWORK, classes[family.NETWORK])
-    found = {}
-    for part, kind in classes.items():
-        found[part] = _part(single, folder.path, part, kind, dtypes.get(part, dtypes["default"]))
-        lacking = [name for name, parameter in found[part].named_parameters() if parameter.is_meta]
-        if lacking:
+    modules = {}
+    for part, cls in classes.items():
+        modules[part] = _load_part(single, folder.path, part, cls, dtypes.get(part, dtypes["default"]))
+        missing = [name for name, parameter in modules[part].named_parameters() if parameter.is_meta]
+        if missing:
             raise CheckpointError(
-                f"{single.path}: its {part} is not that of {folder.path}: {len(lacking)} tensors missing, for example "
-                f"{lacking[0]}."
+                f"{single.path}: its {part} does not match {folder.path}: {len(missing)} tensors missing, for example "
+                f"{missing[0]}."
             )
-    return found
+    return modules
 
 
 def _tensors(single: SingleFile, part: str) -> dict[str, Tensor]:
-    """A part's tensors, under the names that diffusers' converters know."""
-    with safe_open(single.path, "pt") as opened:
-        return {_known(single, part, name): opened.get_tensor(name) for name in single.names(part)}
+    """A part's tensors, under the names that diffusers' converters expect."""
+    with safe_open(single.path, "pt") as file:
+        return {_converter_name(single, part, name): file.get_tensor(name) for name in single.names(part)}
 
 
-def _known(single: SingleFile, part: str, name: str) -> str:
+def _converter_name(single: SingleFile, part: str, name: str) -> str:
     return name if single.parts[part] else NETWORK + name
 
 
-def _part(single: SingleFile, folder: Path, part: str, kind: Any, dtype: torch.dtype) -> nn.Module:
+def _load_part(single: SingleFile, folder: Path, part: str, cls: Any, dtype: torch.dtype) -> nn.Module:
     from diffusers import ModelMixin
     from diffusers.loaders import single_file_utils as convert
 
-    tensors, where = _tensors(single, part), {"subfolder": part, "local_files_only": True}
-    if issubclass(kind, ModelMixin):
-        return kind.from_single_file(tensors, config=str(folder), dtype=dtype, **where)
+    tensors, location = _tensors(single, part), {"subfolder": part, "local_files_only": True}
+    if issubclass(cls, ModelMixin):
+        return cls.from_single_file(tensors, config=str(folder), dtype=dtype, **location)
     if "t5" in single.parts[part]:
-        made = convert.create_diffusers_t5_model_from_checkpoint
+        create_encoder = convert.create_diffusers_t5_model_from_checkpoint
     else:
-        made = convert.create_diffusers_clip_model_from_ldm
-    encoder = made(kind, checkpoint=tensors, config=str(folder), torch_dtype=dtype, **where)
+        create_encoder = convert.create_diffusers_clip_model_from_ldm
+    encoder = create_encoder(cls, checkpoint=tensors, config=str(folder), torch_dtype=dtype, **location)
     encoder.tie_weights()
     return encoder
 
 
-def _check_network(single: SingleFile, folder: Folder, part: str, kind: Any) -> None:
-    """Hold the file's network to its settings, name by name and shape by shape, on tensors without contents."""
+def _check_network(single: SingleFile, folder: PipelineFolder, part: str, cls: Any) -> None:
+    """Compare names and shapes of the file's network with its settings, on tensors without contents."""
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
-    config = kind.load_config(folder.path, subfolder=part, local_files_only=True)
+    config = cls.load_config(folder.path, subfolder=part, local_files_only=True)
     with torch.device("meta"):
-        wanted = kind.from_config(config).state_dict()
-        tensors = {_known(single, part, name): torch.empty(single.shapes[name]) for name in single.names(part)}
-    convert = SINGLE_FILE_LOADABLE_CLASSES[kind.__name__]["checkpoint_mapping_fn"]
-    where = f"{single.path} ({single.about}), held to {folder.path / part}"
+        expected = cls.from_config(config).state_dict()
+        tensors = {_converter_name(single, part, name): torch.empty(single.shapes[name]) for name in single.names(part)}
+    convert = SINGLE_FILE_LOADABLE_CLASSES[cls.__name__]["checkpoint_mapping_fn"]
+    subject = f"{single.path} ({single.about}), compared with {folder.path / part}"
     try:
-        found = convert(checkpoint=tensors, config=config)
+        converted = convert(checkpoint=tensors, config=config)
     except (KeyError, IndexError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{where}: diffusers cannot read it so ({' '.join(str(error).split())}).") from error
-    check_tensors(Path(where), found, wanted, {}, {})
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{subject}: diffusers cannot convert the file with these settings ({reason})."
+        ) from error
+    check_tensors(Path(subject), converted, expected, {}, {})

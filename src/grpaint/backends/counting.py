@@ -1,4 +1,4 @@
-"""How long a caption is in a model's own tokens, without opening its weights."""
+"""The length of captions in a model's own tokens, without opening its weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +11,24 @@ Count = Callable[[str], int]
 
 
 def count_words(text: str) -> int:
-    """Words between spaces; the built-in model's tokens too."""
+    """The number of words between spaces, which is also the number of the built-in model's tokens."""
     return len(text.split())
 
 
 def token_counts(model: object) -> dict[str, Count]:
-    """Counters by tokenizer, begin and end marks left out; of words where the model is in no local folder."""
+    """Functions that count a caption's tokens without begin and end marks, by the name of the tokenizer.
+
+    For a model that is not in a local folder, one function that counts words.
+    """
     folder = Path(model.config or model.base) if isinstance(model, Diffusers) else None
-    places = sorted(folder.glob("tokenizer*")) if folder else []
-    return {place.name: _counter(place) for place in places} or {"words": count_words}
+    tokenizer_folders = sorted(folder.glob("tokenizer*")) if folder else []
+    return {place.name: _counter(place) for place in tokenizer_folders} or {"words": count_words}
 
 
-def _counter(place: Path) -> Count:
+def _counter(folder: Path) -> Count:
     try:
         from transformers import AutoTokenizer
     except ImportError:
         raise MissingExtra("counting a model's tokens", "diffusers") from None
-    tokenizer: Any = AutoTokenizer.from_pretrained(place, local_files_only=True)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)

@@ -1,12 +1,9 @@
-"""Text embeddings in files: a caption is encoded once, and the encoders need not stay in memory."""
+"""A cache of text embeddings in files: each caption is encoded once, and the encoders need not stay in memory."""
 
-import contextlib
 import hashlib
 import inspect
 import json
 import logging
-import os
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
@@ -19,92 +16,96 @@ from grpaint.backends.base_model import BaseModel
 from grpaint.backends.families import Family
 from grpaint.core.errors import CheckpointError, RunError
 from grpaint.core.runtime import Runtime
+from grpaint.storage.cache import cache_folder
 from grpaint.storage.files import digest, read_weights, write_weights
 
-Parts = tuple[Tensor, ...]  # what a family tells the network about one caption, each with one row
-Encode = Callable[[Sequence[str]], Iterator[Parts]]
+Embedding = tuple[Tensor, ...]  # the tensors that a family's network takes for one caption, each with one row
+Encode = Callable[[Sequence[str]], Iterator[Embedding]]
 
-READERS = ("text_encoder", "tokenizer")  # how pipelines' parts that read captions are named, with a number or without
-MEMORY = 2**30  # bytes of embeddings kept at hand beside the files
+TEXT_PARTS = ("text_encoder", "tokenizer")  # how the names of a pipeline's text encoders and tokenizers begin
+MEMORY = 2**30  # bytes of embeddings that stay in memory besides the files
 
 
 def default_folder() -> Path:
     """Where a user's caches belong."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "grpaint/embeddings"
+    return cache_folder("embeddings")
 
 
-def readers_hash(base: BaseModel) -> str:
-    """SHA-256 over all of a pipeline that reads captions: encoders, tokenizers, the list of parts.
+def text_parts_hash(base: BaseModel) -> str:
+    """SHA-256 over a pipeline's list of parts and all files of its text encoders and tokenizers.
 
-    Of encoders that a single file holds: the whole file, and their settings in the folder.
+    If a single file holds an encoder, the hash covers that whole file and the encoder's settings in the folder.
     """
-    whole = hashlib.sha256((base.folder / "model_index.json").read_bytes())
-    parts = sorted(part for part in base.settings.settings("model_index.json") if part.startswith(READERS))
+    sha256 = hashlib.sha256((base.folder / "model_index.json").read_bytes())
+    parts = sorted(part for part in base.settings.settings("model_index.json") if part.startswith(TEXT_PARTS))
     for part in parts:
-        found = (base.folder / part).rglob("config.json" if part in base.held else "*")
-        for file in sorted(file for file in found if file.is_file()):
-            whole.update(f"{file.relative_to(base.folder)}\0".encode())
-            whole.update(bytes.fromhex(digest(file)))
-    if base.single and any(part in base.held for part in parts):
-        whole.update(bytes.fromhex(digest(base.single.path)))
-    return whole.hexdigest()
+        paths = (base.folder / part).rglob("config.json" if part in base.file_parts else "*")
+        for file in sorted(path for path in paths if path.is_file()):
+            sha256.update(f"{file.relative_to(base.folder)}\0".encode())
+            sha256.update(bytes.fromhex(digest(file)))
+    if base.single and any(part in base.file_parts for part in parts):
+        sha256.update(bytes.fromhex(digest(base.single.path)))
+    return sha256.hexdigest()
 
 
-def made_by(readers: str, family: Family, tokens: int, runtime: Runtime) -> str:
-    """All that an embedding depends on besides its caption, so that one is used only where it would be made alike."""
-    code = {inspect.getfile(kind) for kind in type(family).__mro__ if issubclass(kind, Family)}
-    said = {
-        "readers": readers,
-        "family": [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in sorted(code)],
+def encoding_fingerprint(text_parts: str, family: Family, tokens: int, runtime: Runtime) -> str:
+    """Everything that an embedding depends on besides its caption, as JSON; part of the name of its file.
+
+    ``text_parts``: the hash of :func:`text_parts_hash`.
+    """
+    sources = {inspect.getfile(cls) for cls in type(family).__mro__ if issubclass(cls, Family)}
+    dependencies = {
+        "readers": text_parts,
+        "family": [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in sorted(sources)],
         "tokens": tokens,
         "device": runtime.device,
         "precision": runtime.precision,
         "versions": [version(name) for name in ("torch", "transformers", "diffusers")],
     }
-    return json.dumps(said, sort_keys=True)
+    return json.dumps(dependencies, sort_keys=True)
 
 
 class EmbeddingCache:
-    """Embeddings by caption: at hand, else from its file, else made by ``encode`` and written.
+    """Embeddings by caption: from memory, else from the caption's file, else from ``encode``, and then written.
 
-    Files are written aside and renamed, so that processes may share ``folder``; one that is damaged is said to be, and
-    made again. At most ``memory`` bytes stay at hand.
+    A file is written under another name and renamed, so that processes can share ``folder``. A damaged file is logged
+    and replaced. At most ``memory`` bytes stay in memory.
     """
 
-    def __init__(self, folder: Path, made_by: str, encode: Encode, memory: int = MEMORY) -> None:
-        self.folder, self._made_by, self._encode, self._memory = folder, made_by, encode, memory
-        self._recent: OrderedDict[str, Parts] = OrderedDict()
-        self._held = 0
+    def __init__(self, folder: Path, fingerprint: str, encode: Encode, memory: int = MEMORY) -> None:
+        self.folder, self._fingerprint, self._encode, self._memory = folder, fingerprint, encode, memory
+        self._recent: OrderedDict[str, Embedding] = OrderedDict()
+        self._recent_bytes = 0
 
-    def __call__(self, texts: Iterable[str]) -> list[Parts]:
+    def __call__(self, texts: Iterable[str]) -> list[Embedding]:
         """The embeddings of captions, in their order, on the CPU.
 
         Raises:
-            RunError: where the folder cannot be written.
+            RunError: if the folder cannot be written.
         """
         texts = list(texts)
-        found = {text: self._recall(text) for text in dict.fromkeys(texts)}
-        missing = [text for text, parts in found.items() if parts is None]
-        found |= dict(zip(missing, self._made(missing), strict=True))
-        return [parts for text in texts if (parts := found[text]) is not None]
+        embeddings = {text: self._lookup(text) for text in dict.fromkeys(texts)}
+        missing = [text for text, embedding in embeddings.items() if embedding is None]
+        embeddings |= dict(zip(missing, self._encode_and_write(missing), strict=True))
+        return [embedding for text in texts if (embedding := embeddings[text]) is not None]
 
     def prepare(self, texts: Iterable[str]) -> int:
-        """Have files for captions, before anything else takes memory; how many were missing.
+        """Encode the captions that have no file yet, before training needs the memory; return how many there were.
 
         Raises:
-            RunError: where the folder cannot be written.
+            RunError: if the folder cannot be written.
         """
         missing = [text for text in dict.fromkeys(texts) if not self.file(text).is_file()]
-        for _ in self._made(missing):
+        for _ in self._encode_and_write(missing):
             pass
         return len(missing)
 
     def file(self, text: str) -> Path:
-        """Where a caption's embedding is kept."""
-        name = hashlib.sha256(json.dumps([self._made_by, text]).encode()).hexdigest()
+        """The file of a caption's embedding."""
+        name = hashlib.sha256(json.dumps([self._fingerprint, text]).encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
-    def _recall(self, text: str) -> Parts | None:
+    def _lookup(self, text: str) -> Embedding | None:
         if text in self._recent:
             self._recent.move_to_end(text)
             return self._recent[text]
@@ -112,57 +113,53 @@ class EmbeddingCache:
         if not file.is_file():
             return None
         try:
-            parts = _read(file)
+            embedding = _read(file)
         except CheckpointError as error:
             logging.getLogger(__name__).warning("grpaint: %s The caption is encoded again.", error)
             return None
-        self._remember(text, parts)
-        return parts
+        self._remember(text, embedding)
+        return embedding
 
-    def _made(self, texts: Sequence[str]) -> Iterator[Parts]:
-        for text, made in zip(texts, self._encode(texts) if texts else (), strict=True):
-            parts = tuple(part.detach().cpu().clone() for part in made)
-            self._write(text, parts)
-            self._remember(text, parts)
-            yield parts
+    def _encode_and_write(self, texts: Sequence[str]) -> Iterator[Embedding]:
+        for text, tensors in zip(texts, self._encode(texts) if texts else (), strict=True):
+            embedding = tuple(tensor.detach().cpu().clone() for tensor in tensors)
+            self._write(text, embedding)
+            self._remember(text, embedding)
+            yield embedding
 
-    def _write(self, text: str, parts: Parts) -> None:
+    def _write(self, text: str, embedding: Embedding) -> None:
         file = self.file(text)
-        aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            tensors = {str(number): part for number, part in enumerate(parts)}
-            write_weights(aside, tensors, {"caption": text, "sha256": _digest(parts)})
-            aside.replace(file)
+            tensors = {str(number): tensor for number, tensor in enumerate(embedding)}
+            write_weights(file, tensors, {"caption": text, "sha256": _digest(embedding)})
         except OSError as error:
-            with contextlib.suppress(OSError):
-                aside.unlink()
             raise RunError(
                 f'model.cache = "{self.folder}": cannot be written ({error.strerror or error}). Name a folder with '
-                'room, or set model.embeddings = "encode".'
+                'free space, or set model.embeddings = "encode".'
             ) from error
 
-    def _remember(self, text: str, parts: Parts) -> None:
-        self._recent[text] = parts
-        self._held += _bytes(parts)
-        while self._held > self._memory:
-            self._held -= _bytes(self._recent.popitem(last=False)[1])
+    def _remember(self, text: str, embedding: Embedding) -> None:
+        self._recent[text] = embedding
+        self._recent_bytes += _bytes(embedding)
+        while self._recent_bytes > self._memory:
+            self._recent_bytes -= _bytes(self._recent.popitem(last=False)[1])
 
 
-def _read(file: Path) -> Parts:
+def _read(file: Path) -> Embedding:
     tensors, header = read_weights(file)
-    parts = tuple(tensors[name] for name in sorted(tensors, key=int))
-    if header.get("sha256") != _digest(parts):
-        raise CheckpointError(f"{file}: its tensors are not those that were written.")
-    return parts
+    embedding = tuple(tensors[name] for name in sorted(tensors, key=int))
+    if header.get("sha256") != _digest(embedding):
+        raise CheckpointError(f"{file}: its tensors do not match the hash in its header.")
+    return embedding
 
 
-def _bytes(parts: Parts) -> int:
-    return sum(part.nbytes for part in parts)
+def _bytes(embedding: Embedding) -> int:
+    return sum(tensor.nbytes for tensor in embedding)
 
 
-def _digest(parts: Parts) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _digest(embedding: Embedding) -> str:
+    sha256 = hashlib.sha256()
+    for tensor in embedding:
+        sha256.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return sha256.hexdigest()

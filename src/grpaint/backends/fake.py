@@ -1,8 +1,8 @@
-"""Networks with shapes and no contents: the real code runs through them, and nothing is read or computed.
+"""Fake networks, with shapes but no contents: the real code runs through them, and nothing is read or computed.
 
-Their tensors are torch's fake tensors, which call themselves CPU tensors: autocast, fused optimizers and the choice of
-an attention kernel go as on a CPU. What is not a weight, a latent or an image (row numbers, token ids, masks, noise
-levels) stays real, so that code which decides on values still can.
+Their tensors are torch's fake tensors on the CPU device: autocast, fused optimizers and the choice of an attention
+kernel work as on a CPU. Only weights, latents and images are fake; row numbers, token ids, masks and noise levels stay
+real, since code branches on their values.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 
-from grpaint.backends.families import Folder
+from grpaint.backends.families import PipelineFolder
 from grpaint.core.errors import ConfigError
 from grpaint.core.runtime import Device, Precision, Runtime, resolve
 
@@ -32,77 +32,76 @@ IN_FP32 = frozenset(
 
 
 @dataclass(frozen=True)
-class Hollow(Runtime):
-    """A runtime whose networks are hollow; ``target`` is the device that they stand in for."""
+class FakeRuntime(Runtime):
+    """A runtime with fake networks; ``target`` is the device that they imitate."""
 
-    hollow: ClassVar[bool] = True
+    fake: ClassVar[bool] = True
     target: str = "cpu"
     mode: FakeTensorMode = field(default_factory=lambda: FakeTensorMode(allow_non_fake_inputs=True), repr=False)
 
-    def of(self, tensor: Tensor) -> Tensor:
-        """A hollow tensor like one on the meta device."""
-        return FakeTensor(self.mode, tensor, torch.device("cpu"))
-
     def blank(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """A hollow tensor."""
-        return self.of(torch.empty(tuple(shape), dtype=dtype, device="meta"))
+        """A fake tensor of this shape."""
+        return self._from_meta(torch.empty(tuple(shape), dtype=dtype, device="meta"))
 
     def building(self) -> Any:
-        """Inside it modules are made on the meta device."""
+        """Inside the block, modules are made on the meta device."""
         return torch.device("meta")
 
     def place(self, model: Any) -> None:
-        """Make a module, or all modules of a pipeline, hollow; weights that are tied stay so."""
-        made: dict[int, nn.Parameter] = {}
+        """Replace the tensors of a module, or of all modules of a pipeline, by fake ones; tied weights stay tied."""
+        parameters: dict[int, nn.Parameter] = {}  # by the id of the weight that each replaces
         for root in [model] if isinstance(model, nn.Module) else _modules(model):
             for module in root.modules():
                 for name, weight in module._parameters.items():
                     if weight is not None:
-                        made.setdefault(id(weight), nn.Parameter(self._like(weight), weight.requires_grad))
-                        module._parameters[name] = made[id(weight)]
+                        parameters.setdefault(id(weight), nn.Parameter(self._fake_like(weight), weight.requires_grad))
+                        module._parameters[name] = parameters[id(weight)]
                 for name, buffer in module._buffers.items():
                     if buffer is not None:
-                        module._buffers[name] = self._like(buffer)
+                        module._buffers[name] = self._fake_like(buffer)
                 for name, value in vars(module).items():  # tables that a module keeps outside its buffers
                     if isinstance(value, Tensor) and value.is_meta:
-                        vars(module)[name] = self.of(value)
+                        vars(module)[name] = self._from_meta(value)
 
-    def _like(self, tensor: Tensor) -> Tensor:
-        return self.of(tensor.detach().to("meta"))
+    def _from_meta(self, tensor: Tensor) -> Tensor:
+        return FakeTensor(self.mode, tensor, torch.device("cpu"))
+
+    def _fake_like(self, tensor: Tensor) -> Tensor:
+        return self._from_meta(tensor.detach().to("meta"))
 
 
-def hollow(device: Device, precision: Precision) -> Hollow:
-    """The runtime that plans for these settings; "cuda" may be planned for where there is none.
+def fake_runtime(device: Device, precision: Precision) -> FakeRuntime:
+    """The fake runtime for these settings; "cuda" works on a machine without CUDA, too.
 
     Raises:
-        ConfigError: where "auto" cannot be resolved.
+        ConfigError: if "auto" cannot be resolved.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        return Hollow("cpu", "bf16" if precision == "auto" else precision, target="cuda")
+        return FakeRuntime("cpu", "bf16" if precision == "auto" else precision, target="cuda")
     real = resolve(device, precision)
-    return Hollow("cpu", real.precision, target=real.device)
+    return FakeRuntime("cpu", real.precision, target=real.device)
 
 
 def _modules(pipe: Any) -> list[nn.Module]:
     return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
 
 
-def hollow_parts(folder: Path, without: Collection[str], dtypes: dict[str, torch.dtype]) -> dict[str, nn.Module]:
-    """The modules that a pipeline's folder names, on the meta device, from their ``config.json`` files.
+def meta_modules(folder: Path, without: Collection[str], dtypes: dict[str, torch.dtype]) -> dict[str, nn.Module]:
+    """A pipeline's modules on the meta device, made from their ``config.json`` files, except those in ``without``.
 
-    ``dtypes``: by part; "default" for the others.
+    ``dtypes``: by part, "default" for the others.
     """
-    made = {}
-    for name, kind in Folder(folder).settings("model_index.json").items():
-        known = isinstance(kind, list) and kind[0] and name not in without
-        if known and (folder / name / "config.json").is_file():
+    modules = {}
+    for name, kind in PipelineFolder(folder).settings("model_index.json").items():
+        is_needed = isinstance(kind, list) and kind[0] and name not in without
+        if is_needed and (folder / name / "config.json").is_file():
             with torch.device("meta"):
-                module = _maker(folder / name, *kind)()
-            made[name] = module.to(dtypes.get(name, dtypes["default"]))
-    return made
+                module = _constructor(folder / name, *kind)()
+            modules[name] = module.to(dtypes.get(name, dtypes["default"]))
+    return modules
 
 
-def _maker(folder: Path, library: str, name: str) -> Callable[[], nn.Module]:
+def _constructor(folder: Path, library: str, name: str) -> Callable[[], nn.Module]:
     import diffusers
     import transformers
 
@@ -118,8 +117,8 @@ def _maker(folder: Path, library: str, name: str) -> Callable[[], nn.Module]:
     return lambda: cls(config)
 
 
-class _Conduct(TorchFunctionMode):
-    """What keeps hollow tensors on the course that real ones on ``target`` would take."""
+class _DeviceEmulation(TorchFunctionMode):
+    """Make calls on fake tensors take the same code paths and dtypes as real tensors on ``target``."""
 
     def __init__(self, target: str) -> None:
         super().__init__()
@@ -127,11 +126,11 @@ class _Conduct(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.backward:  # a mode is off in its own handler, and checkpointing computes forwards in there
-            with conducted(self.target):
+        if func is Tensor.backward:  # a mode is off in its own handler, and checkpointing runs forwards inside it
+            with emulate_device(self.target):
                 return _backward(args[0], kwargs["gradient"])
         name = getattr(func, "__name__", "")
-        if name == "__getitem__" and _masks(args):  # how many a real mask picks is known
+        if name == "__getitem__" and _is_real_mask(args):  # the number of rows that a real mask selects is known
             args = (args[0], args[1].nonzero(as_tuple=True))
         elif self.target == "cuda" and name in IN_FP32 and torch.is_autocast_enabled("cpu"):
             args = tuple(map(_fp32, args))
@@ -140,15 +139,16 @@ class _Conduct(TorchFunctionMode):
 
 
 def _backward(root: Tensor, gradient: Tensor | None) -> None:
-    """What ``root.backward`` ends in; that itself would ask the mode again."""
+    """What ``root.backward`` does in the end; calling that itself would enter the mode again."""
     start = torch.ones_like(root) if gradient is None else gradient
     _engine_run_backward((root,), (start,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
-def _masks(args: Any) -> bool:
-    whole, index = args
+def _is_real_mask(args: Any) -> bool:
+    """Whether ``args`` are those of a fake tensor indexed by a real boolean mask."""
+    indexed, index = args
     real = isinstance(index, Tensor) and not isinstance(index, FakeTensor)
-    return real and index.dtype == torch.bool and isinstance(whole, FakeTensor)
+    return real and index.dtype == torch.bool and isinstance(indexed, FakeTensor)
 
 
 def _fp32(value: Any) -> Any:
@@ -156,7 +156,7 @@ def _fp32(value: Any) -> Any:
 
 
 @contextmanager
-def conducted(target: str) -> Iterator[None]:
-    """Inside it hollow networks run as on ``target``; backward passes too."""
-    with _Conduct(target):
+def emulate_device(target: str) -> Iterator[None]:
+    """Inside the block, fake networks run as they would on ``target``, also in backward passes."""
+    with _DeviceEmulation(target):
         yield

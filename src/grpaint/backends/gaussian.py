@@ -1,11 +1,11 @@
-"""A model with a closed form, for tests and for teaching: its data are Gaussian, so the perfect denoiser is known.
+"""A model with a closed form, for tests and teaching: its data are Gaussian, so the optimal denoiser is known.
 
-A prompt means images x0 ~ N(m, spread^2 I), with m linear in the prompt's embedding and learnable. On any path
-x = alpha * x0 + sigma * eps the network that an infinite training run would find is
+The images of a prompt are x0 ~ N(m, spread^2 I), with m linear in the prompt's embedding and learnable. On any path
+x = alpha * x0 + sigma * eps the optimal network is
 
     r = (x - alpha * m) / (alpha^2 * spread^2 + sigma^2),    x0 = m + alpha * spread^2 * r,    eps = sigma * r.
 
-What a sampler gets wrong here is its own doing and not a network's, and what training ought to do to m is known.
+So an error of a sampler cannot come from the network, and the right update of m is known.
 """
 
 import math
@@ -30,7 +30,7 @@ class GaussianModel:
     """The ``[model]`` table ``kind = "gaussian"``.
 
     ``spread``: standard deviation of the data around a prompt's mean. ``sample_shape``: channels (1 is grey, or 3),
-    height, width. ``width``: length of a prompt's embedding. ``init_seed``: which means the model begins with.
+    height, width. ``width``: length of a prompt's embedding. ``init_seed``: seed of the initial means.
     """
 
     spread: float = 0.5
@@ -48,12 +48,12 @@ class GaussianModel:
             raise ValueError(f"width must be at least 1, got {self.width}")
 
     def load(self, runtime: Runtime) -> "GaussianPolicy":
-        """Make the model; there are no weights to open."""
+        """Create the model; there are no weights to open."""
         return GaussianPolicy(self, Mean(self).to(runtime.device), runtime)
 
 
 class Mean(nn.Module):
-    """Prompt embeddings ``[b, width]`` to the means of their data ``[b, c, h, w]``, entries about N(0, 1/4)."""
+    """Map prompt embeddings ``[b, width]`` to the means of their data ``[b, c, h, w]``, entries about N(0, 1/4)."""
 
     def __init__(self, spec: GaussianModel) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Mean(nn.Module):
 
 @dataclass(frozen=True)
 class GaussianCondition:
-    """Embedded prompts ``[b, width]``, each of length 1."""
+    """Prompt embeddings ``[b, width]`` of norm 1."""
 
     embedding: Tensor
 
@@ -79,7 +79,7 @@ class GaussianCondition:
 
 
 class GaussianPolicy:
-    """The closed form behind the Policy protocol. Latents are pixels in about [-1, 1]; it computes in their dtype."""
+    """The closed form as a ``Policy``. Latents are pixels in about [-1, 1], and it computes in their dtype."""
 
     def __init__(self, spec: GaussianModel, net: Mean, runtime: Runtime) -> None:
         self.spec, self.net, self.runtime = spec, net, runtime
@@ -87,17 +87,17 @@ class GaussianPolicy:
         self.weights = WeightSets(net, dict(net.named_parameters()), adapters=False)
 
     def encode(self, prompts: Sequence[Prompt]) -> GaussianCondition:
-        """A direction drawn from the text: equal texts have equal embeddings, others have unrelated ones."""
-        drawn = [noise(("prompt", prompt.text), [0], (self.spec.width,)) for prompt in prompts]
-        return GaussianCondition(F.normalize(torch.cat(drawn), dim=1).to(self.runtime.device))
+        """Embed each prompt as a random direction keyed by its text: equal texts have equal embeddings."""
+        directions = [noise(("prompt", prompt.text), [0], (self.spec.width,)) for prompt in prompts]
+        return GaussianCondition(F.normalize(torch.cat(directions), dim=1).to(self.runtime.device))
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """[0, 1] to [-1, 1]; a grey model takes the mean of the three colours."""
+        """Map [0, 1] to [-1, 1]; a grey model uses the mean of the three colours."""
         latents = (images * 2 - 1).to(self.runtime.device)
         return latents.mean(1, keepdim=True) if self.spec.sample_shape[0] == 1 else latents
 
     def decode(self, x0: Tensor) -> Tensor:
-        """[-1, 1] to [0, 1], clamped; one channel is repeated as grey."""
+        """Map [-1, 1] to [0, 1], clamped; a single channel is repeated as grey."""
         return ((x0 + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)
 
     def noise(self, key: Key, rows: Sequence[int] | Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class GaussianPolicy:
         return noise(key, rows, self.spec.sample_shape).to(self.runtime.device)
 
     def predict(self, x: Tensor, here: Point, cond: GaussianCondition, weights: Weights = "current") -> Prediction:
-        """The posterior means of x0 and eps, exactly."""
+        """The exact posterior means of x0 and eps."""
         self.meter.forward(len(x))
         with self.weights.use(weights):
             mean = self.net(cond.embedding).to(x.dtype)
@@ -119,5 +119,5 @@ class GaussianPolicy:
         self.weights.blend(into, keep)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """What the optimizer moves."""
+        """The trainable parameters."""
         return iter(self.weights.trainable.values())

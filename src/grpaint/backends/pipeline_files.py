@@ -1,10 +1,10 @@
-"""Where a base model's files are: a local folder, or a hub's repository by its own cache. No other socket opens."""
+"""Where a base model's files are: in a local folder, or in the hub's cache. Only the hub's library opens a socket."""
 
 import json
 from collections.abc import Collection
 from pathlib import Path
 
-from grpaint.backends.families.folder import Folder
+from grpaint.backends.families.folder import PipelineFolder
 from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.storage import hub
 from grpaint.storage.files import check_weights
@@ -14,14 +14,14 @@ SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
 NOT = ("*.fp16[.-]*", "*.bf16[.-]*", "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", "safety_checker/*")
 
 
-def located(base: str, *, weights: bool, key: str = "model.base", held: Collection[str] = ()) -> Path:
-    """The folder of a base model on this machine; a hub id's files come into the hub's cache where they are missing.
+def pipeline_folder(base: str, *, weights: bool, key: str = "model.base", without: Collection[str] = ()) -> Path:
+    """The folder of a base model on this machine; missing files of a hub id are downloaded into the hub's cache.
 
-    ``weights``: with the weight files, but of the parts in ``held``; otherwise the settings alone. ``key`` is the
-    setting that names it.
+    ``weights``: include the weight files, except those of the parts in ``without``; otherwise the settings alone.
+    ``key``: the setting that names the model, for messages.
 
     Raises:
-        ConfigError: where there is no such folder, or the hub cannot be reached or has no such repository.
+        ConfigError: if there is no such folder, the hub cannot be reached, or it has no such repository.
     """
     folder = Path(base).expanduser()
     if folder.is_dir():
@@ -30,59 +30,67 @@ def located(base: str, *, weights: bool, key: str = "model.base", held: Collecti
         raise ConfigError(
             f'{key} = "{base}": no such folder. Name one in the diffusers layout, or a hub id OWNER/NAME.'
         )
-    found = hub.snapshot(key, base, SETTINGS, without=NOT)
+    snapshot = hub.snapshot(key, base, SETTINGS, without=NOT)
     if not weights:
-        return found
-    return hub.snapshot(key, hub.at(base, found.name), (*SETTINGS, *_weights(found, held)), without=NOT)
+        return snapshot
+    patterns = (*SETTINGS, *_weight_patterns(snapshot, without))
+    return hub.snapshot(key, hub.at_commit(base, snapshot.name), patterns, without=NOT)
 
 
-def pinned(base: str, key: str = "model.base") -> str:
-    """A hub id with the commit that it means now, as ``owner/name@commit``; anything else as it is.
+def pin_commit(base: str, key: str = "model.base") -> str:
+    """A hub id with the commit that it refers to now, as ``owner/name@commit``; any other name is returned unchanged.
 
     Raises:
-        ConfigError: where the hub cannot be reached or has no such repository.
+        ConfigError: if the hub cannot be reached or has no such repository.
     """
-    return hub.at(base, located(base, weights=False, key=key).name) if is_hub_id(base) else base
+    return hub.at_commit(base, pipeline_folder(base, weights=False, key=key).name) if is_hub_id(base) else base
 
 
-def _weights(folder: Path, held: Collection[str]) -> list[str]:
-    """The weight files of the parts that ``model_index.json`` names, and no others that a repository may hold."""
-    index = Folder(folder).settings("model_index.json")
-    parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] and part not in held]
+def _weight_patterns(folder: Path, without: Collection[str]) -> list[str]:
+    """The weight files of the parts in ``model_index.json``; a repository may contain others."""
+    index = PipelineFolder(folder).settings("model_index.json")
+    parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] and part not in without]
     return [f"{part}/*.safetensors" for part in parts]
 
 
-def listing(base: str, key: str = "model.base", held: Collection[str] = ()) -> tuple[str, list[hub.Remote]]:
-    """A base model at its commit, and the files that it needs, but the weights of ``held``, as the hub gives them.
+def pipeline_listing(
+    base: str, key: str = "model.base", without: Collection[str] = ()
+) -> tuple[str, list[hub.HubFile]]:
+    """A hub id with its commit, and the files there that a pipeline needs, except the weights of ``without``.
 
     Raises:
-        ConfigError: where the hub cannot be reached or has no such repository.
+        ConfigError: if the hub cannot be reached or has no such repository.
     """
-    name, files = hub.listing(base)
-    patterns = (*SETTINGS, *_weights(hub.snapshot(key, name, SETTINGS, without=NOT), held))
-    return name, [file for file in files if hub.matches(file.name, patterns) and not hub.matches(file.name, NOT)]
+    name, files = hub.repository_files(base)
+    patterns = (*SETTINGS, *_weight_patterns(hub.snapshot(key, name, SETTINGS, without=NOT), without))
+    return name, [
+        file for file in files if hub.matches_any(file.name, patterns) and not hub.matches_any(file.name, NOT)
+    ]
 
 
 def check_parts(folder: Path, without: Collection[str]) -> bool | None:
-    """Look at every weight file of a pipeline before any is opened; whether all parts have safetensors, else None.
+    """Check a pipeline's weight files before any is opened; True if all parts have safetensors files, else None.
 
     Raises:
-        CheckpointError: where a part has no weights, a shard is missing, or a file is not what its name says.
+        CheckpointError: if a part has no weights, a shard is missing, or a file is not what its name says.
     """
-    safe = True
-    index = Folder(folder).settings("model_index.json")
+    all_safetensors = True
+    index = PipelineFolder(folder).settings("model_index.json")
     for part, kind in index.items():
-        place = folder / part
-        if not (isinstance(kind, list) and kind[0]) or part in without or not (place / "config.json").is_file():
+        part_folder = folder / part
+        is_listed = isinstance(kind, list) and kind[0] and part not in without
+        if not is_listed or not (part_folder / "config.json").is_file():
             continue
-        for shards in place.glob("*.safetensors.index.json"):
-            for shard in sorted(set(json.loads(shards.read_text(encoding="utf-8"))["weight_map"].values())):
-                if not (place / shard).is_file():
-                    raise CheckpointError(f"{place / shard}: not found, and {shards.name} lists it. Copy it too.")
-        files = sorted(place.glob("*.safetensors"))
+        for shard_index in part_folder.glob("*.safetensors.index.json"):
+            for shard in sorted(set(json.loads(shard_index.read_text(encoding="utf-8"))["weight_map"].values())):
+                if not (part_folder / shard).is_file():
+                    raise CheckpointError(
+                        f"{part_folder / shard}: not found, and {shard_index.name} lists it. Copy it too."
+                    )
+        files = sorted(part_folder.glob("*.safetensors"))
         for file in files:
             check_weights(file)
-        if not files and not list(place.glob("*.bin")):
-            raise CheckpointError(f"{place}: no weights there; a .safetensors file was expected.")
-        safe = safe and bool(files)
-    return safe or None  # None: diffusers may read .bin files, by torch.load(weights_only=True)
+        if not files and not list(part_folder.glob("*.bin")):
+            raise CheckpointError(f"{part_folder}: no weights there; a .safetensors file was expected.")
+        all_safetensors = all_safetensors and bool(files)
+    return all_safetensors or None  # None: diffusers may read .bin files, by torch.load(weights_only=True)

@@ -1,4 +1,4 @@
-"""A frozen network held in 8 or 4 bits: its weights alone, and those of the repeated blocks' linear layers alone."""
+"""Quantise a frozen network to 8 or 4 bits: only the weights of linear layers in its repeated blocks."""
 
 import re
 from collections.abc import Callable
@@ -14,17 +14,17 @@ BasePrecision = Literal["full", "int8", "nf4"]
 
 
 def quantizer(precision: BasePrecision, runtime: Runtime) -> Callable[[nn.Module], None]:
-    """What replaces a network's weights, layer by layer on the device that computes.
+    """A function that quantises a network in place, layer by layer on the runtime's device; "full" leaves it as it is.
 
-    "int8": a scale a row (torchao); "nf4": 4 bits, a scale for 64 numbers (bitsandbytes; Dettmers et al. 2023).
+    "int8": one scale per row (torchao); "nf4": 4 bits, one scale per 64 numbers (bitsandbytes; Dettmers et al. 2023).
 
     Raises:
-        MissingExtra: without the library, before anything is opened.
-        ConfigError: where the network is to be hollow.
+        MissingExtra: if the library is not installed; raised before any weight is opened.
+        ConfigError: if the runtime is fake.
     """
-    if runtime.hollow and precision != "full":
+    if runtime.fake and precision != "full":
         raise ConfigError(
-            f'model.base_precision = "{precision}": not planned for yet. Plan with "full", which takes more.'
+            f'model.base_precision = "{precision}": its memory cannot be planned yet. Plan "full", which needs more.'
         )
     try:
         match precision:
@@ -33,25 +33,25 @@ def quantizer(precision: BasePrecision, runtime: Runtime) -> Callable[[nn.Module
             case "int8":
                 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-                rows = Int8WeightOnlyConfig()
-                return partial(quantize_, config=rows, filter_fn=_in_a_block, device=runtime.device)
+                config = Int8WeightOnlyConfig()
+                return partial(quantize_, config=config, filter_fn=_in_a_block, device=runtime.device)
             case "nf4":
                 from bitsandbytes.nn import Linear4bit
 
-                made = partial(Linear4bit, quant_type="nf4", compute_dtype=runtime.dtype)
-                return partial(_replace, made=made, device=runtime.device)
+                linear = partial(Linear4bit, quant_type="nf4", compute_dtype=runtime.dtype)
+                return partial(_replace_linear, linear=linear, device=runtime.device)
     except ImportError as error:
         raise MissingExtra(f'model.base_precision = "{precision}"', "quant") from error
 
 
 def _in_a_block(layer: nn.Module, name: str) -> bool:
-    """Embeddings of time and text, and the last projection, are small and feel rounding most."""
+    """Whether a linear layer is in a repeated block; those outside are small, and suffer most from rounding."""
     return isinstance(layer, nn.Linear) and bool(re.search(r"\.\d+\.", name))
 
 
-def _replace(network: nn.Module, made: Callable[..., nn.Module], device: str) -> None:
+def _replace_linear(network: nn.Module, linear: Callable[..., nn.Module], device: str) -> None:
     for name, layer in list(network.named_modules()):
         if isinstance(layer, nn.Linear) and _in_a_block(layer, name):
-            new = made(layer.in_features, layer.out_features, bias=layer.bias is not None)
+            new = linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
             new.load_state_dict(layer.state_dict())
-            network.set_submodule(name, new.to(device))  # which is when it is quantised
+            network.set_submodule(name, new.to(device))  # the move to the device quantises it

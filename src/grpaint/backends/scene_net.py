@@ -1,7 +1,7 @@
-"""The network of the built-in model: patches attend to themselves and to the caption, and a clean image comes out.
+"""The network of the built-in model: a transformer over image patches that attend to each other and to the caption.
 
-It emits the clean image, since a patch of 8 x 8 x 3 = 192 values is wider than the model (160) and noise has no
-structure to compress.
+It outputs the clean image, not the noise, since a patch of 8 x 8 x 3 = 192 values is wider than the model (160) and
+noise has no structure to compress. Attribute names are the tensor names of the shipped weight files.
 """
 
 import math
@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grpaint.scenes.captions import LONGEST, VOCABULARY
+from grpaint.scenes.captions import MAX_TOKENS, VOCABULARY
 from grpaint.scenes.shapes import SIDE
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of the network; the defaults make 2.5 M parameters."""
+    """Sizes of the network; with the defaults it has 2.5 M parameters."""
 
     width: int = 160
     layers: int = 6
@@ -28,16 +28,16 @@ class Architecture:
 
 
 def _sinusoid(level: Tensor, width: int) -> Tensor:
-    """Embedding of a noise level in [0, 1]."""
+    """Sinusoidal embedding ``[b, width]`` of noise levels ``[b]`` in [0, 1]."""
     frequency = torch.exp(torch.arange(width // 2, device=level.device) * (-math.log(1000.0) / (width // 2)))
     angle = 1000 * level[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], 1)
 
 
 class Attention(nn.Module):
-    """Queries from ``x``; keys and values from ``x`` and a second sequence.
+    """Attention with queries from ``x``, and keys and values from ``x`` and optionally a text sequence.
 
-    Written out, since the backward of scaled_dot_product_attention is slow in bf16 on CPUs.
+    It is written out, since the backward of scaled_dot_product_attention is slow in bf16 on CPUs.
     """
 
     def __init__(self, width: int, heads: int, text_width: int = 0) -> None:
@@ -58,7 +58,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Sequential):
-    """Two linear layers, four times as wide between them."""
+    """Two linear layers with a hidden width of four times ``width``."""
 
     def __init__(self, width: int) -> None:
         super().__init__(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
@@ -78,7 +78,10 @@ class TextBlock(nn.Module):
 
 
 class ImageBlock(nn.Module):
-    """A transformer layer over patches, modulated by the noise level (one shared table plus its own offsets)."""
+    """A transformer layer over patches, modulated by the noise level.
+
+    Shift, scale and gate are values that all layers share plus this layer's learned offsets ``table``, ``[6, width]``.
+    """
 
     def __init__(self, size: Architecture) -> None:
         super().__init__()
@@ -95,7 +98,7 @@ class ImageBlock(nn.Module):
 
 
 class SceneNet(nn.Module):
-    """Noisy images, noise level and caption tokens to clean images ``[b, 3, 32, 32]`` in about [-1, 1]."""
+    """Map noisy images, noise levels and caption states to clean images ``[b, 3, 32, 32]`` in about [-1, 1]."""
 
     def __init__(self, size: Architecture) -> None:
         super().__init__()
@@ -103,7 +106,7 @@ class SceneNet(nn.Module):
         grid = SIDE // size.patch
         values = 3 * size.patch**2
         self.words = nn.Embedding(len(VOCABULARY), size.text_width)
-        self.word_places = nn.Parameter(torch.randn(LONGEST, size.text_width) * 0.25)
+        self.word_places = nn.Parameter(torch.randn(MAX_TOKENS, size.text_width) * 0.25)
         self.text = nn.Sequential(*(TextBlock(size.text_width) for _ in range(size.text_layers)))
         self.text.append(nn.LayerNorm(size.text_width))
         self.places = nn.Parameter(torch.randn(grid * grid, size.width) * 0.5)
@@ -116,9 +119,9 @@ class SceneNet(nn.Module):
             nn.init.zeros_(layer.bias)
         nn.init.normal_(self.words.weight, std=0.5)
 
-    def read(self, numbers: Tensor) -> Tensor:
-        """Caption states ``[b, 12, text_width]`` of token numbers."""
-        return self.text(self.words(numbers) + self.word_places)
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """Caption states ``[b, 12, text_width]`` of token ids ``[b, 12]``."""
+        return self.text(self.words(token_ids) + self.word_places)
 
     def forward(self, x: Tensor, level: Tensor, text: Tensor) -> Tensor:
         patch = self.size.patch
@@ -127,5 +130,5 @@ class SceneNet(nn.Module):
         for block in self.blocks:
             h = block(h, text, modulation)
         out = self.leave(F.layer_norm(h, h.shape[-1:]))
-        # contiguous: pixel_shuffle keeps a channels-last layout, and mixed layouts make all that follows slow
+        # contiguous: pixel_shuffle keeps a channels-last layout, and mixed layouts slow down everything after it
         return F.pixel_shuffle(out.mT.contiguous().unflatten(2, (SIDE // patch, SIDE // patch)), patch)

@@ -1,7 +1,7 @@
 """The built-in text-to-image model: a small pixel transformer for the embedded world.
 
-Its network emits the clean image; the backend converts that to the velocity of a flow or to the epsilon of a
-variance-preserving path, and everything above reads it as such.
+Its network outputs the clean image. The policy converts that to the velocity of a flow or to the epsilon of a
+variance-preserving path, and the rest of the package uses it like any flow or diffusion model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,14 +25,14 @@ from grpaint.scenes.captions import tokens
 from grpaint.scenes.shapes import SIDE
 from grpaint.storage.files import check_tensors, read_weights
 
-FLOOR = 0.05  # of sigma, where a velocity or epsilon divides by it
+FLOOR = 0.05  # the least sigma in the denominator of a velocity or epsilon
 SHIPPED = FilePath(__file__).parent.parent / "recipes"
 START = {"velocity": SHIPPED / "scenes/base.safetensors", "epsilon": SHIPPED / "scenes-epsilon/base.safetensors"}
 
 
 @dataclass(frozen=True)
 class SceneCondition:
-    """Caption tokens, and their states where the text encoder is frozen."""
+    """Caption tokens, and their states if the text encoder is frozen."""
 
     tokens: Tensor
     states: Tensor | None
@@ -49,8 +49,9 @@ class SceneCondition:
 class Scenes:
     """The built-in model, read as a flow or as epsilon: ``[model] kind = "scenes"``.
 
-    ``start``: a ``.safetensors`` file or checkpoint folder; empty for the shipped base; "random" to begin anew from
-    ``init_seed``. ``guidance`` w extrapolates from the empty caption (1 is none). ``batch``: rows of one network call.
+    ``start``: a ``.safetensors`` file or checkpoint folder; empty for the shipped base; "random" for random weights
+    from ``init_seed``. ``guidance`` w extrapolates from the empty caption (1 is no guidance). ``batch``: rows per
+    network call. ``train_text``: also train the text layers.
     """
 
     parametrisation: Literal["velocity", "epsilon"] = "velocity"
@@ -70,12 +71,12 @@ class Scenes:
             raise ValueError("train_text = true trains the text layers whole, and lora freezes them; unset one")
 
     def from_file(self, file: str) -> "Scenes":
-        """The same model, starting from weights that a run of it saved; they are whole and serve unguided."""
+        """The same model, starting from weights that a run saved: a whole network, to be sampled without guidance."""
         return replace(self, start=file, lora=None, train_text=False, guidance=1.0)
 
     @property
     def path(self) -> Path:
-        """The noising path, known without opening weights."""
+        """The noising path; no weights are opened for it."""
         if self.parametrisation == "velocity":
             return FlowPath()
         return VpPath(betas="cosine", spacing="trailing", final="one")
@@ -92,41 +93,41 @@ class Scenes:
 
     @property
     def calls(self) -> int:
-        """Network calls a prediction."""
+        """Network calls per prediction."""
         return 1 if self.guidance == 1 else 2
 
     def graph_bytes(self, runtime: Runtime) -> int:
-        """Bytes that autograd keeps of one row's forward, measured on a network never trained."""
+        """Bytes that autograd stores for the forward of one row, measured on an untrained network."""
         policy = replace(self, start="random", batch=512).load(runtime)
-        place = self.path.grid(10)[5]
+        point = self.path.grid(10)[5]
 
-        def kept(rows: int) -> int:
-            seen: dict[int, int] = {}
+        def saved_bytes(rows: int) -> int:
+            sizes: dict[int, int] = {}  # of the saved tensors, by address
 
-            def note(tensor: Tensor) -> Tensor:
-                seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+            def record(tensor: Tensor) -> Tensor:
+                sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
                 return tensor
 
             cond = policy.encode([Prompt("")] * rows)
-            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-                policy.predict(policy.noise(("graph",), range(rows)), place, cond)
-            return sum(seen.values())
+            with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+                policy.predict(policy.noise(("graph",), range(rows)), point, cond)
+            return sum(sizes.values())
 
-        return (kept(3) - kept(1)) // 2
+        return (saved_bytes(3) - saved_bytes(1)) // 2
 
     def load(self, runtime: Runtime) -> "ScenePolicy":
         """Open the weights.
 
         Raises:
-            CheckpointError: where they are missing, damaged, or of another architecture.
+            CheckpointError: if they are missing, damaged, or of another architecture.
         """
         torch_state = torch.random.get_rng_state()
-        try:  # module initialisation reads the global generator; leave it as it was
+        try:  # modules initialise themselves from the global generator, which is restored afterwards
             torch.manual_seed(self.init_seed)
             net = SceneNet(Architecture())
         finally:
             torch.random.set_rng_state(torch_state)
-        if self.start != "random" and not runtime.hollow:
+        if self.start != "random" and not runtime.fake:
             file = FilePath(self.start) if self.start else START[self.parametrisation]
             stored, metadata = read_weights(file)
             check_tensors(file, stored, net.state_dict(), metadata, {"parametrisation": self.parametrisation})
@@ -135,7 +136,7 @@ class Scenes:
 
 
 class ScenePolicy:
-    """The built-in model behind the Policy protocol. Latents are pixels in [-1, 1]."""
+    """The built-in model as a ``Policy``. Latents are pixels in [-1, 1]."""
 
     def __init__(self, spec: Scenes, net: SceneNet, runtime: Runtime) -> None:
         self.spec, self.net, self.runtime = spec, net, runtime
@@ -151,32 +152,32 @@ class ScenePolicy:
         trainable = {name: p for name, p in net.named_parameters() if p.requires_grad}
         self.weights = WeightSets(net, trainable, adapters=spec.lora is not None)
         self._text_frozen = bool(spec.lora) or not spec.train_text
-        self._empty = self.encode([Prompt("")])
+        self._empty_caption = self.encode([Prompt("")])
 
     def encode(self, prompts: Sequence[Prompt]) -> SceneCondition:
-        """Captions to tokens, and to frozen states where nothing can change them."""
-        numbers = torch.tensor([tokens(prompt.text) for prompt in prompts], device=self.runtime.device)
+        """Tokenise captions; with frozen text layers, also encode them."""
+        token_ids = torch.tensor([tokens(prompt.text) for prompt in prompts], device=self.runtime.device)
         if not self._text_frozen:
-            return SceneCondition(numbers, None)
+            return SceneCondition(token_ids, None)
         with torch.no_grad(), self.runtime.autocast():
-            return SceneCondition(numbers, self.net.read(numbers))
+            return SceneCondition(token_ids, self.net.encode_text(token_ids))
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """[0, 1] to [-1, 1].
+        """Map [0, 1] to [-1, 1].
 
         Raises:
-            ConfigError: where they are of another size.
+            ConfigError: if the images are of another size than the model's.
         """
         if images.shape[-2:] != self.spec.pixels:
-            high, width = images.shape[-2:]
+            height, width = images.shape[-2:]
             raise ConfigError(
-                f"data: images of {width} x {high} pixels; the built-in model's have {SIDE} x {SIDE}. Set "
+                f"data: images of {width} x {height} pixels; the built-in model's have {SIDE} x {SIDE}. Set "
                 f"data.resolution = {SIDE}, without buckets."
             )
         return (images * 2 - 1).to(self.runtime.device)
 
     def decode(self, x0: Tensor) -> Tensor:
-        """[-1, 1] to [0, 1], clamped."""
+        """Map [-1, 1] to [0, 1], clamped."""
         return ((x0 + 1) / 2).clamp(0, 1)
 
     def noise(self, key: Key, rows: Sequence[int] | Tensor) -> Tensor:
@@ -186,46 +187,46 @@ class ScenePolicy:
     def _clean(self, x: Tensor, level: Tensor, cond: SceneCondition) -> Tensor:
         self.meter.forward(len(x))
         with self.runtime.autocast():
-            states = self.net.read(cond.tokens) if cond.states is None else cond.states
+            states = self.net.encode_text(cond.tokens) if cond.states is None else cond.states
             return self.net(x, level, states).float()
 
-    def _emit(self, x: Tensor, here: Point, cond: SceneCondition) -> Tensor:
-        """The raw output of the network as a flow or diffusion model would give it."""
+    def _output(self, x: Tensor, here: Point, cond: SceneCondition) -> Tensor:
+        """The guided clean image, converted to the velocity or epsilon that a flow or diffusion model would output."""
         level = torch.as_tensor(here.level, dtype=torch.float32, device=x.device)
         level = level.flatten().expand(len(x))
         if self.guidance == 1:
             clean = self._clean(x, level, cond)
         else:
-            nothing = self._empty.rows(torch.zeros(len(x), dtype=torch.long, device=x.device))
-            conditional, free = self._clean(x, level, cond), self._clean(x, level, nothing)
-            clean = free + self.guidance * (conditional - free)
+            empty = self._empty_caption.rows(torch.zeros(len(x), dtype=torch.long, device=x.device))
+            conditional, unconditional = self._clean(x, level, cond), self._clean(x, level, empty)
+            clean = unconditional + self.guidance * (conditional - unconditional)
         sigma = here.sigma.clamp(min=FLOOR) if isinstance(here.sigma, Tensor) else max(here.sigma, FLOOR)
-        away = x - clean if self.spec.parametrisation == "velocity" else plus(x, -here.alpha, clean)
-        return away.div_(sigma)
+        difference = x - clean if self.spec.parametrisation == "velocity" else plus(x, -here.alpha, clean)
+        return difference.div_(sigma)
 
     def predict(self, x: Tensor, here: Point, cond: SceneCondition, weights: Weights = "current") -> Prediction:
-        """See :class:`grpaint.core.policy.Policy`; rows beyond ``batch`` go in further calls."""
+        """See :class:`grpaint.core.policy.Policy`; more than ``batch`` rows are split into several network calls."""
         with self.weights.use(weights):
-            parts = [self._emit(*part) for part in _split(x, here, cond, self.spec.batch)]
-        return read(parts[0] if len(parts) == 1 else torch.cat(parts), x, here, self.spec.parametrisation)
+            outputs = [self._output(*inputs) for inputs in _split(x, here, cond, self.spec.batch)]
+        return read(outputs[0] if len(outputs) == 1 else torch.cat(outputs), x, here, self.spec.parametrisation)
 
     def blend(self, into: Weights, keep: float) -> None:
         """See :class:`grpaint.core.policy.Policy`."""
         self.weights.blend(into, keep)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """What the optimizer moves."""
+        """The trainable parameters."""
         return iter(self.weights.trainable.values())
 
     def export(self, weights: Weights = "average") -> tuple[dict[str, Tensor], dict[str, str]]:
-        """A whole, stand-alone model, adapters merged, and the header that says what it is."""
+        """The tensors of a whole model, with adapters merged, and the header of its file."""
         with self.weights.use(weights):
             state = merged_state(self.net)
         return state, {"model": "scenes", "parametrisation": self.spec.parametrisation}
 
 
 def _split(x: Tensor, here: Point, cond: SceneCondition, batch: int) -> Iterator[tuple[Tensor, Point, SceneCondition]]:
-    """What each network call is given: all of it where it fits."""
+    """The inputs of each network call, with at most ``batch`` rows."""
     if len(x) <= batch:
         yield x, here, cond
         return

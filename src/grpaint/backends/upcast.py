@@ -1,4 +1,4 @@
-"""Computing in fp32 with weights that are kept in less."""
+"""Compute in fp32 with weights that are stored in half precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,22 +10,22 @@ from torch import Tensor, nn
 
 @contextmanager
 def upcast(module: nn.Module) -> Iterator[None]:
-    """Inside, every layer computes in fp32 on its weights as they are rounded; one layer's at a time take the room."""
+    """Inside the block, compute in fp32 on the rounded weights; only one layer at a time has its weights in fp32."""
     handles = []
     for layer in module.modules():
-        own = [t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None]
-        if not own:
+        tensors = [t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None]
+        if not tensors:
             continue
-        kept = [tensor for tensor in own if _half(tensor)]
-        dtypes = [tensor.dtype for tensor in kept]
+        halves = [tensor for tensor in tensors if _is_half(tensor)]
+        dtypes = [tensor.dtype for tensor in halves]
 
-        def before(_: nn.Module, args: Any, kwargs: Any, kept: list[Tensor] = kept) -> Any:
-            for tensor in kept:
+        def before(_: nn.Module, args: Any, kwargs: Any, halves: list[Tensor] = halves) -> Any:
+            for tensor in halves:
                 tensor.data = tensor.data.float()
-            return tuple(map(_full, args)), {name: _full(value) for name, value in kwargs.items()}
+            return tuple(map(_fp32, args)), {name: _fp32(value) for name, value in kwargs.items()}
 
-        def after(*_: Any, kept: list[Tensor] = kept, dtypes: list[torch.dtype] = dtypes) -> None:
-            for tensor, dtype in zip(kept, dtypes, strict=True):
+        def after(*_: Any, halves: list[Tensor] = halves, dtypes: list[torch.dtype] = dtypes) -> None:
+            for tensor, dtype in zip(halves, dtypes, strict=True):
                 tensor.data = tensor.data.to(dtype)
 
         handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
@@ -37,9 +37,9 @@ def upcast(module: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def _half(tensor: Tensor) -> bool:
+def _is_half(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.bfloat16, torch.float16)
 
 
-def _full(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and _half(value) else value
+def _fp32(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and _is_half(value) else value

@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported until a command needs it."""
+"""The command line: flags and help texts. Nothing heavy is imported until a command runs."""
 
 # ruff: noqa: I001 - commands register when they are imported, and --help lists them in this order
 
@@ -12,13 +12,13 @@ from grpaint.cli import runs, models, data, rewards, serve, recipes  # noqa: F40
 
 
 def main() -> None:
-    """The entry point: our errors are one line, a bad setting exits with 2, a stopped run with 130 or 143."""
+    """Run the command line: an error of ours is one line, a bad setting exits with 2, a stopped run with 130 or 143."""
     if "OMP_WAIT_POLICY" not in os.environ:  # before PyTorch loads: threads that spin for long stall on busy cores
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app()
     except (KeyboardInterrupt, SystemExit) as end:
-        if isinstance(end, SystemExit) and end.code != 130:  # typer's own word for Ctrl-C
+        if isinstance(end, SystemExit) and end.code != 130:  # typer turns Ctrl-C into this
             raise
         typer.echo("grpaint: stopped at once; what was saved before stays.", err=True)
         sys.exit(130)
@@ -30,24 +30,25 @@ def main() -> None:
 
 
 def _explain(error: Exception) -> int | None:
+    """Print an expected error in one line and return its exit code; return None for a bug of ours."""
     from grpaint.core.errors import CheckpointError, ConfigError, GrpaintError
-    from grpaint.core.importing import own_place
+    from grpaint.core.importing import user_code_location
 
     if isinstance(error, GrpaintError):
         typer.echo(f"grpaint: {' '.join(str(error).splitlines())}", err=True)
-        reading = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
-        return 2 if reading or isinstance(error, ConfigError) else 1
+        unreadable = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
+        return 2 if unreadable or isinstance(error, ConfigError) else 1
     if isinstance(error, OSError):
-        way = "; mend that, or name another place." if error.filename else ""
-        typer.echo(f"grpaint: {error.filename or ''}: {error.strerror or error}{way}", err=True)
+        way_out = "; fix that, or name another place." if error.filename else ""
+        typer.echo(f"grpaint: {error.filename or ''}: {error.strerror or error}{way_out}", err=True)
         return 1
     code = getattr(error, "exit_code", None)
     if code is not None and type(error).__name__ == "Stopped":
-        typer.echo(f"grpaint: stopped by {error} after saving; go on with --resume.", err=True)
+        typer.echo(f"grpaint: stopped by {error} after saving; continue with --resume.", err=True)
         return int(code)
-    place = own_place(error)
+    place = user_code_location(error)
     if place:
-        said = " ".join(str(error).split())
-        typer.echo(f"grpaint: {place}: {type(error).__name__}: {said}", err=True)
+        message = " ".join(str(error).split())
+        typer.echo(f"grpaint: {place}: {type(error).__name__}: {message}", err=True)
         return 1
     return None

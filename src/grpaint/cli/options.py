@@ -9,6 +9,6 @@ RecipeName = Annotated[str | None, typer.Argument(help="A path, WORLD/METHOD, or
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key.sub=value; may be repeated.", show_default=False)]
 RunName = Annotated[str | None, typer.Option("--name", help="The folder's name under runs/.")]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds run folders.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of this name.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run of this name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Source = Annotated[str, typer.Argument(metavar="RUN-OR-CHECKPOINT", help="A run, a checkpoint folder, or a file.")]
+ModelName = Annotated[str, typer.Argument(metavar="RUN-OR-CHECKPOINT", help="A run, a checkpoint folder, or a file.")]

@@ -1,6 +1,5 @@
 """Commands about rewards."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -23,12 +22,6 @@ def try_(
     sets: Sets = None,
 ) -> None:
     """Run a reward's self-test, then score a folder of pictures. --set takes the reward's own settings."""
-    from rich.console import Console
+    from grpaint.commands.try_reward import run
 
-    from grpaint.commands.try_reward import opened, shown, tried
-
-    found = tried(opened(reward, sets or []), reward, images, prompts, references)
-    if as_json:
-        typer.echo(json.dumps(found))
-    else:
-        Console().print(shown(found))
+    run(reward, images, prompts, references, sets or [], as_json=as_json)

@@ -23,21 +23,6 @@ def serve_reward(  # noqa: PLR0913 - reason: one argument a flag
     sets: Sets = None,
 ) -> None:
     """Serve a reward over HTTP, for runs with kind = "remote". --set takes the reward's own settings."""
-    import torch
+    from grpaint.commands.serve_reward import Service, run
 
-    from grpaint.commands.serve_reward import make_server, serve, token_of
-    from grpaint.core.errors import ConfigError
-    from grpaint.rewards.elsewhere.server import Limits
-
-    if max_mib < 1 or not 0 < timeout <= 86_400 or batch < 0 or not 0 <= port < 65536 or threads < 0:
-        raise ConfigError("serve-reward: --max-mib, --timeout (seconds, up to a day), --port: out of range.")
-    if threads:
-        torch.set_num_threads(threads)
-    token, made = token_of(host, token_env, token_file)
-    limits = Limits(max_mib << 20, timeout, batch)
-    server, stop = make_server(reward, sets or [], (host, port), token, limits, lambda line: typer.echo(line, err=True))
-    if made:
-        typer.echo(f"token {token}")
-    about = server.about
-    typer.echo(f"serving {about['name']} on http://{host}:{server.server_port} identity {about['identity']}")
-    serve(server, stop)
+    run(reward, sets or [], Service(host, port, token_env, token_file, max_mib, timeout, batch, threads))

@@ -1,0 +1,1 @@
+"""What each command does, a module or package for each; they do not import each other."""

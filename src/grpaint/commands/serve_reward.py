@@ -1,29 +1,80 @@
-"""What ``grpaint serve-reward`` is made of, apart from its words."""
+"""``grpaint serve-reward``: serve a reward over HTTP for runs on other machines or in other environments."""
 
 import ipaddress
 import os
 import secrets
-import signal
-import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+
+import torch
+from typer import echo
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.policy import Elsewhere, Reward
-from grpaint.learn.table import ask
+from grpaint.core.policy import ExternalReward, Reward
+from grpaint.learn.table import score_images
 from grpaint.recipe.build import build
 from grpaint.recipe.config import override
 from grpaint.rewards.elsewhere.server import Limits, RewardServer, identity
 
 
-def token_of(host: str, variable: str | None, file: Path | None) -> tuple[str, bool]:
-    """The token that requests must show, and whether it was made here.
+@dataclass(frozen=True)
+class Service:
+    """The flags of ``grpaint serve-reward``: address, where the token is, and limits.
+
+    ``max_mib``: the largest request. ``timeout``: seconds for a request to arrive, and again to be scored, up to a
+    day. ``batch``: images of waiting requests that are scored together (0: none). ``threads``: 0 leaves them to
+    PyTorch.
+    """
+
+    host: str
+    port: int
+    token_env: str | None
+    token_file: Path | None
+    max_mib: int
+    timeout: float
+    batch: int
+    threads: int
+
+    def limits(self) -> Limits:
+        """Return the limits of a request.
+
+        Raises:
+            ConfigError: a number is out of range.
+        """
+        ranges = self.max_mib >= 1 and 0 < self.timeout <= 86_400 and 0 <= self.port < 65536
+        if not ranges or self.batch < 0 or self.threads < 0:
+            raise ConfigError("serve-reward: --max-mib, --timeout (seconds, up to a day), --port: out of range.")
+        return Limits(self.max_mib << 20, self.timeout, self.batch)
+
+
+def run(kind: str, sets: Sequence[str], service: Service) -> None:
+    """Serve the reward ``kind`` with its own settings ``sets`` until SIGTERM or Ctrl-C.
 
     Raises:
-        ConfigError: where a named one is not there, or another host than loopback is to be served without one.
+        ConfigError: the reward, the address, the token or a limit is refused.
+        RewardError: a reward in another process does not start.
+    """
+    limits = service.limits()
+    if service.threads:
+        torch.set_num_threads(service.threads)
+    token, generated = token_of(service.host, service.token_env, service.token_file)
+    address = service.host, service.port
+    server, stop = make_server(kind, sets, address, token, limits, lambda line: echo(line, err=True))
+    if generated:
+        echo(f"token {token}")
+    name, digest = server.about["name"], server.about["identity"]
+    echo(f"serving {name} on http://{service.host}:{server.server_port} identity {digest}")
+    serve(server, stop)
+
+
+def token_of(host: str, variable: str | None, file: Path | None) -> tuple[str, bool]:
+    """Return the token that requests must carry, and whether it was generated here.
+
+    Raises:
+        ConfigError: the named token is missing or too short, or a host other than loopback would have none.
     """
     if variable and file:
         raise ConfigError("serve-reward: --token-env and --token-file: give one of them.")
@@ -41,7 +92,7 @@ def token_of(host: str, variable: str | None, file: Path | None) -> tuple[str, b
     else:
         raise ConfigError(f"--host {host}: others can reach that; name a token of yours, --token-env or --token-file.")
     if len(token) < 16 or not token.isascii() or not token.isprintable():
-        raise ConfigError(f"{where} holds no token; 16 or more printable ASCII characters are wanted.")
+        raise ConfigError(f"{where} holds no token; it must be 16 or more printable ASCII characters.")
     return token, False
 
 
@@ -60,11 +111,11 @@ def make_server(
     limits: Limits,
     log: Callable[[str], None],
 ) -> tuple[RewardServer, Callable[[], None]]:
-    """A server that listens, and what to call when it has ended.
+    """Return a server that listens on ``address``, and a function to call after it has ended.
 
     Raises:
-        ConfigError: for a reward or an address that cannot be had.
-        RewardError: where a reward in another process does not start.
+        ConfigError: the reward cannot be built or served, or the address cannot be used.
+        RewardError: a reward in another process does not start.
     """
     if any(item.partition("=")[0].strip() in ("kind", "weight") for item in sets):
         raise ConfigError(
@@ -73,34 +124,26 @@ def make_server(
     reward, settings = build(Reward, override({"kind": kind}, sets), "reward")
     if getattr(reward, "needs_group", False):
         raise ConfigError(
-            f"{kind}: it compares the images of a prompt, which a server is not asked about together; name it in the "
-            "run itself, or serve it pointwise."
+            f"{kind}: it compares the images of a prompt, and a server does not receive them together; name it in "
+            "the run itself, or serve it pointwise."
         )
     stop: Callable[[], None] = lambda: None  # noqa: E731
-    if isinstance(reward, Elsewhere):
+    if isinstance(reward, ExternalReward):
         stop = reward.stop
         for note in reward.start():
             log(note)
     about = {"name": kind, "version": version("grpaint"), "identity": identity(reward, settings)}
     try:
-        return RewardServer(address, partial(ask, kind, reward), about, token, limits, log), stop
+        return RewardServer(address, partial(score_images, kind, reward), about, token, limits, log), stop
     except OSError as error:
         stop()
-        raise ConfigError(f"--host {address[0]} --port {address[1]}: {error.strerror or error}.") from error
+        reason = (error.strerror or str(error)).partition(" (while")[0]  # the library repeats the address
+        raise ConfigError(f"--host {address[0]} --port {address[1]}: {reason}.") from error
 
 
 def serve(server: RewardServer, stop: Callable[[], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C, then let requests under way end."""
-
-    def ask_to_end(*_: Any) -> None:
-        threading.Thread(target=server.stop).start()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask_to_end)
+    """Serve until SIGTERM or Ctrl-C, finish the requests under way, then call ``stop``."""
     try:
-        server.serve_forever(poll_interval=0.1)
-        for thread in threading.enumerate():
-            if thread is not threading.main_thread() and not thread.daemon:
-                thread.join()
+        server.serve_forever()
     finally:
         stop()

@@ -1,14 +1,14 @@
-"""Mathematics and protocols: torch and nothing else of grpaint.
+"""Paths, samplers, one denoising step, keyed noise, and protocols; imports no other part of grpaint.
 
-Legend of the shapes used everywhere:
+Shapes used throughout:
 
     b        rows (samples) of a batch, or of a whole rollout
-    k        rows that act at one step (k <= b)
-    p        prompts; a rollout has p groups of g members, b = p * g until something is pruned
-    *latent  the shape of one sample as the model sees it: ``c h w`` or ``tokens channels``
+    k        rows that take part in one step (k <= b)
+    p        prompts; a rollout has p groups of g members, so b = p * g until rows are pruned
+    *latent  the shape of one sample in the model's latent space: ``c h w`` or ``tokens channels``
     steps    columns of a per-step table; step k goes from grid[k] to grid[k + 1], noise to data
 
-Numbers are computed in the dtype they are given (fp64 in, fp64 out).
+Computations keep the dtype of their inputs (fp64 in, fp64 out).
 """
 
 from grpaint.core.errors import (

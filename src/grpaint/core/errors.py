@@ -1,36 +1,36 @@
-"""Every error that grpaint raises on purpose.
+"""The exceptions that grpaint raises on purpose.
 
 GrpaintError                 one line for the terminal, never a traceback
 |-- ConfigError              a setting or an argument is wrong           (exit code 2)
 |   `-- MissingExtra         an optional package is not installed
 |-- CheckpointError          a weight file cannot be read or written     (2 when reading, 1 while running)
-`-- RunError                 a run that had started cannot go on         (exit code 1; resumable)
-    |-- RewardError          a reward raised, or returned what no reward may return
-    `-- MemoryExhausted      out of memory, with the phase and what to lower
+`-- RunError                 a run that had started cannot continue      (exit code 1; resumable)
+    |-- RewardError          a reward raised, or returned invalid scores
+    `-- MemoryExhausted      out of memory; names the phase and the setting to lower
 """
 
 
 class GrpaintError(Exception):
-    """What went wrong, why, and the way out, in one line."""
+    """Base class; the message says in one line what went wrong, why, and how to fix it."""
 
 
 class ConfigError(GrpaintError):
-    """A setting, recipe, argument or combination of pieces is refused before anything starts."""
+    """A setting, recipe, argument or combination of pieces is invalid; raised before anything starts."""
 
 
 class MissingExtra(ConfigError):
-    """An optional package is not installed; the message says which line to type."""
+    """An optional package is not installed; the message contains the command that installs it."""
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs an optional package: pip install 'grpaint[{extra}]'")
 
 
 class CheckpointError(GrpaintError):
-    """A file of weights is missing, cut short, not what its name says, or could not be written."""
+    """A weight file is missing, truncated, of another format than its suffix, or could not be written."""
 
 
 class RunError(GrpaintError):
-    """A run that had started cannot go on; the last checkpoint stays and the run can be resumed."""
+    """A run that had started cannot continue; the last checkpoint stays and the run can be resumed."""
 
 
 class RewardError(RunError):
@@ -38,7 +38,7 @@ class RewardError(RunError):
 
 
 class MemoryExhausted(RunError):
-    """Out of memory; the message names the phase and what to lower."""
+    """Out of memory; the message names the phase and the setting to lower."""
 
     def __init__(self, phase: str, lower: str) -> None:
         super().__init__(f"out of memory in {phase}: lower {lower}. The run can be resumed.")

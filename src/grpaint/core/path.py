@@ -1,7 +1,7 @@
 """Noising paths: x = alpha * x0 + sigma * eps, with eps ~ N(0, I).
 
-A path maps a model time ``t`` to a :class:`Point` and lays out the grid of a sampler. Everything above
-this file reads ``alpha`` and ``sigma`` and never asks whether the model is a flow or a diffusion model.
+A path maps a model time ``t`` to a :class:`Point` and gives the grid of points that a sampler visits. All other
+code reads ``alpha`` and ``sigma`` only, so that it is the same for flow and diffusion models.
 """
 
 import math
@@ -12,13 +12,13 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-TRAIN_STEPS = 1000  # of every public diffusers scheduler this package reads
+TRAIN_STEPS = 1000  # the training timesteps of every diffusers scheduler that this package supports
 
 
 class Point(NamedTuple):
-    """A place on a path: floats on a sampler's grid, tensors ``[b, 1, ..]`` where rows differ.
+    """A point on a path: floats on a sampler's grid, tensors ``[b, 1, ..]`` if rows differ.
 
-    ``t`` is what the network is told (sigma for flows, the discrete timestep for diffusion models).
+    ``t`` is the network's time input: sigma for flows, the discrete timestep for diffusion models.
     """
 
     t: Any
@@ -27,44 +27,44 @@ class Point(NamedTuple):
 
     @property
     def level(self) -> Any:
-        """Sigma / (alpha + sigma), the time of the flow with this signal-to-noise ratio; on flows sigma itself."""
+        """Noise level sigma / (alpha + sigma): the flow time of equal signal-to-noise ratio; sigma itself on flows."""
         return self.sigma / (self.alpha + self.sigma)
 
 
 class Path(Protocol):
-    """How data turn into noise, and at which points a sampler visits."""
+    """A noising path, and the points on it that a sampler visits."""
 
     def at(self, t: float | Tensor) -> Point:
-        """The point at model time ``t``."""
+        """Return the point at model time ``t``."""
 
     def times(self, uniform: Tensor) -> Tensor:
-        """Model times for training, from uniform draws in [0, 1)."""
+        """Map uniform draws in [0, 1) to model times for training."""
 
     def grid(self, steps: int) -> tuple[Point, ...]:
-        """``steps + 1`` points from noise to data."""
+        """Return ``steps + 1`` points from noise to data."""
 
     def tail(self, steps: int, first: int, parts: int) -> tuple[Point, ...]:
-        """``parts + 1`` points from ``grid(steps)[first]`` to data, evenly spaced in the time before any shift."""
+        """Return ``parts + 1`` points from ``grid(steps)[first]`` to data, evenly spaced in time before any shift."""
 
 
-def _check_steps(steps: int, most: int) -> None:
-    if not 1 <= steps <= most:
-        raise ValueError(f"steps must lie in 1..{most}, got {steps}")
+def _check_steps(steps: int, maximum: int) -> None:
+    if not 1 <= steps <= maximum:
+        raise ValueError(f"steps must lie in 1..{maximum}, got {steps}")
 
 
 @dataclass(frozen=True)
 class FlowPath:
     """Rectified flow: alpha = 1 - sigma, t = sigma in [0, 1].
 
-    ``shift`` moves steps towards noise, sigma = shift * u / (1 + (shift - 1) * u), as SD3 (3) and the FLUX recipes
-    of DanceGRPO and MixGRPO (3) do. ``spacing``:
+    ``shift`` moves steps towards noise: sigma = shift * u / (1 + (shift - 1) * u). SD3 and the FLUX recipes of
+    DanceGRPO and MixGRPO use shift 3. ``spacing``:
 
     - ``"linear"``: u = 1, 1 - 1/T, .., 0 (DanceGRPO, MixGRPO, the embedded model).
-    - ``"sd3"``: what diffusers' FlowMatchEulerDiscreteScheduler makes of a static shift: T values from 1 down to the
-      *already shifted* smallest sigma of 1000 training steps, shifted a second time, then 0. Its last step but one is
-      therefore almost at zero (T = 10, shift 3: .., .2781, .0089, 0).
+    - ``"sd3"``: the grid of diffusers' FlowMatchEulerDiscreteScheduler with a static shift: T values from 1 down to
+      the *already shifted* smallest sigma of 1000 training steps, shifted a second time, then 0. The last sigma before
+      the 0 is therefore almost zero (T = 10, shift 3: .., .2781, .0089, 0).
 
-    ``terminal`` above 0 stretches what precedes the 0 so that it ends there (Qwen-Image: 0.02).
+    ``terminal`` above 0 rescales the sigmas so that the last one before the 0 equals it (Qwen-Image: 0.02).
     """
 
     shift: float = 1.0
@@ -77,7 +77,7 @@ class FlowPath:
         if not 0 <= self.terminal < 1:
             raise ValueError(f"terminal must lie in [0, 1), got {self.terminal}")
 
-    def _shifted(self, u: float) -> float:
+    def _shift(self, u: float) -> float:
         return self.shift * u / (1 + (self.shift - 1) * u)
 
     def at(self, t: float | Tensor) -> Point:
@@ -86,39 +86,39 @@ class FlowPath:
     def times(self, uniform: Tensor) -> Tensor:
         return uniform
 
-    def _unshifted(self, steps: int) -> list[float]:
+    def _grid_times(self, steps: int) -> list[float]:
         _check_steps(steps, TRAIN_STEPS)
         if self.spacing == "linear":
             return [1 - i / steps for i in range(steps)]
-        low = self._shifted(1 / TRAIN_STEPS)
+        low = self._shift(1 / TRAIN_STEPS)
         return [1 + (low - 1) * i / max(steps - 1, 1) for i in range(steps)]
 
-    def _stretched(self, sigmas: list[float], start: float) -> list[float]:
-        """``sigmas`` moved linearly so that they run from ``start`` to ``terminal``."""
+    def _rescale(self, sigmas: list[float], start: float) -> list[float]:
+        """Map ``sigmas`` linearly so that they run from ``start`` to ``terminal``."""
         if not self.terminal or len(sigmas) == 1:
             return [start, *sigmas[1:]]
         scale = (start - self.terminal) / (sigmas[0] - sigmas[-1])
         return [start - (sigmas[0] - s) * scale for s in sigmas]
 
-    def _noisy(self, steps: int) -> list[float]:
-        return self._stretched([self._shifted(u) for u in self._unshifted(steps)], 1.0)
+    def _noisy_sigmas(self, steps: int) -> list[float]:
+        return self._rescale([self._shift(u) for u in self._grid_times(steps)], 1.0)
 
     def grid(self, steps: int) -> tuple[Point, ...]:
-        return tuple(self.at(s) for s in [*self._noisy(steps), 0.0])
+        return tuple(self.at(s) for s in [*self._noisy_sigmas(steps), 0.0])
 
     def tail(self, steps: int, first: int, parts: int) -> tuple[Point, ...]:
-        u, start = self._unshifted(steps)[first], self._noisy(steps)[first]
-        sigmas = [self._shifted(u * (1 - i / parts)) for i in range(parts)]
-        return tuple(self.at(s) for s in [*self._stretched(sigmas, start), 0.0])
+        u, start = self._grid_times(steps)[first], self._noisy_sigmas(steps)[first]
+        sigmas = [self._shift(u * (1 - i / parts)) for i in range(parts)]
+        return tuple(self.at(s) for s in [*self._rescale(sigmas, start), 0.0])
 
 
 @dataclass(frozen=True)
 class VpPath:
     """Variance-preserving diffusion: alpha = sqrt(abar_t), sigma = sqrt(1 - abar_t), t a timestep in 0..999.
 
-    ``betas`` "scaled-linear" with 0.00085 -> 0.012 is Stable Diffusion's; its alpha ends at 0.068, so a start from
-    pure noise is slightly off the path. "cosine" (Nichol & Dhariwal 2021, betas capped at 0.999) ends at 5e-5.
-    ``spacing`` and ``offset`` are the diffusers settings of the same names ("leading" adds the offset).
+    ``betas`` "scaled-linear" from 0.00085 to 0.012 is Stable Diffusion's schedule; its alpha ends at 0.068, so pure
+    noise is slightly off the path. "cosine" (Nichol & Dhariwal 2021, betas capped at 0.999) ends at 5e-5.
+    ``spacing`` and ``offset`` are diffusers' timestep_spacing and steps_offset ("leading" adds the offset).
     ``final`` is the signal level of the last point: "first" is abar_0 (``set_alpha_to_one=False``), "one" clean data.
     """
 
@@ -131,7 +131,7 @@ class VpPath:
 
     @cached_property
     def abar(self) -> tuple[float, ...]:
-        """The 1000 cumulative products of 1 - beta, in double precision."""
+        """Cumulative products of 1 - beta: 1000 numbers in double precision."""
         n = TRAIN_STEPS
         if self.betas == "cosine":
             bar = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]
@@ -141,29 +141,29 @@ class VpPath:
             ends = self.first_beta ** (1 / power), self.last_beta ** (1 / power)
             betas = [(ends[0] + (ends[1] - ends[0]) * i / (n - 1)) ** power for i in range(n)]
         products, product = [], 1.0
-        for value in betas:
-            product *= 1 - value
+        for beta in betas:
+            product *= 1 - beta
             products.append(product)
         return tuple(products)
 
     @cached_property
-    def _table(self) -> Tensor:
+    def _abar_table(self) -> Tensor:
         return torch.tensor(self.abar, dtype=torch.float64)
 
     def at(self, t: float | Tensor) -> Point:
-        """``t`` is rounded to a timestep; a tensor gives alpha and sigma in fp32 (fp64 for fp64) on its device."""
+        """Round ``t`` to a timestep; for a tensor, alpha and sigma are fp32 (fp64 for fp64) on its device."""
         if isinstance(t, Tensor):
             dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
-            abar = self._table[t.detach().cpu().round().long()]
+            abar = self._abar_table[t.detach().cpu().round().long()]
             return Point(t, abar.sqrt().to(t.device, dtype), (1 - abar).sqrt().to(t.device, dtype))
-        level = self.abar[round(t)]
-        return Point(t, level**0.5, (1 - level) ** 0.5)
+        signal = self.abar[round(t)]
+        return Point(t, signal**0.5, (1 - signal) ** 0.5)
 
     def times(self, uniform: Tensor) -> Tensor:
         return (uniform * TRAIN_STEPS).long().clamp(max=TRAIN_STEPS - 1)
 
     def timesteps(self, steps: int) -> list[int]:
-        """The discrete times that a sampler of ``steps`` steps asks the network about, from noise to data."""
+        """Return the timesteps at which a sampler of ``steps`` steps evaluates the network, from noise to data."""
         n = TRAIN_STEPS
         _check_steps(steps, n - 1 if self.spacing == "leading" else n)
         if self.spacing == "leading":
@@ -180,5 +180,5 @@ class VpPath:
         return (*map(self.at, self.timesteps(steps)), self._end)
 
     def tail(self, steps: int, first: int, parts: int) -> tuple[Point, ...]:
-        t, end = self.timesteps(steps)[first], 0 if self.final == "first" else -1  # clean data lie one below 0
+        t, end = self.timesteps(steps)[first], 0 if self.final == "first" else -1  # clean data count as timestep -1
         return (*(self.at(max(0, round(t + (end - t) * i / parts))) for i in range(parts)), self._end)

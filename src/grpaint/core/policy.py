@@ -1,4 +1,4 @@
-"""What a training loop needs of a model, of its conditioning, of a prompt and of a reward."""
+"""Protocols for models, conditioning and rewards, and the prompts and captioned images that they work on."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ ALL = slice(None)
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption, what is known about it, and maybe an image ``[3, h, w]`` in [0, 1] that it describes."""
+    """A caption, its metadata, and optionally the image ``[3, h, w]`` in [0, 1] that it describes."""
 
     text: str
     metadata: Mapping[str, object] = field(default_factory=dict)
@@ -28,49 +28,54 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Captioned:
-    """Captions, and the images that they describe: ``load`` opens a run of them as ``[b, 3, h, w]`` in [0, 1]."""
+class CaptionedImages:
+    """Captions and the images that they describe; ``load`` reads a slice of these as ``[b, 3, h, w]`` in [0, 1]."""
 
     prompts: list[Prompt]
     load: Callable[[slice], Tensor]
 
     def images(self, rows: slice = ALL) -> Float[Tensor, "b 3 h w"]:
-        """The images of ``rows``, opened now."""
+        """Read the images of ``rows``."""
         return self.load(rows)
 
 
 class Reward(Protocol):
-    """Images ``[b, 3, h, w]`` in [0, 1] and their prompts to ``b`` scores; higher is better."""
+    """A function from images ``[b, 3, h, w]`` in [0, 1] and their prompts to ``b`` scores; higher is better."""
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt], /) -> Float[Tensor, " b"]:
-        """One finite score an image."""
+        """Return one finite score per image."""
 
 
 @runtime_checkable
-class Elsewhere(Protocol):
-    """A reward that lives in another process: it is started with a run, and may be asked beside others."""
+class ExternalReward(Protocol):
+    """A reward that another process computes: it is connected for the length of a run and may run beside others."""
 
     def start(self) -> list[str]:
-        """Reach it, before weights are opened; what a person should know of it. Raises RewardError."""
+        """Connect, before weights are opened; returns notes for the log.
+
+        Raises:
+            RewardError: if it cannot be reached, or does not fit the settings.
+        """
 
     def stop(self) -> None:
-        """Let go of it; harmless where it was never started."""
+        """Disconnect; does nothing if never started."""
 
 
 class Condition(Protocol):
-    """Encoded prompts, one row each."""
+    """Encoded prompts, one row per prompt."""
 
     def __len__(self) -> int:
-        """How many rows it holds."""
+        """Return the number of rows."""
 
     def rows(self, index: Tensor) -> Self:
-        """The rows that ``index`` names, in that order, repeated where it repeats."""
+        """Select rows by ``index``, in its order; an index may repeat."""
 
 
 class Meter:
-    """Counts model evaluations: a forward of one sample is 1, a backward 2; guidance doubles both.
+    """Counts model evaluations: a forward pass of one sample is 1, a backward pass 2; guidance doubles both.
 
-    What a recipe's method costs is booked under ``training``; evaluation and self-tests under names of their own.
+    ``counts`` has one account per purpose: ``training`` for the cost of the recipe's method, and others for
+    evaluation and self-tests.
     """
 
     def __init__(self) -> None:
@@ -79,64 +84,64 @@ class Meter:
         self._captions = self._truncated = 0
 
     def forward(self, rows: int, *, networks: int = 1, recomputed: bool = False) -> None:
-        """Book a forward of ``rows`` samples; with gradients enabled its backward is booked with it.
+        """Count a forward pass of ``rows`` samples, and its backward pass too if gradients are enabled.
 
-        ``recomputed``: the backward runs the forward once more (activation checkpointing).
+        ``recomputed``: the backward pass repeats the forward pass (activation checkpointing).
         """
         backward = 2 + recomputed if torch.is_grad_enabled() else 0
         self.counts[self._account] += rows * networks * (1 + backward)
 
     def captions(self, read: int, truncated: int) -> None:
-        """Book captions that were read, and how many of them not to their end; those of training alone count."""
+        """Count captions that were encoded, and how many of them were truncated; ignored outside training."""
         if self._account == "training":
             self._captions, self._truncated = self._captions + read, self._truncated + truncated
 
     def truncated(self) -> dict[str, float]:
-        """By its metric's name the share of captions, since this was last asked, that were not read to their end."""
+        """Return the share of captions truncated since the last call, under its metric's name, and reset the count."""
         share = {"prompts/truncated": self._truncated / self._captions} if self._captions else {}
         self._captions = self._truncated = 0
         return share
 
     @contextmanager
     def account(self, name: str) -> Iterator[None]:
-        """Book what happens inside under ``name``."""
-        before, self._account = self._account, name
+        """Count the evaluations inside the ``with`` block under ``name``."""
+        previous, self._account = self._account, name
         try:
             yield
         finally:
-            self._account = before
+            self._account = previous
 
 
 class Policy(Protocol):
-    """A text-to-image model as the loops see it.
+    """A text-to-image model.
 
-    Guidance, casting, adapter switching and offload happen behind it, so that they cannot differ between rollout and
-    replay. ``weights`` names whose parameters answer: the ones being trained, the behaviour policy's, their running
-    average, or the frozen reference.
+    It handles guidance, casting, adapter switching and offload itself, so that these cannot differ between rollout and
+    replay. ``weights`` selects the parameters: those being trained ("current"), the behaviour policy's, the running
+    average of the trained ones, or the frozen reference's.
     """
 
     path: Path
     meter: Meter
 
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
-        """Encode captions, one row each."""
+        """Encode captions, one row per caption."""
 
     def encode_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b *latent"]:
-        """Clean latents of images in [0, 1]."""
+        """Encode images in [0, 1] to clean latents."""
 
     def noise(self, key: Key, rows: Sequence[int] | Tensor) -> Float[Tensor, "b *latent"]:
-        """Keyed standard-normal latents on the model's device; see :func:`grpaint.core.rng.noise`."""
+        """Return keyed standard-normal latents on the model's device; see :func:`grpaint.core.rng.noise`."""
 
     def predict(
         self, x: Float[Tensor, "b *latent"], here: Point, cond: Condition, weights: Weights = "current"
     ) -> Prediction:
-        """What the network believes about ``x`` at ``here``, in fp32."""
+        """Predict the clean sample and the noise in ``x`` at the point ``here``, in fp32."""
 
     def decode(self, x0: Float[Tensor, "b *latent"]) -> Float[Tensor, "b 3 h w"]:
-        """Images in [0, 1]."""
+        """Decode clean latents to images in [0, 1]."""
 
     def blend(self, into: Weights, keep: float) -> None:
-        """``into <- keep * into + (1 - keep) * current``."""
+        """Update weights in place: ``into <- keep * into + (1 - keep) * current``."""
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
-        """What the optimizer moves."""
+        """Yield the parameters that the optimizer updates."""

@@ -1,4 +1,4 @@
-"""The only form in which grpaint reads a network: the clean sample and the noise it believes in."""
+"""The common form of every network's output: the clean sample and the noise that it predicts."""
 
 from typing import Literal, NamedTuple
 
@@ -12,14 +12,14 @@ Parametrisation = Literal["velocity", "epsilon", "v"]
 
 
 class Prediction(NamedTuple):
-    """The network's belief about a noisy ``x = alpha * x0 + sigma * eps``: both parts, ``[b, *latent]``."""
+    """Predicted clean sample and noise of ``x = alpha * x0 + sigma * eps``, each ``[b, *latent]``."""
 
     x0: Tensor
     eps: Tensor
 
 
 def plus(x: Tensor, factor: float | Tensor, y: Tensor) -> Tensor:
-    """``x + factor * y`` in one pass over memory; a tensor ``factor`` broadcasts."""
+    """Compute ``x + factor * y`` in one pass over memory; a tensor ``factor`` broadcasts."""
     if isinstance(factor, Tensor):
         return torch.addcmul(x, factor, y)
     return torch.add(x, y, alpha=factor)
@@ -28,11 +28,14 @@ def plus(x: Tensor, factor: float | Tensor, y: Tensor) -> Tensor:
 def read(
     output: Float[Tensor, "b *latent"], x: Float[Tensor, "b *latent"], here: Point, kind: Parametrisation
 ) -> Prediction:
-    """Turn a network's raw output at ``x`` into (x0, eps); ``alpha * x0 + sigma * eps == x`` holds for each kind.
+    """Convert a network's raw output at ``x`` to (x0, eps) with ``alpha * x0 + sigma * eps == x`` for each kind.
 
     - ``"velocity"``: output = eps - x0 on a flow (alpha + sigma = 1; Liu et al. 2022).
     - ``"epsilon"``: output = eps (Ho et al. 2020); x0 = (x - sigma * eps) / alpha.
     - ``"v"``: output = alpha * eps - sigma * x0 on a variance-preserving path (Salimans & Ho 2022).
+
+    Raises:
+        ValueError: if ``kind`` is none of these.
     """
     _, alpha, sigma = here
     match kind:

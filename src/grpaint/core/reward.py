@@ -1,4 +1,7 @@
-"""What a reward of ours says about itself beyond its scores; a plain function says nothing."""
+"""The base class of the built-in rewards: their weight files, settings check and self-test.
+
+A plain function can be a reward too; it has none of these.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ from grpaint.core.policy import Prompt
 
 @dataclass(frozen=True)
 class Pair:
-    """A self-test: the first of two images must score higher than the second, and both within ``low`` and ``high``."""
+    """A self-test: ``better`` must score higher than ``worse``, and both scores must lie in [``low``, ``high``]."""
 
     better: Float[Tensor, "3 h w"]
     worse: Float[Tensor, "3 h w"]
@@ -22,46 +25,46 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A setting that names weights: a file, a folder with ``files``, or a hub's repository that has them.
+class WeightSource:
+    """A setting that names weights; its ``location`` is a file, a folder, or a repository on the Hugging Face hub.
 
-    ``files`` are names or patterns, and the first, a name, must be there; ``origin`` is where it was published, a
-    hub's repository or an address.
+    ``files`` are the file names or patterns needed from a folder or repository; the first is a name and must exist.
+    ``origin`` is the hub repository or URL where the weights were published.
     """
 
     setting: str
-    given: str
+    location: str
     files: tuple[str, ...]
     origin: str
 
 
 class RewardBase:
-    """What every reward of ours answers; each has a default that says nothing."""
+    """Optional properties of a reward, each with a neutral default."""
 
-    needs_reference: ClassVar[bool] = False  # looks at the prompt's reference image
-    needs_caption: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False  # whether it compares with the prompt's reference image
+    needs_caption: ClassVar[bool] = True  # whether it reads the prompt's text
 
     @property
     def best(self) -> float | None:
-        """A score that nothing exceeds, so that all images may have it; None where there is none."""
+        """The highest possible score, which all images may reach, or None if scores have no maximum."""
         return None
 
-    def sources(self) -> tuple[Source, ...]:
-        """The weights that it opens."""
+    def sources(self) -> tuple[WeightSource, ...]:
+        """Return the weights that it opens."""
         return ()
 
     def check(self) -> None:
-        """Refuse what can be refused before anything is opened.
+        """Check the settings before any weights are opened.
 
         Raises:
-            ValueError: naming the setting, its value, the reason and the way out.
-            MissingExtra, CheckpointError: where a package or a whole file is missing.
+            ValueError: if a setting is invalid; the message names the setting, its value, the reason and the fix.
+            MissingExtra, CheckpointError: if a package or a whole file is missing.
         """
 
     def pair(self) -> Pair | None:
-        """Its self-test."""
+        """Return its self-test, or None if it has none."""
         return None
 
     def truncated(self, prompts: Sequence[Prompt]) -> int | None:
-        """How many captions are longer than it reads; None where it has no such limit."""
+        """Count the captions longer than its text limit; None if it has no limit."""
         return None

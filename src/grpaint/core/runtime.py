@@ -1,4 +1,4 @@
-"""Device, precision and threads: the same three settings for every backend."""
+"""Device and precision: settings that every backend shares."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -9,31 +9,35 @@ import torch
 from grpaint.core.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
+NetworkPrecision = Literal["fp32", "bf16", "fp16"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where networks compute and in what: latents, log-probabilities and masters are fp32 whatever it says."""
+    """The device and the precision of network computations.
 
-    hollow: ClassVar[bool] = False  # whether networks have shapes alone, so that no file of weights is opened
+    Latents, log-probabilities and master weights are fp32, whatever the precision.
+    """
+
+    fake: ClassVar[bool] = False  # whether networks have shapes but no values, so that no weight file is opened
     device: str = "cpu"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: NetworkPrecision = "fp32"
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of matrix products."""
+        """The dtype of matrix products."""
         return DTYPES[self.precision]
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Inside, matrix products run in the chosen precision."""
+        """Return a context in which matrix products run in the chosen precision."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device, self.dtype)
 
     def building(self) -> AbstractContextManager[object]:
-        """Inside it parts are added to a network."""
+        """Return a context for adding modules to a network."""
         return nullcontext()
 
     def place(self, model: Any) -> None:
@@ -47,15 +51,15 @@ def has_matrix_units() -> bool:
 
 
 def resolve(device: Device, precision: Precision) -> Runtime:
-    """Turn ``auto`` into what this machine has.
+    """Replace ``auto`` by the best device and precision of this machine.
 
     Raises:
-        ConfigError: where a device or precision is asked for that is not there.
+        ConfigError: if ``device`` is "cuda" and there is none.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError('device = "cuda": no CUDA device is visible here. Use device = "cpu", or "auto".')
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    chosen_device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if where == "cuda" else has_matrix_units()
-        return Runtime(where, "bf16" if fast else "fp32")
-    return Runtime(where, precision)
+        fast_bf16 = torch.cuda.is_bf16_supported() if chosen_device == "cuda" else has_matrix_units()
+        return Runtime(chosen_device, "bf16" if fast_bf16 else "fp32")
+    return Runtime(chosen_device, precision)

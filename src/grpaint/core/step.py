@@ -1,8 +1,8 @@
-"""One denoising step is a Gaussian.
+"""One denoising step as a Gaussian, and the samplers that define its mean and noise.
 
-Every sampler of this field is ``x' = alpha' * x0 + gain * eps + std * z`` with z ~ N(0, I); a sampler is the two
-numbers ``(gain, std)`` and nothing else. With ``gain^2 + std^2 = sigma'^2`` a step carries exactly the noise that
-its target level asks for (Ode, Ddim, Cps); FlowSde and DanceSde are Euler-Maruyama steps and deviate by O(dt).
+Every sampler here computes ``x' = alpha' * x0 + gain * eps + std * z`` with z ~ N(0, I), so a sampler is just the
+two numbers ``(gain, std)``. If ``gain^2 + std^2 = sigma'^2``, a step ends with exactly the noise of its target level
+(Ode, Ddim, Cps); FlowSde and DanceSde are Euler-Maruyama steps and deviate by O(dt).
 """
 
 import math
@@ -18,53 +18,57 @@ from grpaint.core.prediction import Prediction
 
 
 def mean_square(x: Float[Tensor, "b *latent"], y: Float[Tensor, "b *latent"]) -> Float[Tensor, " b"]:
-    """Mean of (x - y)^2 over everything but the rows."""
+    """Average (x - y)^2 over all dimensions but the first."""
     return per_row(F.mse_loss(x, y, reduction="none"))
 
 
 def per_row(values: Float[Tensor, "b *latent"]) -> Float[Tensor, " b"]:
-    """Mean over everything but the rows."""
+    """Average over all dimensions but the first."""
     return values.flatten(1).mean(1)
 
 
 class Gaussian(NamedTuple):
-    """The distribution of the next latent: an isotropic normal around ``mean`` ``[b, *latent]``."""
+    """Distribution of the next latent: an isotropic normal around ``mean`` ``[b, *latent]``."""
 
     mean: Tensor
     std: float
 
     def sample(self, noise: Float[Tensor, "b *latent"]) -> Float[Tensor, "b *latent"]:
-        """The action that standard-normal ``noise`` selects."""
+        """Compute the action for standard-normal ``noise``: mean + std * noise."""
         return self.mean + self.std * noise if self.std else self.mean
 
     def log_prob(self, x: Float[Tensor, "b *latent"]) -> Float[Tensor, " b"]:
-        """Log density averaged (not summed) over elements, the convention of Flow-GRPO, DanceGRPO and DDPO.
+        """Return the log density averaged (not summed) over elements, as in Flow-GRPO, DanceGRPO and DDPO.
 
         Raises:
-            ValueError: where ``std`` is 0, since a deterministic step has no density.
+            ValueError: if ``std`` is 0, since a deterministic step has no density.
         """
         if not self.std > 0:
             raise ValueError("a deterministic step (std = 0) has no log-probability")
         return -mean_square(self.mean, x) / (2 * self.std**2) - math.log(self.std) - 0.5 * math.log(2 * math.pi)
 
     def kl(self, other: "Gaussian") -> Float[Tensor, " b"]:
-        """KL(self || other), averaged over elements."""
+        """Return KL(self || other) averaged over elements.
+
+        Raises:
+            ValueError: if either ``std`` is 0.
+        """
         if not (self.std > 0 and other.std > 0):
             raise ValueError("a deterministic step (std = 0) has no KL divergence")
-        # the part that does not hang on the means in double precision: where stds agree it is exactly 0
+        # the part that does not depend on the means, in double precision: exactly 0 if the stds are equal
         spread = (self.std / other.std) ** 2 / 2 + math.log(other.std / self.std) - 0.5
         return mean_square(self.mean, other.mean) / (2 * other.std**2) + spread
 
 
 class Sampler(Protocol):
-    """The pair of numbers that makes a sampler."""
+    """A function that gives the two coefficients of a step."""
 
     def __call__(self, here: Point, there: Point, /) -> tuple[float, float]:
-        """``(gain on eps, std)`` of the step from ``here`` to ``there``."""
+        """Return ``(gain on eps, std)`` of the step from ``here`` to ``there``."""
 
 
 def step(sampler: Sampler, prediction: Prediction, here: Point, there: Point) -> Gaussian:
-    """The distribution of the latent at ``there``: N(alpha' * x0 + gain * eps, std^2)."""
+    """Return the distribution of the latent at ``there``: N(alpha' * x0 + gain * eps, std^2)."""
     gain, std = sampler(here, there)
     return Gaussian((there.alpha * prediction.x0).add_(prediction.eps, alpha=gain), std)
 
@@ -86,7 +90,7 @@ class Ode:
 class Ddim:
     """DDIM with eta (Song et al. 2020, eq. 16): std = eta * sigma'/sigma * sqrt(sigma^2 - (alpha/alpha')^2 sigma'^2).
 
-    On a VP path the root is sqrt(1 - (alpha/alpha')^2), the published form; this one holds on flows too.
+    On a VP path the root equals the published sqrt(1 - (alpha/alpha')^2); this form holds on flows too.
 
     eta = 1 is ancestral (DDPM) sampling, the sampler of DDPO (Black et al. 2023).
     """
@@ -97,8 +101,8 @@ class Ddim:
         _check("eta", self.eta, 0, 1)
 
     def __call__(self, here: Point, there: Point, /) -> tuple[float, float]:
-        gone = here.sigma**2 - (here.alpha / there.alpha * there.sigma) ** 2
-        std = self.eta * there.sigma / here.sigma * max(gone, 0.0) ** 0.5
+        variance = here.sigma**2 - (here.alpha / there.alpha * there.sigma) ** 2
+        std = self.eta * there.sigma / here.sigma * max(variance, 0.0) ** 0.5
         return max(there.sigma**2 - std**2, 0.0) ** 0.5, std
 
 
@@ -106,7 +110,7 @@ class Ddim:
 class Cps:
     """Coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952): std = sigma' * sin(eta * pi/2).
 
-    eta = 0 is the ODE, eta = 1 re-noises the clean prediction completely.
+    eta = 0 is the ODE; eta = 1 replaces all of the predicted noise by fresh noise.
     """
 
     eta: float = 0.8
@@ -123,9 +127,9 @@ class Cps:
 class Annealed:
     """Re-noising with a temperature that falls with the noise (TAFS-GRPO, arXiv 2602.01591: our reconstruction).
 
-    The one-step clean prediction is noised back to the next level; of that noise sin(tau pi/2) is fresh. tau goes from
-    ``first`` at pure noise to ``last`` at clean data, linearly in the level sigma' / (alpha' + sigma'). tau = 1
-    throughout is multistep consistency sampling, tau = 0 the ODE.
+    The predicted clean sample is noised to the next level; fresh noise makes up sin(tau pi/2) of that noise. tau goes
+    from ``first`` at pure noise to ``last`` at clean data, linearly in the noise level sigma' / (alpha' + sigma').
+    tau = 1 throughout is multistep consistency sampling, tau = 0 the ODE.
     """
 
     first: float = 1.0
@@ -141,7 +145,7 @@ class Annealed:
 
 
 def _euler_maruyama(g: float, here: Point, there: Point) -> tuple[float, float]:
-    """Dx = [v + g^2/(2 sigma) * eps] dt + g dW on a flow; a step of length dt = sigma - sigma'."""
+    """Discretise dx = [v + g^2/(2 sigma) * eps] dt + g dW on a flow, with a step of length dt = sigma - sigma'."""
     if abs(here.alpha + here.sigma - 1) > 1e-6:
         raise ValueError("this sampler is for flows (alpha + sigma = 1); on a diffusion path use ddim or cps")
     std = g * (here.sigma - there.sigma) ** 0.5
@@ -152,8 +156,8 @@ def _euler_maruyama(g: float, here: Point, there: Point) -> tuple[float, float]:
 class FlowSde:
     """The SDE of Flow-GRPO (arXiv 2505.05470): g = eta * sqrt(sigma / (1 - sigma)).
 
-    g diverges at pure noise. There, and only there, the denominator takes the next sigma of the grid, so that the
-    first step has std = eta exactly. Flows only.
+    g diverges at pure noise. Only there, the denominator uses the next sigma of the grid, so that the first step has
+    std = eta exactly. Flows only.
     """
 
     eta: float = 0.7

@@ -1,1 +1,1 @@
-"""Captioned images and prompt files: what is in a folder, a shard or a table, and what a run may take from it."""
+"""Captioned images and prompt files as data for training: folders, shards, tables, tags, and the order of use."""

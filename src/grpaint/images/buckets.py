@@ -1,19 +1,23 @@
-"""Sizes of about equal area, and which one an image goes to."""
+"""Image sizes of about equal area (buckets), and the choice of one for an image."""
 
 import math
 from collections.abc import Sequence
 
-Size = tuple[int, int]  # width, height
+Size = tuple[int, int]  # width and height in pixels
 
 
 def sizes(resolution: int, step: int) -> tuple[Size, ...]:
-    """Sizes with sides divisible by ``step``, at most ``resolution``^2 in area, no side over twice the resolution."""
-    wide = [(width, resolution**2 // width // step * step) for width in range(step, 2 * resolution + 1, step)]
-    found = {size for size in wide if step <= size[1] <= 2 * resolution}
-    return tuple(sorted(found | {(high, width) for width, high in found}))
+    """List the sizes with sides divisible by ``step`` and about ``resolution``^2 in area, in ascending order.
+
+    For each side, the other one is the longest that keeps the area at most ``resolution``^2. No side is longer than
+    twice the resolution.
+    """
+    by_width = [(width, resolution**2 // width // step * step) for width in range(step, 2 * resolution + 1, step)]
+    allowed_sizes = {size for size in by_width if step <= size[1] <= 2 * resolution}
+    return tuple(sorted(allowed_sizes | {(height, width) for width, height in allowed_sizes}))
 
 
-def nearest(size: Size, among: Sequence[Size]) -> Size:
-    """The size whose aspect ratio is nearest to that of ``size``; of equal ones the largest."""
+def nearest(size: Size, candidates: Sequence[Size]) -> Size:
+    """Return the candidate whose aspect ratio is nearest to that of ``size``; of equally near ones the largest."""
     aspect = math.log(size[0] / size[1])
-    return min(among, key=lambda other: (round(abs(math.log(other[0] / other[1]) - aspect), 9), -math.prod(other)))
+    return min(candidates, key=lambda other: (round(abs(math.log(other[0] / other[1]) - aspect), 9), -math.prod(other)))

@@ -1,4 +1,4 @@
-"""One path's images, verified once: what is whole and captioned, and what was left out and why."""
+"""The images at one path, verified once: which can be used, which have no caption, and which are left out and why."""
 
 import hashlib
 import os
@@ -15,20 +15,20 @@ from PIL import Image
 from grpaint.core.errors import ConfigError, RunError
 from grpaint.images import cache
 from grpaint.images.opening import open_source
-from grpaint.images.pictures import BadImage, average_hash, fitted, read_picture
-from grpaint.images.sources import Entry, Source
-from grpaint.images.tags import Tagged, Tags, read_tags
+from grpaint.images.pictures import BadImage, average_hash, crop_to, read_picture
+from grpaint.images.sources import ImageEntry, ImageSource
+from grpaint.images.tags import ImageTags, TagSettings, read_tags
 
 _WORKERS = min(8, os.cpu_count() or 1)
 
 
-class Seen(NamedTuple):
-    """What reading an image file whole has shown: its size upright, a digest of its bytes, its average hash.
+class ImageScan(NamedTuple):
+    """The facts from decoding an image file once: its size, a digest of its bytes, and its average hash.
 
-    ``bad`` is the reason why it cannot be used, empty where it can.
+    ``problem``: the reason why the file cannot be used, or empty. ``width`` and ``height``: pixels, upright.
     """
 
-    bad: str
+    problem: str
     width: int = 0
     height: int = 0
     digest: str = ""
@@ -36,173 +36,178 @@ class Seen(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Item:
-    """A whole image with what was said of it.
+class CaptionedImage:
+    """A usable image with its caption and tags.
 
-    ``caption``: its text, or its tags in their order; ``said``: the same as written, whatever is made of it.
+    ``caption``: its text, or its tags in the order of their categories. ``split_text``: the text that decides whether
+    the image is held out; it does not change with the settings of ``data.tags``.
     """
 
-    entry: Entry
-    seen: Seen
+    entry: ImageEntry
+    scan: ImageScan
     caption: str
-    said: str
-    tagged: Tagged | None
-    owner: "Collection"
+    split_text: str
+    tags: ImageTags | None
+    collection: "Collection"
 
     def picture(self, size: tuple[int, int]) -> Image.Image:
-        """It, at a size (width, height).
+        """Read the image and crop it to ``size`` (width, height).
 
         Raises:
-            RunError: where the file has turned bad since it was verified.
+            RunError: if the file has become unusable since it was verified.
         """
         try:
-            return fitted(read_picture(self.owner.source.read(self.entry)), size)
+            return crop_to(read_picture(self.collection.source.read(self.entry)), size)
         except BadImage as bad:
             raise RunError(
-                f"{self.owner.path}: {self.entry.name}: {bad}; it was whole when the data was first opened. Put it "
-                "back and go on with --resume."
+                f"{self.collection.path}: {self.entry.name}: {bad}; it was whole when the data was first opened. "
+                "Restore the file and continue with --resume."
             ) from None
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height as stored."""
-        return self.seen.width, self.seen.height
+        """Width and height of the stored image, in pixels."""
+        return self.scan.width, self.scan.height
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is asked of a collection: the names of its columns, and how its tags are read."""
+class ReadOptions:
+    """What to read from a collection: the caption and image columns, and the settings for tags, if any."""
 
-    caption: str
-    image: str
-    tags: Tags | None
+    caption_column: str
+    image_column: str
+    tags: TagSettings | None
 
 
 @dataclass(frozen=True)
 class Collection:
-    """The images at ``path``; opened, verified and sorted out at first use. ``key`` names the setting in messages."""
+    """The images at ``path``, opened and verified at first use; ``key`` is the setting that errors name."""
 
     path: Path
     key: str
-    wanted: Wanted
+    options: ReadOptions
 
     @cached_property
-    def source(self) -> Source:
-        """Where the bytes come from."""
-        return open_source(self.path, self.wanted.caption, self.wanted.image, self.key)
+    def source(self) -> ImageSource:
+        """The source that reads the files."""
+        return open_source(self.path, self.options.caption_column, self.options.image_column, self.key)
 
     @cached_property
-    def entries(self) -> list[Entry]:
-        """Every image there, good or bad."""
+    def entries(self) -> list[ImageEntry]:
+        """Every image at the path, usable or not."""
         return self.source.entries()
 
     @cached_property
-    def seen(self) -> dict[str, Seen]:
-        """What each file's bytes have shown, read whole once and remembered until the file changes."""
-        subject = f"images of {self.path.resolve()}, {self.wanted.image}"
-        known, stamps = cache.read(subject), {file: cache.stamp(file) for file in {e.holder for e in self.entries}}
-        current = {e.name: known.get(e.name) for e in self.entries}
-        new = [e for e in self.entries if (current[e.name] or [None])[0] != stamps[e.holder]]
+    def scans(self) -> dict[str, ImageScan]:
+        """The scan of each image by name; each file is decoded once, and again only after it has changed."""
+        subject = f"images of {self.path.resolve()}, {self.options.image_column}"
+        cached_scans, stamps = cache.read(subject), {file: cache.stamp(file) for file in {e.file for e in self.entries}}
+        current = {e.name: cached_scans.get(e.name) for e in self.entries}
+        new = [e for e in self.entries if (current[e.name] or [None])[0] != stamps[e.file]]
         with ThreadPoolExecutor(_WORKERS) as workers:
-            for entry, seen in zip(new, workers.map(self._look, new), strict=True):
-                current[entry.name] = [stamps[entry.holder], *seen]
+            for entry, scan in zip(new, workers.map(self._scan, new), strict=True):
+                current[entry.name] = [stamps[entry.file], *scan]
         if new:
             cache.write(subject, current)
-        return {name: Seen(*what[1:]) for name, what in current.items() if what}
+        return {name: ImageScan(*row[1:]) for name, row in current.items() if row}
 
-    def _look(self, entry: Entry) -> Seen:
+    def _scan(self, entry: ImageEntry) -> ImageScan:
         try:
             raw = self.source.read(entry)
             picture = read_picture(raw)
         except BadImage as bad:
-            return Seen(str(bad))
+            return ImageScan(str(bad))
         digest = hashlib.blake2b(raw, digest_size=16).hexdigest()
-        return Seen("", *picture.size, digest, average_hash(picture))
+        return ImageScan("", *picture.size, digest, average_hash(picture))
 
     @cached_property
-    def bad(self) -> dict[str, str]:
-        """Names of files that cannot be used, and why."""
-        return {name: seen.bad for name, seen in self.seen.items() if seen.bad}
+    def bad_files(self) -> dict[str, str]:
+        """The names of images that cannot be used, each with the reason."""
+        return {name: scan.problem for name, scan in self.scans.items() if scan.problem}
 
     @cached_property
-    def _sorted(self) -> tuple[list[Item], Counter[str], list[str]]:
-        items, unwanted, bare = [], Counter[str](), []
+    def _sorted(self) -> tuple[list[CaptionedImage], Counter[str], list[str]]:
+        """Sort the usable images: those with a caption, counts of those left out by tags, names without a caption."""
+        captioned, left_out, without_caption = [], Counter[str](), []
+        tag_settings = self.options.tags
         for entry in self.entries:
-            if entry.name in self.bad:
+            if entry.name in self.bad_files:
                 continue
-            item = self._item(entry)
-            where = f"{self.path}: {entry.name}"
-            why = self.wanted.tags.wants(item.tagged, where) if self.wanted.tags and item.tagged else None
-            if why:
-                unwanted[why] += 1
-            elif not item.caption:
-                bare.append(entry.name)
+            image = self._read_caption(entry)
+            location = f"{self.path}: {entry.name}"
+            reason = tag_settings.exclusion_reason(image.tags, location) if tag_settings and image.tags else None
+            if reason:
+                left_out[reason] += 1
+            elif not image.caption:
+                without_caption.append(entry.name)
             else:
-                items.append(item)
-        return items, unwanted, bare
+                captioned.append(image)
+        return captioned, left_out, without_caption
 
-    def _item(self, entry: Entry) -> Item:
-        where, caption, tags = f"{self.path}: {entry.name}", self.wanted.caption, self.wanted.tags
-        if tags:
-            tagged = read_tags(entry.fields, caption, where)
-            words = tags.caption(tags.by_category(replace(tagged, score=None, rating=None), ()), None)
-            said = " ".join(sorted(tag for part in tagged.tags.values() for tag in part))
-            return Item(entry, self.seen[entry.name], words, said, tagged, self)
-        text = entry.fields.get(caption) or ""
+    def _read_caption(self, entry: ImageEntry) -> CaptionedImage:
+        location, column = f"{self.path}: {entry.name}", self.options.caption_column
+        scan, settings = self.scans[entry.name], self.options.tags
+        if settings:
+            tags = read_tags(entry.fields, column, location)
+            text = settings.caption(settings.arrange(replace(tags, score=None, rating=None), ()), None)
+            split_text = " ".join(sorted(tag for category_tags in tags.by_category.values() for tag in category_tags))
+            return CaptionedImage(entry, scan, text, split_text, tags, self)
+        text = entry.fields.get(column) or ""
         if not isinstance(text, str):
-            raise ConfigError(f'{where}: its "{caption}" is no text: {text!r:.60}.')
-        return Item(entry, self.seen[entry.name], text.strip(), text.strip(), None, self)
+            raise ConfigError(f'{location}: its "{column}" is no text: {text!r:.60}.')
+        return CaptionedImage(entry, scan, text.strip(), text.strip(), None, self)
 
     @property
-    def unwanted(self) -> Counter[str]:
-        """How many images ``tags`` leaves out, by reason."""
+    def left_out_by_tags(self) -> Counter[str]:
+        """How many images the settings in ``data.tags`` leave out, by reason."""
         return self._sorted[1]
 
     @property
-    def bare(self) -> list[str]:
-        """Names of wanted images whose caption is empty."""
+    def without_caption(self) -> list[str]:
+        """The names of images that ``data.tags`` does not leave out, but whose caption is empty."""
         return self._sorted[2]
 
     @property
-    def captioned(self) -> list[Item]:
-        """Whole images that are wanted and have a caption."""
+    def captioned(self) -> list[CaptionedImage]:
+        """The usable images that ``data.tags`` does not leave out and that have a caption."""
         return self._sorted[0]
 
     @property
-    def items(self) -> list[Item]:
-        """The same, where every wanted image has a caption.
+    def images(self) -> list[CaptionedImage]:
+        """The same images as ``captioned``, after a check that none is without a caption.
 
         Raises:
-            ConfigError: where some have none, or nothing is left.
+            ConfigError: if some have no caption, or no image is left.
         """
-        if self.bare:
+        if self.without_caption:
+            count = len(self.without_caption)
             raise ConfigError(
-                f'{self.key} = "{self.path}": {len(self.bare)} of {len(self.bare) + len(self.captioned)} images have '
-                f"no caption: {_few(self.bare)}. Give each a .txt or .json beside it, a line of metadata.jsonl or a "
-                f'"{self.wanted.caption}" column (data.caption names it; data.tags reads booru tags), or take it out. '
-                "Captions are dropped by data.caption_dropout."
+                f'{self.key} = "{self.path}": {count} of {count + len(self.captioned)} images have '
+                f"no caption: {_first_few(self.without_caption)}. Give each a .txt or .json beside it, a line of "
+                f'metadata.jsonl or a "{self.options.caption_column}" column (data.caption names it; data.tags reads '
+                "booru tags), or take it out. Captions are dropped by data.caption_dropout."
             )
         if not self.captioned:
-            raise ConfigError(f'{self.key} = "{self.path}": no image there can be used ({self.account()}).')
+            raise ConfigError(f'{self.key} = "{self.path}": no image there can be used ({self.summary()}).')
         return self.captioned
 
-    def account(self) -> str:
-        """How many images there are, and how many are left out by what reason."""
-        left = Counter(self.bad.values()) + self.unwanted
-        parts = [f"{len(self.entries)} images", *(f"{count} left out: {why}" for why, count in left.most_common())]
+    def summary(self) -> str:
+        """Describe in a line how many images there are, and how many are left out for which reason."""
+        left_out = Counter(self.bad_files.values()) + self.left_out_by_tags
+        parts = [f"{len(self.entries)} images", *(f"{n} left out: {reason}" for reason, n in left_out.most_common())]
         return ", ".join(parts)
 
 
-def parallel(work: Callable[[Any], Any], things: Iterable[Any]) -> list[Any]:
-    """``work`` done on each by a few threads; decoders work outside Python's lock."""
+def map_in_threads(function: Callable[[Any], Any], arguments: Iterable[Any]) -> list[Any]:
+    """Call ``function`` on each argument in a few threads; results in order. Image decoders release Python's lock."""
     with ThreadPoolExecutor(_WORKERS) as workers:
-        return list(workers.map(work, things))
+        return list(workers.map(function, arguments))
 
 
-def _few(names: Sequence[str]) -> str:
+def _first_few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", .." if len(names) > 5 else "")
 
 
-def metadata(item: Item) -> Mapping[str, object]:
-    """What was said of an item, and the name of its file."""
-    return {**item.entry.fields, "file": item.entry.name}
+def prompt_metadata(image: CaptionedImage) -> Mapping[str, object]:
+    """Return the metadata fields of an image, with the name of its file as ``file``."""
+    return {**image.entry.fields, "file": image.entry.name}

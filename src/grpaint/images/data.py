@@ -1,4 +1,4 @@
-"""Captioned images as a source of prompts and batches: ``[data] kind = "images"``."""
+"""Captioned images as a source of prompts and batches: the ``[data]`` table with ``kind = "images"``."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -10,20 +10,24 @@ from typing import ClassVar
 from torch import Tensor
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.policy import Captioned, Prompt
+from grpaint.core.policy import CaptionedImages, Prompt
 from grpaint.core.rng import permutation, seed_of, uniform
 from grpaint.images import buckets
 from grpaint.images.buckets import Size
-from grpaint.images.collection import Collection, Item, Wanted, metadata, parallel
-from grpaint.images.order import held_out, stream, turn
+from grpaint.images.collection import CaptionedImage, Collection, ReadOptions, map_in_threads, prompt_metadata
+from grpaint.images.order import draw_bucket, epoch_order, is_held_out
 from grpaint.images.pictures import to_tensor
-from grpaint.images.tags import SAID, Tags, sentence
+from grpaint.images.tags import SIDECAR_CATEGORIES, TagSettings, sentence
 from grpaint.scenes.shapes import SIDE
 from grpaint.scenes.world import caption_of, judge
 
 
 def check_split(path: str, share: float) -> None:
-    """Refuse a split that says neither, or a share that is none."""
+    """Check that a held-out path is named, or a held-out share in (0, 1).
+
+    Raises:
+        ValueError: if neither is.
+    """
     if not path and not 0 < share < 1:
         raise ValueError(f"held_out_share must lie in (0, 1), got {share}; or name held_out_path")
 
@@ -32,12 +36,14 @@ def check_split(path: str, share: float) -> None:
 class ImageData:
     """Captioned images from a folder, tar shards, parquet, or a Hugging Face data set on disk.
 
-    - ``train``, ``held_out_path``; without the second ``held_out_share`` of ``train``, by a hash of each caption, so
-      that an image stays on its side whatever is added, and equal captions on one. ``caption``, ``image``: columns.
-    - ``resolution``: pixels a side of a square, the middle of each image; with ``buckets`` the size of about that area
-      whose shape is nearest, in steps of ``bucket_step``, one size a batch.
-    - ``caption_dropout``: the share of empty captions in :meth:`batch`. ``references`` gives RL prompts their image.
-    - ``tags`` reads booru tags. ``report_by``: the column by which evaluations are split.
+    - ``train`` and ``held_out_path``: the images. Without ``held_out_path``, ``held_out_share`` of ``train`` is held
+      out by a hash of each caption: an image stays on its side when others are added, and equal captions share a side.
+    - ``caption``, ``image``: the names of the columns with the caption and (in tables) the image.
+    - ``resolution``: each image is cropped to a square of so many pixels a side. With ``buckets`` it is cropped to the
+      size of about that area whose aspect ratio is nearest, in steps of ``bucket_step``; a batch has one size.
+    - ``caption_dropout``: the share of empty captions in :meth:`batch`.
+    - ``references``: give each RL prompt its image as the reference.
+    - ``tags``: read booru tags as captions. ``report_by``: the column by which evaluations are split.
     """
 
     train: str
@@ -50,7 +56,7 @@ class ImageData:
     bucket_step: int = 64
     caption_dropout: float = 0.1
     references: bool = False
-    tags: Tags | None = None
+    tags: TagSettings | None = None
     report_by: str = ""
 
     score: ClassVar[str] = "reward"
@@ -69,145 +75,154 @@ class ImageData:
             raise ValueError(f"caption_dropout must lie in [0, 1), got {self.caption_dropout}")
 
     def _collection(self, key: str, path: str) -> Collection:
-        return Collection(Path(path), f"data.{key}", Wanted(self.caption, self.image, self.tags))
+        return Collection(Path(path), f"data.{key}", ReadOptions(self.caption, self.image, self.tags))
 
     @cached_property
     def collections(self) -> list[Collection]:
-        """The training images, and the held-out ones where they lie elsewhere."""
-        given = [("train", self.train), ("held_out_path", self.held_out_path)]
-        return [self._collection(key, path) for key, path in given if path]
+        """The training images, and the held-out images if they have a path of their own."""
+        paths = [("train", self.train), ("held_out_path", self.held_out_path)]
+        return [self._collection(key, path) for key, path in paths if path]
 
     @cached_property
-    def _sides(self) -> tuple[list[Item], list[Item]]:
-        items = self.collections[0].items
+    def _sides(self) -> tuple[list[CaptionedImage], list[CaptionedImage]]:
+        """The training and the held-out images."""
+        images = self.collections[0].images
         if self.held_out_path:
-            return items, self.collections[1].items
-        sides: tuple[list[Item], list[Item]] = [], []
-        for item in items:
-            sides[held_out(item.said, self.held_out_share)].append(item)
+            return images, self.collections[1].images
+        sides: tuple[list[CaptionedImage], list[CaptionedImage]] = [], []
+        for image in images:
+            sides[is_held_out(image.split_text, self.held_out_share)].append(image)
         for side, name in zip(sides, ("training", "held out"), strict=True):
             if not side:
                 raise ConfigError(
-                    f"data.held_out_share = {self.held_out_share}: of {len(items)} images none is {name}; choose "
+                    f"data.held_out_share = {self.held_out_share}: of {len(images)} images none is {name}; choose "
                     "another share, or name data.held_out_path."
                 )
         return sides
 
     @property
-    def training(self) -> list[Item]:
-        """The images that are trained on."""
+    def training(self) -> list[CaptionedImage]:
+        """The training images."""
         return self._sides[0]
 
     @cached_property
     def sizes(self) -> tuple[Size, ...]:
-        """The sizes (width, height) that a batch may have."""
+        """The sizes (width, height) that a batch may have, in pixels."""
         square = (self.resolution, self.resolution)
         return buckets.sizes(self.resolution, self.bucket_step) if self.buckets else (square,)
 
-    def by_size(self, items: Sequence[Item]) -> dict[Size, list[Item]]:
-        """Items by the size that they are brought to."""
-        out: dict[Size, list[Item]] = {}
-        for item in items:
-            out.setdefault(buckets.nearest(item.size, self.sizes), []).append(item)
+    def by_size(self, images: Sequence[CaptionedImage]) -> dict[Size, list[CaptionedImage]]:
+        """Group images by the size to which they are cropped."""
+        out: dict[Size, list[CaptionedImage]] = {}
+        for image in images:
+            out.setdefault(buckets.nearest(image.size, self.sizes), []).append(image)
         return dict(sorted(out.items()))
 
     @cached_property
-    def _buckets(self) -> list[tuple[Size, list[Item]]]:
+    def _buckets(self) -> list[tuple[Size, list[CaptionedImage]]]:
         return list(self.by_size(self.training).items())
 
     @cached_property
     def _thresholds(self) -> tuple[tuple[float, str], ...]:
-        scores = [item.tagged.score for item in self.training if item.tagged and item.tagged.score is not None]
+        """The least score of each quality tag, from the scores of the training images."""
+        scores = [image.tags.score for image in self.training if image.tags and image.tags.score is not None]
         return self.tags.thresholds(scores) if self.tags else ()
 
     def prepare(self, log: Callable[[str], None]) -> None:
-        """Read every file once, unless that was done before, and say what is there.
+        """Verify every file, unless the cache has its scan, and log how many images there are.
 
         Raises:
-            ConfigError: where captions are missing, or nothing is left to train on or to judge by.
+            ConfigError: if captions are missing, or no image is left to train on or to hold out.
         """
         for collection in self.collections:
-            log(f"{collection.key} {collection.path}: {collection.account()}")
-            for name, why in list(collection.bad.items())[:20]:
-                log(f"  left out: {name}: {why}")
-        sizes = ", ".join(f"{width} x {high}: {len(items)}" for (width, high), items in self._buckets)
+            log(f"{collection.key} {collection.path}: {collection.summary()}")
+            for name, reason in list(collection.bad_files.items())[:20]:
+                log(f"  left out: {name}: {reason}")
+        sizes = ", ".join(f"{width} x {height}: {len(images)}" for (width, height), images in self._buckets)
         log(f"{len(self.training)} to train on ({sizes}), {len(self._sides[1])} held out")
 
-    def prompt(self, item: Item, draw: random.Random | None = None, reference: Tensor | None = None) -> Prompt:
-        """An item's caption with all that is known about it; tags in an order of chance where there is a ``draw``.
+    def prompt(
+        self, image: CaptionedImage, rng: random.Random | None = None, reference: Tensor | None = None
+    ) -> Prompt:
+        """Return an image's caption as a prompt with its metadata; tags are shuffled and dropped only with ``rng``.
 
-        With tags, ``metadata["tags"]`` has them all, save quality and rating, and ``metadata["sentence"]`` says them in
-        prose, unless the sidecar has a ``sentence`` of its own.
+        With tags, ``metadata["tags"]`` lists them all except quality and rating, and ``metadata["sentence"]`` has them
+        in prose, unless the sidecar has a ``sentence`` of its own.
         """
-        known = dict(metadata(item))
-        if not (self.tags and item.tagged):
-            return Prompt(item.caption, known, reference)
-        arranged = self.tags.by_category(item.tagged, self._thresholds)
-        known |= {"tags": [tag for category, tags in arranged.items() if category in SAID for tag in tags]}
-        known.setdefault("sentence", sentence(item.tagged.tags))
-        return Prompt(self.tags.caption(arranged, draw), known, reference)
+        metadata = dict(prompt_metadata(image))
+        if not (self.tags and image.tags):
+            return Prompt(image.caption, metadata, reference)
+        by_category = self.tags.arrange(image.tags, self._thresholds)
+        metadata["tags"] = [
+            tag for category, tags in by_category.items() if category in SIDECAR_CATEGORIES for tag in tags
+        ]
+        metadata.setdefault("sentence", sentence(image.tags.by_category))
+        return Prompt(self.tags.caption(by_category, rng), metadata, reference)
 
     def prompts(self, count: int, iteration: int, seed: int) -> list[Prompt]:
-        """Training captions of an iteration; each is drawn once an epoch."""
-        places = stream((seed, "prompts"), len(self.training), iteration * count, count)
-        items = [self.training[place] for place in places]
-        pictures = list(self._tensors(items, self._square)) if self.references else [None] * count
-        draws = [random.Random(seed_of(seed, iteration, "prompts", row)) for row in range(count)]
-        return [self.prompt(*row) for row in zip(items, draws, pictures, strict=True)]
+        """Return the training prompts of an iteration; each caption is drawn once an epoch."""
+        positions = epoch_order((seed, "prompts"), len(self.training), iteration * count, count)
+        images = [self.training[position] for position in positions]
+        references = list(self._load(images, self._square)) if self.references else [None] * count
+        rngs = [random.Random(seed_of(seed, iteration, "prompts", row)) for row in range(count)]
+        return [self.prompt(*row) for row in zip(images, rngs, references, strict=True)]
 
     def captions(self) -> list[str]:
-        """Every caption that a run may ask for; of tags in an order of chance the held-out ones alone."""
-        drawn = self.tags and (self.tags.shuffle != "none" or self.tags.dropout)
-        return [self.prompt(item).text for item in (*self._sides[1], *(() if drawn else self.training))]
+        """List every caption that a run may use, but not training captions whose tags are shuffled or dropped."""
+        random_captions = self.tags and (self.tags.shuffle != "none" or self.tags.dropout)
+        return [self.prompt(image).text for image in (*self._sides[1], *(() if random_captions else self.training))]
 
     def held_out(self, count: int, seed: int) -> list[Prompt]:
-        """``count`` held-out captions, or as many as there are."""
-        return [self.prompt(item) for item in self._judged(self._sides[1], count, seed)]
+        """Return ``count`` held-out prompts, or all of them if there are fewer."""
+        return [self.prompt(image) for image in self._draw_held_out(self._sides[1], count, seed)]
 
-    def _judged(self, items: Sequence[Item], count: int, seed: int) -> list[Item]:
-        return [items[place] for place in permutation((seed, "held-out"), len(items))[:count].tolist()]
+    def _draw_held_out(self, images: Sequence[CaptionedImage], count: int, seed: int) -> list[CaptionedImage]:
+        return [images[position] for position in permutation((seed, "held-out"), len(images))[:count].tolist()]
 
     def batch(self, count: int, iteration: int, seed: int) -> tuple[Tensor, list[Prompt]]:
-        """Images ``[count, 3, h, w]`` of one size and their captions, some empty; each image once an epoch."""
-        bucket, before = turn((seed, "buckets"), [len(items) for _, items in self._buckets], iteration)
-        size, among = self._buckets[bucket]
-        places = stream((seed, "batch", *size), len(among), before * count, count)
-        items = [among[place] for place in places]
+        """Return images ``[count, 3, h, w]`` of one size, in [0, 1], and their prompts.
+
+        Each image comes once an epoch. A share ``caption_dropout`` of the prompts is empty.
+        """
+        bucket, earlier = draw_bucket((seed, "buckets"), [len(images) for _, images in self._buckets], iteration)
+        size, bucket_images = self._buckets[bucket]
+        positions = epoch_order((seed, "batch", *size), len(bucket_images), earlier * count, count)
+        images = [bucket_images[position] for position in positions]
         key = (seed, iteration, "batch")
         empty = (uniform((*key, "dropout"), count) < self.caption_dropout).tolist()
         prompts = [
-            Prompt("") if drop else self.prompt(item, random.Random(seed_of(*key, row)))
-            for row, (item, drop) in enumerate(zip(items, empty, strict=True))
+            Prompt("") if is_empty else self.prompt(image, random.Random(seed_of(*key, row)))
+            for row, (image, is_empty) in enumerate(zip(images, empty, strict=True))
         ]
-        return self._tensors(items, size), prompts
+        return self._load(images, size), prompts
 
-    def held_out_images(self, count: int, seed: int) -> Captioned:
-        """``count`` held-out images of the commonest size and their captions, or as many as there are."""
-        size, items = max(self.by_size(self._sides[1]).items(), key=lambda pair: len(pair[1]))
-        chosen = self._judged(items, count, seed)
-        return Captioned([self.prompt(item) for item in chosen], lambda rows: self._tensors(chosen[rows], size))
+    def held_out_images(self, count: int, seed: int) -> CaptionedImages:
+        """Return ``count`` held-out images of their most frequent size with captions, or all if there are fewer."""
+        size, candidates = max(self.by_size(self._sides[1]).items(), key=lambda pair: len(pair[1]))
+        images = self._draw_held_out(candidates, count, seed)
+        return CaptionedImages([self.prompt(image) for image in images], lambda rows: self._load(images[rows], size))
 
     @property
     def _square(self) -> Size:
         return self.resolution, self.resolution
 
-    def _tensors(self, items: Sequence[Item], size: Size) -> Tensor:
-        return to_tensor(parallel(lambda item: item.picture(size), items))
+    def _load(self, images: Sequence[CaptionedImage], size: Size) -> Tensor:
+        return to_tensor(map_in_threads(lambda image: image.picture(size), images))
 
     def measures(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """None: images that nobody drew have no true answer, and the recipe's rewards are the score."""
+        """Return no measures: only drawn scenes can be checked, so the recipe's rewards are the score."""
         return {}
 
     def category(self, prompt: Prompt) -> str:
-        """The value of column ``report_by``."""
+        """Return the prompt's value in column ``report_by``; "all" without such a column."""
         return str(prompt.metadata.get(self.report_by, "other")) if self.report_by else "all"
 
 
 @dataclass(frozen=True)
 class DrawnImages(ImageData):
-    """Images of drawn scenes, as ``grpaint data draw`` makes them: captioned images that the checker can judge.
+    """Images of drawn scenes, such as ``grpaint data draw`` writes, on which the checker can measure success.
 
-    Every sidecar has a ``sentence`` that the grammar of the embedded world reads.
+    Every sidecar needs a ``sentence`` in the grammar of the embedded world.
     """
 
     resolution: int = SIDE
@@ -215,9 +230,9 @@ class DrawnImages(ImageData):
     score: ClassVar[str] = "strict"
 
     def measures(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """The checker's: ``strict``, ``soft``, ``background``, ``patch_energy``."""
+        """Return the checker's measures of each image: ``strict``, ``soft``, ``background``, ``patch_energy``."""
         return vars(judge(images, prompts))
 
     def category(self, prompt: Prompt) -> str:
-        """The task kind, or the value of column ``report_by``."""
+        """Return the prompt's value in column ``report_by``, or the task kind without such a column."""
         return super().category(prompt) if self.report_by else caption_of(prompt).kind

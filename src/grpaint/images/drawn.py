@@ -1,19 +1,18 @@
-"""A booru-style data set of drawn scenes: pictures with danbooru's kind of sidecar, of any number and size.
+"""Draw a data set of scenes with booru-style sidecars, of any number of pictures and any size.
 
-The tags of what is seen use the words of the built-in model alone and need no order: "large_red_circle",
-"two_blue_crosses", and what lies beside another thing says so itself, "above_small_green_square".
+The general tags use only words of the built-in model and need no order: "large_red_circle", "two_blue_crosses". The tag
+of the second side of a relation contains it: "above_small_green_square".
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
-
 from grpaint.core.errors import ConfigError
+from grpaint.images.encoding import eight_bit_picture
 from grpaint.scenes.captions import HELD_OUT_KINDS, KINDS, Caption, Kind, draw_caption
-from grpaint.scenes.render import draw_of, render
+from grpaint.scenes.render import keyed_random, render
+from grpaint.storage.atomic import atomic_folder
 
 ARTISTS = ("compass_and_ruler", "wobbly_hand", "paper_cutter", "sign_painter")
 COPYRIGHTS = ("flatland", "the_shapes")
@@ -23,7 +22,7 @@ _BATCH = 256
 
 
 def general_tags(caption: Caption) -> list[str]:
-    """What is seen, a tag a thing; the second of a relation says where it lies seen from it."""
+    """Return one tag for each side of a caption; the second one names the relation of the first to it."""
     names = [str(thing).removeprefix("a ").removeprefix("an ") for thing in caption.things]
     if caption.relation:
         names[1] = f"{caption.relation} {names[1]}"
@@ -31,46 +30,44 @@ def general_tags(caption: Caption) -> list[str]:
 
 
 def sidecar(caption: Caption, number: int, seed: int) -> dict[str, object]:
-    """What a booru would say of an image, by danbooru's names; artist, rating and score are invented."""
-    draw = draw_of(seed, number, "sidecar")
+    """Return an image's metadata under danbooru's field names; artist, rating and score are invented at random."""
+    rng = keyed_random(seed, number, "sidecar")
     tags = {
         "general": general_tags(caption),
-        "artist": [draw.choice(ARTISTS)],
-        "copyright": [draw.choice(COPYRIGHTS)],
+        "artist": [rng.choice(ARTISTS)],
+        "copyright": [rng.choice(COPYRIGHTS)],
         "character": [],
-        "meta": sorted(draw.sample(METAS, draw.randint(0, 2))),
+        "meta": sorted(rng.sample(METAS, rng.randint(0, 2))),
     }
-    said: dict[str, object] = {"id": number + 1, "rating": draw.choice(RATINGS), "score": round(draw.gauss(20, 15))}
-    said |= {f"tag_string_{category}": " ".join(names) for category, names in tags.items()}
-    return said | {"sentence": str(caption), "kind": caption.kind}
+    fields: dict[str, object] = {"id": number + 1, "rating": rng.choice(RATINGS), "score": round(rng.gauss(20, 15))}
+    fields |= {f"tag_string_{category}": " ".join(names) for category, names in tags.items()}
+    return fields | {"sentence": str(caption), "kind": caption.kind}
 
 
 def draw_set(folder: Path, count: int, held_out: int, seed: int, side: int, log: Callable[[str], None]) -> None:
-    """Write ``count`` pictures to ``folder``/train, and ``held_out`` of other compositions to ``folder``/held-out.
+    """Write ``count`` pictures to ``folder``/train, and ``held_out`` of held-out compositions to ``folder``/held-out.
 
-    The same seed gives the same files; a larger count begins with them. Written aside and renamed when whole.
+    ``side``: pixels a side. The same seed gives the same files, and a larger count begins with the files of a smaller
+    one. The folder appears when it is complete.
 
     Raises:
-        ConfigError: where the folder exists.
+        ConfigError: if the folder exists.
     """
     if folder.exists():
         raise ConfigError(f"--out {folder}: exists; name a new folder.")
-    aside = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(aside, ignore_errors=True)
-    _draw(aside / "train", count, KINDS, seed, side, held_out=False)
-    _draw(aside / "held-out", held_out, HELD_OUT_KINDS, seed, side, held_out=True)
-    aside.replace(folder)
+    with atomic_folder(folder) as temporary:
+        _write_pictures(temporary / "train", count, KINDS, seed, side, held_out=False)
+        _write_pictures(temporary / "held-out", held_out, HELD_OUT_KINDS, seed, side, held_out=True)
     log(f"{folder}: {count} pictures of {side} x {side} in train, {held_out} in held-out")
 
 
-def _draw(folder: Path, count: int, kinds: tuple[Kind, ...], seed: int, side: int, *, held_out: bool) -> None:
+def _write_pictures(folder: Path, count: int, kinds: tuple[Kind, ...], seed: int, side: int, *, held_out: bool) -> None:
     folder.mkdir(parents=True)
     key = (seed, "drawn", "held-out" if held_out else "train")
     for first in range(0, count, _BATCH):
         numbers = range(first, min(first + _BATCH, count))
-        captions = [draw_caption(kinds[n % len(kinds)], draw_of(*key, n), held_out=held_out) for n in numbers]
+        captions = [draw_caption(kinds[n % len(kinds)], keyed_random(*key, n), held_out=held_out) for n in numbers]
         for n, caption, image in zip(numbers, captions, render(captions, (*key, first), side), strict=True):
-            pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
-            Image.fromarray(pixels).save(folder / f"{n:06d}.png")
+            eight_bit_picture(image).save(folder / f"{n:06d}.png")
             text = json.dumps(sidecar(caption, n, seed), indent=1)
             (folder / f"{n:06d}.json").write_text(text + "\n", encoding="utf-8")

@@ -1,33 +1,35 @@
-"""Which kind of source a path is."""
+"""Open the captioned images at a path: decide from its files which kind of source it is."""
 
 from pathlib import Path
 
 from grpaint.core.errors import ConfigError
-from grpaint.images.sources import Folder, Shards, Source
-from grpaint.images.tables import Tables
+from grpaint.images.sources import ImageFolder, ImageShards, ImageSource
+from grpaint.images.tables import ImageTables
 
 
-def open_source(path: Path, caption: str, image: str, key: str) -> Source:
-    """The source that ``path`` is; ``caption`` and ``image`` name columns.
+def open_source(path: Path, caption: str, image: str, key: str) -> ImageSource:
+    """Return the source for the images at ``path``: a folder, tar shards, or parquet or arrow tables.
+
+    ``caption`` and ``image`` are column names; ``key`` is the setting that names the path, for the errors.
 
     Raises:
-        ConfigError: where it is none, or more than one.
+        ConfigError: if the path does not exist, holds none of these, or holds several kinds.
     """
     if not path.exists():
         raise ConfigError(f'{key} = "{path}": no such file or folder.')
-    kinds: dict[str, list[Path]] = {suffix: _with(path, suffix) for suffix in (".tar", ".parquet", ".arrow")}
+    files_by_suffix = {suffix: _files_with_suffix(path, suffix) for suffix in (".tar", ".parquet", ".arrow")}
     if (path / "dataset_dict.json").is_file():
-        splits = ", ".join(str(place.parent) for place in sorted(path.glob("*/state.json")))
+        splits = ", ".join(str(state.parent) for state in sorted(path.glob("*/state.json")))
         raise ConfigError(f'{key} = "{path}": a data set with splits; name one of them: {splits}.')
-    found = {suffix: files for suffix, files in kinds.items() if files}
-    if len(found) > 1:
-        raise ConfigError(f'{key} = "{path}": holds {" and ".join(found)} files; name a folder with one kind.')
-    for suffix, files in found.items():
-        return Shards(files, caption) if suffix == ".tar" else Tables(path, files, image, key)
+    present = {suffix: files for suffix, files in files_by_suffix.items() if files}
+    if len(present) > 1:
+        raise ConfigError(f'{key} = "{path}": holds {" and ".join(present)} files; name a folder with one kind.')
+    for suffix, files in present.items():
+        return ImageShards(files, caption) if suffix == ".tar" else ImageTables(path, files, image, key)
     if path.is_dir():
-        return Folder(path, caption)
+        return ImageFolder(path, caption)
     raise ConfigError(f'{key} = "{path}": name a folder, a .tar (not compressed) or a .parquet file.')
 
 
-def _with(path: Path, suffix: str) -> list[Path]:
+def _files_with_suffix(path: Path, suffix: str) -> list[Path]:
     return sorted(path.glob(f"*{suffix}")) if path.is_dir() else [path] if path.suffix == suffix else []

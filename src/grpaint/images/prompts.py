@@ -1,4 +1,4 @@
-"""Prompt files as a source of prompts for reinforcement learning: ``[data] kind = "prompts"``."""
+"""Prompt files as a source of prompts for reinforcement learning: the ``[data]`` table with ``kind = "prompts"``."""
 
 import csv
 import io
@@ -11,33 +11,36 @@ from typing import Any, ClassVar, NoReturn
 from torch import Tensor
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.policy import Captioned, Prompt
+from grpaint.core.policy import CaptionedImages, Prompt
 from grpaint.core.rng import permutation
 from grpaint.images.data import check_split
-from grpaint.images.order import held_out, stream
-from grpaint.images.pictures import BadImage, fitted, read_picture, to_tensor
+from grpaint.images.order import epoch_order, is_held_out
+from grpaint.images.pictures import BadImage, crop_to, read_picture, to_tensor
 from grpaint.images.sources import json_lines, read_text
 
 SUFFIXES = (".txt", ".jsonl", ".csv")
 
 
 def read_prompts(file: Path, column: str) -> list[Prompt]:
-    """The prompts of a file: a line each (.txt), or ``column`` of each row (.jsonl, .csv), the others as metadata.
+    """Read the prompts of a file: each line of a .txt, or ``column`` of each row of a .jsonl or .csv.
+
+    The other columns become the prompt's metadata.
 
     Raises:
-        ConfigError: where a row has no prompt or cannot be read; with the line.
+        ConfigError: if a row has no prompt or cannot be read, with its line; or if the file has no prompt.
     """
     if file.suffix == ".txt":
         lines = [line.strip() for line in read_text(file).split("\n")]
-        found = [Prompt(line) for line in lines if line]
+        prompts = [Prompt(line) for line in lines if line]
     else:
-        found = [_prompt(row, f"{file}:{number}", column) for number, row in _rows(file)]
-    if not found:
+        prompts = [_prompt(row, f"{file}:{number}", column) for number, row in _rows(file)]
+    if not prompts:
         raise ConfigError(f"{file}: no prompt in it.")
-    return found
+    return prompts
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a .jsonl or .csv file with their line numbers."""
     if file.suffix == ".jsonl":
         yield from json_lines(file)
         return
@@ -45,28 +48,35 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         for row in reader:
             if None in row or None in row.values():
-                wanted = len(reader.fieldnames or ())
-                raise ConfigError(f"{file}:{reader.line_num}: not the {wanted} columns that the first line names.")
+                column_count = len(reader.fieldnames or ())
+                raise ConfigError(
+                    f"{file}:{reader.line_num}: not the {column_count} columns that the first line names."
+                )
             yield reader.line_num, row
     except csv.Error as error:
         raise ConfigError(f"{file}:{reader.reader.line_num}: not CSV: {error}.") from None
 
 
-def _prompt(row: dict[str, Any], where: str, column: str) -> Prompt:
+def _prompt(row: dict[str, Any], location: str, column: str) -> Prompt:
     text = row.pop(column, None)
     if not isinstance(text, str) or not text.strip():
         names = ", ".join(row) or "none"
-        raise ConfigError(f'{where}: no "{column}" to be its prompt; data.column names it. Others: {names}.')
+        raise ConfigError(
+            f'{location}: no prompt in column "{column}"; data.column names the column. Other columns: {names}.'
+        )
     return Prompt(text.strip(), row)
 
 
 @dataclass(frozen=True)
 class PromptData:
-    """Prompts from a .txt, .jsonl or .csv file; there are no images to train on, so it serves RL alone.
+    """Prompts from a .txt, .jsonl or .csv file, for reinforcement learning only: there are no images to train on.
 
-    ``column`` holds the prompt, all others are its metadata, for rewards. ``held_out_path``, or ``held_out_share`` of
-    ``train`` by a hash of each prompt. ``references`` reads the image that column ``reference`` names, from the file's
-    folder, as a square of ``resolution``. ``report_by``: the column by which evaluations are split.
+    - ``train`` and ``held_out_path``: the files. Without ``held_out_path``, ``held_out_share`` of ``train`` is held out
+      by a hash of each prompt.
+    - ``column``: the column with the prompt; the others are its metadata, for rewards.
+    - ``references``: read the image that column ``reference`` names, relative to the folder of ``train``, and crop it
+      to a square of ``resolution`` pixels a side.
+    - ``report_by``: the column by which evaluations are split.
     """
 
     train: str
@@ -92,76 +102,77 @@ class PromptData:
 
     @cached_property
     def _sides(self) -> tuple[list[Prompt], list[Prompt]]:
-        every = read_prompts(Path(self.train), self.column)
+        """The training and the held-out prompts."""
+        prompts = read_prompts(Path(self.train), self.column)
         if self.held_out_path:
-            return every, read_prompts(Path(self.held_out_path), self.column)
+            return prompts, read_prompts(Path(self.held_out_path), self.column)
         sides: tuple[list[Prompt], list[Prompt]] = [], []
-        for prompt in every:
-            sides[held_out(prompt.text, self.held_out_share)].append(prompt)
+        for prompt in prompts:
+            sides[is_held_out(prompt.text, self.held_out_share)].append(prompt)
         if not all(sides):
             raise ConfigError(
-                f"data.held_out_share = {self.held_out_share}: of {len(every)} prompts {len(sides[1])} are held out; "
+                f"data.held_out_share = {self.held_out_share}: of {len(prompts)} prompts {len(sides[1])} are held out; "
                 "choose another share, or name data.held_out_path."
             )
         return sides
 
     @property
     def training(self) -> list[Prompt]:
-        """The prompts that are trained on, without their references."""
+        """The training prompts, without their references."""
         return self._sides[0]
 
     def prepare(self, log: Callable[[str], None]) -> None:
-        """Read the files, and every reference once.
+        """Read the files, verify every reference, and log how many prompts there are.
 
         Raises:
-            ConfigError: where a prompt or a reference is missing or cannot be read.
+            ConfigError: if a prompt or a reference is missing or cannot be read.
         """
         log(f"{self.train}: {len(self.training)} prompts to train on, {len(self._sides[1])} held out")
         for prompt in self.training if self.references else ():
-            self._reference(prompt)
+            self._with_reference(prompt)
 
-    def _reference(self, prompt: Prompt) -> Prompt:
+    def _with_reference(self, prompt: Prompt) -> Prompt:
         name = prompt.metadata.get("reference")
         if not isinstance(name, str) or not name:
             raise ConfigError(f'{self.train}: the prompt "{prompt.text}" names no image in column "reference".')
         file = Path(self.train).parent / name
         try:
-            picture = fitted(read_picture(file.read_bytes()), (self.resolution, self.resolution))
+            picture = crop_to(read_picture(file.read_bytes()), (self.resolution, self.resolution))
         except (BadImage, OSError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise ConfigError(f'{file}: {why}; it is the reference of "{prompt.text}".') from None
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f'{file}: {reason}; it is the reference of "{prompt.text}".') from None
         return Prompt(prompt.text, prompt.metadata, to_tensor([picture])[0])
 
     def prompts(self, count: int, iteration: int, seed: int) -> list[Prompt]:
-        """Training prompts of an iteration; each is drawn once an epoch."""
-        places = stream((seed, "prompts"), len(self.training), iteration * count, count)
-        chosen = [self.training[place] for place in places]
-        return [self._reference(prompt) for prompt in chosen] if self.references else chosen
+        """Return the training prompts of an iteration; each is drawn once an epoch."""
+        positions = epoch_order((seed, "prompts"), len(self.training), iteration * count, count)
+        prompts = [self.training[position] for position in positions]
+        return [self._with_reference(prompt) for prompt in prompts] if self.references else prompts
 
     def captions(self) -> list[str]:
-        """Every prompt that a run may ask for."""
+        """List the text of every prompt that a run may use."""
         return [prompt.text for side in self._sides for prompt in side]
 
     def held_out(self, count: int, seed: int) -> list[Prompt]:
-        """``count`` held-out prompts, or as many as there are."""
+        """Return ``count`` held-out prompts, or all of them if there are fewer."""
         prompts = self._sides[1]
-        return [prompts[place] for place in permutation((seed, "held-out"), len(prompts))[:count].tolist()]
+        return [prompts[position] for position in permutation((seed, "held-out"), len(prompts))[:count].tolist()]
 
     def batch(self, count: int, iteration: int, seed: int) -> tuple[Tensor, list[Prompt]]:
-        """Refused."""
-        self._no_images()
+        """Raise ConfigError: there are no images."""
+        self._raise_no_images()
 
-    def held_out_images(self, count: int, seed: int) -> Captioned:
-        """Refused."""
-        self._no_images()
+    def held_out_images(self, count: int, seed: int) -> CaptionedImages:
+        """Raise ConfigError: there are no images."""
+        self._raise_no_images()
 
-    def _no_images(self) -> NoReturn:
+    def _raise_no_images(self) -> NoReturn:
         raise ConfigError('data.kind = "prompts" has no images to train on; use data.kind = "images".')
 
     def measures(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """None: the recipe's rewards are the score."""
+        """Return no measures: the recipe's rewards are the score."""
         return {}
 
     def category(self, prompt: Prompt) -> str:
-        """The value of column ``report_by``."""
+        """Return the prompt's value in column ``report_by``; "all" without such a column."""
         return str(prompt.metadata.get(self.report_by, "other")) if self.report_by else "all"

@@ -1,7 +1,7 @@
-"""Where captioned images lie: folders with sidecars, WebDataset shards, parquet files, Hugging Face data sets on disk.
+"""Sources of captioned images: folders with sidecars and WebDataset shards; tables are in ``tables.py``.
 
-Each source lists its entries once and reads any of them by place, so that every order is a permutation of numbers and
-a resumed run needs no position in a stream.
+Each source lists its entries once and reads any of them by position. So every order is a permutation of numbers, and a
+resumed run needs no position in a stream.
 """
 
 import json
@@ -16,57 +16,61 @@ from grpaint.images import cache
 from grpaint.images.pictures import SUFFIXES, BadImage
 
 Fields = dict[str, Any]
+Member = tuple[str, int, int]  # of a tar file: name, offset and size in bytes
 
 
 @dataclass(frozen=True)
-class Entry:
-    """An image by name, the file that holds it, its place in there, and what was said of it."""
+class ImageEntry:
+    """An image in a source: its name, the file that holds it, its position in that file, and its metadata fields.
+
+    ``position``: (offset, size) in bytes in a shard, (row group, row) in a table, (0, 0) for a file of its own.
+    """
 
     name: str
-    holder: Path
-    place: tuple[int, int]
+    file: Path
+    position: tuple[int, int]
     fields: Mapping[str, Any]
 
 
-class Source(Protocol):
-    """Entries in a fixed order, and their bytes."""
+class ImageSource(Protocol):
+    """A list of images in a fixed order, each with its metadata, whose bytes can be read in any order."""
 
-    def entries(self) -> list[Entry]:
-        """All of them.
-
-        Raises:
-            ConfigError: where what is said of an image cannot be read; with the file, and the line where it has one.
-        """
-
-    def read(self, entry: Entry) -> bytes:
-        """The image file's bytes.
+    def entries(self) -> list[ImageEntry]:
+        """List all images.
 
         Raises:
-            BadImage: where they cannot be had.
+            ConfigError: if the metadata of an image cannot be read; with the file, and the line if it has lines.
+        """
+
+    def read(self, entry: ImageEntry) -> bytes:
+        """Read the bytes of an image file.
+
+        Raises:
+            BadImage: if they cannot be read.
         """
 
 
-def parse_json(text: str, where: str, line: int | None = None) -> Fields:
-    """A JSON object.
+def parse_json(text: str, location: str, line: int | None = None) -> Fields:
+    """Parse a JSON object; ``location`` (the file) and ``line`` are named in the error.
 
     Raises:
-        ConfigError: with the file and line where it is something else.
+        ConfigError: if the text is not JSON or not an object; with the file and line.
     """
     try:
-        said = json.loads(text)
+        fields = json.loads(text)
     except ValueError as error:
         at = line or getattr(error, "lineno", 1)
-        raise ConfigError(f"{where}:{at}: not JSON ({getattr(error, 'msg', error)}).") from None
-    if not isinstance(said, dict):
-        raise ConfigError(f"{where}:{line or 1}: a JSON object is wanted, {{..}}, not {type(said).__name__}.")
-    return said
+        raise ConfigError(f"{location}:{at}: not JSON ({getattr(error, 'msg', error)}).") from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{location}:{line or 1}: must be a JSON object, {{..}}, not {type(fields).__name__}.")
+    return fields
 
 
 def read_text(file: Path) -> str:
-    """A UTF-8 file.
+    """Read a UTF-8 file, with or without a byte order mark.
 
     Raises:
-        ConfigError: where it cannot be read or is no UTF-8; with the line.
+        ConfigError: if it cannot be read or is not UTF-8; then with the line.
     """
     try:
         return file.read_bytes().decode("utf-8-sig")
@@ -77,137 +81,148 @@ def read_text(file: Path) -> str:
 
 
 def json_lines(file: Path) -> Iterator[tuple[int, Fields]]:
-    """The objects of a .jsonl file with their line numbers; blank lines are passed over.
+    """Yield the objects of a .jsonl file with their line numbers; blank lines are skipped.
 
-    A line ends with a line feed alone: U+2028 and its like may stand in JSON.
+    Only a line feed ends a line, since JSON strings may contain U+2028 and other Unicode line separators.
+
+    Raises:
+        ConfigError: if the file cannot be read, or a line is not a JSON object.
     """
     for number, line in enumerate(read_text(file).split("\n"), 1):
         if line.strip():
             yield number, parse_json(line, str(file), number)
 
 
-def _merged(fields: Fields, text: str | None, caption: str, where: str) -> Fields:
-    """``text`` as the caption, which must not be said twice and differently."""
+def _add_caption(fields: Fields, text: str | None, caption: str, location: str) -> Fields:
+    """Add the ``text`` of a .txt sidecar as column ``caption``; raise if the column has another text already."""
     if text is None:
         return fields
     text = text.strip()
     if str(fields.get(caption, text)).strip() != text:
-        raise ConfigError(f'{where}: its .txt says another caption than its "{caption}". Keep one.')
+        raise ConfigError(f'{location}: its .txt has another caption than its "{caption}". Remove one of them.')
     return fields | {caption: text}
 
 
 @dataclass(frozen=True)
-class Folder:
-    """Image files under a folder; captions in metadata.jsonl (by ``file_name``), NAME.json, NAME.txt beside them."""
+class ImageFolder:
+    """Image files below a folder; captions in metadata.jsonl (by ``file_name``), NAME.json or NAME.txt beside them.
+
+    ``caption``: the column in which the text of NAME.txt is stored.
+    """
 
     path: Path
     caption: str
 
-    def entries(self) -> list[Entry]:
-        listed = {file: fields for table in sorted(self.path.rglob("metadata.jsonl")) for file, fields in _rows(table)}
+    def entries(self) -> list[ImageEntry]:
+        by_file = {file: fields for table in sorted(self.path.rglob("metadata.jsonl")) for file, fields in _rows(table)}
         images = [file for file in sorted(self.path.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
         return [
-            Entry(str(file.relative_to(self.path)), file, (0, 0), self._fields(file, listed.get(file, {})))
+            ImageEntry(str(file.relative_to(self.path)), file, (0, 0), self._fields(file, by_file.get(file, {})))
             for file in images
         ]
 
     def _fields(self, file: Path, fields: Fields) -> Fields:
-        for sidecar in _beside(file, ".json"):
+        for sidecar in _sidecars(file, ".json"):
             fields = fields | parse_json(read_text(sidecar), str(sidecar))
-        texts = [read_text(sidecar) for sidecar in _beside(file, ".txt")]
-        return _merged(fields, texts[0] if texts else None, self.caption, str(file))
+        texts = [read_text(sidecar) for sidecar in _sidecars(file, ".txt")]
+        return _add_caption(fields, texts[0] if texts else None, self.caption, str(file))
 
-    def read(self, entry: Entry) -> bytes:
+    def read(self, entry: ImageEntry) -> bytes:
         try:
-            return entry.holder.read_bytes()
+            return entry.file.read_bytes()
         except OSError as error:
             raise BadImage(f"cannot be read: {error.strerror}") from None
 
 
-def _beside(file: Path, suffix: str) -> list[Path]:
-    """The sidecar of an image, named a.json or a.png.json; gallery-dl writes the second."""
-    return [place for place in (file.with_suffix(suffix), file.with_name(file.name + suffix)) if place.is_file()][:1]
+def _sidecars(file: Path, suffix: str) -> list[Path]:
+    """Return the sidecar of an image, or nothing: named a.json or a.png.json, as gallery-dl writes it."""
+    candidates = (file.with_suffix(suffix), file.with_name(file.name + suffix))
+    return [sidecar for sidecar in candidates if sidecar.is_file()][:1]
 
 
 def _rows(table: Path) -> Iterator[tuple[Path, Fields]]:
-    seen: set[str] = set()
+    """Yield the image file and the fields of each line of a metadata.jsonl."""
+    earlier_names: set[str] = set()
     for number, fields in json_lines(table):
         name = fields.pop("file_name", None)
         if not isinstance(name, str):
-            raise ConfigError(f"{table}:{number}: no file_name, which says whose line this is.")
-        if name in seen:
+            raise ConfigError(f"{table}:{number}: no file_name, which names the image that the line describes.")
+        if name in earlier_names:
             raise ConfigError(f"{table}:{number}: a second line for {name}.")
         if not (table.parent / name).is_file():
             raise ConfigError(f"{table}:{number}: there is no file {name} beside it.")
         if Path(name).suffix.lower() not in SUFFIXES:
             raise ConfigError(f"{table}:{number}: {name}: images end in {', '.join(SUFFIXES)}.")
-        seen.add(name)
+        earlier_names.add(name)
         yield table.parent / name, fields
 
 
 @dataclass(frozen=True)
-class Shards:
-    """WebDataset tar shards: members of one name are one sample, an image with .json and .txt beside it.
+class ImageShards:
+    """WebDataset tar shards: members with the same stem are one sample, an image with its .json and .txt.
 
-    The index (name, offset, size, captions) is made in one pass over each shard and kept until the shard changes.
+    The index (name, offset, size, fields) is built in one pass over each shard and cached until the shard changes.
     """
 
     files: list[Path]
     caption: str
 
-    def entries(self) -> list[Entry]:
-        return [entry for file in self.files for entry in self._of(file)]
+    def entries(self) -> list[ImageEntry]:
+        return [entry for file in self.files for entry in self._shard_entries(file)]
 
-    def _of(self, file: Path) -> list[Entry]:
+    def _shard_entries(self, file: Path) -> list[ImageEntry]:
         subject, stamp = f"index of {file.resolve()}, {self.caption}", cache.stamp(file)
-        known = cache.read(subject)
-        if known.get("stamp") != stamp:
-            known = {"stamp": stamp, "samples": [*_samples(file, self.caption)]}
-            cache.write(subject, known)
-        return [Entry(f"{file.name}:{n}", file, (at, size), fields) for n, at, size, fields in known["samples"]]
+        index = cache.read(subject)
+        if index.get("stamp") != stamp:
+            index = {"stamp": stamp, "samples": [*_samples(file, self.caption)]}
+            cache.write(subject, index)
+        return [
+            ImageEntry(f"{file.name}:{name}", file, (offset, size), fields)
+            for name, offset, size, fields in index["samples"]
+        ]
 
-    def read(self, entry: Entry) -> bytes:
-        offset, size = entry.place
-        with entry.holder.open("rb") as opened:
-            opened.seek(offset)
-            raw = opened.read(size)
+    def read(self, entry: ImageEntry) -> bytes:
+        offset, size = entry.position
+        with entry.file.open("rb") as shard:
+            shard.seek(offset)
+            raw = shard.read(size)
         if len(raw) < size:
             raise BadImage("cut short or corrupt")
         return raw
 
 
 def _samples(file: Path, caption: str) -> Iterator[tuple[str, int, int, Fields]]:
-    """Name, offset, size and fields of each image of a shard."""
-    groups: dict[str, dict[str, tuple[str, int, int]]] = {}
+    """Yield the name, offset, size and fields of each image of a shard."""
+    samples: dict[str, dict[str, Member]] = {}
     try:
         with tarfile.open(file, "r:") as shard:
             for member in shard:
                 folder, _, base = member.name.rpartition("/")
                 stem, _, suffix = base.partition(".")
                 if member.isfile():
-                    said = groups.setdefault(f"{folder}/{stem}", {})
-                    said[f".{suffix.lower()}"] = (member.name, member.offset_data, member.size)
+                    members = samples.setdefault(f"{folder}/{stem}", {})
+                    members[f".{suffix.lower()}"] = (member.name, member.offset_data, member.size)
             with file.open("rb") as raw:
-                for parts in groups.values():
-                    yield from _sample(file, parts, raw, caption)
+                for members in samples.values():
+                    yield from _sample(file, members, raw, caption)
     except (tarfile.TarError, EOFError) as error:
         raise ConfigError(f"{file}: not a whole tar file ({error}); compressed ones must be unpacked first.") from None
 
 
-def _sample(
-    file: Path, parts: dict[str, tuple[str, int, int]], raw: Any, caption: str
-) -> Iterator[tuple[str, int, int, Fields]]:
+def _sample(file: Path, members: dict[str, Member], raw: Any, caption: str) -> Iterator[tuple[str, int, int, Fields]]:
+    """Yield the images among a sample's ``members`` (by suffix); ``raw`` is the open shard."""
+
     def text(suffix: str) -> str | None:
-        if suffix not in parts:
+        if suffix not in members:
             return None
-        _, offset, size = parts[suffix]
+        name, offset, size = members[suffix]
         raw.seek(offset)
         try:
             return str(raw.read(size).decode("utf-8-sig"))
         except UnicodeDecodeError:
-            raise ConfigError(f"{file}: {parts[suffix][0]}: not UTF-8.") from None
+            raise ConfigError(f"{file}: {name}: not UTF-8.") from None
 
-    for name, offset, size in (parts[suffix] for suffix in parts if suffix in SUFFIXES):
-        said = text(".json")
-        fields = {} if said is None else parse_json(said, f"{file}: {parts['.json'][0]}")
-        yield name, offset, size, _merged(fields, text(".txt"), caption, f"{file}: {name}")
+    for name, offset, size in (members[suffix] for suffix in members if suffix in SUFFIXES):
+        json_text = text(".json")
+        fields = {} if json_text is None else parse_json(json_text, f"{file}: {members['.json'][0]}")
+        yield name, offset, size, _add_caption(fields, text(".txt"), caption, f"{file}: {name}")

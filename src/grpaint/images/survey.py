@@ -1,4 +1,4 @@
-"""What is in a data set: counts, sizes, captions, duplicates, bad files, and a sheet of its pictures."""
+"""Describe a data set: counts, sizes, captions, duplicates, bad files, and a contact sheet of its pictures."""
 
 import random
 from collections import Counter
@@ -10,120 +10,131 @@ import numpy as np
 from PIL import Image
 
 from grpaint.core.rng import permutation, seed_of
-from grpaint.images.collection import Collection, Item
+from grpaint.images.collection import CaptionedImage, Collection
 from grpaint.images.data import ImageData
 from grpaint.images.pictures import WHITE
+from grpaint.storage.atomic import write_atomic
 
-NEAR = 3  # bits of 64 in which the average hashes of near duplicates may differ
-LIGHTER = 32  # of 255, by which a place of a near duplicate may differ
+MAX_HASH_BITS = 3  # of 64: the average hashes of near duplicates differ in at most so many bits
+MAX_PIXEL_CHANGE = 32  # of 255: each pixel of the 16 x 16 copies of near duplicates differs by at most so much
 Count = Callable[[str], int]
 
 
 def survey(data: ImageData, lengths: Mapping[str, Count]) -> dict[str, Any]:
-    """All that can be said without a model; ``lengths`` count a caption, by what they count."""
-    out: dict[str, Any] = {"collections": [_account(c) for c in data.collections]}
-    items = [item for collection in data.collections for item in collection.captioned]
-    out["captioned"] = len(items)
-    if not items:
+    """Describe a data set as a JSON object, without opening a model.
+
+    ``lengths``: functions that measure the length of a caption, by the unit they count, such as "words".
+    """
+    out: dict[str, Any] = {"collections": [_collection_summary(c) for c in data.collections]}
+    images = [image for collection in data.collections for image in collection.captioned]
+    out["captioned"] = len(images)
+    if not images:
         return out
-    out["sides"] = _sides(items)
-    out["buckets"] = {f"{width}x{high}": len(of) for (width, high), of in data.by_size(items).items()}
-    texts = [data.prompt(item).text for item in items]
+    out["sides"] = _sides(images)
+    out["buckets"] = {f"{width}x{height}": len(group) for (width, height), group in data.by_size(images).items()}
+    texts = [data.prompt(image).text for image in images]
     out["captions"] = {
         "different": len(set(texts)),
-        "lengths": {name: _spread([count(text) for text in texts]) for name, count in lengths.items()},
+        "lengths": {name: _quantiles([count(text) for text in texts]) for name, count in lengths.items()},
     }
-    out["duplicates"] = {"exact": exact_duplicates(items), "near": near_duplicates(items)}
+    out["duplicates"] = {"exact": exact_duplicates(images), "near": near_duplicates(images)}
     return out
 
 
-def _account(collection: Collection) -> dict[str, Any]:
+def _collection_summary(collection: Collection) -> dict[str, Any]:
     return {
         "key": collection.key,
         "path": str(collection.path),
         "images": len(collection.entries),
-        "bad": dict(Counter(collection.bad.values())),
-        "bad_files": collection.bad,
-        "left_out_by_tags": dict(collection.unwanted),
-        "without_caption": collection.bare,
+        "bad": dict(Counter(collection.bad_files.values())),
+        "bad_files": collection.bad_files,
+        "left_out_by_tags": dict(collection.left_out_by_tags),
+        "without_caption": collection.without_caption,
     }
 
 
-def _sides(items: Sequence[Item]) -> dict[str, list[int]]:
-    """Smallest, median and largest of each side."""
-    return {name: _spread([item.size[axis] for item in items]) for axis, name in enumerate(("width", "height"))}
+def _sides(images: Sequence[CaptionedImage]) -> dict[str, list[int]]:
+    return {name: _quantiles([image.size[axis] for image in images]) for axis, name in enumerate(("width", "height"))}
 
 
-def _spread(numbers: Sequence[int]) -> list[int]:
+def _quantiles(numbers: Sequence[int]) -> list[int]:
+    """Return the smallest number, the median and the largest."""
     ordered = sorted(numbers)
     return [ordered[0], ordered[len(ordered) // 2], ordered[-1]]
 
 
-def exact_duplicates(items: Sequence[Item]) -> list[list[str]]:
-    """Names of files with the same bytes, together."""
-    same: dict[str, list[str]] = {}
-    for item in items:
-        same.setdefault(item.seen.digest, []).append(item.entry.name)
-    return [names for names in same.values() if len(names) > 1]
+def exact_duplicates(images: Sequence[CaptionedImage]) -> list[list[str]]:
+    """Group the names of files that have the same bytes."""
+    by_digest: dict[str, list[str]] = {}
+    for image in images:
+        by_digest.setdefault(image.scan.digest, []).append(image.entry.name)
+    return [names for names in by_digest.values() if len(names) > 1]
 
 
-def near_duplicates(items: Sequence[Item]) -> list[tuple[str, str]]:
-    """Pairs of other bytes that look alike: nearly the same average hash, and 16 x 16 copies alike everywhere.
+def near_duplicates(images: Sequence[CaptionedImage]) -> list[tuple[str, str]]:
+    """List pairs of different files that look alike: close average hashes, and 16 x 16 copies alike in every pixel.
 
-    Hashes with at most ``NEAR`` different bits share one of ``NEAR`` + 1 parts of 16 bits, so only those are compared.
+    Two hashes that differ in at most ``MAX_HASH_BITS`` = 3 bits are equal in one of their four 16-bit parts, so only
+    images that share such a part are compared.
     """
     copies: dict[int, np.ndarray] = {}
 
     def copy(row: int) -> np.ndarray:
         if row not in copies:
-            copies[row] = np.asarray(items[row].picture((16, 16)), dtype=np.int16)
+            copies[row] = np.asarray(images[row].picture((16, 16)), dtype=np.int16)
         return copies[row]
 
     def alike(one: int, other: int) -> bool:
-        same = items[one].seen.digest == items[other].seen.digest
-        return not same and bool(np.abs(copy(one) - copy(other)).max() <= LIGHTER)
+        same_bytes = images[one].scan.digest == images[other].scan.digest
+        return not same_bytes and bool(np.abs(copy(one) - copy(other)).max() <= MAX_PIXEL_CHANGE)
 
-    hashes = np.array([item.seen.hash for item in items], dtype=np.uint64)
-    parts: dict[tuple[int, int], list[int]] = {}
-    for row, item in enumerate(items):
-        for key in _parts(item):
-            parts.setdefault(key, []).append(row)
-    sharing = {key: np.array(rows) for key, rows in parts.items()}
-    found = []
-    for one, item in enumerate(items):  # a row at a time: flat pictures all share parts
-        others = np.unique(np.concatenate([sharing[key][sharing[key] > one] for key in _parts(item)]))
-        near = others[np.bitwise_count(hashes[others] ^ hashes[one]) <= NEAR]
-        found += [(item.entry.name, items[other].entry.name) for other in near.tolist() if alike(one, other)]
-    return found
-
-
-def _parts(item: Item) -> list[tuple[int, int]]:
-    """The parts of its hash, with their places."""
-    return [(part, item.seen.hash >> 16 * part & 0xFFFF) for part in range(NEAR + 1)]
+    hashes = np.array([image.scan.hash for image in images], dtype=np.uint64)
+    rows_by_part: dict[tuple[int, int], list[int]] = {}
+    for row, image in enumerate(images):
+        for part in _hash_parts(image):
+            rows_by_part.setdefault(part, []).append(row)
+    sharing = {part: np.array(rows) for part, rows in rows_by_part.items()}
+    pairs = []
+    for one, image in enumerate(images):  # one row at a time, to save memory: flat pictures all share a part
+        others = np.unique(np.concatenate([sharing[part][sharing[part] > one] for part in _hash_parts(image)]))
+        near = others[np.bitwise_count(hashes[others] ^ hashes[one]) <= MAX_HASH_BITS]
+        pairs += [(image.entry.name, images[other].entry.name) for other in near.tolist() if alike(one, other)]
+    return pairs
 
 
-def contact_sheet(items: Sequence[Item], side: int = 96, columns: int = 10, rows: int = 8) -> Image.Image:
-    """Pictures of the set in whole, each within ``side`` pixels; a keyed choice where there are too many."""
-    places = permutation((0, "sheet"), len(items))[: columns * rows].sort().values.tolist()
-    lines = -(-len(places) // columns)
+def _hash_parts(image: CaptionedImage) -> list[tuple[int, int]]:
+    """Split an image's hash into 16-bit parts, each with its index."""
+    return [(part, image.scan.hash >> 16 * part & 0xFFFF) for part in range(MAX_HASH_BITS + 1)]
+
+
+def contact_sheet(images: Sequence[CaptionedImage], side: int = 96, columns: int = 10, rows: int = 8) -> Image.Image:
+    """Lay out thumbnails of whole pictures on a page, each within ``side`` pixels.
+
+    If there are more images than places, the same random choice of them is shown each time.
+    """
+    chosen = permutation((0, "sheet"), len(images))[: columns * rows].sort().values.tolist()
+    lines = -(-len(chosen) // columns)
     page = Image.new("RGB", (columns * (side + 4) + 4, lines * (side + 4) + 4), WHITE)
-    for n, place in enumerate(places):
-        item = items[place]
-        scale = side / max(item.size)
-        small = item.picture((max(1, round(item.size[0] * scale)), max(1, round(item.size[1] * scale))))
+    for n, row in enumerate(chosen):
+        image = images[row]
+        scale = side / max(image.size)
+        small = image.picture((max(1, round(image.size[0] * scale)), max(1, round(image.size[1] * scale))))
         left, top = (4 + at * (side + 4) for at in (n % columns, n // columns))
         page.paste(small, (left + (side - small.width) // 2, top + (side - small.height) // 2))
     return page
 
 
 def write_captions(data: ImageData, file: Path, draws: int) -> int:
-    """Each training image's name and caption, ``draws`` times where tags are shuffled or dropped; how many lines."""
+    """Write a line for each training image, its name and caption with a tab between; returns the number of lines.
+
+    ``draws``: with 0 tags are neither shuffled nor dropped; otherwise each image has so many lines of random captions.
+    """
     lines = []
-    for row, item in enumerate(data.training):
-        plain = [data.prompt(item)] if not draws else []
-        drawn = [data.prompt(item, random.Random(seed_of(0, row, n))) for n in range(draws)]
-        lines += [f"{item.entry.name}\t{prompt.text}" for prompt in plain + drawn]
-    aside = file.with_name(f"{file.name}.unfinished")
-    aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    aside.replace(file)
+    for row, image in enumerate(data.training):
+        if draws:
+            prompts = [data.prompt(image, random.Random(seed_of(0, row, n))) for n in range(draws)]
+        else:
+            prompts = [data.prompt(image)]
+        lines += [f"{image.entry.name}\t{prompt.text}" for prompt in prompts]
+    write_atomic(file, "\n".join(lines) + "\n")
     return len(lines)

@@ -1,4 +1,4 @@
-"""Booru tags: what the sidecars of such sites say, and the caption that becomes of it."""
+"""Booru tags: read them from the sidecars of booru sites, and turn them into captions or prose."""
 
 import math
 import random
@@ -13,7 +13,7 @@ from grpaint.images.sources import read_text
 
 Category = Literal["quality", "rating", "artist", "copyright", "character", "general", "meta"]
 
-SAID = ("artist", "copyright", "character", "general", "meta")  # the others are made of rating and score
+SIDECAR_CATEGORIES = ("artist", "copyright", "character", "general", "meta")  # the others come from rating and score
 RATINGS = {"g": "general", "s": "sensitive", "q": "questionable", "e": "explicit", "safe": "general"}
 EMOTICONS = {
     "^_^",
@@ -53,106 +53,118 @@ EMOTICONS = {
 }
 
 
-def spaced(tag: str) -> str:
-    """A tag with spaces for its underscores, which in an emoticon belong there."""
+def underscores_to_spaces(tag: str) -> str:
+    """Replace a tag's underscores by spaces, unless the tag is an emoticon."""
     return tag if tag in EMOTICONS else tag.replace("_", " ")
 
 
 @dataclass(frozen=True)
-class Tagged:
-    """What one image's sidecar says: its tags by category as written, its rating (in full) and score if any."""
+class ImageTags:
+    """The tags of one image by category, as its sidecar spells them, with its rating and score if it has them.
 
-    tags: Mapping[str, tuple[str, ...]]
+    ``rating``: a full word, one of the values of ``RATINGS``.
+    """
+
+    by_category: Mapping[str, tuple[str, ...]]
     rating: str | None = None
     score: float | None = None
 
 
-def _split(value: Any, where: str, comma: bool = False) -> tuple[str, ...]:
+def _parse_tags(value: Any, location: str, comma: bool = False) -> tuple[str, ...]:
+    """Split a text at blanks, or at commas if ``comma``, or take a list of texts; each tag once, in order."""
     if isinstance(value, str):
         value = value.split(",") if comma else value.split()
     if not isinstance(value, list) or not all(isinstance(tag, str) for tag in value):
-        raise ConfigError(f"{where}: tags must be a text or a list of texts, not {value!r:.60}.")
+        raise ConfigError(f"{location}: tags must be a text or a list of texts, not {value!r:.60}.")
     return tuple(dict.fromkeys(tag.strip() for tag in value if tag.strip()))
 
 
-def read_tags(fields: Mapping[str, Any], caption: str, where: str) -> Tagged:
-    """Tags as danbooru (``tag_string_general`` ..) or gallery-dl (``tags_general`` ..) write them, else all as general.
+def read_tags(fields: Mapping[str, Any], caption: str, location: str) -> ImageTags:
+    """Read an image's tags, rating and score from its metadata fields.
 
-    Without categories it is ``tag_string`` or ``tags``, else the ``caption`` column split at commas.
+    Tags by category are read as danbooru (``tag_string_general`` ..) or gallery-dl (``tags_general`` ..) write them. If
+    there are none, the tags in ``tag_string`` or ``tags``, or those in column ``caption`` split at commas, all count
+    as general. ``location`` names the image in errors.
 
     Raises:
-        ConfigError: where a tag, the rating or the score is of the wrong kind.
+        ConfigError: if the tags, the rating or the score have a wrong type or value.
     """
     tags: dict[str, tuple[str, ...]] = {}
     for prefix in ("tag_string_", "tags_"):
-        for category in SAID:
+        for category in SIDECAR_CATEGORIES:
             if not tags.get(category) and fields.get(prefix + category):
-                tags[category] = _split(fields[prefix + category], where)
-    whole = next((fields[name] for name in ("tag_string", "tags") if fields.get(name)), None)
-    if not tags and whole:
-        tags["general"] = _split(whole, where)
+                tags[category] = _parse_tags(fields[prefix + category], location)
+    uncategorised = next((fields[name] for name in ("tag_string", "tags") if fields.get(name)), None)
+    if not tags and uncategorised:
+        tags["general"] = _parse_tags(uncategorised, location)
     elif not tags and fields.get(caption):
-        tags["general"] = _split(fields[caption], where, comma=True)
-    return Tagged(tags, _rating(fields.get("rating"), where), _score(fields.get("score"), where))
+        tags["general"] = _parse_tags(fields[caption], location, comma=True)
+    return ImageTags(tags, _parse_rating(fields.get("rating"), location), _parse_score(fields.get("score"), location))
 
 
-def _rating(value: Any, where: str) -> str | None:
+def _parse_rating(value: Any, location: str) -> str | None:
     if value is None:
         return None
-    full = RATINGS.get(value, value)
-    if full not in RATINGS.values():
-        raise ConfigError(f'{where}: rating = "{value}": no rating. There are: {", ".join(sorted(RATINGS))}.')
-    return str(full)
+    rating = RATINGS.get(value, value)
+    if rating not in RATINGS.values():
+        raise ConfigError(f'{location}: rating = "{value}": no rating. There are: {", ".join(sorted(RATINGS))}.')
+    return str(rating)
 
 
-def _score(value: Any, where: str) -> float | None:
+def _parse_score(value: Any, location: str) -> float | None:
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
-    raise ConfigError(f"{where}: score = {value!r:.60}: must be a number.")
+    raise ConfigError(f"{location}: score = {value!r:.60}: must be a number.")
 
 
 def read_implications(file: Path) -> dict[str, frozenset[str]]:
-    """Lines ``a -> b``: every tag with all that it implies, directly or not.
+    """Read a file of lines ``a -> b``; returns all tags that each tag implies, directly or through others.
+
+    Blank lines and lines that begin with "# " are skipped.
 
     Raises:
-        ConfigError: with the line that is none, or that closes a circle.
+        ConfigError: if a line is not an implication or closes a circle, with its number.
     """
     direct: dict[str, set[str]] = {}
     for number, line in enumerate(read_text(file).split("\n"), 1):
         if not line.strip() or line.startswith("# "):
             continue
-        one, arrow, other = (part.strip() for part in line.partition("->"))
-        if not (one and arrow and other):
+        tag, arrow, implied = (part.strip() for part in line.partition("->"))
+        if not (tag and arrow and implied):
             raise ConfigError(f'{file}:{number}: "{line.strip()}": write an implication as "a -> b".')
-        if one == other or one in _closure(other, direct):
-            raise ConfigError(f"{file}:{number}: {other} implies {one} already, and a circle says nothing.")
-        direct.setdefault(one, set()).add(other)
+        if tag == implied or tag in _closure(implied, direct):
+            raise ConfigError(f"{file}:{number}: {implied} implies {tag} already; remove one line of the circle.")
+        direct.setdefault(tag, set()).add(implied)
     return {tag: frozenset(_closure(tag, direct)) for tag in direct}
 
 
 def _closure(tag: str, direct: Mapping[str, set[str]]) -> set[str]:
-    found: set[str] = set()
-    left = [tag]
-    while left:
-        new = direct.get(left.pop(), set()) - found
-        found |= new
-        left += new
-    return found
+    """Collect all tags that ``tag`` implies, directly or through others."""
+    implied: set[str] = set()
+    remaining = [tag]
+    while remaining:
+        new = direct.get(remaining.pop(), set()) - implied
+        implied |= new
+        remaining += new
+    return implied
 
 
 @dataclass(frozen=True)
-class Tags:
-    """How tags become a caption: ``data.tags = { .. }``.
+class TagSettings:
+    """Settings that turn tags into a caption: the table ``data.tags = { .. }``.
 
-    - ``categories`` in their order; what is not named is left out. "rating" and "quality" are made: the rating's name,
-      and the tag of ``quality`` with the highest threshold that the score reaches, where a threshold is the share of
-      training images that score lower (``quality_by`` "quantile") or a score.
-    - ``underscores`` become spaces except in emoticons. ``exclude``: tags, as written in the sidecar, to leave out.
-    - ``keep_first``: so many of the caption's first tags are neither shuffled nor dropped. ``shuffle`` the rest within
-      each category or all; ``dropout``: the chance of each to be left out; one tag always stays. Held-out captions are
+    - ``categories``: the categories in the caption, in their order; others are left out. The sidecar has no tags for
+      two of them: "rating" becomes the rating's name, and "quality" the tag in ``quality`` with the highest threshold
+      that the image's score reaches.
+    - ``quality``: thresholds by tag; with ``quality_by`` "quantile" the share of training images that score lower, in
+      [0, 1), with "score" a score.
+    - ``separator``: the text between tags. ``underscores``: "replace" them by spaces, except in emoticons, or "keep".
+    - ``exclude``: tags to leave out, spelled as in the sidecar.
+    - ``shuffle`` the tags "within" each category or "all" of them; ``dropout``: the chance of a tag to be left out. The
+      first ``keep_first`` tags are neither shuffled nor dropped, and one tag always stays. Held-out captions are
       neither shuffled nor dropped.
-    - ``ratings``, ``least_score``: images to keep. ``implications``: a file of lines "a -> b"; b is removed where a
-      stands, or added.
+    - ``ratings``, ``least_score``: use only images with one of these ratings, and with at least this score.
+    - ``implications``: a file of lines "a -> b"; in an image with tag a, tag b is removed or added, by ``implied``.
     """
 
     categories: tuple[Category, ...] = ("artist", "copyright", "character", "general", "meta")
@@ -187,98 +199,100 @@ class Tags:
     def _implied(self) -> dict[str, frozenset[str]]:
         return read_implications(Path(self.implications)) if self.implications else {}
 
-    def wants(self, tagged: Tagged, where: str) -> str | None:
-        """Why an image is left out, or None.
+    def exclusion_reason(self, tags: ImageTags, location: str) -> str | None:
+        """Return why an image is left out by its rating or score, or None if it is used.
 
         Raises:
-            ConfigError: where it has no rating or score to go by.
+            ConfigError: if a setting needs a rating or score that the image does not have.
         """
         needs = [("rating", self.ratings or "rating" in self.categories), ("score", self.quality)]
         needs += [("score", self.least_score is not None)]
-        for name, needed in needs:
-            if needed and getattr(tagged, name) is None:
-                raise ConfigError(f"{where}: has no {name}, which data.tags goes by; add it, or unset what needs it.")
-        if self.ratings and tagged.rating not in self.ratings:
-            return f"rated {tagged.rating}"
-        low = self.least_score is not None and tagged.score is not None and tagged.score < self.least_score
-        return f"scored below {self.least_score:g}" if low else None
+        for name, is_needed in needs:
+            if is_needed and getattr(tags, name) is None:
+                raise ConfigError(f"{location}: has no {name}, which data.tags needs; add it, or unset what needs it.")
+        if self.ratings and tags.rating not in self.ratings:
+            return f"rated {tags.rating}"
+        is_low = self.least_score is not None and tags.score is not None and tags.score < self.least_score
+        return f"scored below {self.least_score:g}" if is_low else None
 
     def thresholds(self, scores: Sequence[float]) -> tuple[tuple[float, str], ...]:
-        """Least scores and their quality tags, the highest first; ``scores`` are those of the training images."""
+        """Return the least score of each quality tag, the highest first; ``scores``: of the training images."""
         ordered = sorted(scores)
 
-        def least(at: float) -> float:
+        def least_score(threshold: float) -> float:
             if self.quality_by == "score":
-                return at
-            return ordered[int(at * len(ordered))] if at and ordered else -math.inf
+                return threshold
+            return ordered[int(threshold * len(ordered))] if threshold and ordered else -math.inf
 
-        found = ((least(at), tag) for tag, at in self.quality.items())
-        return tuple(sorted(found, reverse=True))
+        pairs = ((least_score(threshold), tag) for tag, threshold in self.quality.items())
+        return tuple(sorted(pairs, reverse=True))
 
-    def by_category(self, tagged: Tagged, thresholds: Sequence[tuple[float, str]]) -> dict[str, list[str]]:
-        """The tags of an image as they will stand in its caption, by category in order."""
-        made: dict[str, tuple[str, ...]] = {"rating": (tagged.rating,) if tagged.rating else ()}
-        made["quality"] = tuple(tag for at, tag in thresholds if tagged.score is not None and tagged.score >= at)[:1]
-        every = {tag for tags in tagged.tags.values() for tag in tags}
-        implied = set().union(*(self._implied.get(tag, ()) for tag in every))
+    def arrange(self, tags: ImageTags, thresholds: Sequence[tuple[float, str]]) -> dict[str, list[str]]:
+        """Return the tags of an image's caption by category, in the caption's order and spelling."""
+        quality = tuple(tag for least, tag in thresholds if tags.score is not None and tags.score >= least)[:1]
+        derived: dict[str, tuple[str, ...]] = {"rating": (tags.rating,) if tags.rating else (), "quality": quality}
+        sidecar_tags = {tag for category_tags in tags.by_category.values() for tag in category_tags}
+        implied = set().union(*(self._implied.get(tag, ()) for tag in sidecar_tags))
         out: dict[str, list[str]] = {}
         for category in self.categories:
-            tags = [tag for tag in made.get(category, tagged.tags.get(category, ())) if tag not in self.exclude]
-            if self.implied == "remove" and category in SAID:
-                tags = [tag for tag in tags if tag not in implied]
+            candidates = derived.get(category, tags.by_category.get(category, ()))
+            names = [tag for tag in candidates if tag not in self.exclude]
+            if self.implied == "remove" and category in SIDECAR_CATEGORIES:
+                names = [tag for tag in names if tag not in implied]
             elif category == "general":
-                tags += sorted(implied - every - set(self.exclude))
-            out[category] = [spaced(tag) if self.underscores == "replace" else tag for tag in tags]
+                names += sorted(implied - sidecar_tags - set(self.exclude))
+            out[category] = [underscores_to_spaces(tag) if self.underscores == "replace" else tag for tag in names]
         return out
 
-    def caption(self, tags: Mapping[str, Sequence[str]], draw: random.Random | None) -> str:
-        """The caption of tags by category; shuffled and thinned where there is something to ``draw`` from."""
-        rows = [(tag, place) for place, part in enumerate(tags.values()) for tag in part]
+    def caption(self, tags: Mapping[str, Sequence[str]], rng: random.Random | None) -> str:
+        """Join tags by category to a caption; they are shuffled and dropped only with ``rng``."""
+        rows = [(tag, number) for number, category_tags in enumerate(tags.values()) for tag in category_tags]
         first, rest = rows[: self.keep_first], rows[self.keep_first :]
-        if draw and self.shuffle != "none":
-            order = {row: (row[1] if self.shuffle == "within" else 0, draw.random()) for row in rest}
+        if rng and self.shuffle != "none":
+            order = {row: (row[1] if self.shuffle == "within" else 0, rng.random()) for row in rest}
             rest.sort(key=order.__getitem__)
-        if draw and self.dropout:
-            kept = [row for row in rest if draw.random() >= self.dropout]
-            rest = kept if kept or first else rest[:1]
+        if rng and self.dropout:
+            survivors = [row for row in rest if rng.random() >= self.dropout]
+            rest = survivors if survivors or first else rest[:1]
         return self.separator.join(tag for tag, _ in first + rest)
 
 
-_COUNTED = {"girl": "girl", "boy": "boy", "other": "person"}
+_PERSON_NOUNS = {"girl": "girl", "boy": "boy", "other": "person"}
 _NUMBERS = {"1": "one", "2": "two", "3": "three", "4": "four", "5": "five", "6+": "many"}
 _PLURAL = {"girl": "girls", "boy": "boys", "person": "people"}
 
 
 def sentence(tags: Mapping[str, Sequence[str]]) -> str:
-    """Tags by category as prose, for scorers that read sentences: who, of what, with what, by whom.
+    """Turn tags by category into prose by a fixed rule, for scorers that read sentences.
 
-    A rule and no more: "one girl, hatsune miku from vocaloid, with long hair and a smile"; quality, rating and meta
-    tags are no part of what is seen.
+    People come first, then names, attributes and artists: "one girl, hatsune miku from vocaloid, with long hair and
+    smile, drawn by wlop". Quality, rating and meta tags are left out, since they name nothing visible.
     """
-    general = [spaced(tag) for tag in tags.get("general", ())]
-    counted = [tag for tag in general if _people(tag)]
-    seen = [tag for tag in general if tag not in counted and tag not in ("solo", "duo")]
-    who = _listed([_people(tag) for tag in counted])
-    names = _listed([spaced(tag) for tag in tags.get("character", ())])
-    world = _listed([spaced(tag) for tag in tags.get("copyright", ())])
-    by = _listed([spaced(tag) for tag in tags.get("artist", ())])
-    about = " from ".join(part for part in (names, world) if part)
-    parts = [part for part in (who, about) if part]
-    if seen:
-        parts.append(f"with {_listed(seen)}" if parts else _listed(seen))
-    if by:
-        parts.append(f"drawn by {by}")
+    general = [underscores_to_spaces(tag) for tag in tags.get("general", ())]
+    person_tags = [tag for tag in general if _people(tag)]
+    attributes = [tag for tag in general if tag not in person_tags and tag not in ("solo", "duo")]
+    people = _enumerate([_people(tag) for tag in person_tags])
+    characters = _enumerate([underscores_to_spaces(tag) for tag in tags.get("character", ())])
+    series = _enumerate([underscores_to_spaces(tag) for tag in tags.get("copyright", ())])
+    artists = _enumerate([underscores_to_spaces(tag) for tag in tags.get("artist", ())])
+    names = " from ".join(part for part in (characters, series) if part)
+    parts = [part for part in (people, names) if part]
+    if attributes:
+        parts.append(f"with {_enumerate(attributes)}" if parts else _enumerate(attributes))
+    if artists:
+        parts.append(f"drawn by {artists}")
     return ", ".join(parts)
 
 
 def _people(tag: str) -> str:
-    """``2girls`` as "two girls"; empty where a tag counts nobody."""
-    for noun, person in _COUNTED.items():
+    """Spell a tag that counts people, such as ``2girls``, as "two girls"; empty for any other tag."""
+    for noun, person in _PERSON_NOUNS.items():
         number = tag.removesuffix("s").removesuffix(noun)
         if number in _NUMBERS and tag.removesuffix("s") == number + noun:
             return f"{_NUMBERS[number]} {person if number == '1' else _PLURAL[person]}"
     return ""
 
 
-def _listed(words: Sequence[str]) -> str:
+def _enumerate(words: Sequence[str]) -> str:
+    """Join words as in "a, b and c"."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

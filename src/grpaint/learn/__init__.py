@@ -1,4 +1,4 @@
-"""From trajectories to losses: reward tables, advantages, surrogates, penalties, objectives."""
+"""From rollouts to losses: reward tables, advantages, surrogates, penalties and objectives."""
 
 from grpaint.learn.advantage import BatchNorm, GroupNorm, History, LeaveOneOut, PerReward
 from grpaint.learn.forward import AdvantageWeightedMatching, DiffusionNft, ElboPolicyGradient

@@ -1,4 +1,4 @@
-"""Rewards that live in other processes: started and stopped with a run, and asked side by side."""
+"""Rewards in other processes: connect them for the length of a run, and score with them concurrently."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -7,20 +7,20 @@ from functools import partial
 from torch import Tensor
 
 from grpaint.core.errors import RewardError
-from grpaint.core.policy import Elsewhere, Prompt, Reward
-from grpaint.parallel.background import Later
+from grpaint.core.policy import ExternalReward, Prompt, Reward
+from grpaint.parallel.background import BackgroundCall
 
 
 @contextmanager
-def running(rewards: Mapping[str, Reward], log: Callable[[str], None]) -> Iterator[None]:
-    """Start what lives elsewhere, and stop it at the end, however that comes.
+def connect_rewards(rewards: Mapping[str, Reward], log: Callable[[str], None]) -> Iterator[None]:
+    """Start every external reward, and stop it on leaving the ``with`` block, also after an error.
 
     Raises:
-        RewardError: with the reward's name, where one does not start.
+        RewardError: if a reward does not start; the message names it.
     """
     with ExitStack() as stack:
         for name, reward in rewards.items():
-            if isinstance(reward, Elsewhere):
+            if isinstance(reward, ExternalReward):
                 stack.callback(reward.stop)
                 try:
                     notes = reward.start()
@@ -31,22 +31,25 @@ def running(rewards: Mapping[str, Reward], log: Callable[[str], None]) -> Iterat
         yield
 
 
-def columns(
+def score_all(
     rewards: Mapping[str, Reward],
-    ask: Callable[[str, Reward, Tensor, Sequence[Prompt]], Tensor],
+    score: Callable[[str, Reward, Tensor, Sequence[Prompt]], Tensor],
     images: Tensor,
     prompts: Sequence[Prompt],
 ) -> dict[str, Tensor]:
-    """What every reward says, those elsewhere all at once while the others are asked in turn.
+    """Score images with every reward: external ones concurrently, while the others run one after the other.
 
-    Of several errors the first one's by the order of ``rewards`` is raised, once nothing is under way any more.
+    ``score(name, reward, images, prompts)`` computes one column. If external rewards raise, the first error in the
+    order of ``rewards`` is raised, after all calls have ended.
     """
-    asked = {name: partial(ask, name, reward, images, prompts) for name, reward in rewards.items()}
-    away = {name: Later(asked[name]) for name, reward in rewards.items() if isinstance(reward, Elsewhere)}
+    calls = {name: partial(score, name, reward, images, prompts) for name, reward in rewards.items()}
+    external = {
+        name: BackgroundCall(calls[name]) for name, reward in rewards.items() if isinstance(reward, ExternalReward)
+    }
     try:
-        here = {name: work() for name, work in asked.items() if name not in away}
+        local = {name: call() for name, call in calls.items() if name not in external}
     finally:
-        errors = [error for later in away.values() if (error := later.error()) is not None]
+        errors = [error for call in external.values() if (error := call.error()) is not None]
     if errors:
         raise errors[0]
-    return {name: away[name].result() if name in away else here[name] for name in rewards}
+    return {name: external[name].result() if name in external else local[name] for name in rewards}

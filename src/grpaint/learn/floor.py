@@ -1,4 +1,4 @@
-"""A reward that may not fall below what the base gets."""
+"""A constraint that keeps a reward from falling below the base model's score."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,15 +9,15 @@ from torch import Tensor
 
 @dataclass
 class Floor:
-    """A constraint: the mean reward stays at or above the base's. Its multiplier is added to the reward's weight.
+    """Keep the mean reward at or above the base model's; the ``multiplier`` is added to the reward's weight.
 
-    The base's mean and spread are those of the first iteration's images, which it made. After each later one
+    The base's mean and spread are those of the first iteration's images, which the base made. After each later one
 
         running    = keep * running + (1 - keep) * mean
         multiplier = clip(multiplier + rate * (base - running) / spread, 0, most)
 
     which is projected dual ascent on a Lagrangian: it rises while the running mean is below the base's, falls while it
-    is above, and is 0 where the constraint does not bind. ``spread`` makes it the same in every unit.
+    is above, and is 0 if the constraint does not bind. Dividing by ``spread`` makes it independent of the unit.
     """
 
     rate: float = 0.5
@@ -37,20 +37,20 @@ class Floor:
             raise ValueError(f"most must be positive, got {self.most}")
 
     def observe(self, scores: Float[Tensor, " b"]) -> None:
-        """Take an iteration's scores, those of rows to which the reward applies."""
+        """Update with an iteration's scores, of the rows to which the reward applies."""
         if not len(scores):
             return
         mean, spread = scores.double().mean().item(), scores.double().std(correction=0).item()
         if self.base is None:
             self.base = self._running = mean
-            self._spread = spread or 1.0  # of a reward that gave the base one score: its own unit
+            self._spread = spread or 1.0  # 1 if the base's scores are all equal
             return
         self._running = self.keep * self._running + (1 - self.keep) * mean
         step = self.rate * (self.base - self._running) / self._spread
         self.multiplier = min(max(self.multiplier + step, 0.0), self.most)
 
     def state_dict(self) -> dict[str, float | None]:
-        """What it has seen."""
+        """Return the multiplier and the statistics."""
         return {
             "multiplier": self.multiplier,
             "base": self.base,
@@ -59,6 +59,6 @@ class Floor:
         }
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         self.multiplier, self.base = state["multiplier"], state["base"]
         self._running, self._spread = state["running"], state["spread"]

@@ -1,9 +1,9 @@
-"""Objectives on the forward process: finished samples are noised afresh, and no step's likelihood is asked for.
+"""Objectives on the forward process: finished samples are noised again, and no step's likelihood is used.
 
-How well the network restores a noised sample stands in for how likely the sample is. The current weights and those that
-sampled, the behaviour weights, are compared on the same draws of (t, eps), so that before the first update their
-difference is exactly 0. All of it is written in ``Prediction(x0, eps)``: a mixture of two networks' outputs at one
-``x`` is the same mixture of their x0, whatever they predict, so flows and diffusion models share these lines.
+How well the network restores a noised sample stands in for the sample's likelihood. The current weights and the
+behaviour weights, which sampled, are compared at the same draws of (t, eps), so that before the first update their
+difference is exactly 0. Everything is written in ``Prediction(x0, eps)``: a mixture of two networks' outputs at one
+``x`` is the same mixture of their x0, whatever they predict, so flows and diffusion models share this code.
 """
 
 from abc import ABC, abstractmethod
@@ -28,23 +28,23 @@ from grpaint.rollout.rollout import Plan, Rollout
 Measures = dict[str, Tensor]
 
 
-class Seen(NamedTuple):
-    """Samples ``x0`` noised to ``here`` with ``eps``, and what the current and the behaviour weights see there."""
+class NoisedBatch(NamedTuple):
+    """Samples ``x0`` noised to ``here`` with ``eps``, and the predictions of the current and behaviour weights."""
 
     x0: Float[Tensor, "k *latent"]
     eps: Float[Tensor, "k *latent"]
     here: Point
-    now: Prediction
-    old: Prediction
+    current: Prediction
+    behaviour: Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forward(ABC):
-    """What the objectives of this file share.
+class ForwardObjective(ABC):
+    """Base class of the objectives of this file.
 
-    ``draws``: how often each sample is noised; ``kl_reference``: weight of the mean squared difference of velocities to
-    the reference's. Rows without advantage ask nothing of the model, but the mean divides by all rows. ``minibatch`` is
-    the number of rows of one graph (0: all); it changes memory, not the gradient.
+    ``draws``: how often each sample is noised; ``kl_reference``: weight of the mean squared difference between the
+    current and the reference velocities. Rows with advantage 0 cost no model call, but the mean is over all rows.
+    ``minibatch`` is the number of rows per autograd graph (0: all); it changes memory use, not the gradient.
     """
 
     kl_reference: float = 1e-4
@@ -60,27 +60,27 @@ class Forward(ABC):
 
     @property
     def evaluations(self) -> int:
-        """Model evaluations a row and update."""
+        """Model evaluations per row and update."""
         return self.draws * (4 + bool(self.kl_reference))
 
     @abstractmethod
-    def contrast(self, seen: Seen, advantage: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Measures]:
-        """The method itself: a loss a row, and what to record."""
+    def contrast(self, batch: NoisedBatch, advantage: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Measures]:
+        """Return the method's loss per row, and measures to record."""
 
     def check(self, plan: Plan) -> None:
-        """Refuse a rollout that makes no sense for these objectives.
+        """Check that a plan's rollouts suit these objectives.
 
         Raises:
-            ValueError: naming the key, the reason and the way out.
+            ValueError: if they do not; the message names the key, the reason and the fix.
         """
         if plan.window.reach(plan.steps):
             raise ValueError(
-                "plan.window: this objective reads finished images and no step's likelihood, so noisy steps would be "
-                'kept for nothing; use plan.window = { kind = "closed" }'
+                "plan.window: this objective uses finished images and no step's likelihood, so noisy steps would be "
+                'recorded for nothing; use plan.window = { kind = "closed" }'
             )
         if plan.start.shared:
             raise ValueError(
-                "plan.start: without noisy steps all images of a prompt that begin at one noise are the same image; "
+                "plan.start: without noisy steps, images of a prompt that share their start noise are identical; "
                 'use plan.start = { kind = "independent" }'
             )
         if plan.weights != "behaviour":
@@ -90,46 +90,47 @@ class Forward(ABC):
             )
 
     def __call__(self, policy: Policy, rollout: Rollout, advantage: Tensor, /) -> Iterator[Term]:
-        moving = advantage.nonzero()[:, 0]
-        if not len(moving):
+        nonzero_rows = advantage.nonzero()[:, 0]
+        if not len(nonzero_rows):
             return
         key = (rollout.seed, rollout.iteration, "forward")
         for draw, times in enumerate(spread_times(policy.path, key, len(advantage), self.draws)):
-            for index in moving.split(self.minibatch or len(moving)):
+            for index in nonzero_rows.split(self.minibatch or len(nonzero_rows)):
                 eps = policy.noise((*key, draw), index)
                 t = times[index].to(eps.device).view(-1, *[1] * (eps.ndim - 1))
-                loss, measures = self._rows(policy, rollout.rows(index), advantage[index], policy.path.at(t), eps)
+                loss, measures = self._row_losses(policy, rollout.rows(index), advantage[index], policy.path.at(t), eps)
                 yield Term(loss.sum() / (len(advantage) * self.draws), measures)
 
-    def _rows(
+    def _row_losses(
         self, policy: Policy, part: Rollout, advantage: Tensor, here: Point, eps: Tensor
     ) -> tuple[Tensor, Measures]:
         x = here.alpha * part.x0 + here.sigma * eps
-        now = policy.predict(x, here, part.cond)
+        current = policy.predict(x, here, part.cond)
         with torch.no_grad():
-            old = policy.predict(x, here, part.cond, "behaviour")
-        loss, measures = self.contrast(Seen(part.x0, eps, here, now, old), advantage.to(eps.device))
-        measures["behind"] = velocity_mse(now, old).detach()
+            behaviour = policy.predict(x, here, part.cond, "behaviour")
+        batch = NoisedBatch(part.x0, eps, here, current, behaviour)
+        loss, measures = self.contrast(batch, advantage.to(eps.device))
+        measures["behind"] = velocity_mse(current, behaviour).detach()
         if self.kl_reference:
             with torch.no_grad():
                 reference = policy.predict(x, here, part.cond, "reference")
-            distance = velocity_mse(now, reference)
+            distance = velocity_mse(current, reference)
             loss, measures["kl"] = loss + self.kl_reference * distance, distance.detach()
         return loss, measures
 
 
 def spread_times(path: Path, key: Key, count: int, draws: int) -> list[Tensor]:
-    """``draws`` times for each of ``count`` rows: each draw stratified over the rows, each row over its draws."""
+    """Draw ``draws`` times for each of ``count`` rows, stratified over the rows and over each row's draws."""
     strata = (permutation(key, count) + uniform(key, count)) / count
     return [path.times((strata + draw / draws) % 1) for draw in range(draws)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionNft(Forward):
-    """Negative-aware fine-tuning (arXiv 2509.16117): an implicit good policy and an implicit bad one around the old.
+class DiffusionNft(ForwardObjective):
+    """Negative-aware fine-tuning (arXiv 2509.16117): an implicit positive and negative policy around the old one.
 
-    x0+- = (1 -+ beta) x0_old +- beta x0_now; an advantage becomes the probability r = (A / clip + 1) / 2 that a sample
-    is good; loss = clip / beta * (r * error(x0+) + (1 - r) * error(x0-)), errors self-normalised in x0.
+    x0+- = (1 -+ beta) x0_old +- beta x0_current; an advantage A becomes the probability r = (A / clip + 1) / 2 that a
+    sample is good; loss = clip / beta * (r * error(x0+) + (1 - r) * error(x0-)), errors self-normalised in x0.
     """
 
     beta: float = 1.0
@@ -139,44 +140,46 @@ class DiffusionNft(Forward):
         super().__post_init__()
         _check_positive(beta=self.beta, clip=self.clip)
 
-    def contrast(self, seen: Seen, advantage: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Measures]:
-        step = self.beta * (seen.now.x0 - seen.old.x0)
+    def contrast(self, batch: NoisedBatch, advantage: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Measures]:
+        step = self.beta * (batch.current.x0 - batch.behaviour.x0)
         good = (advantage / self.clip).clamp(-1, 1) / 2 + 0.5
-        towards, away = (self_normalised(seen.old.x0 + moved - seen.x0) for moved in (step, -step))
-        return self.clip / self.beta * (good * towards + (1 - good) * away), {}
+        positive, negative = (self_normalised(batch.behaviour.x0 + delta - batch.x0) for delta in (step, -step))
+        return self.clip / self.beta * (good * positive + (1 - good) * negative), {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ElboPolicyGradient(Forward):
+class ElboPolicyGradient(ForwardObjective):
     """Policy gradient on the ELBO (arXiv 2602.04663): E = -self-normalised error of x0, in place of log-likelihood.
 
-    With d = E - E_old and sg, what gives no gradient: "epg" -sg(e^d) A E; "pepg" -sg(e^d) (A - sg d) E, which holds the
+    With d = E - E_old and the stop-gradient sg: "epg" -sg(e^d) A E; "pepg" -sg(e^d) (A - sg d) E, which keeps the
     policy near the old one; "par" sg(e^d) (A - d)^2 / 2, which regresses d on A.
     """
 
     form: Literal["epg", "pepg", "par"] = "epg"
 
-    def contrast(self, seen: Seen, advantage: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Measures]:
-        elbo, elbo_old = (-self_normalised(sight.x0 - seen.x0) for sight in (seen.now, seen.old))
+    def contrast(self, batch: NoisedBatch, advantage: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Measures]:
+        predictions = (batch.current, batch.behaviour)
+        elbo, elbo_old = (-self_normalised(prediction.x0 - batch.x0) for prediction in predictions)
         gap = elbo - elbo_old
-        fixed = gap.detach()
+        gap_constant = gap.detach()
         match self.form:
             case "epg":
-                loss = -fixed.exp() * advantage * elbo
+                loss = -gap_constant.exp() * advantage * elbo
             case "pepg":
-                loss = -fixed.exp() * (advantage - fixed) * elbo
+                loss = -gap_constant.exp() * (advantage - gap_constant) * elbo
             case "par":
-                loss = fixed.exp() * (advantage - gap) ** 2 / 2
-        return loss, {"log_ratio": fixed.abs()}
+                loss = gap_constant.exp() * (advantage - gap) ** 2 / 2
+        return loss, {"log_ratio": gap_constant.abs()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdvantageWeightedMatching(Forward):
+class AdvantageWeightedMatching(ForwardObjective):
     """Advantage weighted matching (arXiv 2509.25050): minus the pre-training loss takes the place of log-likelihood.
 
-    l = -h(u) with u the mean squared error of ``target``; PPO's clipped surrogate on exp(l - l_old) with A / ``clip``,
-    plus ``kl_behaviour`` times the mean squared difference of ``target`` to the behaviour weights'. ``weight`` is h: u,
-    t u, t^2 u, or "ghuber" (t / p) ((u + 1e-10)^p - 1e-10^p) with p = 1/4; t = sigma / (alpha + sigma).
+    l = -h(u) with u the mean squared error of ``target``. The loss is PPO's clipped surrogate on exp(l - l_old) with
+    A / ``clip``, plus ``kl_behaviour`` times the mean squared difference of ``target`` to the behaviour weights'.
+    ``weight`` selects h: "uniform" u, "t" t u, "t2" t^2 u, "ghuber" (t / p) ((u + 1e-10)^p - 1e-10^p) with p = 1/4;
+    t = sigma / (alpha + sigma).
     """
 
     kl_reference: float = 1e-3
@@ -194,18 +197,19 @@ class AdvantageWeightedMatching(Forward):
         if not self.kl_behaviour >= 0:
             raise ValueError(f"kl_behaviour must not be negative, got {self.kl_behaviour}")
 
-    def contrast(self, seen: Seen, advantage: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Measures]:
+    def contrast(self, batch: NoisedBatch, advantage: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Measures]:
         gain = (advantage / self.clip).clamp(-1, 1)
-        gap = self._likelihood(seen, seen.now) - self._likelihood(seen, seen.old)
+        gap = self._likelihood(batch, batch.current) - self._likelihood(batch, batch.behaviour)
         ratio = gap.exp()
-        drift = per_row(matching_error(self.target, seen.now, seen.old.x0, seen.old.eps, seen.here) ** 2)
+        old = batch.behaviour
+        drift = per_row(matching_error(self.target, batch.current, old.x0, old.eps, batch.here) ** 2)
         loss = clip_loss(ratio, gain, self.low, self.high) + self.kl_behaviour * drift
-        stopped = clip_stops(ratio.detach(), gain, self.low, self.high)
-        return loss, {"log_ratio": gap.detach().abs(), "clip_fraction": stopped.float()}
+        clip_mask = clip_stops(ratio.detach(), gain, self.low, self.high)
+        return loss, {"log_ratio": gap.detach().abs(), "clip_fraction": clip_mask.float()}
 
-    def _likelihood(self, seen: Seen, sight: Prediction) -> Float[Tensor, " k"]:
-        u = per_row(matching_error(self.target, sight, seen.x0, seen.eps, seen.here) ** 2)
-        t = seen.here.level.flatten()
+    def _likelihood(self, batch: NoisedBatch, prediction: Prediction) -> Float[Tensor, " k"]:
+        u = per_row(matching_error(self.target, prediction, batch.x0, batch.eps, batch.here) ** 2)
+        t = batch.here.level.flatten()
         match self.weight:
             case "uniform":
                 return -u

@@ -1,4 +1,4 @@
-"""Objectives yield terms that sum to the loss; the loop runs backward on each, so one graph lives at a time."""
+"""Objectives: they yield terms that sum to the loss, and the loop calls backward on each to free its graph."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,15 +14,15 @@ from grpaint.core.policy import Policy, Weights
 from grpaint.core.prediction import Prediction
 from grpaint.core.rng import noise, uniform
 from grpaint.core.step import per_row
-from grpaint.learn.penalty import Acted, Penalty
-from grpaint.learn.surrogate import Clips, PpoClip, Surrogate, log_ratio
+from grpaint.learn.penalty import Penalty
+from grpaint.learn.surrogate import ClippingSurrogate, PpoClip, Surrogate, log_ratio
 from grpaint.rollout.rollout import Rollout, Transition, act
 
 Target = Literal["velocity", "epsilon", "v"]
 
 
 class Term(NamedTuple):
-    """A part of the loss; ``measures`` are per row, by metric name; ``step`` is -1 where there is none."""
+    """A summand of the loss: a scalar ``loss``, ``measures`` ``[k]`` by metric name, and its step (-1: none)."""
 
     loss: Tensor
     measures: dict[str, Tensor]
@@ -30,26 +30,26 @@ class Term(NamedTuple):
 
 
 class Objective(Protocol):
-    """A policy, samples and their advantages to the terms of a loss."""
+    """A function from a policy, samples and their advantages to the terms of a loss."""
 
     def __call__(self, policy: Policy, rollout: Rollout, advantage: Tensor, /) -> Iterator[Term]:
-        """Terms, in a fixed order."""
+        """Yield the terms in a fixed order."""
 
 
 def check_minibatch(rows: int) -> None:
-    """Refuse a negative number of rows."""
+    """Raise ValueError for a negative number of rows."""
     if rows < 0:
         raise ValueError(f"minibatch must not be negative (0: all rows), got {rows}")
 
 
 @dataclass(frozen=True)
 class PolicyGradient:
-    """The likelihood objective: every recorded step is re-taken with current weights and pushed by its advantage.
+    """The likelihood objective: every recorded step is taken again with current weights and weighted by its advantage.
 
-    Rows without advantage ask nothing of the model, but the mean divides by all rows. ``minibatch`` is the number of
-    rows of one graph (0: all of a step); it changes memory, not the gradient. ``terminal`` weights a term for the
-    deterministic jump after the last action, which has no likelihood: finished samples, noised back to where it began,
-    are to be restored the better the higher their advantage (the policy gradient on the ELBO).
+    Rows with advantage 0 cost no model call, but the mean is over all rows. ``minibatch`` is the number of rows per
+    autograd graph (0: all of a step); it changes memory use, not the gradient. ``terminal`` weights a term for the
+    deterministic step after the last action, which has no likelihood: finished samples are noised to where that step
+    began, and their restoration is trained in proportion to their advantage (the policy gradient on the ELBO).
     """
 
     surrogate: Surrogate = field(default_factory=PpoClip)
@@ -66,71 +66,73 @@ class PolicyGradient:
         total = sum(len(transition.rows) for transition in rollout.transitions)
         for transition in rollout.transitions:
             gain = advantage[transition.rows] if advantage.ndim == 1 else advantage[transition.rows, transition.step]
-            moving = gain.nonzero()[:, 0]
-            for index in moving.split(self.minibatch or max(len(moving), 1)) if len(moving) else ():
+            nonzero_rows = gain.nonzero()[:, 0]
+            for index in nonzero_rows.split(self.minibatch or max(len(nonzero_rows), 1)) if len(nonzero_rows) else ():
                 whole = len(index) == len(transition.rows)
                 part = transition if whole else transition.take(index, transition.rows[index])
                 yield self._term(policy, rollout, part, gain[index], total)
         if self.terminal and rollout.transitions:
             last = rollout.transitions[-1]
             gain = advantage[last.rows] if advantage.ndim == 1 else advantage[last.rows, last.step]
-            yield from self._last_jump(policy, rollout, last, gain)
+            yield from self._terminal_terms(policy, rollout, last, gain)
 
-    def _last_jump(self, policy: Policy, rollout: Rollout, last: Transition, gain: Tensor) -> Iterator[Term]:
-        """TAFS-GRPO's last step: E = -error of x0 at its noise level takes the place of the likelihood."""
-        moving = gain.nonzero()[:, 0]
-        for index in moving.split(self.minibatch or max(len(moving), 1)) if len(moving) else ():
+    def _terminal_terms(self, policy: Policy, rollout: Rollout, last: Transition, gain: Tensor) -> Iterator[Term]:
+        """Yield TAFS-GRPO's last step: E = -error of x0 at its noise level takes the place of the likelihood."""
+        nonzero_rows = gain.nonzero()[:, 0]
+        for index in nonzero_rows.split(self.minibatch or max(len(nonzero_rows), 1)) if len(nonzero_rows) else ():
             part = rollout.rows(last.rows[index])
             eps = policy.noise((rollout.seed, rollout.iteration, "terminal"), last.rows[index])
-            seen = policy.predict(last.there.alpha * part.x0 + last.there.sigma * eps, last.there, part.cond)
-            error = self_normalised(seen.x0 - part.x0)
+            x = last.there.alpha * part.x0 + last.there.sigma * eps
+            error = self_normalised(policy.predict(x, last.there, part.cond).x0 - part.x0)
             loss = self.terminal * gain[index].to(error.device) * error
             yield Term(loss.sum() / len(rollout.group), {"terminal": error.detach()})
 
     def _term(self, policy: Policy, rollout: Rollout, part: Transition, gain: Tensor, total: int) -> Term:
         cond = rollout.cond.rows(part.rows)
-        now = Acted(*(part.live or act(policy, rollout.sampler, part.x, part.here, part.there, cond)))
+        current = part.live or act(policy, rollout.sampler, part.x, part.here, part.there, cond)
         gain = gain.to(part.x.device)
-        loss = _one_a_row("surrogate", self.surrogate(now.gaussian, part, gain), len(gain))
+        loss = _check_per_row("surrogate", self.surrogate(current.gaussian, part, gain), len(gain))
         with torch.no_grad():
-            ratio = log_ratio(now.gaussian, part).exp()
+            ratio = log_ratio(current.gaussian, part).exp()
         measures = {"ratio_error": (ratio - 1).abs()}
-        if isinstance(self.surrogate, Clips):
+        if isinstance(self.surrogate, ClippingSurrogate):
             with torch.no_grad():
-                measures["clip_fraction"] = self.surrogate.clipped(now.gaussian, part, gain).float()
+                measures["clip_fraction"] = self.surrogate.clipped(current.gaussian, part, gain).float()
         if self.penalty:
             with torch.no_grad():
-                reference = Acted(*act(policy, rollout.sampler, part.x, part.here, part.there, cond, "reference"))
-            said = self.penalty(now, reference, part)
-            if not (isinstance(said, tuple) and len(said) == 2):
-                raise RunError(f"objective.penalty: it gave {type(said).__name__}; a loss and a distance are wanted.")
-            cost, distance = (_one_a_row("penalty", given, len(gain)) for given in said)
+                reference = act(policy, rollout.sampler, part.x, part.here, part.there, cond, "reference")
+            costs = self.penalty(current, reference, part)
+            if not (isinstance(costs, tuple) and len(costs) == 2):
+                raise RunError(
+                    f"objective.penalty: it returned {type(costs).__name__}; it must return a loss and a distance."
+                )
+            cost, distance = (_check_per_row("penalty", values, len(gain)) for values in costs)
             loss, measures["kl"] = loss + cost, distance.detach()
         return Term(loss.sum() / total, measures, part.step)
 
 
-def _one_a_row(name: str, given: Any, rows: int) -> Float[Tensor, " k"]:
-    """A piece's answer, found to be one number a row: of another shape it would be scaled in silence."""
-    if isinstance(given, Tensor) and given.shape == (rows,):
-        return given
-    told = f"shape {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
-    raise RunError(f"objective.{name}: it gave {told}, and one number a row is wanted: [{rows}].")
+def _check_per_row(name: str, values: Any, rows: int) -> Float[Tensor, " k"]:
+    """Raise unless a surrogate or penalty returned one value per row; another shape would broadcast unnoticed."""
+    if isinstance(values, Tensor) and values.shape == (rows,):
+        return values
+    form = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+    raise RunError(f"objective.{name}: it returned {form}; it must return one number per row: [{rows}].")
 
 
 def self_normalised(error: Float[Tensor, "k *latent"]) -> Float[Tensor, " k"]:
-    """Mean square over the mean magnitude, which gives no gradient: errors of every noise level in one unit."""
+    """Divide the mean square by the detached mean magnitude, so that errors of all noise levels are comparable."""
     return per_row(error**2) / per_row(error.detach().abs()).clamp(min=1e-5)
 
 
-def matching_error(target: Target, seen: Prediction, x0: Tensor, eps: Tensor, here: Point) -> Tensor:
-    """What the network's ``target`` is off by, where it saw ``x0`` noised to ``here`` with ``eps``."""
+def matching_error(target: Target, prediction: Prediction, x0: Tensor, eps: Tensor, here: Point) -> Tensor:
+    """Return the error in ``target`` of the prediction for ``x0`` noised to ``here`` with ``eps``, ``[k, *latent]``."""
     match target:
         case "velocity":
-            return (seen.eps - seen.x0) - (eps - x0)
+            return (prediction.eps - prediction.x0) - (eps - x0)
         case "epsilon":
-            return seen.eps - eps
+            return prediction.eps - eps
         case "v":
-            return here.alpha * (seen.eps - eps) - here.sigma * (seen.x0 - x0)
+            return here.alpha * (prediction.eps - eps) - here.sigma * (prediction.x0 - x0)
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class Denoising:
 
     ``target``: squared error of the "velocity" (flows), of "epsilon" or of "v". ``snr_gamma`` caps the weight of nearly
     clean samples (min-SNR, Hang et al. 2023): min(snr, gamma) / snr for epsilon, / (snr + 1) for v. ``times`` are
-    uniform, or the sigmoid of a normal around ``towards_noise``: fewer at both ends (Esser et al. 2024).
+    uniform, or the sigmoid of a normal around ``towards_noise``, which has fewer at both ends (Esser et al. 2024).
     """
 
     target: Target = "velocity"
@@ -151,16 +153,17 @@ class Denoising:
     def __post_init__(self) -> None:
         check_minibatch(self.minibatch)
         if self.snr_gamma is not None and self.target == "velocity":
-            raise ValueError('snr_gamma goes with target "epsilon" or "v"; a flow\'s velocity loss has no such weight')
+            raise ValueError('snr_gamma needs target "epsilon" or "v"; a flow\'s velocity loss has no such weight')
 
     def __call__(self, policy: Policy, rollout: Rollout, advantage: Tensor, /) -> Iterator[Term]:
         count = len(rollout.x0)
         key = (rollout.seed, rollout.iteration, "denoising")
-        stratified = (torch.arange(count) + uniform(key, count)) / count
+        draws = (torch.arange(count) + uniform(key, count)) / count
         if self.times == "logit-normal":
-            stratified = (torch.special.ndtri(stratified.clamp(1e-4, 1 - 1e-4)) + self.towards_noise).sigmoid()
-        times = policy.path.times(stratified)
-        eps = noise(key, range(count), rollout.x0.shape[1:]).to(rollout.x0.device)  # of the batch's own size
+            draws = (torch.special.ndtri(draws.clamp(1e-4, 1 - 1e-4)) + self.towards_noise).sigmoid()
+        times = policy.path.times(draws)
+        # one noise tensor for the whole batch, so that ``minibatch`` does not change it
+        eps = noise(key, range(count), rollout.x0.shape[1:]).to(rollout.x0.device)
         for index in torch.arange(count).split(self.minibatch or count):
             t = times[index].to(eps.device).view(-1, *[1] * (eps.ndim - 1))
             loss = self.loss(policy, rollout.rows(index), policy.path.at(t), eps[index])
@@ -169,10 +172,10 @@ class Denoising:
     def loss(
         self, policy: Policy, rollout: Rollout, here: Point, eps: Tensor, weights: Weights = "current"
     ) -> Float[Tensor, " b"]:
-        """The weighted squared error of each row noised to ``here`` with ``eps``."""
+        """Return the weighted squared error of each row noised to ``here`` with ``eps``."""
         x0 = rollout.x0
-        seen = policy.predict(here.alpha * x0 + here.sigma * eps, here, rollout.cond, weights)
-        error = matching_error(self.target, seen, x0, eps, here)
+        prediction = policy.predict(here.alpha * x0 + here.sigma * eps, here, rollout.cond, weights)
+        error = matching_error(self.target, prediction, x0, eps, here)
         if self.snr_gamma is None:
             return per_row(error**2)
         snr = (here.alpha / here.sigma) ** 2
@@ -184,7 +187,8 @@ class Denoising:
 class Anchor:
     """``weight`` times a supervised loss on ``batch`` captioned images, added to every update of a policy objective.
 
-    The PPO-ptx term (Ouyang et al. 2022): what no reward sees, the look of the data, would otherwise drift.
+    The PPO-ptx term (Ouyang et al. 2022): it keeps what no reward measures, such as the style of the data, from
+    drifting.
     """
 
     weight: float = 0.01
@@ -198,6 +202,6 @@ class Anchor:
             raise ValueError(f"batch must be at least 1, got {self.batch}")
 
     def __call__(self, policy: Policy, captioned: Rollout) -> Iterator[Term]:
-        """The terms of the supervised loss on captioned images, weighted."""
+        """Yield the weighted terms of the supervised loss on captioned images."""
         for term in self.loss(policy, captioned, torch.zeros(len(captioned.x0))):
             yield Term(self.weight * term.loss, {"anchor": term.measures["denoising"]})

@@ -1,4 +1,4 @@
-"""What is asked of a reward besides one finite score an image: its self-test, and that it tells images apart."""
+"""Further checks of rewards: their self-tests, and a watch for rewards that give every image the same score."""
 
 import copy
 import math
@@ -13,67 +13,70 @@ from torch import Tensor
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt, Reward
 from grpaint.core.reward import Pair, RewardBase
-from grpaint.learn.table import RewardTable, ask
+from grpaint.learn.table import RewardTable, score_images
 
 
 def self_test(
     name: str, reward: Reward, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]
 ) -> tuple[Pair, Tensor] | None:
-    """Ask a reward about its own pair; one that has none, about ``images``. Counted nowhere: its state stays.
+    """Score a reward's self-test pair, or ``images`` if it has none; its state is restored afterwards.
 
-    Returns the pair and its two scores, where there is one.
+    Returns the pair and its two scores ``[2]``, or None if there is no pair.
 
     Raises:
-        RewardError: where it fails as in :func:`ask`, or the pair has scores out of range or in the wrong order.
+        RewardError: if scoring fails as in :func:`score_images`, or the pair's scores are out of range or misordered.
     """
     pair = _pair_of(name, reward)
     state = copy.deepcopy(reward.state_dict()) if hasattr(reward, "state_dict") else None
     if pair is None:
-        ask(name, reward, images, prompts)
+        score_images(name, reward, images, prompts)
     else:
-        there = torch.stack([pair.better, pair.worse]).to(images.device)
-        scores = ask(name, reward, there, [pair.prompt] * 2)
-        _judge(name, pair, scores)
+        pair_images = torch.stack([pair.better, pair.worse]).to(images.device)
+        scores = score_images(name, reward, pair_images, [pair.prompt] * 2)
+        _check_pair(name, pair, scores)
     if state is not None:
-        reward.load_state_dict(state)  # type: ignore[attr-defined]  # they come together
+        reward.load_state_dict(state)  # type: ignore[attr-defined]  # a state_dict comes with it
     return (pair, scores) if pair else None
 
 
 def _pair_of(name: str, reward: Reward) -> Pair | None:
     try:
         return reward.pair() if isinstance(reward, RewardBase) else None
-    except Exception as error:  # it may be a user's
+    except Exception as error:  # a user's own reward may raise anything
         raise RewardError(f"reward {name}: its self-test pair raised {type(error).__name__}: {error}") from error
 
 
-def _judge(name: str, pair: Pair, scores: Tensor) -> None:
+def _check_pair(name: str, pair: Pair, scores: Tensor) -> None:
     better, worse = scores.tolist()
-    said = f'reward {name}: of its self-test pair ("{pair.prompt.text}") the better image scored {better:.4g} and the '
-    way_out = (
-        "Weights, settings or preprocessing are not what they should be; where you know better, "
-        f"rewards.{name}.self_test = false leaves it out."
+    pair_scores = (
+        f'reward {name}: of its self-test pair ("{pair.prompt.text}") the better image scored {better:.4g} and the '
+        f"worse {worse:.4g}"
+    )
+    fix = (
+        "Its weights, settings or preprocessing are probably wrong; if you know that they are right, set "
+        f"rewards.{name}.self_test = false to skip the test."
     )
     if not all(pair.low <= score <= pair.high for score in (better, worse)):
-        raise RewardError(f"{said}worse {worse:.4g}, outside {pair.low:g}..{pair.high:g}. {way_out}")
+        raise RewardError(f"{pair_scores}, outside {pair.low:g}..{pair.high:g}. {fix}")
     if not better > worse:
-        raise RewardError(f"{said}worse {worse:.4g}, which is no less. {way_out}")
+        raise RewardError(f"{pair_scores}, which is not lower. {fix}")
 
 
 @dataclass
 class ConstantWatch:
-    """Iterations in a row in which a reward gave every image the same score; ``limit`` of them are too many (0: never).
+    """Raise if a reward gives every image the same score in ``limit`` consecutive iterations (0: never).
 
-    A score that nothing exceeds may stay: the task is then solved, or that part of it.
+    A reward's highest possible score is exempt: the task is then solved.
     """
 
     limit: int
-    _seen: Counter[str] = field(default_factory=Counter, init=False, repr=False)
+    _constant_iterations: Counter[str] = field(default_factory=Counter, init=False, repr=False)
 
     def observe(self, table: RewardTable, rewards: Mapping[str, Reward], prompts: Sequence[Prompt]) -> None:
-        """Look at an iteration's scores.
+        """Check an iteration's scores.
 
         Raises:
-            RewardError: naming the reward, the score and the first prompts.
+            RewardError: if a reward was constant too often; the message names it, its score and the first prompts.
         """
         for name, column in table.columns.items():
             scores = column[table.applies[name]] if name in table.applies else column
@@ -81,11 +84,12 @@ class ConstantWatch:
                 continue
             low, best = scores.min().item(), getattr(rewards[name], "best", None)
             solved = best is not None and math.isclose(low, best, rel_tol=1e-5, abs_tol=1e-7)
-            self._seen[name] = self._seen[name] + 1 if low == scores.max().item() and not solved else 0
-            if self.limit and self._seen[name] >= self.limit:
+            constant = low == scores.max().item() and not solved
+            self._constant_iterations[name] = self._constant_iterations[name] + 1 if constant else 0
+            if self.limit and self._constant_iterations[name] >= self.limit:
                 first = ", ".join(f'"{prompt.text}"' for prompt in prompts[:3])
                 raise RewardError(
                     f"reward {name} gave every image {low:g} in {self.limit} iterations in a row (first prompts: "
-                    f"{first}). It is broken, cannot see what is drawn, or has nothing left to tell apart; mend it and "
-                    "--resume, or set train.constant = 0."
+                    f"{first}). It is broken, does not suit these images, or no longer distinguishes them; fix it and "
+                    "continue with --resume, or set train.constant = 0."
                 )

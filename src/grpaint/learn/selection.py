@@ -1,4 +1,4 @@
-"""Advantages that leave out part of a group after it has been scored. Rows with advantage 0 cost no model call."""
+"""Advantages that leave out part of each scored group; rows with advantage 0 cost no model call."""
 
 from dataclasses import dataclass, field
 
@@ -6,18 +6,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grpaint.learn.advantage import Advantage, PerReward, credit
+from grpaint.learn.advantage import Advantage, PerReward, compute_advantage
 from grpaint.learn.table import RewardTable
 from grpaint.rollout.prune import optimal_variance
 from grpaint.rollout.rollout import Rollout
 
 
-def _members(rollout: Rollout) -> list[Tensor]:
+def _groups(rollout: Rollout) -> list[Tensor]:
+    """Return the row numbers of each group."""
     return [(rollout.group == number).nonzero()[:, 0] for number in rollout.group.unique().tolist()]
 
 
-def _keep(advantage: Tensor, rows: Tensor) -> Tensor:
-    """``advantage`` at ``rows``, 0 elsewhere, scaled so that the mean over all rows is the mean over those."""
+def _select(advantage: Tensor, rows: Tensor) -> Tensor:
+    """Set ``advantage`` to 0 outside ``rows`` and rescale it, so that a mean over all rows is a mean over these."""
     out = torch.zeros_like(advantage)
     out[rows] = advantage[rows] * (len(advantage) / len(rows))
     return out
@@ -28,8 +29,8 @@ def _check(keep: int, of: Advantage) -> None:
         raise ValueError(f"keep must be at least 2, got {keep}")
     if getattr(of, "needs_previews", False):
         raise ValueError(
-            "of: which images to keep is chosen by one number an image, and step-aware advantages have one a step; "
-            "choose one of the two"
+            "of: images are selected by one number per image, and step-aware advantages have one per step; use one or "
+            "the other"
         )
 
 
@@ -37,7 +38,8 @@ def _check(keep: int, of: Advantage) -> None:
 class OptimalVariance:
     """Static Optimal Variance Filtering (Pro-GRPO, arXiv 2512.15347).
 
-    Of each finished group the ``keep`` members whose final rewards vary the most; statistics are theirs alone.
+    Selects the ``keep`` members of each finished group whose final rewards vary the most; the statistics of the
+    advantage ``of`` are over these members only.
     """
 
     keep: int = 12
@@ -50,15 +52,15 @@ class OptimalVariance:
 
     def __call__(self, table: RewardTable, rollout: Rollout, /) -> Float[Tensor, " b"]:
         total = table.total()
-        rows = torch.cat([rows[optimal_variance(total[rows], min(self.keep, len(rows)))] for rows in _members(rollout)])
-        inner = credit(self.of, table.rows(rows), rollout.rows(rows))
-        spread = inner.new_zeros(len(total), *inner.shape[1:]).index_copy(0, rows, inner)
-        return _keep(spread, rows)
+        rows = torch.cat([rows[optimal_variance(total[rows], min(self.keep, len(rows)))] for rows in _groups(rollout)])
+        selected = compute_advantage(self.of, table.rows(rows), rollout.rows(rows))
+        advantage = selected.new_zeros(len(total), *selected.shape[1:]).index_copy(0, rows, selected)
+        return _select(advantage, rows)
 
 
 @dataclass(frozen=True)
 class BestWorst:
-    """The ``keep`` / 2 best and worst of each group by their advantage in the whole group (DanceGRPO's best of n)."""
+    """The ``keep`` / 2 best and worst of each group, by advantage in the whole group (DanceGRPO's best-of-n)."""
 
     keep: int = 8
     of: Advantage = field(default_factory=PerReward)
@@ -72,7 +74,7 @@ class BestWorst:
 
     def __call__(self, table: RewardTable, rollout: Rollout, /) -> Float[Tensor, " b"]:
         advantage = self.of(table, rollout)
-        ranked = [rows[advantage[rows].argsort(stable=True)] for rows in _members(rollout)]
+        ranked = [rows[advantage[rows].argsort(stable=True)] for rows in _groups(rollout)]
         half = self.keep // 2
-        chosen = [rows if len(rows) <= self.keep else torch.cat([rows[:half], rows[-half:]]) for rows in ranked]
-        return _keep(advantage, torch.cat(chosen))
+        selection = [rows if len(rows) <= self.keep else torch.cat([rows[:half], rows[-half:]]) for rows in ranked]
+        return _select(advantage, torch.cat(selection))

@@ -1,4 +1,4 @@
-"""Advantages by step: an action is credited with the rewards that it can influence, and with no other."""
+"""Advantages by step: each action is credited with the rewards that it can influence, and no others."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ from grpaint.rollout.rollout import Rollout
 class StepAware:
     """Step-aware advantages (TAFS-GRPO, arXiv 2602.01591: our reconstruction), ``[b, steps]``.
 
-    The clean prediction at step j is scored as R_j and normalised within its group; the finished image is the last of
-    them. An action at step k changes nothing that was predicted at k or before, so it gets the mean of R_j over
-    j > k, weighted by ``fade`` ** (steps from j to the end): late previews are the more faithful ones. 0 credits the
-    finished image alone (Flow-GRPO), 1 all later ones alike. Needs ``plan.previews = true``.
+    The predicted clean sample at step j is scored as R_j, normalised within its group; the last R_j is the finished
+    image's. An action at step k cannot change predictions at k or before, so its advantage is the mean of R_j over
+    j > k, weighted by ``fade`` ** (steps from j to the end), since later previews are more accurate. ``fade`` 0 uses
+    the finished image alone (Flow-GRPO), 1 weights all later previews equally. Needs ``plan.previews = true``.
     """
 
     fade: float = 0.5
@@ -35,16 +35,16 @@ class StepAware:
 
     def __call__(self, table: RewardTable, rollout: Rollout, /) -> Float[Tensor, "b steps"]:
         norm = GroupNorm(clip=float("inf"))
-        acted = [transition.step for transition in rollout.transitions]
-        if not acted:
+        trained_steps = [transition.step for transition in rollout.transitions]
+        if not trained_steps:
             return torch.zeros(len(rollout.group), 0)
-        end = acted[-1] + 1  # the finished image is what the step after the last action predicts
-        seen = {step: scores for step, scores in rollout.previews.items() if acted[0] < step < end}
-        scores = {step: norm(RewardTable({"preview": score}), rollout) for step, score in seen.items()}
+        first, end = trained_steps[0], trained_steps[-1] + 1  # the finished image counts as the preview at ``end``
+        previews = {step: scores for step, scores in rollout.previews.items() if first < step < end}
+        scores = {step: norm(RewardTable({"preview": preview}), rollout) for step, preview in previews.items()}
         scores[end] = norm(RewardTable({"final": table.total()}), rollout)
         out = torch.zeros(len(rollout.group), end)
-        for k in acted:
-            later = [step for step in scores if step > k]
-            weights = torch.tensor([self.fade ** (end - step) for step in later])
-            out[:, k] = sum(w * scores[step] for w, step in zip(weights, later, strict=True)) / weights.sum()
+        for k in trained_steps:
+            later_steps = [step for step in scores if step > k]
+            weights = torch.tensor([self.fade ** (end - step) for step in later_steps])
+            out[:, k] = sum(w * scores[step] for w, step in zip(weights, later_steps, strict=True)) / weights.sum()
         return out.clamp(-self.clip, self.clip)

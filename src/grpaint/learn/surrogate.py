@@ -1,4 +1,4 @@
-"""What is minimised in place of the expected reward, one number a row."""
+"""Surrogate losses, minimised in place of minus the expected reward: one number per row."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -12,45 +12,45 @@ from grpaint.rollout.rollout import Transition
 
 
 class Surrogate(Protocol):
-    """The new distribution of a stored action, and the action's advantage, to a loss."""
+    """A function from the current distribution of a stored action, and its advantage, to a loss."""
 
     def __call__(
         self, gaussian: Gaussian, transition: Transition, advantage: Float[Tensor, " k"], /
     ) -> Float[Tensor, " k"]:
-        """One loss a row."""
+        """Return one loss per row."""
 
 
 @runtime_checkable
-class Clips(Protocol):
-    """A surrogate that stops gradients, and says which; a plain function need not."""
+class ClippingSurrogate(Protocol):
+    """A surrogate that also reports which rows it clips; this is optional."""
 
     def clipped(
         self, gaussian: Gaussian, transition: Transition, advantage: Float[Tensor, " k"], /
     ) -> Bool[Tensor, " k"]:
-        """Rows whose gradient the surrogate stops."""
+        """Return whether each row's gradient is clipped to 0."""
 
 
 def log_ratio(gaussian: Gaussian, transition: Transition) -> Float[Tensor, " k"]:
-    """Log pi_new(action) - log pi_old(action), per element: the D-th root of the true ratio."""
+    """Return log pi_new(action) - log pi_old(action), averaged over D elements: log of the ratio's D-th root."""
     return gaussian.log_prob(transition.x_next) - transition.logp
 
 
 def clip_loss(
     ratio: Float[Tensor, " k"], advantage: Float[Tensor, " k"], low: float, high: float
 ) -> Float[Tensor, " k"]:
-    """PPO's max(-A r, -A clip(r, 1 - low, 1 + high)) (Schulman et al. 2017)."""
+    """Compute PPO's loss max(-A r, -A clip(r, 1 - low, 1 + high)) (Schulman et al. 2017)."""
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - low, 1 + high))
 
 
 def clip_stops(
     ratio: Float[Tensor, " k"], advantage: Float[Tensor, " k"], low: float, high: float
 ) -> Bool[Tensor, " k"]:
-    """Rows whose gradient :func:`clip_loss` stops."""
+    """Return the rows whose gradient :func:`clip_loss` clips to 0."""
     return ((advantage > 0) & (ratio > 1 + high)) | ((advantage < 0) & (ratio < 1 - low))
 
 
 def check_clip(low: float, high: float) -> None:
-    """Refuse ranges that leave no room."""
+    """Raise ValueError unless both clipping ranges are positive."""
     for name, value in (("low", low), ("high", high)):
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")
@@ -60,8 +60,8 @@ def check_clip(low: float, high: float) -> None:
 class PpoClip:
     """PPO's clipped surrogate: max(-A r, -A clip(r, 1 - low, 1 + high)).
 
-    Ranges are in the unit of the mean-over-elements ratio: 1e-4 in DDPO, Flow-GRPO, DanceGRPO and MixGRPO. With one
-    update a rollout the ratio is 1 and nothing is clipped.
+    The ranges apply to the mean-over-elements ratio: 1e-4 in DDPO, Flow-GRPO, DanceGRPO and MixGRPO. With one update
+    per rollout the ratio is 1 and nothing is clipped.
     """
 
     low: float = 1e-4
@@ -71,7 +71,7 @@ class PpoClip:
         check_clip(self.low, self.high)
 
     def ratio(self, gaussian: Gaussian, transition: Transition) -> Float[Tensor, " k"]:
-        """Of new to old densities of the stored action."""
+        """Return the ratio of new to old density of the stored action, per row."""
         return log_ratio(gaussian, transition).exp()
 
     def __call__(
@@ -87,11 +87,12 @@ class PpoClip:
 
 @dataclass(frozen=True)
 class Guard(PpoClip):
-    """GRPO-Guard (arXiv 2510.22319): a ratio centred on 1 at every step, and steps weighted alike.
+    """GRPO-Guard (arXiv 2510.22319): a ratio centred on 1 at every step, and equal weight for all steps.
 
-    log r = std * (log-ratio + mean (mu - mu_old)^2 / (2 std^2)), which with the noise z of the action is
-    mean z (mu - mu_old): no bias, one spread for all steps. The loss is divided by the step's length |dt|. Ranges are
-    in the unit of this ratio, 2e-6 to 1e-5 in published settings.
+    log r = std * (log-ratio + mean (mu - mu_old)^2 / (2 std^2)), where ``mean`` is over elements. With the noise
+    z = (x_next - mu_old) / std of the action it equals mean z (mu - mu_old): unbiased, with the same spread at every
+    step. The loss is divided by |dt|, the length of the step in time. ``low`` and ``high`` clip this ratio; published
+    settings use 2e-6 to 1e-5.
     """
 
     low: float = 4e-6
@@ -110,7 +111,7 @@ class Guard(PpoClip):
 
 @dataclass(frozen=True)
 class Reinforce:
-    """The plain policy gradient, -A log pi (Williams 1992): right only while the policy is the one that sampled."""
+    """The plain policy gradient, -A log pi (Williams 1992): valid only while the policy is the one that sampled."""
 
     def __call__(
         self, gaussian: Gaussian, transition: Transition, advantage: Float[Tensor, " k"], /

@@ -1,4 +1,4 @@
-"""Rewards asked, their answers checked, and what they said as a table."""
+"""Score images with rewards, check the scores, and hold them in a table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +10,14 @@ from torch import Tensor
 from grpaint.core.errors import GrpaintError, RewardError
 from grpaint.core.policy import Prompt, Reward
 from grpaint.core.reward import RewardBase
-from grpaint.learn import external_rewards as elsewhere
+from grpaint.learn import external_rewards
 
 
 @dataclass(frozen=True)
 class RewardTable:
-    """Scores by reward name, ``[b]`` or ``[b, steps]``; ``weights`` by name; ``applies`` where a reward spoke.
+    """Scores by reward name, each ``[b]`` or ``[b, steps]``, with the rewards' ``weights``.
 
-    A reward absent from ``applies`` applies to every row. Advantages read the columns they need.
+    ``applies`` marks the rows that count for a reward; a reward absent from it applies to every row.
     """
 
     columns: Mapping[str, Float[Tensor, "b *steps"]]
@@ -25,34 +25,34 @@ class RewardTable:
     applies: Mapping[str, Bool[Tensor, " b"]] = field(default_factory=dict)
 
     def weight(self, name: str) -> float:
-        """A reward's weight, 1 unless said otherwise."""
+        """Return a reward's weight, 1 by default."""
         return self.weights.get(name, 1.0)
 
     def rows(self, index: Int[Tensor, " k"]) -> "RewardTable":
-        """The scores of some rows."""
+        """Select rows."""
         columns = {name: column[index] for name, column in self.columns.items()}
-        return RewardTable(columns, self.weights, {name: where[index] for name, where in self.applies.items()})
+        return RewardTable(columns, self.weights, {name: mask[index] for name, mask in self.applies.items()})
 
     @classmethod
-    def joined(cls, parts: "Sequence[RewardTable]") -> "RewardTable":
-        """The rows of tables of the same rewards, one after the other."""
+    def join(cls, parts: "Sequence[RewardTable]") -> "RewardTable":
+        """Concatenate the rows of tables of the same rewards."""
         first = parts[0]
         columns = {name: torch.cat([part.columns[name] for part in parts]) for name in first.columns}
         applies = {name: torch.cat([part.applies[name] for part in parts]) for name in first.applies}
         return cls(columns, first.weights, applies)
 
     def total(self) -> Float[Tensor, "b *steps"]:
-        """The weighted sum of raw scores (Flow-GRPO's aggregate); a reward counts where it applies."""
+        """Return the weighted sum of raw scores (Flow-GRPO's aggregate); a reward counts only in rows it applies to."""
         parts = []
         for name, column in self.columns.items():
-            where = self.applies.get(name)
-            parts.append(self.weight(name) * (column if where is None else torch.where(where, column, 0.0)))
+            mask = self.applies.get(name)
+            parts.append(self.weight(name) * (column if mask is None else torch.where(mask, column, 0.0)))
         return torch.stack(parts).sum(0)
 
 
 @dataclass(frozen=True)
 class RewardSet:
-    """Named rewards with their weights; ``needs_reference`` names those that look at a prompt's reference image."""
+    """Rewards and their weights, by name."""
 
     rewards: Mapping[str, Reward]
     weights: Mapping[str, float]
@@ -63,32 +63,41 @@ class RewardSet:
         prompts: Sequence[Prompt],
         references: Bool[Tensor, " b"] | None = None,
     ) -> RewardTable:
-        """Ask every reward; those in other processes side by side.
+        """Score images with every reward; external rewards run concurrently.
+
+        ``references`` ``[b]`` marks the rows that began at a reference image: a reward whose ``needs_reference`` is
+        true applies to these only (None: to all).
 
         Raises:
-            RewardError: where one raises, or returns NaN, infinity or the wrong length; it names the reward and the
-                first prompts. Nothing is replaced by zero.
+            RewardError: if a reward raises, or returns NaN, infinity or the wrong number of scores; the message names
+                the reward and the first prompts. No score is replaced by zero.
         """
-        columns = elsewhere.columns(self.rewards, ask, images, prompts)
+        columns = external_rewards.score_all(self.rewards, score_images, images, prompts)
         applies = {}
         if references is not None:
             applies = {name: references for name, r in self.rewards.items() if getattr(r, "needs_reference", False)}
         return RewardTable(columns, self.weights, applies)
 
     def truncated(self, prompts: Sequence[Prompt]) -> dict[str, float]:
-        """The share of captions that a reward cuts, by its name, where it has a limit."""
+        """Return the share of captions that each reward with a text limit truncates."""
         counts = {name: r.truncated(prompts) for name, r in self.rewards.items() if isinstance(r, RewardBase)}
         return {name: count / len(prompts) for name, count in counts.items() if count is not None}
 
 
-def ask(name: str, reward: Reward, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
-    """One reward's scores, on the CPU in fp32, or the error that says what is wrong with them."""
+def score_images(
+    name: str, reward: Reward, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]
+) -> Float[Tensor, " b"]:
+    """Return one reward's scores, checked, on the CPU in fp32.
+
+    Raises:
+        RewardError: if an image or a score is not finite, the reward raises, or the number of scores is wrong.
+    """
     first = ", ".join(f'"{prompt.text}"' for prompt in prompts[:3])
-    broken = (~images.isfinite()).flatten(1).any(1).sum()
-    if type(images) is Tensor and broken:  # a plan's stand-ins have no values
+    bad_images = (~images.isfinite()).flatten(1).any(1).sum()
+    if type(images) is Tensor and bad_images:  # the estimate's tensor subclasses have no values
         raise RewardError(
-            f"reward {name} was not asked: {broken.item()} of {len(images)} images hold NaN or infinity (first "
-            f"prompts: {first}). Take more precision, or a lower train.learning_rate, and go on with --resume."
+            f"reward {name} was not called: {bad_images.item()} of {len(images)} images contain NaN or infinity (first "
+            f"prompts: {first}). Use a higher precision or a lower train.learning_rate, and continue with --resume."
         )
     try:
         with torch.no_grad():
@@ -99,11 +108,11 @@ def ask(name: str, reward: Reward, images: Float[Tensor, "b 3 h w"], prompts: Se
         raise RewardError(f"reward {name} raised {type(error).__name__}: {error} (first prompts: {first})") from error
     if scores.shape != (len(prompts),):
         raise RewardError(
-            f"reward {name} returned shape {tuple(scores.shape)} for {len(prompts)} images; one score an image is "
-            f"wanted (first prompts: {first})"
+            f"reward {name} returned shape {tuple(scores.shape)} for {len(prompts)} images; it must return one "
+            f"score per image (first prompts: {first})"
         )
-    bad = (~scores.isfinite()).nonzero()[:, 0].tolist()
-    if bad:
-        worst = ", ".join(f'"{prompts[i].text}"' for i in bad[:3])
-        raise RewardError(f"reward {name} returned {scores[bad[0]].item()} for {len(bad)} images (prompts: {worst})")
+    bad_rows = (~scores.isfinite()).nonzero()[:, 0].tolist()
+    if bad_rows:
+        value, texts = scores[bad_rows[0]].item(), ", ".join(f'"{prompts[i].text}"' for i in bad_rows[:3])
+        raise RewardError(f"reward {name} returned {value} for {len(bad_rows)} images (prompts: {texts})")
     return scores

@@ -1,1 +1,1 @@
-"""How images are measured: Frechet and kernel distances, diversity, likeness, statistics, and what they look at."""
+"""Measures of images (distances, diversity, likeness, statistics), their intervals, and the alarm of reward hacking."""

@@ -1,9 +1,9 @@
-"""How far the features of images lie from those of reference images: Frechet and kernel distance, and recall.
+"""Distances between the features of images and of reference images: Frechet, kernel and pairwise distance, and recall.
 
-All three in float64 on the features themselves. torchmetrics has the first two, but its Frechet distance squares the
-features into covariances and asks a general solver for the roots, and its kernel distance draws random subsets. Here
-nothing is squared and nothing drawn: singular covariances lose no digits, and the same images give the same number. The
-tests hold both to torchmetrics where that is accurate.
+All are computed in float64 from the features themselves. torchmetrics has the first two, but its Frechet distance forms
+covariances and takes their root by a general solver, and its kernel distance draws random subsets. Here no covariance
+is formed and nothing is drawn: singular covariances lose no digits, and the same images give the same number. The tests
+compare both with torchmetrics on data for which that is accurate.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,18 @@ Features = Float[Tensor, "n d"]
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean ``[d]`` and a root ``R`` of the covariance of features, R^T R = cov: all that a Frechet distance needs."""
+    """Mean ``[d]`` of features and a root ``R`` of their covariance, R^T R = cov: the input of a Frechet distance."""
 
     mean: Tensor
     root: Tensor
 
     @classmethod
     def of(cls, features: Features) -> "Moments":
-        """Of at least two rows."""
+        """The moments of two or more rows of features.
+
+        Raises:
+            ValueError: if there are fewer than two.
+        """
         if len(features) < 2:
             raise ValueError(f"a covariance needs 2 rows or more, got {len(features)}")
         exact = features.double()
@@ -33,10 +37,10 @@ class Moments:
 
 
 def frechet_distance(one: Moments, other: Moments) -> float:
-    """Squared Frechet distance between two Gaussians (Heusel et al. 2017, FID): 0 for equal ones.
+    """Squared Frechet distance between two Gaussians (Heusel et al. 2017, FID); 0 if they are equal.
 
     |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2). The eigenvalues of C1 C2 are the squared singular values of
-    R1 R2^T, so the last trace is their plain sum: no matrix root, and nothing to fail where C1 or C2 is singular.
+    R1 R2^T, so the last trace is the sum of those singular values: no matrix root, and singular C1 or C2 do no harm.
     """
     shift = (one.mean - other.mean).square().sum()
     common = torch.linalg.svdvals(one.root @ other.root.T).sum()
@@ -46,45 +50,52 @@ def frechet_distance(one: Moments, other: Moments) -> float:
 class KernelDistance:
     """Squared maximum mean discrepancy (Binkowski et al. 2018, KID) with the kernel (x y / d + 1)^3, unbiased.
 
-    Over all images at once, where the published code averages over random subsets of them. It may fall below 0.
+    It is taken over all images at once; the published code averages over random subsets. It may fall below 0.
     """
 
     def __init__(self, features: Features, reference: Features) -> None:
         a, b = features.double(), reference.double()
-        own, theirs = _kernel(a, a), _kernel(b, b)
-        self.own, self.cross = own, _kernel(a, b).mean(1)
-        self.theirs = (theirs.sum() - theirs.trace()) / (len(b) * (len(b) - 1))
+        among_references = _kernel(b, b)
+        self.kernel, self.cross = _kernel(a, a), _kernel(a, b).mean(1)
+        self.reference_mean = (among_references.sum() - among_references.trace()) / (len(b) * (len(b) - 1))
 
-    def __call__(self, times: Float[Tensor, " n"] | None = None) -> float:
-        """The distance of all images, or of a resample that holds image i ``times[i]`` times.
+    def __call__(self, counts: Float[Tensor, " n"] | None = None) -> float:
+        """The distance of all images, or of a resample that contains image i ``counts[i]`` times.
 
-        An image is never paired with itself, nor with another copy of it.
+        An image is never paired with itself or with another copy of itself.
         """
-        w = torch.ones(len(self.own), dtype=torch.float64) if times is None else times.double()
+        w = torch.ones(len(self.kernel), dtype=torch.float64) if counts is None else counts.double()
         pairs = w.sum().square() - w.square().sum()
-        within = (w @ self.own @ w - (w.square() * self.own.diagonal()).sum()) / pairs
-        return (within + self.theirs - 2 * (w @ self.cross) / w.sum()).item()
+        within = (w @ self.kernel @ w - (w.square() * self.kernel.diagonal()).sum()) / pairs
+        return (within + self.reference_mean - 2 * (w @ self.cross) / w.sum()).item()
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-def recalled(features: Features, reference: Features, neighbours: int = 3) -> Float[Tensor, " m"]:
-    """1 for each reference image that lies within reach of a generated one; the mean is recall.
+def recall_hits(features: Features, reference: Features, neighbours: int = 3) -> Float[Tensor, " m"]:
+    """1 for each reference image that lies within the radius of some generated image, else 0; the mean is recall.
 
-    Kynkaanniemi et al. 2019 (1), (2): a generated image reaches to its ``neighbours``-th nearest one.
-    Swapped arguments give precision.
+    Kynkaanniemi et al. 2019 (1), (2): the radius of a generated image is the distance to its ``neighbours``-th nearest
+    generated image. With the arguments swapped, the mean is precision.
+
+    Raises:
+        ValueError: if there are not more images than ``neighbours``.
     """
     if len(features) <= neighbours:
         raise ValueError(f"{neighbours} neighbours need more than {neighbours} images, got {len(features)}")
     a, b = features.double(), reference.double()
-    reach = torch.cdist(a, a).kthvalue(neighbours + 1, dim=1).values  # the nearest is the image itself
-    return (torch.cdist(b, a) <= reach).any(1).double()
+    radius = torch.cdist(a, a).kthvalue(neighbours + 1, dim=1).values  # the nearest is the image itself
+    return (torch.cdist(b, a) <= radius).any(1).double()
 
 
 def pairwise_distance(features: Features, group: Int[Tensor, " n"]) -> Float[Tensor, " groups"]:
-    """Mean Euclidean distance between the images of each group, in the order of the groups' numbers."""
+    """Mean Euclidean distance between the images of each group, in ascending order of the group numbers.
+
+    Raises:
+        ValueError: if a group has a single image.
+    """
     out = []
     for number in group.unique().tolist():
         members = features[group == number].double()

@@ -1,26 +1,27 @@
-"""What images are turned into before they are compared: features ``[b, d]``, and the card that says of what kind."""
+"""Feature extractors for distances between sets of images: features ``[b, d]``, and a card that identifies them."""
 
 import functools
-import hashlib
 import importlib.metadata
-import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from grpaint.core.errors import CheckpointError, ConfigError, MissingExtra
+from grpaint.core.errors import ConfigError, MissingExtra
+from grpaint.images.encoding import eight_bit
 from grpaint.scenes.scorer import SHIPPED, WIDTH, shipped_scorer
 from grpaint.scenes.shapes import SIDE
-from grpaint.storage.files import check_weights
+from grpaint.storage.files import digest
+from grpaint.vision.clip import ClipImages, load_clip_network
+from grpaint.vision.sources import read_config
 
 
 class Features(Protocol):
-    """A feature extractor; ``width`` and ``card`` are known before any weight is opened."""
+    """A feature extractor; ``width`` and ``card`` are available before any weights are opened."""
 
     @property
     def width(self) -> int:
@@ -36,15 +37,14 @@ class Features(Protocol):
 @functools.cache
 def file_hash(file: Path) -> str:
     """The first 16 hexadecimal digits of a file's SHA-256."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+    return digest(file)[:16]
 
 
 @dataclass(frozen=True)
 class ScenesFeatures:
-    """The image tower of the embedded world's scorer, 192 numbers: a stand-in for Inception and CLIP on drawings.
+    """The embedding of the embedded world's scorer, 192 numbers: a stand-in for Inception and CLIP on drawings.
 
-    A distance in it is comparable with no published FID. The features are taken before they are scaled to length 1.
+    It is not scaled to length 1. A distance between these features is comparable with no published FID.
     """
 
     @property
@@ -72,8 +72,9 @@ class ScenesFeatures:
 class ClipFeatures:
     """The projected image embedding of a CLIP model (as CLIP-FID, Kynkaanniemi et al. 2023), not scaled to length 1.
 
-    ``path``: a folder as ``save_pretrained`` of transformers writes it. The shortest side is resized to the model's
-    input (bicubic, antialiased, by torch), the middle is cut out, and pixels are scaled by CLIP's mean and std.
+    ``path``: a folder that ``save_pretrained`` of transformers wrote. Images are prepared as for the CLIP rewards:
+    rounded to 8 bits, the shortest side resized to the network's input (bicubic, antialiased, by Pillow), the middle
+    cut out, and normalised by CLIP's mean and std.
     """
 
     path: str
@@ -89,7 +90,7 @@ class ClipFeatures:
 
     @functools.cached_property
     def _settings(self) -> dict[str, Any]:
-        return json.loads(self._file("config.json").read_text(encoding="utf-8"))
+        return read_config(self._file("config.json"))
 
     @property
     def width(self) -> int:
@@ -97,7 +98,7 @@ class ClipFeatures:
 
     @property
     def side(self) -> int:
-        """Of the model's input, in pixels."""
+        """The side of the network's input in pixels."""
         return int(self._settings.get("vision_config", {}).get("image_size", 224))
 
     def card(self) -> dict[str, Any]:
@@ -105,40 +106,21 @@ class ClipFeatures:
             "name": f"CLIP image features, {Path(self.path).name}",
             "version": f"transformers {importlib.metadata.version('transformers')}",
             "weights": file_hash(self._file("model.safetensors")),
-            "resize": "bicubic, antialiased, shortest side, centre crop",
+            "resize": "8 bits, bicubic by Pillow, shortest side, centre crop",
             "input": f"{self.side}x{self.side}",
             "width": self.width,
         }
 
     @functools.cached_property
-    def _model(self) -> Any:
-        check_weights(self._file("model.safetensors"))
-        try:
-            from transformers import CLIPModel
-        except ImportError as error:
-            raise MissingExtra('features.kind = "clip"', "diffusers") from error
-        try:
-            return CLIPModel.from_pretrained(self.path, local_files_only=True).eval().requires_grad_(False)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path}: not a CLIP model ({' '.join(str(error).split())[:160]}).") from error
-
-    def pixels(self, images: Tensor) -> Tensor:
-        """What the model is shown."""
-        scale = self.side / min(images.shape[-2:])
-        size = [max(self.side, round(side * scale)) for side in images.shape[-2:]]
-        resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True).clamp(0, 1)
-        top, left = ((length - self.side) // 2 for length in size)
-        cut = resized[..., top : top + self.side, left : left + self.side]
-        mean, std = (
-            torch.tensor([0.48145466, 0.4578275, 0.40821073]),
-            torch.tensor([0.26862954, 0.26130258, 0.27577711]),
-        )
-        return (cut - mean[:, None, None]) / std[:, None, None]
+    def _clip(self) -> ClipImages:
+        if not find_spec("transformers"):
+            raise MissingExtra('features.kind = "clip"', "diffusers")
+        self._file("config.json")
+        return ClipImages(load_clip_network(self._file("model.safetensors"), "cpu", "fp32"))
 
     def __call__(self, images: Tensor, /) -> Tensor:
         with torch.no_grad():
-            found = self._model.get_image_features(pixel_values=self.pixels(images.detach().cpu()))
-        return getattr(found, "pooler_output", found).float()
+            return self._clip.image_embedding(images.detach().cpu())
 
 
 @dataclass(frozen=True)
@@ -146,7 +128,7 @@ class InceptionFeatures:
     """The 2048 pool features of the Inception network that published FID is computed on, through torch-fidelity.
 
     ``path``: its weight file ``weights-inception-2015-12-05-6726825d.pth``; nothing is downloaded. torch-fidelity needs
-    torchvision, and is imported here alone. Images are rounded to 8 bits, as files are.
+    torchvision, and is imported in this class alone. Images are rounded to 8 bits, as in image files.
     """
 
     path: str
@@ -181,6 +163,6 @@ class InceptionFeatures:
         return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=file).eval()
 
     def __call__(self, images: Tensor, /) -> Tensor:
-        pixels = (images.detach().cpu() * 255).round().to(torch.uint8)
+        pixels = eight_bit(images.detach().cpu())
         with torch.no_grad():
             return self._model(pixels)[0].float()

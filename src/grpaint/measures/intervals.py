@@ -1,4 +1,4 @@
-"""What may be said from a few seeds: intervals, paired tests, and Holm's correction for asking often."""
+"""Statistics of a few seeds or prompts: confidence intervals, paired tests, and Holm's correction of p values."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,9 @@ from grpaint.core.rng import uniform
 
 
 def t_cdf(t: float, freedom: int) -> float:
-    """P(T <= t) of Student's distribution, by Simpson's rule on its density over [0, |t|] mapped to an angle."""
-    # with x = sqrt(n) tan(a) the density becomes c * cos(a)^(n - 1) on [0, atan(|t| / sqrt(n))]
+    """P(T <= t) of Student's distribution with ``freedom`` degrees of freedom, by Simpson's rule."""
+    # the density over [0, |t|] is mapped to an angle: with x = sqrt(n) tan(a) it becomes c * cos(a)^(n - 1) on
+    # [0, atan(|t| / sqrt(n))]
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
     end, pieces = math.atan(abs(t) / math.sqrt(freedom)), 400
     values = [
@@ -23,7 +24,7 @@ def t_cdf(t: float, freedom: int) -> float:
 
 
 def t_quantile(level: float, freedom: int) -> float:
-    """The t with P(T <= t) = ``level``, for levels in (0.5, 1), by bisection."""
+    """The t with P(T <= t) = ``level``, by bisection; ``level`` lies in (0.5, 1)."""
     low, high = 0.0, 1e4
     for _ in range(80):
         middle = (low + high) / 2
@@ -32,7 +33,7 @@ def t_quantile(level: float, freedom: int) -> float:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, and its 95% interval over seeds (Student); with one value all three are that value."""
+    """Mean and both ends of its 95% interval by Student's distribution; a single value is all three."""
     mean = sum(values) / len(values)
     if len(values) < 2:
         return mean, mean, mean
@@ -42,7 +43,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def paired_t(differences: Sequence[float]) -> float:
-    """Two-sided p of a paired t-test; 1 where there is nothing to test, 0 where all differences are one number."""
+    """Two-sided p of a paired t-test; 1 for a single value or a mean of 0, 0 if all differences are equal."""
     count = len(differences)
     mean = sum(differences) / count
     spread = math.sqrt(sum((value - mean) ** 2 for value in differences) / max(count - 1, 1))
@@ -54,7 +55,7 @@ def paired_t(differences: Sequence[float]) -> float:
 
 
 def bootstrap_interval(differences: Sequence[float], draws: int = 10_000) -> tuple[float, float]:
-    """95% percentile interval of the mean over resampled seeds, from draws that belong to their number alone."""
+    """95% bootstrap interval of the mean (percentiles); the resamples depend on the number of values alone."""
     values = torch.tensor(differences, dtype=torch.float64)
     count = len(values)
     rows = (uniform(("bootstrap", count), draws * count) * count).long().view(draws, count)
@@ -62,27 +63,28 @@ def bootstrap_interval(differences: Sequence[float], draws: int = 10_000) -> tup
     return low, high
 
 
-def resamples(count: int, draws: int) -> Tensor:
-    """How often each of ``count`` items is in each resample with replacement, ``[draws, count]`` in float64.
+def resample_counts(count: int, draws: int) -> Tensor:
+    """How often each of ``count`` items occurs in each resample with replacement, ``[draws, count]`` in float64.
 
-    They belong to the two numbers alone: measures of the same images are resampled alike, and differences paired.
+    The resamples depend on the two numbers alone: all measures of the same images are resampled alike, so that their
+    differences stay paired.
     """
-    picked = (uniform(("resamples", count), draws * count) * count).long().clamp(max=count - 1).view(draws, count)
-    return torch.zeros(draws, count, dtype=torch.float64).scatter_add_(1, picked, torch.ones_like(picked).double())
+    items = (uniform(("resamples", count), draws * count) * count).long().clamp(max=count - 1).view(draws, count)
+    return torch.zeros(draws, count, dtype=torch.float64).scatter_add_(1, items, torch.ones_like(items).double())
 
 
 def percentile_interval(values: Tensor) -> list[float]:
-    """The middle 95% of resampled values."""
+    """The ends of the middle 95% of resampled values."""
     return values.double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
 
 
 def resampled_mean_interval(values: Tensor, draws: int) -> list[float]:
-    """Bootstrap 95% interval of a mean (percentiles)."""
-    return percentile_interval(resamples(len(values), draws) @ values.double() / len(values))
+    """95% bootstrap interval of the mean of ``values`` (percentiles)."""
+    return percentile_interval(resample_counts(len(values), draws) @ values.double() / len(values))
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down correction: adjusted p by name."""
+    """The p values by name, adjusted for multiple tests by Holm's step-down method."""
     adjusted, worst = {}, 0.0
     for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
         worst = max(worst, min(1.0, (len(p) - rank) * p[name]))

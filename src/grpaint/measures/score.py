@@ -1,28 +1,28 @@
-"""By which number an evaluation is judged: its data's own score, or the denoising loss where it has none."""
+"""The number that judges an evaluation: the data's own score, or the denoising loss if the data has none."""
 
 from collections.abc import Mapping
 from typing import Any
 
-Line = Mapping[str, Any]
+Line = Mapping[str, Any]  # one evaluation: a line of evaluations.jsonl
 
 
-def score_of(line: Line) -> str:
-    """The name of the score in a line of evaluations.jsonl; lines from before it was written have ``strict``."""
+def score_name(line: Line) -> str:
+    """The name of an evaluation's score; "strict" in lines written before the name was recorded."""
     return str(line.get("score", "strict"))
 
 
-def worth(line: Line) -> float:
-    """The score, higher is better: a denoising loss is taken with a minus."""
-    name = score_of(line)
+def comparable_score(line: Line) -> float:
+    """The score as a number of which higher is better: a denoising loss is negated."""
+    name = score_name(line)
     return -line[name] if name == "denoising_loss" else line[name]
 
 
-def shown(name: str, value: float, *, sign: bool = False) -> str:
-    """A score as a person reads it: a share in percent, everything else as the number it is."""
+def score_text(name: str, value: float, *, sign: bool = False) -> str:
+    """A score for tables and logs: a share in percent without its unit, any other score to 4 digits."""
     mark = "+" if sign else ""
     return f"{100 * value:{mark}.1f}" if name == "strict" else f"{value:{mark}.4g}"
 
 
-def unit(name: str) -> str:
-    """What follows a shown score."""
+def score_unit(name: str) -> str:
+    """The unit to print after :func:`score_text`: "%" or nothing."""
     return "%" if name == "strict" else ""

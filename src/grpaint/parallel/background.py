@@ -1,4 +1,4 @@
-"""Work done in a thread of its own; its result, or its error, comes where it is asked for."""
+"""Run a function in a background thread and collect its result later."""
 
 import threading
 from collections.abc import Callable
@@ -9,31 +9,35 @@ import torch
 T = TypeVar("T")
 
 
-class Later(Generic[T]):
-    """Starts ``work`` at once. The thread ends with the process: one that hangs holds nobody up."""
+class BackgroundCall(Generic[T]):
+    """Run a function in a daemon thread; :meth:`result` waits, and raises what it raised.
 
-    def __init__(self, work: Callable[[], T]) -> None:
-        self._over = threading.Event()
+    The thread starts at once. It does not keep the process alive: a function that hangs cannot block the exit.
+    """
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._finished = threading.Event()
         self._results: list[T] = []
         self._error: BaseException | None = None
-        threading.Thread(target=self._go, args=(work, torch.get_num_threads()), daemon=True).start()
+        threading.Thread(target=self._run, args=(function, torch.get_num_threads()), daemon=True).start()
 
-    def _go(self, work: Callable[[], T], threads: int) -> None:
-        torch.set_num_threads(threads)  # OpenMP counts a new thread's own, and sums depend on how many there are
+    def _run(self, function: Callable[[], T], threads: int) -> None:
+        # a new thread has an OpenMP thread count of its own, and the count changes how sums round
+        torch.set_num_threads(threads)
         try:
-            self._results.append(work())
+            self._results.append(function())
         except BaseException as error:  # noqa: BLE001 - reason: result() raises it
             self._error = error
         finally:
-            self._over.set()
+            self._finished.set()
 
     def error(self) -> BaseException | None:
-        """Wait for the work, and give what it raised."""
-        self._over.wait()
+        """Wait for the function to end, and return what it raised, or None."""
+        self._finished.wait()
         return self._error
 
     def result(self) -> T:
-        """Wait for the work; raises what it raised."""
+        """Wait for the function to end, and return its result; raises what it raised."""
         error = self.error()
         if error:
             raise error

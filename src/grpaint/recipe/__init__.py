@@ -1,0 +1,1 @@
+"""The language of recipes: names to classes, settings and their meaning, rules across tables, and costs."""

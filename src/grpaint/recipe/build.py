@@ -1,4 +1,4 @@
-"""TOML tables to the frozen dataclasses that they describe, and back. The dataclass is its own configuration."""
+"""Turn TOML tables into the frozen dataclasses that they describe, and back; a dataclass is its own configuration."""
 
 import dataclasses
 import inspect
@@ -46,10 +46,10 @@ _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def build(hint: Any, value: Any, key: str) -> tuple[Any, Any]:  # noqa: PLR0911 - one line a kind of hint
-    """``value`` as ``hint`` asks, and the same written out in full (defaults filled in) for run.toml.
+    """Build ``value`` into the type ``hint``; return it, and its plain form with all defaults for run.toml.
 
     Raises:
-        ConfigError: naming the key, the value, the reason and the way out.
+        ConfigError: with the key, the value, the reason and the way out.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
@@ -58,10 +58,10 @@ def build(hint: Any, value: Any, key: str) -> tuple[Any, Any]:  # noqa: PLR0911 
         return _one_of(args, value, key), value
     if origin is tuple:
         items = [build(args[0], item, f"{key}[{n}]") for n, item in enumerate(_sized(value, key))]
-        return tuple(made for made, _ in items), [plain for _, plain in items]
+        return tuple(piece for piece, _ in items), [plain for _, plain in items]
     if origin is dict:
-        made = {name: build(args[1], item, f"{key}.{name}") for name, item in _table(value, key).items()}
-        return {name: obj for name, (obj, _) in made.items()}, {name: plain for name, (_, plain) in made.items()}
+        pairs = {name: build(args[1], item, f"{key}.{name}") for name, item in _table(value, key).items()}
+        return {name: piece for name, (piece, _) in pairs.items()}, {name: plain for name, (_, plain) in pairs.items()}
     if hint in GROUPS:
         return _piece(GROUPS[hint], value, key)
     if hint is WeightedReward:
@@ -72,17 +72,17 @@ def build(hint: Any, value: Any, key: str) -> tuple[Any, Any]:  # noqa: PLR0911 
 
 
 def _weighted(settings: Plain, key: str) -> tuple[WeightedReward, Plain]:
-    """A reward, and what stands in its table beside its own settings."""
+    """Build a ``[rewards.NAME]`` table: the reward from its own settings, and the settings that every reward has."""
     hints = typing.get_type_hints(WeightedReward)
-    beside = [field.name for field in dataclasses.fields(WeightedReward) if field.name != "reward"]
-    given = {name: build(hints[name], settings.pop(name), f"{key}.{name}")[0] for name in beside if name in settings}
+    common = [field.name for field in dataclasses.fields(WeightedReward) if field.name != "reward"]
+    arguments = {n: build(hints[n], settings.pop(n), f"{key}.{n}")[0] for n in common if n in settings}
     reward, plain = _piece("rewards", settings, key)
     try:
-        made = WeightedReward(reward, **given)
+        weighted = WeightedReward(reward, **arguments)
     except ValueError as error:
         raise ConfigError(f"{key}.{error}") from error
-    values = {name: dump(getattr(made, name)) for name in beside}
-    return made, plain | {name: value for name, value in values.items() if value is not None}
+    values = {name: dump(getattr(weighted, name)) for name in common}
+    return weighted, plain | {name: value for name, value in values.items() if value is not None}
 
 
 def _not_none(args: tuple[Any, ...]) -> Any:
@@ -112,8 +112,8 @@ def _scalar(hint: type, value: Any, key: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        is_what = "" if isinstance(value, float) else f", not {_NAMES.get(type(value), 'that')}"
-        raise ConfigError(f"{key} = {value!r}: must be {_NAMES.get(hint, hint)}{is_what}.")
+        actual = "" if isinstance(value, float) else f", not {_NAMES.get(type(value), 'that')}"
+        raise ConfigError(f"{key} = {value!r}: must be {_NAMES.get(hint, hint)}{actual}.")
     if isinstance(value, float) and math.isnan(value):
         raise ConfigError(f"{key} = nan: must be a number.")
     return value
@@ -127,43 +127,47 @@ def _piece(group: str, value: Any, key: str) -> tuple[Any, Any]:
             f"{key}.kind is missing: what is not in the recipe is named by its kind first. There are: "
             f"{', '.join(sorted(catalog.CATALOG[group]))}."
         )
-    target = catalog.find(group, kind, key)
+    target = catalog.find_piece(group, kind, key)
     if not (isinstance(target, type) and dataclasses.is_dataclass(target)):  # a user's function or plain class
         if settings:
             raise ConfigError(f'{key}.{next(iter(settings))}: "{kind}" is no dataclass and takes no settings.')
-        made = _plain_class(target, f'{key}.kind = "{kind}"') if isinstance(target, type) else target
-        made = with_metadata(made) if group == "rewards" else made
+        piece = _plain_class(target, f'{key}.kind = "{kind}"') if isinstance(target, type) else target
+        piece = with_metadata(piece) if group == "rewards" else piece
         plain: Plain = {}
     else:
-        made, plain = _dataclass(target, settings, key)
+        piece, plain = _dataclass(target, settings, key)
     if kind not in catalog.CATALOG[group]:
-        _conform(made, PROTOCOLS[group], f'{key}.kind = "{kind}"')
-    return made, {"kind": kind, **plain}
+        _check_protocol(piece, PROTOCOLS[group], f'{key}.kind = "{kind}"')
+    return piece, {"kind": kind, **plain}
 
 
-def _conform(made: Any, protocol: Any, what: str) -> None:
-    """Refuse a piece of a user's that lacks a function of its protocol, or takes other arguments."""
+def _check_protocol(piece: Any, protocol: Any, setting: str) -> None:
+    """Refuse a user's own piece that lacks a method of its protocol or takes other arguments."""
     for name, member in vars(protocol).items():
         if not inspect.isfunction(member) or (name.startswith("_") and name != "__call__"):
             continue
-        wanted = list(inspect.signature(member).parameters)[1:]
-        shown = f"{name}({', '.join(wanted)})"
-        own = made if name == "__call__" else getattr(made, name, None)
-        if not callable(own):
-            raise ConfigError(f"{what}: it must have {shown}, or be a function for a lone __call__; got {made!r:.60}.")
+        arguments = list(inspect.signature(member).parameters)[1:]
+        call = f"{name}({', '.join(arguments)})"
+        method = piece if name == "__call__" else getattr(piece, name, None)
+        if not callable(method):
+            raise ConfigError(
+                f"{setting}: it must have {call}, or be a function for a lone __call__; got {piece!r:.60}."
+            )
         try:
-            inspect.signature(own).bind(*wanted)
+            inspect.signature(method).bind(*arguments)
         except TypeError as error:
-            raise ConfigError(f"{what}: it is called as {shown}: {error}.") from error
-        except ValueError:  # a function in C may not tell
+            raise ConfigError(f"{setting}: it is called as {call}: {error}.") from error
+        except ValueError:  # a function written in C may have no signature
             continue
 
 
-def _plain_class(cls: type, what: str) -> Any:
+def _plain_class(cls: type, setting: str) -> Any:
     try:
         return cls()
     except TypeError as error:
-        raise ConfigError(f"{what}: cannot be made without arguments ({error}); settings need a dataclass.") from error
+        raise ConfigError(
+            f"{setting}: cannot be made without arguments ({error}); settings need a dataclass."
+        ) from error
 
 
 def _dataclass(cls: type, settings: Plain, key: str) -> tuple[Any, Plain]:
@@ -171,43 +175,44 @@ def _dataclass(cls: type, settings: Plain, key: str) -> tuple[Any, Plain]:
         hints = typing.get_type_hints(cls)
     except NameError as error:
         raise ConfigError(f"{key}: the annotations of {cls.__name__} cannot be read: {error}.") from error
-    known = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    where = f"{key}." if key else ""
-    for name in sorted(settings.keys() - known.keys()):
-        names = sorted(known)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    prefix = f"{key}." if key else ""
+    for name in sorted(settings.keys() - fields.keys()):
+        names = sorted(fields)
         raise ConfigError(
-            f"{where}{name}: no such setting.{catalog.did_you_mean(name, names)} "
+            f"{prefix}{name}: no such setting.{catalog.did_you_mean(name, names)} "
             f"There are: {', '.join(names) or 'none'}."
         )
-    made, plain = {}, {}
-    for name, field in known.items():
+    arguments, plain = {}, {}
+    for name, field in fields.items():
         if name in settings:
-            made[name], plain[name] = build(hints[name], _with_kind(settings[name], hints[name], field), where + name)
+            value = _with_kind(settings[name], hints[name], field)
+            arguments[name], plain[name] = build(hints[name], value, prefix + name)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{where}{name} is missing.")
+            raise ConfigError(f"{prefix}{name} is missing.")
     try:
-        piece = cls(**made)
+        piece = cls(**arguments)
     except ValueError as error:
-        raise ConfigError(f"{where}{error}") from error
-    for name in known.keys() - made.keys():
+        raise ConfigError(f"{prefix}{error}") from error
+    for name in fields.keys() - arguments.keys():
         plain[name] = dump(getattr(piece, name))
         if not cls.__module__.startswith("grpaint.") and plain[name] is not None:
-            _check_default(hints[name], plain[name], where + name)
-    return piece, {name: plain[name] for name in known if plain[name] is not None}
+            _check_default(hints[name], plain[name], prefix + name)
+    return piece, {name: plain[name] for name in fields if plain[name] is not None}
 
 
 def _check_default(hint: Any, plain: Any, key: str) -> None:
-    """Refuse a default in a user's own piece that run.toml could not repeat."""
+    """Refuse a default of a user's own piece that run.toml cannot hold."""
     try:
         build(hint, plain, key)
         tomli_w.dumps({"value": plain})
     except (ConfigError, TypeError) as error:
-        said = error if isinstance(error, ConfigError) else f"{key} = {plain!r}: {error}."
-        raise ConfigError(f"{said} It is a default that run.toml could not repeat; name it in the recipe.") from error
+        reason = error if isinstance(error, ConfigError) else f"{key} = {plain!r}: {error}."
+        raise ConfigError(f"{reason} It is a default that run.toml could not repeat; name it in the recipe.") from error
 
 
 def _with_kind(value: Any, hint: Any, field: "dataclasses.Field[Any]") -> Any:
-    """A piece's settings without a kind are those of the kind that its field has by default, where it has one."""
+    """Add the kind that a field has by default to a piece's settings that name none."""
     if not isinstance(value, Mapping) or "kind" in value or {hint, *typing.get_args(hint)}.isdisjoint(GROUPS):
         return value
     factory = field.default_factory
@@ -216,11 +221,11 @@ def _with_kind(value: Any, hint: Any, field: "dataclasses.Field[Any]") -> Any:
 
 
 def dump(value: Any) -> Any:
-    """A piece of ours as the plain values that make it."""
+    """Return the plain values that build a piece of the catalog, its kind first."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        named = catalog.kind_of(type(value))
+        entry = catalog.kind_of(type(value))
         fields = {f.name: dump(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-        kind = {"kind": named[1]} if named else {}
+        kind = {"kind": entry[1]} if entry else {}
         return kind | {name: plain for name, plain in fields.items() if plain is not None}
     if isinstance(value, Mapping):
         return {name: dump(item) for name, item in value.items()}

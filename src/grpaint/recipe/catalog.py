@@ -1,4 +1,4 @@
-"""The one registry: names to import paths. Nothing here is imported until it is asked for.
+"""The registry of pieces: names to import paths. A piece is imported when a recipe first names it.
 
 A user's own piece needs no entry: ``kind = "my_module:MyReward"`` or ``kind = "path/to/file.py:my_reward"``.
 """
@@ -7,7 +7,7 @@ import difflib
 from typing import Any
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.importing import imported
+from grpaint.core.importing import import_target
 
 CATALOG: dict[str, dict[str, str]] = {
     "models": {
@@ -105,16 +105,16 @@ CATALOG: dict[str, dict[str, str]] = {
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """``Did you mean "x"?`` with a leading space, or nothing."""
+    """Return `` Did you mean "x"?`` for the closest known word, or an empty text."""
     near = difflib.get_close_matches(word, known, 1)
     return f' Did you mean "{near[0]}"?' if near else ""
 
 
-def find(group: str, kind: str, key: str) -> Any:
-    """The class or function that ``kind`` names in ``group``.
+def find_piece(group: str, kind: str, key: str) -> Any:
+    """Import the class or function that ``kind`` names in ``group``; ``key`` is the table's, for errors.
 
     Raises:
-        ConfigError: where there is no such name, file or attribute.
+        ConfigError: there is no such name, file or attribute.
     """
     known = CATALOG[group]
     if ":" not in kind and kind not in known:
@@ -124,13 +124,13 @@ def find(group: str, kind: str, key: str) -> Any:
             f"There are: {', '.join(names)}; or your own, as module:Name or file.py:name."
         )
     try:
-        return imported(known.get(kind, kind))
+        return import_target(known.get(kind, kind))
     except Exception as error:  # a user's own file may raise anything
         raise ConfigError(f'{key}.kind = "{kind}": cannot be imported: {type(error).__name__}: {error}') from error
 
 
 def kind_of(cls: type) -> tuple[str, str] | None:
-    """(group, name) of a class of ours; None for a foreign one."""
+    """Return the group and name of a class in the catalog; None for any other class."""
     target = f"{cls.__module__}:{cls.__qualname__}"
     for group, known in CATALOG.items():
         for name, path in known.items():

@@ -1,4 +1,4 @@
-"""Recipes: TOML in, one frozen object out, checked as a whole before any weight is opened."""
+"""Recipes: find and read a TOML file, apply ``--set``, and build one frozen object that is checked as a whole."""
 
 import copy
 import math
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.reward import RewardBase, Source
+from grpaint.core.reward import RewardBase, WeightSource
 from grpaint.core.runtime import Device, Precision
 from grpaint.learn.advantage import Advantage, PerReward
-from grpaint.learn.forward import Forward
+from grpaint.learn.forward import ForwardObjective
 from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient
 from grpaint.learn.table import RewardSet
 from grpaint.measures.hacking import Watch
@@ -31,7 +31,7 @@ WORLD_OF = {"ddpo": "scenes-epsilon", "sft-flow-grpo": "scenes-epsilon"}  # ever
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    """What both stages' recipes share."""
+    """The tables and settings that both stages share; ``threads``: 0 leaves the number to PyTorch."""
 
     model: ModelSpec
     data: Data
@@ -49,7 +49,7 @@ class Common:
 
 @dataclass(frozen=True, kw_only=True)
 class SftRecipe(Common):
-    """A supervised stage."""
+    """The recipe of a supervised stage."""
 
     stage: Literal["sft"] = "sft"
     train: SftTraining
@@ -62,7 +62,7 @@ class SftRecipe(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe(Common):
-    """A reinforcement-learning stage."""
+    """The recipe of a reinforcement-learning stage; constraints between its tables are checked when it is built."""
 
     stage: Literal["train"] = "train"
     plan: Plan
@@ -91,7 +91,9 @@ class TrainRecipe(Common):
         _prefix("plan", self.plan.check, self.model.path, self.train.group_size)
         likelihood = self.objective if isinstance(self.objective, PolicyGradient) else None
         if likelihood and not self.plan.window.reach(self.plan.steps):
-            raise ValueError("plan.window: no step is noisy, and a policy gradient needs a likelihood; open it")
+            raise ValueError(
+                "plan.window: no step is noisy, and a policy gradient needs a likelihood; choose another window"
+            )
         if self.train.retain and (not likelihood or likelihood.minibatch):
             raise ValueError("train.retain is for a policy gradient without minibatches: one graph a step; unset one")
         if self.train.retain and self.plan.weights != "current":
@@ -104,7 +106,7 @@ class TrainRecipe(Common):
                 "advantage: step-aware advantages credit a policy gradient's steps with later previews; set "
                 'plan.previews = true and objective.kind = "policy-gradient"'
             )
-        if isinstance(self.objective, Forward):
+        if isinstance(self.objective, ForwardObjective):
             self.objective.check(self.plan)
         if (self.plan.weights == "behaviour") != bool(self.behaviour):
             raise ValueError('plan.weights = "behaviour" and a [behaviour] table go together: give both or neither')
@@ -114,22 +116,22 @@ class TrainRecipe(Common):
         self._check_updates()
 
     def _check_updates(self) -> None:
-        kept = self.plan.prune.keep[-1] if self.plan.prune and self.plan.prune.keep else self.train.group_size
-        if self.train.updates > self.train.prompts * kept:
+        survivors = self.plan.prune.keep[-1] if self.plan.prune and self.plan.prune.keep else self.train.group_size
+        if self.train.updates > self.train.prompts * survivors:
             raise ValueError(
                 f"train.updates = {self.train.updates}: must not exceed train.prompts x the images that a group keeps "
-                f"= {self.train.prompts * kept}"
+                f"= {self.train.prompts * survivors}"
             )
 
     def _check_references(self) -> None:
-        begins = isinstance(self.plan.start, Reference)
+        referenced = isinstance(self.plan.start, Reference)
         for name, item in self.rewards.items():
-            if getattr(item.reward, "needs_reference", False) and not begins:
+            if getattr(item.reward, "needs_reference", False) and not referenced:
                 raise ValueError(f'rewards.{name} needs rows that begin at a reference: plan.start.kind = "reference"')
-        if begins and not getattr(self.data, "references", True):
+        if referenced and not getattr(self.data, "references", True):
             raise ValueError('plan.start.kind = "reference" needs reference images: set data.references = true')
         side = getattr(self.data, "resolution", None)
-        if begins and side and self.model.pixels != (side, side):
+        if referenced and side and self.model.pixels != (side, side):
             high, width = self.model.pixels
             raise ValueError(
                 f"data.resolution = {side}: rows begin at references, and the model's images have {width} x {high} "
@@ -137,7 +139,7 @@ class TrainRecipe(Common):
             )
 
     def reward_set(self) -> RewardSet:
-        """The rewards, with the weights that they have now."""
+        """Return the rewards with their current weights, floors included."""
         return RewardSet(
             {name: item.reward for name, item in self.rewards.items()},
             {name: item.weight_now for name, item in self.rewards.items()},
@@ -159,37 +161,37 @@ def _check_captioned(data: Data, key: str) -> None:
 Recipe = TrainRecipe | SftRecipe
 
 
-def names() -> list[str]:
-    """The recipes in the package, as WORLD/METHOD."""
+def recipe_names() -> list[str]:
+    """Return the names of the packaged recipes, as WORLD/METHOD."""
     return sorted(str(file.relative_to(RECIPES).with_suffix("")) for file in RECIPES.glob("*/*.toml"))
 
 
 def locate(name: str) -> Path:
-    """The file that a RECIPE argument means: a path, WORLD/METHOD, or a bare METHOD.
+    """Return the file of a RECIPE argument: a path, WORLD/METHOD, or a METHOD alone.
 
     Raises:
-        ConfigError: where there is none.
+        ConfigError: there is no such recipe or file.
     """
     if name.endswith(".toml"):
         if Path(name).is_file():
             return Path(name)
         raise ConfigError(f"recipe {name}: no such file.")
     full = name if "/" in name else f"{WORLD_OF.get(name, 'scenes')}/{name}"
-    file = RECIPES / f"{full}.toml"
-    if full not in names():
-        known = names()
-        hint = did_you_mean(full, known) or did_you_mean(name, [k.partition("/")[2] for k in known])
+    packaged = recipe_names()
+    if full not in packaged:
+        methods = [recipe.partition("/")[2] for recipe in packaged]
+        hint = did_you_mean(full, packaged) or did_you_mean(name, methods)
         raise ConfigError(
-            f'recipe "{name}": no such recipe.{hint} There are: {", ".join(known)}; or a path to a .toml.'
+            f'recipe "{name}": no such recipe.{hint} There are: {", ".join(packaged)}; or a path to a .toml.'
         )
-    return file
+    return RECIPES / f"{full}.toml"
 
 
 def read_toml(file: Path) -> Plain:
-    """A TOML file as plain values.
+    """Read a TOML file as plain values.
 
     Raises:
-        ConfigError: where it is not TOML; the message has line and column.
+        ConfigError: it cannot be read or is not TOML; the message has the line and the column.
     """
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
@@ -200,8 +202,8 @@ def read_toml(file: Path) -> Plain:
 
 
 def parse_sets(sets: Sequence[str]) -> list[tuple[list[str], Any]]:
-    """``key.sub=value`` arguments; a value that is not TOML is a text."""
-    out = []
+    """Split ``key.sub=value`` arguments into paths and values; a value that is not TOML is a string."""
+    pairs = []
     for item in sets:
         key, equals, text = item.partition("=")
         if not equals or not key.strip():
@@ -212,18 +214,18 @@ def parse_sets(sets: Sequence[str]) -> list[tuple[list[str], Any]]:
             value = tomllib.loads(f"v = {text}")["v"]
         except tomllib.TOMLDecodeError:
             value = text.strip()
-        out.append((key.strip().split("."), value))
-    return out
+        pairs.append((key.strip().split("."), value))
+    return pairs
 
 
 def override(table: Plain, sets: Sequence[str]) -> Plain:
-    """``table`` with ``--set`` values in place. A new ``kind`` forgets the old kind's other settings.
+    """Return ``table`` with ``--set`` values applied. A new ``kind`` drops the settings of the old kind.
 
-    Kinds come first, the outer before the inner, so that none forgets what is set in the same breath.
+    Kinds are applied first, outer before inner, so that a new kind does not drop what other ``--set`` values give.
     """
-    out = copy.deepcopy(table)
+    changed = copy.deepcopy(table)
     for path, value in sorted(parse_sets(sets), key=lambda item: len(item[0]) if item[0][-1] == "kind" else math.inf):
-        node = out
+        node = changed
         for part in path[:-1]:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
@@ -231,28 +233,34 @@ def override(table: Plain, sets: Sequence[str]) -> Plain:
         if path[-1] == "kind" and node.get("kind") != value:
             node.clear()
         node[path[-1]] = value
-    return out
+    return changed
 
 
 def resolve(table: Plain, stage: str) -> tuple[Recipe, Plain]:
-    """A recipe's table as the object that runs, and as the full table that run.toml keeps.
+    """Build a recipe's table; return the recipe, and the complete table, defaults included, for run.toml.
 
     Raises:
-        ConfigError: for anything that could not run.
+        ConfigError: a setting is wrong, or settings cannot go together.
     """
-    given = table.get("stage", "train")
-    if given != stage:
-        raise ConfigError(f'stage = "{given}": this recipe is for `grpaint {given}`, not for `grpaint {stage}`.')
+    own_stage = table.get("stage", "train")
+    if own_stage != stage:
+        raise ConfigError(
+            f'stage = "{own_stage}": this recipe is for `grpaint {own_stage}`, not for `grpaint {stage}`.'
+        )
     return build(SftRecipe if stage == "sft" else TrainRecipe, table, "")
 
 
 def open_recipe(name: str | None, stage: str, sets: Sequence[str] = ()) -> tuple[Recipe, Plain]:
-    """Find, read, override and check a recipe."""
+    """Find and read a recipe, apply ``--set`` values, and build it; the stage's default if ``name`` is None.
+
+    Raises:
+        ConfigError: there is no such recipe, or it cannot run.
+    """
     return resolve(override(read_toml(locate(name or DEFAULT[stage])), sets), stage)
 
 
-def pinned(recipe: Recipe, settings: Plain) -> tuple[Recipe, Plain]:
-    """The recipe and its table with a model whose hub ids name the commit that they mean now."""
+def pin_commits(recipe: Recipe, settings: Plain) -> tuple[Recipe, Plain]:
+    """Return the recipe and its table with the current commit added to the model's hub ids."""
     pin = getattr(recipe.model, "pinned", None)
     if not pin:
         return recipe, settings
@@ -260,24 +268,28 @@ def pinned(recipe: Recipe, settings: Plain) -> tuple[Recipe, Plain]:
     return replace(recipe, model=model), settings | {"model": dump(model)}
 
 
-def keep_pins(table: Plain, kept: Plain) -> Plain:
-    """``table`` with the hub commits of a run's settings, where it names the same repositories."""
-    model, before = dict(table.get("model", {})), kept.get("model", {})
+def keep_commits(table: Plain, settings: Plain) -> Plain:
+    """Return ``table`` with the hub commits of a run's ``settings``, if both name the same repositories."""
+    model, before = dict(table.get("model", {})), settings.get("model", {})
     for key in ("base", "config"):
         if key in model and model[key] == str(before.get(key, "")).partition("@")[0]:
             model[key] = before[key]
     return table | {"model": model}
 
 
-def weights_of(table: Plain) -> list[tuple[str, Source]]:
-    """The weights that a recipe's rewards open, each with the key of its reward."""
-    made, _ = build(dict[str, WeightedReward], table.get("rewards", {}), "rewards")
-    rewards = {f"rewards.{name}": item.reward for name, item in made.items()}
+def weights_of(table: Plain) -> list[tuple[str, WeightSource]]:
+    """Return the weights that a recipe's rewards open, each with the key of its reward."""
+    items, _ = build(dict[str, WeightedReward], table.get("rewards", {}), "rewards")
+    rewards = {f"rewards.{name}": item.reward for name, item in items.items()}
     return [(key, s) for key, reward in rewards.items() if isinstance(reward, RewardBase) for s in reward.sources()]
 
 
 def stage_of(name: str) -> str:
-    """Which command a recipe is for."""
+    """Return the stage of a recipe, "train" or "sft".
+
+    Raises:
+        ConfigError: there is no such recipe or stage.
+    """
     stage = read_toml(locate(name)).get("stage", "train")
     if stage not in get_args(Literal["sft", "train"]):
         raise ConfigError(f'{name}: stage = "{stage}": not a stage. There are: sft, train.')

@@ -1,13 +1,15 @@
-"""Optimizers and learning-rate schedules."""
+"""Optimizers, learning-rate schedules, the update of behaviour weights, and optimizer state as tensors."""
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
+
+from grpaint.core.errors import CheckpointError
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -20,7 +22,7 @@ def _check_share(**values: float) -> None:
 
 @dataclass(frozen=True)
 class Adamw:
-    """AdamW. Gradients of policy objectives are small: ``eps`` far below them keeps updates alive."""
+    """AdamW. Policy gradients are small: ``eps`` must lie far below them, or updates vanish."""
 
     beta1: float = 0.9
     beta2: float = 0.999
@@ -49,7 +51,7 @@ class Adamw:
 
 @dataclass(frozen=True)
 class MuonAdamw:
-    """Muon for matrices and AdamW, at ``adamw`` times the learning rate, for the rest (Jordan et al. 2024)."""
+    """Muon for large matrices, AdamW at ``adamw`` times the learning rate for the rest (Jordan et al. 2024)."""
 
     momentum: float = 0.95
     adamw: float = 0.5
@@ -61,27 +63,29 @@ class MuonAdamw:
             raise ValueError(f"adamw must be positive, got {self.adamw}")
 
     def make(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> list[torch.optim.Optimizer]:
-        every = list(parameters)
-        matrices = [p for p in every if p.ndim == 2 and min(p.shape) > 64]  # tables and places are not maps
-        rest = [p for p in every if not any(p is matrix for matrix in matrices)]
+        trainable = list(parameters)
+        matrices = [p for p in trainable if p.ndim == 2 and min(p.shape) > 64]  # embeddings are no linear maps
+        rest = [p for p in trainable if not any(p is matrix for matrix in matrices)]
         rate, betas = self.adamw * learning_rate, (0.9, self.beta2)
-        made: list[torch.optim.Optimizer] = []
+        optimizers: list[torch.optim.Optimizer] = []
         if matrices:  # an adapter has none so large
-            made.append(
+            optimizers.append(
                 torch.optim.Muon(
                     matrices, lr=learning_rate, momentum=self.momentum, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
                 )
             )
-        return [*made, torch.optim.AdamW(rest, lr=rate, betas=betas, weight_decay=0.0)] if rest else made
+        if rest:
+            optimizers.append(torch.optim.AdamW(rest, lr=rate, betas=betas, weight_decay=0.0))
+        return optimizers
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """``[behaviour]``: how the weights that sample follow the current ones.
+    """``[behaviour]``: how the weights that sample (the behaviour policy) follow the current ones.
 
-    After iteration n (from 0) they keep min(``most``, ``slope`` * (n - ``flat``)) of themselves, none up to ``flat``.
-    DiffusionNFT's presets are slope 0.001, most 0.5; slope 0.0075, flat 75, most 0.999; AWM's is 0.001, most 0.3. With
-    slope 0 the current weights sample.
+    After iteration n (from 0) they become ``keep * behaviour + (1 - keep) * current``, with keep = min(``most``,
+    ``slope`` * (n - ``flat``)), and 0 up to ``flat``. DiffusionNFT's presets are slope 0.001, most 0.5, and slope
+    0.0075, flat 75, most 0.999; AWM's is slope 0.001, most 0.3. With slope 0 the current weights sample.
     """
 
     slope: float = 0.001
@@ -94,28 +98,67 @@ class Behaviour:
             raise ValueError(f"slope and flat must not be negative, got {self.slope} and {self.flat}")
 
     def keep(self, iteration: int) -> float:
-        """The share that stays after ``iteration``."""
+        """Return the share of the behaviour weights that stays after ``iteration``."""
         return min(self.most, self.slope * max(iteration - self.flat, 0))
 
 
 def learning_rate_factor(schedule: Schedule, warmup: int, iteration: int, iterations: int) -> float:
-    """Share of the full learning rate at ``iteration`` (0-based): a linear warm-up, then the schedule down to 0."""
+    """Return the share of the full learning rate at ``iteration`` (from 0): linear warm-up, then the schedule to 0."""
     if iteration < warmup:
         return (iteration + 1) / warmup
-    done = (iteration - warmup) / max(iterations - warmup, 1)
-    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[schedule]
+    progress = (iteration - warmup) / max(iterations - warmup, 1)
+    return {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[schedule]
 
 
-def tensors_of(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The state of an optimizer under flat names, for a file."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+def optimizer_tensors(
+    optimizers: Iterable[torch.optim.Optimizer], parameters: Mapping[str, nn.Parameter]
+) -> dict[str, torch.Tensor]:
+    """Name the state of ``optimizers``, which move ``parameters``, for a file: ``blocks.0.weight.exp_avg``."""
+    tensors: dict[str, torch.Tensor] = {}
+    for optimizer in optimizers:
+        names = _parameter_names(optimizer, parameters)
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"{names[index]}.{key}": value for key, value in state.items()}
+    return tensors
 
 
-def load_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Take back what :func:`tensors_of` gave."""
-    state: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
-    for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        state[int(index)][name] = value
-    optimizer.load_state_dict({"state": dict(state), "param_groups": optimizer.state_dict()["param_groups"]})
+def load_optimizer_tensors(
+    optimizers: Iterable[torch.optim.Optimizer],
+    parameters: Mapping[str, nn.Parameter],
+    sets: Mapping[str, Mapping[str, torch.Tensor]],
+) -> None:
+    """Restore the state of ``optimizers`` from the sets of a checkpoint.
+
+    The set ``optimizer`` is what :func:`optimizer_tensors` gave; a parameter that is not in it has no state yet.
+    Checkpoints of the first 0.1 hold a set for each optimizer, ``optimizer0``, ``optimizer1``, .., in which a parameter
+    is its index there (``0.exp_avg``); they are read until 0.2.
+
+    Raises:
+        CheckpointError: where there is state of a parameter that no optimizer has.
+    """
+    states = _by_parameter(sets.get("optimizer", {}))
+    for number, optimizer in enumerate(optimizers):
+        indexed = {int(index): state for index, state in _by_parameter(sets.get(f"optimizer{number}", {})).items()}
+        names = _parameter_names(optimizer, parameters)
+        named = {index: states.pop(name) for index, name in enumerate(names) if name in states}
+        optimizer.load_state_dict({"state": indexed | named, "param_groups": optimizer.state_dict()["param_groups"]})
+    if states:
+        raise CheckpointError(
+            f"the checkpoint's optimizer state is of another model: it has {next(iter(states))}; resume the run that "
+            "wrote it."
+        )
+
+
+def _parameter_names(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    """The names of an optimizer's parameters, in the order of its indices."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _by_parameter(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors under the names of parameters, which may have dots, and then of the state, which have none."""
+    states: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        parameter, _, key = name.rpartition(".")
+        states[parameter][key] = tensor
+    return states

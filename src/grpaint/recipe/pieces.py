@@ -1,4 +1,4 @@
-"""Protocols of the pieces that a run, and not an algorithm, is made of."""
+"""Protocols of the parts of a recipe that belong to a run: model, data, optimizer, logger and weighted reward."""
 
 import dataclasses
 import math
@@ -13,29 +13,29 @@ from torch import Tensor, nn
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import ConfigError
 from grpaint.core.path import Path
-from grpaint.core.policy import Captioned, Policy, Prompt, Reward, Weights
+from grpaint.core.policy import CaptionedImages, Policy, Prompt, Reward, Weights
 from grpaint.core.reward import RewardBase
 from grpaint.core.runtime import Runtime
 from grpaint.learn.floor import Floor
 
 
 class Model(Policy, Protocol):
-    """A policy that a run can save: it shows its weight sets and guidance, and exports a stand-alone file."""
+    """A policy that a run can save: it has weight sets and a guidance, and exports a stand-alone file."""
 
     weights: WeightSets
     runtime: Runtime
     guidance: float
 
     def export(self, weights: Weights = "average") -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Tensors and header of a file that ``model.start`` can name."""
+        """Return the tensors and the header of a file that ``model.start`` can name."""
 
 
 @runtime_checkable
 class Preparing(Protocol):
-    """A model that may read captions before the first iteration and then let its text encoders go."""
+    """A model that can encode all captions before the first iteration and then free its text encoders."""
 
     def prepare(self, captions: Iterable[str]) -> int:
-        """Read captions, where that is of use later; how many had not been read before."""
+        """Encode captions if that saves work later; return how many were not in the cache yet."""
 
 
 class ModelSpec(Protocol):
@@ -47,91 +47,95 @@ class ModelSpec(Protocol):
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one latent."""
+        """The shape of one latent."""
 
     @property
     def pixels(self) -> tuple[int, int]:
-        """Height and width of an image that it draws."""
+        """Height and width of its images, in pixels."""
 
     @property
     def calls(self) -> int:
-        """Network calls a prediction: 2 with classifier-free guidance."""
+        """Network calls per prediction: 2 with classifier-free guidance."""
 
     def from_file(self, file: str) -> "ModelSpec":
-        """The same model, starting from weights that a run of it saved."""
+        """Return the same model, starting from weights that one of its runs saved."""
 
     def load(self, runtime: Runtime) -> Model:
-        """Open the weights."""
+        """Open the weights.
+
+        Raises:
+            ConfigError, CheckpointError: they are missing, damaged or of another architecture.
+        """
 
 
-def described(model: ModelSpec) -> str:
-    """What a model says of itself and where it was read; empty where it says nothing."""
+def model_description(model: ModelSpec) -> str:
+    """Return the model's description of itself, such as its family and folder; empty if it has none."""
     return str(getattr(model, "about", ""))
 
 
 class Data(Protocol):
-    """The ``[data]`` table: prompts to train on, prompts to be judged on, and captioned images.
+    """The ``[data]`` table: training prompts, held-out prompts, and captioned images.
 
     ``score``: the measure by which a model is judged, or "reward" for the weighted sum of the recipe's rewards.
-    ``captioned``: whether there are images, without which there is neither a supervised stage nor an anchor.
+    ``captioned``: whether there are captioned images; a supervised stage and an anchor need them.
     """
 
     score: ClassVar[str]
     captioned: ClassVar[bool]
 
     def prepare(self, log: Callable[[str], None]) -> None:
-        """Read and check what can be checked, and say what is there; called before weights are opened."""
+        """Read and check the data, and log what is there; called before weights are opened."""
 
     def prompts(self, count: int, iteration: int, seed: int) -> list[Prompt]:
-        """Training prompts of an iteration."""
+        """Return the ``count`` training prompts of an iteration."""
 
     def held_out(self, count: int, seed: int) -> list[Prompt]:
-        """Prompts that training never shows; fewer than ``count`` where there are no more."""
+        """Return prompts that training never uses; fewer than ``count`` if there are no more."""
 
     def batch(self, count: int, iteration: int, seed: int) -> tuple[Tensor, list[Prompt]]:
-        """Captioned training images in [0, 1], all of one size."""
+        """Return captioned training images ``[count, 3, h, w]`` in [0, 1], all of one size, and their prompts."""
 
-    def held_out_images(self, count: int, seed: int) -> Captioned:
-        """Held-out captioned images, all of one size; fewer than ``count`` where there are no more."""
+    def held_out_images(self, count: int, seed: int) -> CaptionedImages:
+        """Return held-out captioned images of one size; fewer than ``count`` if there are no more."""
 
     def measures(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """What an evaluation records of each image, ``[b]`` each, ``score`` among them unless that is "reward"."""
+        """Return the measures of each image, ``[b]`` by name; ``score`` is one of them unless it is "reward"."""
 
     def category(self, prompt: Prompt) -> str:
-        """The name under which a prompt is reported."""
+        """Return the name of the category under which evaluations report a prompt."""
 
 
 @runtime_checkable
 class Listed(Protocol):
-    """Data whose captions are few enough to be known beforehand, held-out ones among them."""
+    """Data whose captions are few enough to be listed before training, held-out ones included."""
 
     def captions(self) -> Iterable[str]:
-        """Every caption that a run may ask for."""
+        """Return every caption that a run may use."""
 
 
 class Optimizer(Protocol):
     """Makes torch optimizers for the trainable parameters; ``learning_rate`` is the recipe's."""
 
     def make(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> list[torch.optim.Optimizer]:
-        """One or more, that share the schedule."""
+        """Return one or more optimizers; all follow the same schedule."""
 
 
 class Logger(Protocol):
-    """Something besides metrics.jsonl that wants to see the numbers."""
+    """A sink for the numbers of a run besides metrics.jsonl, such as TensorBoard."""
 
     def start(self, folder: FilePath, settings: Mapping[str, Any]) -> None:
-        """Called once, before the first line."""
+        """Open the sink; called once, before the first line."""
 
     def write(self, iteration: int, line: Mapping[str, Any]) -> None:
-        """Called with every line of metrics.jsonl and evaluations.jsonl."""
+        """Write a line; called with every line of metrics.jsonl and evaluations.jsonl."""
 
 
 @dataclass(frozen=True)
 class WeightedReward:
-    """A ``[rewards.NAME]`` table: the reward's own settings, and these among them.
+    """A ``[rewards.NAME]`` table: the settings of the reward, and its weight in the run.
 
-    ``self_test`` asks it about a pair of its own before the run begins. ``floor`` adds a multiplier to its weight while
-    its mean is below the base's; with ``weight = 0`` the reward is that constraint and nothing else.
+    With ``self_test`` the reward must score its own test pair in the right order before the run begins. ``floor`` adds
+    a multiplier to its weight while its mean is below the base's; with ``weight = 0`` it is that constraint alone.
     """
 
     reward: Reward
@@ -147,14 +151,14 @@ class WeightedReward:
 
     @property
     def weight_now(self) -> float:
-        """The weight, and the multiplier of its floor."""
+        """The weight plus the current multiplier of its floor."""
         return self.weight + (self.floor.multiplier if self.floor else 0.0)
 
     def check(self, key: str) -> None:
-        """Refuse what needs no weights opened.
+        """Check everything that can be checked without opening weights; ``key`` names the table in errors.
 
         Raises:
-            ConfigError, CheckpointError: a file or package is missing, or a file is not what its name says.
+            ConfigError, CheckpointError: a file or package is missing, or a file is not of the expected kind.
         """
         try:
             if isinstance(self.reward, RewardBase):
@@ -164,12 +168,12 @@ class WeightedReward:
 
 
 def stateful(piece: Any, name: str = "") -> dict[str, Any]:
-    """The parts of a recipe that carry state from one iteration to the next, by their keys; not torch modules."""
+    """Return the parts of a recipe that carry state between iterations, by their keys; torch modules are left out."""
     has_state = hasattr(piece, "state_dict") and hasattr(piece, "load_state_dict")
-    found = {name: piece} if has_state and not isinstance(piece, nn.Module) else {}
+    pieces = {name: piece} if has_state and not isinstance(piece, nn.Module) else {}
     parts: Mapping[str, Any] = piece if isinstance(piece, Mapping) else {}
     if dataclasses.is_dataclass(piece) and not isinstance(piece, type):
         parts = {field.name: getattr(piece, field.name) for field in dataclasses.fields(piece) if field.init}
     for key, part in parts.items():
-        found |= stateful(part, f"{name}.{key}" if name else key)
-    return found
+        pieces |= stateful(part, f"{name}.{key}" if name else key)
+    return pieces

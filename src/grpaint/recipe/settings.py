@@ -1,4 +1,4 @@
-"""The tables of a recipe that are mostly plain numbers: ``[train]``, ``[evaluate]``, ``[measure]``, and the like."""
+"""The tables of a recipe that are mostly numbers: ``[train]``, ``[evaluate]``, ``[measure]`` and ``[checkpoint]``."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from grpaint.recipe.pieces import Optimizer
 
 
 def check_least(settings: object, low: float, *names: str) -> None:
-    """Refuse settings below ``low``."""
+    """Raise ValueError if one of the settings ``names`` is below ``low``."""
     for name in names:
         value = getattr(settings, name)
         if value < low:
@@ -21,10 +21,10 @@ def check_least(settings: object, low: float, *names: str) -> None:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """What both stages' ``[train]`` tables share.
+    """The settings that the ``[train]`` tables of both stages share.
 
-    ``evaluations`` ends a run where so many model evaluations are used up, and its schedule with it (0: no limit).
-    ``nonfinite``: updates in a row whose gradient is NaN or infinite, and which are skipped, before the run stops.
+    ``evaluations``: the run and its schedule end when this many model evaluations are used up (0: no limit).
+    ``nonfinite``: a run stops after this many updates in a row whose gradient was NaN or infinite; each is skipped.
     """
 
     iterations: int
@@ -49,7 +49,7 @@ class Optimisation:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
 
     def total(self, done: int, used: int) -> int:
-        """Iterations in all: as set, or as many as ``evaluations`` last for, where ``done`` of them took ``used``."""
+        """Estimate the iterations of the whole run, after ``done`` of them took ``used`` model evaluations."""
         if not (self.evaluations and used):
             return self.iterations
         return min(self.iterations, max(done, round(done * self.evaluations / used)))
@@ -57,12 +57,13 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class Training(Optimisation):
-    """``[train]``: ``prompts`` groups of ``group_size`` images an iteration, used for ``updates`` optimizer steps.
+    """``[train]``: ``prompts`` groups of ``group_size`` images per iteration, used for ``updates`` optimizer steps.
 
-    ``retain`` keeps the graphs of the rollout's noisy steps for the update, which then need no second forward.
-    ``parts`` samples the prompts in so many parts; with ``overlap`` one is scored while the next is sampled, which
-    changes no number.
-    ``constant``: iterations in a row in which a reward gives all images one score, before the run stops (0: never).
+    ``retain`` keeps the graphs of the rollout's noisy steps, so that the update needs no second forward pass.
+    ``parts``: the prompts are sampled in this many parts; with ``overlap`` one part is scored while the next is
+    sampled. Neither changes a number.
+    ``constant``: the run stops after this many iterations in a row in which a reward gave all images the same score
+    (0: never).
     """
 
     prompts: int = 12
@@ -89,7 +90,7 @@ class Training(Optimisation):
 
 @dataclass(frozen=True)
 class SftTraining(Optimisation):
-    """``[train]`` of a supervised recipe: ``batch`` captioned images an iteration."""
+    """``[train]`` of a supervised recipe: ``batch`` captioned images per iteration."""
 
     batch: int = 96
 
@@ -100,11 +101,12 @@ class SftTraining(Optimisation):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``[evaluate]``: held-out prompts, sampled in ``steps`` steps of ``sampler`` with the average weights.
+    """``[evaluate]``: how held-out prompts are sampled, with the average weights, in ``steps`` steps of ``sampler``.
 
-    ``guidance`` is that of the judged samples (1: none), whatever the rollouts have; a distilled model keeps its own.
-    ``guided``: guidances at which the base is also judged, once; ``probe``: captioned images for the denoising loss.
-    ``tuned_share`` below 1 leaves the rest of the steps to the base (MixGRPO's hybrid inference).
+    ``guidance`` applies to the judged samples (1: none), whatever the rollouts use; a distilled model keeps its own.
+    ``guided``: guidances at which the base is also judged, once. ``probe``: captioned images for the denoising loss.
+    ``tuned_share``: the share of the steps that the trained model takes; the base takes the rest (MixGRPO's hybrid
+    inference). ``pictures``: prompts shown in samples/before-after.png.
     """
 
     every: int = 20
@@ -131,13 +133,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Measuring:
-    """``[measure]``: what ``grpaint evaluate`` measures of several models beside the recipe's own rewards.
+    """``[measure]``: what ``grpaint evaluate`` measures of several models besides the recipe's own rewards.
 
-    ``features``: what FID, KID, recall and diversity are computed on (on scenes their scorer's unless said; elsewhere
-    none, and then these are left out). ``rewards``: scorers that are asked, besides those of the recipe, which stay
-    out of training. ``strength``: how far references are noised for reconstructions. ``group`` images of each of
-    ``group_prompts`` prompts tell the diversity within a prompt. ``draws`` resamples make an interval, ``image_draws``
-    that of FID and KID, which cost more.
+    ``features``: the feature extractor for FID, KID, recall and diversity. The default is the scorer's on scenes; on
+    other data there is none, and these measures are left out. ``rewards``: scorers that take no part in training.
+    ``strength``: how far references are noised for reconstructions, in (0, 1]. Diversity within a prompt is measured
+    on ``group`` images of each of ``group_prompts`` prompts. ``draws``: bootstrap resamples per interval;
+    ``image_draws``: the same for FID and KID, which cost more.
     """
 
     features: Features | None = None
@@ -157,9 +159,9 @@ class Measuring:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """``[checkpoint]``: saved ``every`` so many iterations and at the end; the last ``keep`` and the best stay.
+    """``[checkpoint]``: save after every ``every`` iterations and at the end; keep the last ``keep`` and the best.
 
-    ``precision`` is that of model.safetensors, the stand-alone file; training state is always whole.
+    ``precision`` applies to model.safetensors, the stand-alone file; the training state is always fp32.
     """
 
     every: int = 20

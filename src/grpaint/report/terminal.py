@@ -1,48 +1,15 @@
-"""What a run shows a person: the table of before and after, and pictures."""
+"""Tables for the terminal: before and after training, one evaluation, and a recipe in full."""
 
-import itertools
-import textwrap
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tomli_w
-import torch
-from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from grpaint.measures.score import score_of, shown, unit
-
-CELL, MARGIN, CAPTION = 128, 10, 44
-
-
-def to_picture(image: Tensor, side: int = CELL) -> Image.Image:
-    """``[3, h, w]`` in [0, 1] as a picture, small ones enlarged without smoothing."""
-    pixels = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    picture = Image.fromarray(pixels)
-    smooth = Image.Resampling.LANCZOS if picture.width > side else Image.Resampling.NEAREST
-    return picture.resize((side, side * picture.height // picture.width), smooth)
-
-
-def rows_of_pictures(rows: Sequence[tuple[str, Tensor]], captions: Sequence[str]) -> Image.Image:
-    """One row a title, one column a caption."""
-    left, font = 74, ImageFont.load_default(13)
-    size = left + len(captions) * (CELL + MARGIN) + MARGIN, CAPTION + len(rows) * (CELL + MARGIN) + MARGIN
-    page = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(page)
-    for column, caption in enumerate(captions):
-        lines = "\n".join(textwrap.wrap(caption, 21))
-        pen.text((left + column * (CELL + MARGIN), 4), lines, fill="black", font=ImageFont.load_default(11), spacing=1)
-    for line, (title, images) in enumerate(rows):
-        top = CAPTION + line * (CELL + MARGIN)
-        pen.text((MARGIN, top + CELL // 2 - 8), title, fill="black", font=font)
-        for column, image in enumerate(images):
-            page.paste(to_picture(image), (left + column * (CELL + MARGIN), top))
-    return page
+from grpaint.measures.hacking import alarm_text
+from grpaint.measures.score import score_name, score_text, score_unit
 
 
 def _table(title: str) -> Table:
@@ -50,15 +17,15 @@ def _table(title: str) -> Table:
 
 
 def _score(line: dict[str, Any]) -> str:
-    name = score_of(line)
+    name = score_name(line)
     if f"{name}_interval" not in line:  # a denoising loss has none
-        return shown(name, line[name])
+        return score_text(name, line[name])
     low, high = line[f"{name}_interval"]
-    return f"{shown(name, line[name])}{unit(name)} [{shown(name, low)}, {shown(name, high)}]"
+    return f"{score_text(name, line[name])}{score_unit(name)} [{score_text(name, low)}, {score_text(name, high)}]"
 
 
 def _columns(line: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """What is shown beside the score: heading to name and format; the world's own judges, or the rewards."""
+    """The columns beside the score, heading to (measure, format): of the embedded world, or else the rewards."""
     if "background" in line:
         return {"soft": ("soft", ".3f"), "background": ("background", ".4f"), "patch": ("patch_energy", ".1e")}
     rewards = [name for name, value in line.items() if name.startswith("reward/") and isinstance(value, float)]
@@ -74,16 +41,21 @@ def _row(title: str, line: dict[str, Any], columns: dict[str, tuple[str, str]]) 
 
 
 def _change(first: dict[str, Any], last: dict[str, Any], name: str) -> str:
-    """Of a judge as a multiple, of a score as a difference."""
+    """A change as text: the difference of a score, the ratio of any other measure."""
     before, after = first.get(name), last.get(name)
     if name == "soft" or name.startswith("reward/"):
         return f"{after - before:+.3f}" if before is not None and after is not None else "-"
     return f"x {after / before:.2f}" if before and after is not None else "-"
 
 
-def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, list[float]] | None) -> Table:
-    """Before and after, with 95% intervals, and the base at its best guidance; ``difference`` is that of the score."""
-    name, columns = score_of(last), _columns(last)
+def before_after_table(
+    first: dict[str, Any], last: dict[str, Any], difference: tuple[float, list[float]] | None
+) -> Table:
+    """Tabulate the evaluations before and after training, with 95% intervals, and the base at its best guidance.
+
+    ``difference``: the score's mean paired difference and its interval; None if it has no values by prompt.
+    """
+    name, columns = score_name(last), _columns(last)
     if name != "denoising_loss" and "denoising_loss" in last:
         columns |= {"denoising": ("denoising_loss", ".4f")}
     out = _table(f"Held-out prompts ({last['prompts']}), {last['steps']}-step ODE, average weights")
@@ -95,36 +67,24 @@ def table(first: dict[str, Any], last: dict[str, Any], difference: tuple[float, 
         out.add_row(*_row(f"at guidance {guided['guidance']:g}", guided, columns))
     out.add_row(*_row(f"after {last['iteration']}", last, columns), style="bold")
     out.add_section()
-    paired = ""
+    change = ""
     if difference:
         mean, ends = difference
-        low, high = (shown(name, end, sign=True) for end in ends)
-        paired = f"{shown(name, mean, sign=True)} [{low}, {high}]" if ends[0] < ends[1] else "no prompt changed"
-    out.add_row("paired", paired, *(_change(first, last, key) for key, _ in columns.values()))
+        low, high = (score_text(name, end, sign=True) for end in ends)
+        change = f"{score_text(name, mean, sign=True)} [{low}, {high}]" if ends[0] < ends[1] else "no prompt changed"
+    out.add_row("paired", change, *(_change(first, last, key) for key, _ in columns.values()))
     return out
 
 
-def new_file(file: Path) -> Path:
-    """``file``, or where there is one already NAME-2, NAME-3 and so on."""
-    names = itertools.chain([file], (file.with_name(f"{file.stem}-{n}{file.suffix}") for n in itertools.count(2)))
-    return next(name for name in names if not name.exists())
-
-
-def save_picture(page: Image.Image, file: Path, info: PngInfo | None = None) -> None:
-    """Write a PNG, and what it says of itself."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    page.save(file, pnginfo=info)
-
-
-def summary(line: dict[str, Any]) -> Table:
-    """One evaluation, by category."""
-    name, columns = score_of(line), _columns(line)
-    told = "no guidance" if line["guidance"] == 1 else f"guidance {line['guidance']:g}"
-    out = _table(f"Held-out prompts ({line['prompts']}), {line['steps']}-step {line['sampler']['kind']}, {told}")
+def evaluation_table(line: dict[str, Any]) -> Table:
+    """Tabulate one evaluation by category."""
+    name, columns = score_name(line), _columns(line)
+    guidance = "no guidance" if line["guidance"] == 1 else f"guidance {line['guidance']:g}"
+    out = _table(f"Held-out prompts ({line['prompts']}), {line['steps']}-step {line['sampler']['kind']}, {guidance}")
     for heading in ("", "prompts", name, *columns):
         out.add_column(heading, justify="right" if heading else "left")
     for kind, scores in line["by_kind"].items():
-        score = f"{shown(name, scores[name])}{unit(name)}" if name in scores else "-"
+        score = f"{score_text(name, scores[name])}{score_unit(name)}" if name in scores else "-"
         out.add_row(kind, str(scores["prompts"]), score, *_measures(scores, columns))
     out.add_section()
     out.add_row("all", str(line["prompts"]), _score(line), *_measures(line, columns))
@@ -132,10 +92,10 @@ def summary(line: dict[str, Any]) -> Table:
     return out
 
 
-def show_recipe(
+def print_recipe(
     console: Console, name: str, settings: dict[str, Any], steps: Sequence[dict[str, Any]], costs: dict[str, Any]
 ) -> None:
-    """A recipe in full on the terminal."""
+    """Print a recipe's settings, the steps of its first iteration and its costs."""
     console.print(f"# {name}\n{tomli_w.dumps(settings)}", markup=False, highlight=False)
     if steps:
         out = Table(title="Steps of the first iteration")
@@ -147,3 +107,17 @@ def show_recipe(
         console.print(out)
     for key, value in costs.items():
         console.print(f"{key.replace('_', ' '):24}{value:>10}", highlight=False)
+
+
+def hacking_line(facts: Mapping[str, Any]) -> str:
+    """Describe a run's first alarm of reward hacking in one line; empty if there was none.
+
+    ``facts`` is the content of the run's run.json.
+    """
+    alarm = facts.get("hacking")
+    if not alarm:
+        return ""
+    return (
+        f"reward hacking? from iteration {alarm['began']} (none at {alarm['clean']}): {alarm_text(alarm)}; best before "
+        f"it: {alarm['best_before'] or 'the base'}"
+    )

@@ -1,8 +1,8 @@
-"""Does an image show the objects, counts, colours and places that its prompt asks for, in GenEval's terms?
+"""GenEval's score: whether an image shows the objects, counts, colours and positions of its prompt.
 
-Prompts carry a line of GenEval's jsonl as their metadata: ``include``, a list of ``{"class", "count", "color",
+The metadata of a prompt is a line of GenEval's jsonl: ``include``, a list of ``{"class", "count", "color",
 "position": [relation, index of another entry]}``, and ``exclude``, a list of ``{"class", "count"}``. The rules are
-those of its evaluation (Ghosh et al. 2023, arXiv 2310.11513); the detector is yours.
+those of its evaluation (Ghosh et al. 2023, arXiv 2310.11513); you provide the detector.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt
-from grpaint.rewards.elsewhere.worker import Hosted, check_target
+from grpaint.rewards.elsewhere.worker import WorkerReward, check_target
 
 COLOURS = {
     "red": (220, 30, 30),
@@ -29,11 +29,11 @@ COLOURS = {
     "black": (20, 20, 20),
     "white": (240, 240, 240),
 }
-NEARLY = 0.1  # of both sizes together: a smaller offset counts as none
+TOLERANCE = 0.1  # as a share of both sizes together; a smaller offset counts as none
 
 
-class Seen(NamedTuple):
-    """A detection: box is left, top, right, bottom in pixels; ``colour`` where the detector names one."""
+class Detection(NamedTuple):
+    """A detected object; ``box`` is left, top, right, bottom in pixels; ``colour`` is optional."""
 
     label: str
     score: float
@@ -41,17 +41,17 @@ class Seen(NamedTuple):
     colour: str | None = None
 
 
-def relations(one: Seen, other: Seen) -> set[str]:
-    """Where ``one`` lies as seen from ``other``: of "left of", "right of", "above", "below".
+def relations(one: Detection, other: Detection) -> set[str]:
+    """The positions of ``one`` relative to ``other``, from "left of", "right of", "above" and "below".
 
-    Offsets of the middles are shortened by a tenth of both sizes together, and the direction must then be at most 60
-    degrees off the axis; up to two hold at once.
+    The offset of the centres is shortened by ``TOLERANCE`` times both sizes together on each axis, and its direction
+    must then be at most 60 degrees off the axis; up to two relations hold at once.
     """
     offsets, out = [], []
     for axis in (0, 1):
-        a, b = ((seen.box[axis], seen.box[axis + 2]) for seen in (one, other))
+        a, b = ((part.box[axis], part.box[axis + 2]) for part in (one, other))
         offset = (a[0] + a[1] - b[0] - b[1]) / 2
-        slack = NEARLY * (abs(a[1] - a[0]) + abs(b[1] - b[0]))
+        slack = TOLERANCE * (abs(a[1] - a[0]) + abs(b[1] - b[0]))
         offsets.append(offset)
         out.append(math.copysign(max(abs(offset) - slack, 0), offset))
     length = math.hypot(*offsets)
@@ -64,7 +64,7 @@ def relations(one: Seen, other: Seen) -> set[str]:
 def main_colour(image: Tensor, box: Sequence[float]) -> str:
     """The named colour nearest to most pixels of the middle half of a box, in an image ``[3, h, w]`` in [0, 1].
 
-    A stand-in: GenEval asks CLIP. A detector that knows better names the colour itself.
+    A stand-in for the CLIP classifier of GenEval. A detector may return the colour itself.
     """
     height, width = image.shape[1:]
     left, top, right, bottom = box
@@ -73,8 +73,8 @@ def main_colour(image: Tensor, box: Sequence[float]) -> str:
     rows = slice(*_inside(y - half_y, y + half_y, height))
     columns = slice(*_inside(x - half_x, x + half_x, width))
     pixels = image[:, rows, columns].reshape(3, -1).T.float() * 255
-    known = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
-    votes = torch.cdist(pixels, known).argmin(1).bincount(minlength=len(known))
+    palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
+    votes = torch.cdist(pixels, palette).argmin(1).bincount(minlength=len(palette))
     return list(COLOURS)[int(votes.argmax())]
 
 
@@ -83,33 +83,34 @@ def _inside(low: float, high: float, size: int) -> tuple[int, int]:
     return first, min(max(math.ceil(high), first + 1), size)
 
 
-def requirements(image: Tensor, found: Sequence[Seen], metadata: Mapping[str, Any]) -> list[bool]:
-    """Which of a prompt's requirements hold, one for each entry of ``include`` and of ``exclude``, in their order."""
-    by_class: dict[str, list[Seen]] = {}
-    for seen in sorted(found, key=lambda seen: -seen.score):
-        by_class.setdefault(seen.label, []).append(seen)
-    held: list[list[Seen] | None] = []
+def check_requirements(image: Tensor, detections: Sequence[Detection], metadata: Mapping[str, Any]) -> list[bool]:
+    """Which of a prompt's requirements hold: one for each entry of ``include``, then of ``exclude``, in their order."""
+    by_class: dict[str, list[Detection]] = {}
+    for detection in sorted(detections, key=lambda detection: -detection.score):
+        by_class.setdefault(detection.label, []).append(detection)
+    matches: list[list[Detection] | None] = []  # the detections that satisfy an entry, None if it does not hold
     for entry in metadata.get("include", []):
-        mine = by_class.get(entry["class"], [])[: entry["count"]]
-        holds = len(mine) == entry["count"]
+        candidates = by_class.get(entry["class"], [])[: entry["count"]]
+        holds = len(candidates) == entry["count"]
         if holds and "color" in entry:
-            holds = all((seen.colour or main_colour(image, seen.box)) == entry["color"] for seen in mine)
+            holds = all((one.colour or main_colour(image, one.box)) == entry["color"] for one in candidates)
         if holds and "position" in entry:
             relation, other = entry["position"]
-            others = held[other]
-            holds = others is not None and all(relation in relations(a, b) for a in mine for b in others)
-        held.append(mine if holds else None)
-    few = [len(by_class.get(entry["class"], [])) < entry["count"] for entry in metadata.get("exclude", [])]
-    return [mine is not None for mine in held] + few
+            others = matches[other]
+            holds = others is not None and all(relation in relations(a, b) for a in candidates for b in others)
+        matches.append(candidates if holds else None)
+    excluded = [len(by_class.get(entry["class"], [])) < entry["count"] for entry in metadata.get("exclude", [])]
+    return [match is not None for match in matches] + excluded
 
 
 @dataclass(kw_only=True)
-class GenEval(Hosted):
-    """Objects, counts, colours and positions as GenEval asks for them, over a detector of yours in a worker process.
+class GenEval(WorkerReward):
+    """GenEval's requirements (objects, counts, colours, positions), checked on the output of your detector.
 
     ``detector`` is file.py:function, ``detect(image) -> [(label, score, (left, top, right, bottom)), ...]``, with a
-    colour as fourth where it knows one. Detections count from ``threshold`` on, ``counting`` where the prompt's tag is
-    "counting". ``measure``: "strict" 1 where all holds, else 0; "share" of the requirements that hold.
+    colour as an optional fourth entry; it runs in a worker process. Detections count above a score of ``threshold``, or
+    of ``counting`` if the prompt's tag is "counting". ``measure``: "strict" is 1 if all requirements hold, else 0;
+    "share" is the share of them that hold.
     """
 
     detector: str
@@ -130,44 +131,46 @@ class GenEval(Hosted):
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
         for prompt in prompts:
             check_metadata(prompt)
-        every = [_detections(found) for found in self.values(images, prompts)]
-        return torch.tensor([self._score(*row) for row in zip(images.float().cpu(), every, prompts, strict=True)])
+        detections = [_read_detections(value) for value in self.values(images, prompts)]
+        rows = zip(images.float().cpu(), detections, prompts, strict=True)
+        return torch.tensor([self._score(*row) for row in rows])
 
-    def _score(self, image: Tensor, found: Sequence[Seen], prompt: Prompt) -> float:
-        least = self.counting if prompt.metadata.get("tag") == "counting" else self.threshold
-        held = requirements(image, [seen for seen in found if seen.score > least], prompt.metadata)
-        return float(all(held)) if self.measure == "strict" else sum(held) / len(held)
+    def _score(self, image: Tensor, detections: Sequence[Detection], prompt: Prompt) -> float:
+        threshold = self.counting if prompt.metadata.get("tag") == "counting" else self.threshold
+        certain = [detection for detection in detections if detection.score > threshold]
+        requirements = check_requirements(image, certain, prompt.metadata)
+        return float(all(requirements)) if self.measure == "strict" else sum(requirements) / len(requirements)
 
 
 def check_metadata(prompt: Prompt) -> None:
-    """Refuse a prompt without a line of GenEval's.
+    """Refuse a prompt whose metadata is not a line of GenEval's jsonl.
 
     Raises:
-        ValueError: with the prompt and what is wrong with it.
+        ValueError: if ``include`` and ``exclude`` are both empty, or malformed; the message names the prompt.
     """
     include: Any = prompt.metadata.get("include", [])
     exclude: Any = prompt.metadata.get("exclude", [])
     try:
         entries: list[Any] = [*include, *exclude]
-        good = bool(entries) and all(isinstance(e["class"], str) and type(e["count"]) is int for e in entries)
-        places = [(number, e["position"]) for number, e in enumerate(include) if "position" in e]
-        good &= all(type(other) is int and 0 <= other < number for number, (_, other) in places)
+        valid = bool(entries) and all(isinstance(e["class"], str) and type(e["count"]) is int for e in entries)
+        positions = [(number, e["position"]) for number, e in enumerate(include) if "position" in e]
+        valid &= all(type(other) is int and 0 <= other < number for number, (_, other) in positions)
     except (TypeError, KeyError, ValueError):
-        good = False
-    if not good:
+        valid = False
+    if not valid:
         raise ValueError(f'the prompt "{prompt.text}" has no line of GenEval\'s jsonl as metadata (include, exclude)')
 
 
-def _detections(found: Any) -> list[Seen]:
+def _read_detections(value: Any) -> list[Detection]:
     try:
-        out = [
-            Seen(str(label), float(score), (float(a), float(b), float(c), float(d)), *map(str, colour))
-            for label, score, (a, b, c, d), *colour in found
+        detections = [
+            Detection(str(label), float(score), (float(a), float(b), float(c), float(d)), *map(str, colour))
+            for label, score, (a, b, c, d), *colour in value
         ]
     except (TypeError, ValueError) as error:
         raise RewardError(
-            f"its detector gave {found!r:.80}; [(label, score, (left, top, right, bottom)), ..] is wanted"
+            f"its detector returned {value!r:.80} instead of [(label, score, (left, top, right, bottom)), ..]"
         ) from error
-    if any(not math.isfinite(value) for seen in out for value in (seen.score, *seen.box)):
-        raise RewardError(f"its detector gave a number that is none: {found!r:.80}")
-    return out
+    if not all(math.isfinite(number) for one in detections for number in (one.score, *one.box)):
+        raise RewardError(f"its detector returned NaN or an infinity: {value!r:.80}")
+    return detections

@@ -1,4 +1,4 @@
-"""How small, or how large, a picture is as JPEG: DDPO's compressibility and incompressibility."""
+"""The size of an image as JPEG: DDPO's compressibility and incompressibility."""
 
 import io
 from collections.abc import Sequence
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from grpaint.core.policy import Prompt
 from grpaint.core.reward import Pair, RewardBase
+from grpaint.images.encoding import eight_bit_picture
 from grpaint.rewards.self_test_images import noise
 
 
 @dataclass(frozen=True)
 class Jpeg(RewardBase):
-    """The size of an image as JPEG in kB (1000 bytes), negative where "small" is wanted (DDPO, Black et al. 2023)."""
+    """The size of an image as JPEG in kB (1000 bytes), negated if ``want`` is "small" (DDPO, Black et al. 2023)."""
 
     needs_caption = False
 
@@ -28,13 +28,12 @@ class Jpeg(RewardBase):
             raise ValueError(f"quality must lie in 1..95, got {self.quality}")
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
-        levels = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
         sign = -1 if self.want == "small" else 1
-        return torch.tensor([sign * self._size(level) / 1000 for level in levels])
+        return torch.tensor([sign * self._size(image) / 1000 for image in images])
 
-    def _size(self, level: Tensor) -> int:
+    def _size(self, image: Tensor) -> int:
         file = io.BytesIO()
-        Image.fromarray(level.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=self.quality)
+        eight_bit_picture(image).save(file, "JPEG", quality=self.quality)
         return len(file.getvalue())
 
     def pair(self) -> Pair:

@@ -1,9 +1,8 @@
-"""What rewards with a network share: where it computes, in what, and how many images at once."""
+"""Base classes of rewards with a network: device, precision and batch size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,23 +10,20 @@ from torch import Tensor
 from grpaint.core.errors import MissingExtra
 from grpaint.core.policy import Prompt
 from grpaint.core.reward import RewardBase
-from grpaint.vision.sources import located
-
-Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from grpaint.core.runtime import Device, NetworkPrecision
+from grpaint.vision.sources import weight_file
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReward(RewardBase):
-    """A scorer with weights, opened at the first image and shared by all that name the same files.
+    """A reward with a network, which is opened at the first image and shared by all rewards that name the same files.
 
-    ``device``: "auto" is where the images are. ``precision`` is that of the network, scores are fp32; ``batch`` images
-    are looked at together.
+    ``device``: "auto" is the device of the images. ``precision`` is that of the network; scores are fp32. ``batch`` is
+    the number of images scored at once.
     """
 
     device: Device = "auto"
-    precision: Precision = "fp32"
+    precision: NetworkPrecision = "fp32"
     batch: int = 32
 
     def __post_init__(self) -> None:
@@ -35,13 +31,13 @@ class ModelReward(RewardBase):
             raise ValueError(f"batch must be at least 1, got {self.batch}")
 
     def score(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
-        """Scores of a few images that are on the device."""
+        """Scores ``[b]`` of at most ``batch`` images, which are on the device already."""
         raise NotImplementedError
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
-        place = images.device if self.device == "auto" else torch.device(self.device)
+        device = images.device if self.device == "auto" else torch.device(self.device)
         parts = [
-            self.score(part.to(place), prompts[first : first + self.batch]).float().cpu()
+            self.score(part.to(device), prompts[first : first + self.batch]).float().cpu()
             for first, part in zip(range(0, len(images), self.batch), images.split(self.batch), strict=True)
         ]
         return torch.cat(parts)
@@ -50,16 +46,16 @@ class ModelReward(RewardBase):
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError('device = "cuda": no CUDA device is visible here; use "cpu", or "auto"')
         for source in self.sources():
-            located(source)
+            weight_file(source)
 
     def files(self) -> list[Path]:
-        """Where its sources are, in their order."""
-        return [located(source) for source in self.sources()]
+        """The local weight file of each source, in order."""
+        return [weight_file(source) for source in self.sources()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformersReward(ModelReward):
-    """A scorer whose network and tokenizer come from transformers."""
+    """A reward whose network and tokenizer are those of transformers."""
 
     def check(self) -> None:
         from importlib.util import find_spec

@@ -10,13 +10,13 @@ from grpaint.core.policy import Prompt
 
 
 def references(prompts: Sequence[Prompt]) -> Float[Tensor, "b 3 h w"]:
-    """The reference image of every prompt.
+    """Stack the reference images of prompts, in fp32.
 
     Raises:
-        ValueError: naming the first prompt that has none.
+        ValueError: if a prompt has none; the message names the first such prompt.
     """
     pictures = [prompt.reference for prompt in prompts if prompt.reference is not None]
     if len(pictures) < len(prompts):
-        bare = next(prompt.text for prompt in prompts if prompt.reference is None)
-        raise ValueError(f'the prompt "{bare}" has no reference image; set data.references = true')
+        text = next(prompt.text for prompt in prompts if prompt.reference is None)
+        raise ValueError(f'the prompt "{text}" has no reference image; set data.references = true')
     return torch.stack(pictures).float()

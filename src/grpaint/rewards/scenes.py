@@ -1,4 +1,4 @@
-"""Rewards of the embedded world: the checker, the image-text scorer, likeness to a reference, a clean background."""
+"""Rewards of the embedded world: checker, image-text scorer, likeness to a reference, clean background."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,24 +18,29 @@ from grpaint.scenes.world import judge, sentence_of
 
 
 def _scenes(images: Tensor) -> Tensor:
-    """Images of the embedded world's size, where its judges compute."""
+    """Images of the embedded world in fp32 on the CPU.
+
+    Raises:
+        ValueError: if they have another size than its scenes.
+    """
     if tuple(images.shape[2:]) != (SIDE, SIDE):
         raise ValueError(f"scenes are {SIDE} x {SIDE} pixels, these are {images.shape[2]} x {images.shape[3]}")
     return images.float().cpu()
 
 
-def _drawn(text: str) -> Tensor:
-    """A scene as it should be, always the same one."""
+def _render_scene(text: str) -> Tensor:
+    """A correct drawing ``[3, side, side]`` of a caption; the same at every call."""
     return render([parse(text)], ("self-test",))[0]
 
 
-def _right_and_wrong(low: float, high: float) -> Pair:
-    asked = "a red circle above a blue square"
-    return Pair(_drawn(asked), _drawn("a green cross"), Prompt(asked), low, high)
+def _caption_pair(low: float, high: float) -> Pair:
+    """A self-test: the drawing of a caption must score higher than that of another caption."""
+    caption = "a red circle above a blue square"
+    return Pair(_render_scene(caption), _render_scene("a green cross"), Prompt(caption), low, high)
 
 
 def _clean_and_grainy() -> tuple[Tensor, Tensor]:
-    scene = _drawn("a red circle")
+    scene = _render_scene("a red circle")
     return scene, scene + 0.5 * (noise(scene.shape[-1]) - 0.5)
 
 
@@ -43,7 +48,7 @@ def _clean_and_grainy() -> tuple[Tensor, Tensor]:
 class SceneChecker(RewardBase):
     """``strict`` * strict + ``soft`` * soft, in [0, 1] for weights that sum to 1.
 
-    The strict score alone is flat in many groups; the soft one tells their members apart.
+    The strict score alone is the same for all members of many groups; the soft score differs between them.
     """
 
     strict: float = 0.5
@@ -58,15 +63,15 @@ class SceneChecker(RewardBase):
         return self.strict + self.soft
 
     def pair(self) -> Pair:
-        return _right_and_wrong(0, max(1.0, self.best))
+        return _caption_pair(0, max(1.0, self.best))
 
 
 @dataclass(frozen=True)
 class SceneScorer(RewardBase):
-    """How well image and caption agree by a small learned scorer, the embedded world's stand-in for CLIP: a cosine.
+    """The cosine of image and caption by a small learned scorer, the embedded world's stand-in for CLIP.
 
-    ``enough``: an agreement from which on more is no better. What is right still varies a little, and the std of a
-    group that is all right would blow that up to advantages of 1.
+    ``enough``: higher cosines are clamped to it. Correct images still differ a little, and dividing by the std of an
+    all-correct group would turn these differences into advantages of about 1.
     """
 
     enough: float = 1.0
@@ -84,14 +89,14 @@ class SceneScorer(RewardBase):
         return self.enough
 
     def pair(self) -> Pair:
-        return _right_and_wrong(-1, 1)
+        return _caption_pair(-1, 1)
 
 
 @dataclass(frozen=True)
 class SceneDistance(RewardBase):
     """Minus the distance to the prompt's reference image in the scorer's layers, in the manner of LPIPS.
 
-    It says something only about images that began at that reference, so it applies to those rows alone.
+    It is meaningful only for images whose sampling began at that reference, so it applies to those rows alone.
     """
 
     needs_reference = True
@@ -111,10 +116,10 @@ class SceneDistance(RewardBase):
 
 @dataclass(frozen=True)
 class SceneCleanliness(RewardBase):
-    """Minus the root-mean-square deviation of the background: it sees the woven pattern that the checker does not.
+    """Minus the root-mean-square deviation of the background: it sees the woven pattern that the checker ignores.
 
-    ``enough``: a deviation below which cleaner is no better. Clean images differ by 3e-4 within a group, and its std
-    would blow that up to advantages of 1.
+    ``enough``: smaller deviations are clamped to it. Clean images differ by 3e-4 within a group, and dividing by its
+    std would turn these differences into advantages of about 1.
     """
 
     needs_caption = False

@@ -1,7 +1,5 @@
-"""A vision-language model as judge, over any endpoint that speaks OpenAI's chat completions."""
+"""A vision-language model as reward, behind any endpoint with OpenAI's chat completions."""
 
-import base64
-import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +12,17 @@ from torch import Tensor
 
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt
-from grpaint.parallel.background import Later
-from grpaint.rewards.elsewhere.client import Failed, Question, bearer, check_url, insist, printable, read_object
+from grpaint.images.encoding import eight_bit_picture, png_data_url
+from grpaint.parallel.background import BackgroundCall
+from grpaint.rewards.elsewhere.client import (
+    Failed,
+    Question,
+    ask_with_retries,
+    bearer,
+    check_url,
+    printable,
+    read_object,
+)
 from grpaint.rewards.elsewhere.remote import check_patience
 
 T = TypeVar("T")
@@ -29,17 +36,17 @@ CHOICE = (
     "A, B or tie, and nothing else.\n{prompt}"
 )
 USAGE = ("prompt_tokens", "completion_tokens")
-WORTH = {"a": 1.0, "tie": 0.5, "b": 0.0}
+CHOICE_VALUES = {"a": 1.0, "tie": 0.5, "b": 0.0}
 
 
 @dataclass
 class VlmJudge:
     """A vision-language model grades each image from 0 to 10, or compares the images of a prompt in pairs.
 
-    ``url`` ends before /chat/completions (http://HOST:PORT/v1). "pairwise" gives the share of comparisons won, a
-    tie half: each image meets the ``opponents`` after it in its group (in a ring; all where there are fewer), in both
-    orders, since models favour a place. ``question`` replaces ours; {prompt} is the prompt's text. Answers are read
-    strictly: a number, or A, B or tie, and nothing else.
+    ``url`` is the address without /chat/completions (http://HOST:PORT/v1). "pairwise" is the share of comparisons won,
+    where a tie counts half: each image is compared with the next ``opponents`` images of its group (in a ring; with all
+    others if there are fewer), in both orders, since models favour one position. ``question`` replaces the built-in
+    one; {prompt} is the prompt's text. An answer must be a number, or A, B or tie, and nothing else.
     """
 
     url: str
@@ -62,92 +69,93 @@ class VlmJudge:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.question is not None and "{prompt}" not in self.question:
-            raise ValueError("question must say where the prompt's text goes: {prompt}")
+            raise ValueError("question must contain {prompt}, which the prompt's text replaces")
 
     @property
     def needs_group(self) -> bool:
-        """Whether images are compared with others of their prompt."""
+        """Whether images are compared with others of the same prompt."""
         return self.measure == "pairwise"
 
     def start(self) -> list[str]:
-        """See that the token is there; the judge itself is asked first when images are."""
+        """Check that the token is set; the endpoint itself is first used when images are scored."""
         bearer(self.token_env)
         return [f"{self.model} at {self.url} judges"]
 
     def stop(self) -> None:
-        """Nothing is kept open between questions."""
+        """Do nothing: no connection stays open between questions."""
 
     def spent(self) -> dict[str, int]:
-        """Questions, and tokens where the endpoint counts them, since this was last asked."""
-        spent, self._spent = self._spent, []
-        return {name: sum(one.get(name, 0) for one in spent) for name in ("questions", *USAGE)}
+        """The number of questions, and of tokens if the endpoint counts them, since the last call."""
+        counts, self._spent = self._spent, []
+        return {name: sum(count.get(name, 0) for count in counts) for name in ("questions", *USAGE)}
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
-        pictures = [_data_url(image) for image in images]
+        pictures = [png_data_url(eight_bit_picture(image)) for image in images]
         if self.measure == "pointwise":
             texts = [prompt.text for prompt in prompts]
-            asked = [partial(self._ask, GRADE, text, [p], _grade) for text, p in zip(texts, pictures, strict=True)]
-            return torch.tensor(self._all(asked))
-        pairs = [pair for group in groups(prompts) for pair in meetings(group, self.opponents)]
+            calls = [partial(self._ask, GRADE, text, [p], _grade) for text, p in zip(texts, pictures, strict=True)]
+            return torch.tensor(self._all(calls))
+        pairs = [pair for group in group_rows(prompts) for pair in comparisons(group, self.opponents)]
         compare = partial(self._ask, CHOICE)
         verdicts = self._all([partial(compare, prompts[a].text, [pictures[a], pictures[b]], _choice) for a, b in pairs])
-        won, played = torch.zeros(len(images)), torch.zeros(len(images))
+        wins, count = torch.zeros(len(images)), torch.zeros(len(images))
         for (a, b), verdict in zip(pairs, verdicts, strict=True):
-            won[a] += verdict
-            won[b] += 1 - verdict
-            played[[a, b]] += 1
-        return won / played
+            wins[a] += verdict
+            wins[b] += 1 - verdict
+            count[[a, b]] += 1
+        return wins / count
 
     def _all(self, questions: Sequence[Callable[[], T]]) -> list[T]:
-        """The answers in order, ``concurrency`` questions at a time."""
+        """Call all ``questions``, ``concurrency`` of them at a time; returns the answers in order."""
         answers: dict[int, T] = {}
         lanes = min(self.concurrency, len(questions))
-        failed: list[BaseException] = []
+        failures: list[BaseException] = []
 
         def lane(first: int) -> None:
             for number in range(first, len(questions), lanes):
-                if failed:
+                if failures:
                     return
                 try:
                     answers[number] = questions[number]()
                 except BaseException as error:
-                    failed.append(error)
+                    failures.append(error)
                     raise
 
-        errors = [later.error() for later in [Later(partial(lane, first)) for first in range(lanes)]]
+        errors = [call.error() for call in [BackgroundCall(partial(lane, first)) for first in range(lanes)]]
         for error in errors:
             if error:
                 raise error
         return [answers[number] for number in range(len(questions))]
 
-    def _ask(self, ours: str, text: str, pictures: Sequence[str], read: Callable[[str], T]) -> T:
-        said = (self.question or ours).replace("{prompt}", text)
-        content: list[dict[str, Any]] = [{"type": "text", "text": said}]
+    def _ask(self, default: str, text: str, pictures: Sequence[str], read: Callable[[str], T]) -> T:
+        """Ask one question about pictures (data URLs); ``read`` converts the text of the answer."""
+        question = (self.question or default).replace("{prompt}", text)
+        content: list[dict[str, Any]] = [{"type": "text", "text": question}]
         content += [{"type": "image_url", "image_url": {"url": picture}} for picture in pictures]
-        asked = {
+        chat = {
             "model": self.model,
             "messages": [{"role": "user", "content": content}],
             "temperature": 0,
             "max_tokens": self.max_tokens,
         }
-        body = json.dumps(asked).encode()
+        body = json.dumps(chat).encode()
 
-        def once(url: str) -> T:
+        def ask(url: str) -> T:
             headers = {"Content-Type": "application/json"} | bearer(self.token_env)
-            question = Question(f"{url.rstrip('/')}/chat/completions", headers, body, self.timeout_s, ANSWER_LIMIT)
-            self._spent.append({"questions": 1})  # what fails may have cost too
-            answer = read_object(question.ask())
+            request = Question(f"{url.rstrip('/')}/chat/completions", headers, body, self.timeout_s, ANSWER_LIMIT)
+            self._spent.append({"questions": 1})  # counted before it is sent: a failed question may cost money too
+            answer = read_object(request.ask())
             self._spent.append(_usage(answer))
             return read(_text(answer))
 
-        return insist([self.url], once, self.retries, self.backoff_s)
+        return ask_with_retries([self.url], ask, self.retries, self.backoff_s)
 
 
-def groups(prompts: Sequence[Prompt]) -> list[list[int]]:
-    """The rows of each prompt text, which need company to be compared.
+def group_rows(prompts: Sequence[Prompt]) -> list[list[int]]:
+    """The row numbers of each prompt text, in order of first appearance.
 
     Raises:
-        RewardError: where one is alone.
+        RewardError: if a prompt has a single row, which cannot be compared.
     """
     rows: dict[str, list[int]] = {}
     for row, prompt in enumerate(prompts):
@@ -158,50 +166,41 @@ def groups(prompts: Sequence[Prompt]) -> list[list[int]]:
     return list(rows.values())
 
 
-def meetings(group: Sequence[int], opponents: int) -> list[tuple[int, int]]:
-    """Who meets whom, first named shown first: everybody the next ``opponents`` of the ring, once in each order."""
+def comparisons(group: Sequence[int], opponents: int) -> list[tuple[int, int]]:
+    """The pairs of rows to compare, in both orders: each row with the next ``opponents`` rows in a ring."""
     size = len(group)
-    met: dict[tuple[int, int], None] = {}
+    pairs: dict[tuple[int, int], None] = {}  # a set in order of insertion
     for ahead in range(1, min(opponents, size - 1) + 1):
         for place in range(size):
             one, other = group[place], group[(place + ahead) % size]
-            met |= {(one, other): None, (other, one): None}
-    return list(met)
-
-
-def _data_url(image: Tensor) -> str:
-    from PIL import Image
-
-    pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous()
-    into = io.BytesIO()
-    Image.fromarray(pixels.numpy()).save(into, "PNG")
-    return "data:image/png;base64," + base64.b64encode(into.getvalue()).decode()
+            pairs |= {(one, other): None, (other, one): None}
+    return list(pairs)
 
 
 def _text(answer: Mapping[str, Any]) -> str:
     try:
         text = answer["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError) as error:
-        raise Failed("its answer is no chat completion") from error
+        raise Failed("its answer is not a chat completion") from error
     if not isinstance(text, str):
-        raise Failed("its answer holds no text")
+        raise Failed("its answer contains no text")
     return text
 
 
 def _usage(answer: Mapping[str, Any]) -> dict[str, int]:
     usage = answer.get("usage")
-    found = usage if isinstance(usage, Mapping) else {}
-    return {key: found[key] for key in USAGE if type(found.get(key)) is int}
+    counts = usage if isinstance(usage, Mapping) else {}
+    return {key: counts[key] for key in USAGE if type(counts.get(key)) is int}
 
 
 def _grade(text: str) -> float:
     if not re.fullmatch(r"\s*(10(\.0+)?|\d(\.\d+)?)\s*", text, re.ASCII):
-        raise Failed(f'it said "{printable(text, 60)}" where a number from 0 to 10 was asked for')
+        raise Failed(f'it answered "{printable(text, 60)}" instead of a number from 0 to 10')
     return float(text)
 
 
 def _choice(text: str) -> float:
     word = text.strip().lower()
-    if word not in WORTH:
-        raise Failed(f'it said "{printable(text, 60)}" where A, B or tie was asked for')
-    return WORTH[word]
+    if word not in CHOICE_VALUES:
+        raise Failed(f'it answered "{printable(text, 60)}" instead of A, B or tie')
+    return CHOICE_VALUES[word]

@@ -1,4 +1,4 @@
-"""Making trajectories: which steps explore, where samples start, who is pruned, and the rollout itself."""
+"""Rollouts: which steps are noisy, where samples start, which rows are pruned. Samplers are in ``core/step.py``."""
 
 from grpaint.rollout.prune import Funnel, optimal_variance
 from grpaint.rollout.rollout import Plan, Rollout, Transition, act, roll

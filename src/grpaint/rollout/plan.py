@@ -1,4 +1,4 @@
-"""What a rollout is to do, and the course of steps that follows from it in an iteration."""
+"""The settings of a rollout, and the sequence of steps that follows from them in an iteration."""
 
 import math
 from collections.abc import Sequence
@@ -17,42 +17,46 @@ from grpaint.rollout.window import Whole, Window
 
 @dataclass(frozen=True)
 class Leg:
-    """One step of a course: ``std`` is its noise, ``trained`` steps are recorded, ``solved`` ones may look back."""
+    """One step of a course; ``trained`` steps are recorded, steps ``in_tail`` use the multistep solver."""
 
     step: int
     here: Point
     there: Point
     sampler: Sampler
     trained: bool
-    solved: bool = False
+    in_tail: bool = False
 
     @property
     def std(self) -> float:
-        """Of the noise that the step adds."""
+        """Standard deviation of the noise that the step adds."""
         return self.sampler(self.here, self.there)[1]
 
 
 @dataclass(frozen=True)
 class Course:
-    """The steps of an iteration in order, the one before which groups fork, and how many a group keeps after which."""
+    """The steps of one iteration, in order.
+
+    ``fork`` is the step before which a row per prompt becomes a row per sample; ``prune`` maps a step to the number of
+    members that each group keeps there.
+    """
 
     legs: tuple[Leg, ...]
     fork: int
     prune: dict[int, int]
 
-    def previewed(self, step: int) -> bool:
-        """Whether ``step`` lies behind the first action and is one itself: what it predicts, some action influenced."""
-        trained = [leg.step for leg in self.legs if leg.trained]
-        return bool(trained) and trained[0] < step <= trained[-1]
+    def has_preview(self, step: int) -> bool:
+        """Whether ``step`` lies in the trained range and an earlier trained step influenced what it predicts."""
+        trained_steps = [leg.step for leg in self.legs if leg.trained]
+        return bool(trained_steps) and trained_steps[0] < step <= trained_steps[-1]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a rollout samples: ``sampler`` in the window, ``outside`` elsewhere; and whose ``weights``.
+    """The settings of a rollout: ``sampler`` in the window, ``outside`` in other steps, and which ``weights`` sample.
 
-    ``tail`` shortens what follows the window, with a higher-order solver. ``previews`` scores the clean prediction of
-    every step that an action can have influenced, for step-aware advantages. ``base_after``: from this share of the
-    steps on the reference weights sample (MixGRPO's hybrid inference).
+    ``tail`` shortens the steps after the window, with a higher-order solver. ``previews`` scores the predicted clean
+    sample at every step that an earlier action influenced, for step-aware advantages. ``base_after``: the share of the
+    steps after which the reference weights sample (MixGRPO's hybrid inference).
     """
 
     steps: int = 10
@@ -67,10 +71,10 @@ class Plan:
     base_after: float = 1.0
 
     def check(self, path: Path, group_size: int) -> None:
-        """Refuse what cannot run, before any weight is opened.
+        """Check the settings before any weights are opened.
 
         Raises:
-            ValueError: with the reason; the configuration puts the key before it.
+            ValueError: if they cannot run, with the reason; the configuration puts the key before it.
         """
         self.window.check(self.steps)
         if self.prune:
@@ -86,11 +90,11 @@ class Plan:
             raise ValueError(f"base_after must lie in (0, 1], got {self.base_after}")
         reach = self.window.reach(self.steps)
         if isinstance(self.start, Reference):
-            self._check_entry(self.start.enter(grid), reach)
+            self._check_entry(self.start.entry_step(grid), reach)
         if self.base_after < 1 and len(reach):
             raise ValueError(
-                "base_after leaves steps to the base, which training cannot credit; it is for a closed window. To "
-                "judge or sample that way set evaluate.tuned_share"
+                "base_after lets the base sample some steps, which cannot be trained; it needs a closed window. To "
+                "evaluate or sample that way set evaluate.tuned_share"
             )
         if self.prune and self.prune.close and not (len(reach) and reach[-1] + 1 < self.steps):
             raise ValueError("prune.close needs a window that closes before the last step; set prune.at instead")
@@ -98,7 +102,7 @@ class Plan:
             self._check_tail(grid)
 
     def _std(self, grid: Sequence[Point], k: int) -> float:
-        """Of the noise that the sampler adds at step ``k``, found to be a number as its gain is."""
+        """Return the std of the noise that the sampler adds at step ``k``; raises unless it and the gain are finite."""
         try:
             gain, std = self.sampler(grid[k], grid[k + 1])
         except (TypeError, ValueError) as error:
@@ -107,17 +111,17 @@ class Plan:
             raise ValueError(f"sampler gives gain {gain} and std {std} at step {k}; both must be finite")
         return std
 
-    def _check_entry(self, enter: int, reach: Sequence[int]) -> None:
-        """Rows with a reference begin at step ``enter``, and the others at noise."""
+    def _check_entry(self, entry: int, reach: Sequence[int]) -> None:
+        """Check what does not work if rows with a reference begin at step ``entry`` and the others at noise."""
         if self.previews:
             raise ValueError('previews does not go with start.kind = "reference": rows enter at different steps')
-        if len(reach) and reach[-1] < enter:
+        if len(reach) and reach[-1] < entry:
             raise ValueError(
-                f"window trains no step from {enter} on, where rows with a reference begin: they would teach nothing. "
+                f"window trains no step from {entry} on, where rows with a reference begin: they would not be trained. "
                 "Let it reach further, or raise start.strength"
             )
-        if self.prune and self.prune.at and self.prune.at[0] < enter:
-            raise ValueError(f"prune.at must not come before step {enter}, where rows with a reference begin")
+        if self.prune and self.prune.at and self.prune.at[0] < entry:
+            raise ValueError(f"prune.at must not come before step {entry}, where rows with a reference begin")
         if self.prune and self.prune.close:
             raise ValueError(
                 'prune.close does not go with start.kind = "reference": a window may close before such rows begin; set '
@@ -125,14 +129,14 @@ class Plan:
             )
 
     def _check_tail(self, grid: Sequence[Point]) -> None:
-        """A tail solves noise-free steps, alike for all rows, and has step numbers of its own."""
+        """Check that the tail's steps are noise-free and the same for all rows, as its solver requires."""
         reach = self.window.reach(self.steps)
         if not len(reach):
-            raise ValueError("tail follows a window, and this one is closed; open the window, or drop the tail")
+            raise ValueError("tail follows a window, and this one is closed; use another window, or no tail")
         if any(self.outside(here, there)[1] for here, there in pairwise(grid)):
-            raise ValueError('tail looks back, which noisy steps forbid: outside must be noise-free ({ kind = "ode" })')
+            raise ValueError('tail uses a multistep solver, so outside must be noise-free ({ kind = "ode" })')
         if isinstance(self.start, Reference):
-            raise ValueError('tail does not go with start.kind = "reference": rows would enter at steps it leaves out')
+            raise ValueError('tail does not go with start.kind = "reference": rows would enter at steps that it skips')
         if self.prune and self.prune.at:
             raise ValueError(
                 "prune.at does not go with a tail, whose steps are renumbered; use prune.close = true, which prunes "
@@ -140,19 +144,19 @@ class Plan:
             )
 
     def course(self, path: Path, iteration: int, seed: int) -> Course:
-        """The steps of an iteration.
+        """Return the steps of an iteration.
 
         Raises:
-            ConfigError: where a window chooses steps beyond its reach.
+            ConfigError: if the window chooses steps outside its reach.
         """
-        trained, reach = self.window.steps(self.steps, iteration, seed), self.window.reach(self.steps)
-        if list(trained) != sorted(set(trained).intersection(reach, range(self.steps))):
+        trained_steps, reach = self.window.steps(self.steps, iteration, seed), self.window.reach(self.steps)
+        if list(trained_steps) != sorted(set(trained_steps).intersection(reach, range(self.steps))):
             raise ConfigError(
-                f"plan.window: it chose steps {list(trained)} in iteration {iteration}; wanted are steps of its reach, "
-                f"{list(reach)}, ascending, below plan.steps = {self.steps}."
+                f"plan.window: it chose steps {list(trained_steps)} in iteration {iteration}; they must be steps of "
+                f"its reach, {list(reach)}, ascending and below plan.steps = {self.steps}."
             )
         grid = path.grid(self.steps)
-        close = trained[-1] + 1 if len(trained) else 0
+        close = trained_steps[-1] + 1 if len(trained_steps) else 0
         tail = self.tail if close < self.steps else None
         points = [*grid[:close], *tail.points(path, self.steps, close)] if tail else grid
         legs = tuple(
@@ -160,8 +164,8 @@ class Plan:
                 k,
                 here,
                 there,
-                self.sampler if k in trained else self.outside if there.sigma else Ode(),  # images end clean
-                k in trained,
+                self.sampler if k in trained_steps else self._outside_sampler(there),
+                k in trained_steps,
                 bool(tail) and k >= close,
             )
             for k, (here, there) in enumerate(pairwise(points))
@@ -169,3 +173,7 @@ class Plan:
         prune = self.prune.checkpoints(close) if self.prune else {}
         fork = next((leg.step for leg in legs if leg.std > 0), len(legs))
         return Course(legs, min(fork, *prune, len(legs)), prune)
+
+    def _outside_sampler(self, there: Point) -> Sampler:
+        """Return the sampler of a step outside the window; one that ends at clean data adds no noise."""
+        return self.outside if there.sigma else Ode()

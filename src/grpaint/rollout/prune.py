@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def optimal_variance(scores: Float[Tensor, " g"], keep: int) -> Int[Tensor, " keep"]:
-    """Indices, ascending, of the ``keep`` scores with the largest population variance; exact in O(g log g).
+    """Return ascending indices of the ``keep`` scores with the largest population variance; exact in O(g log g).
 
-    Variance is convex in each score, so the best subset is a head and a tail of the sorted list; the split is scanned.
+    Variance is convex in each score, so the best subset is a head and a tail of the sorted list; all splits are tried.
 
     Raises:
         ValueError: unless 2 <= keep <= g.
@@ -21,28 +21,28 @@ def optimal_variance(scores: Float[Tensor, " g"], keep: int) -> Int[Tensor, " ke
     values = values - values.mean()
     head = torch.arange(keep + 1)
 
-    def sums(of: Tensor) -> Tensor:
-        running = torch.cat([of.new_zeros(1), of.cumsum(0)])
-        return running[head] + running[-1] - running[len(scores) - keep + head]
+    def subset_sums(terms: Tensor) -> Tensor:
+        cumulative = torch.cat([terms.new_zeros(1), terms.cumsum(0)])
+        return cumulative[head] + cumulative[-1] - cumulative[len(scores) - keep + head]
 
-    variance = sums(values**2) / keep - (sums(values) / keep) ** 2
+    variance = subset_sums(values**2) / keep - (subset_sums(values) / keep) ** 2
     split = int(variance.argmax())
     return torch.cat([order[:split], order[len(scores) - keep + split :]]).sort().values
 
 
 def ranks(scores: Float[Tensor, " g"]) -> Float[Tensor, " g"]:
-    """Ranks from 1, equal scores sharing the mean of theirs: what Spearman's correlation correlates."""
-    _, place, count = scores.double().unique(return_inverse=True, return_counts=True)
-    return (count.cumsum(0) - (count - 1) / 2)[place]
+    """Rank scores from 1, with equal scores sharing their mean rank, as for Spearman's correlation."""
+    _, inverse, count = scores.double().unique(return_inverse=True, return_counts=True)
+    return (count.cumsum(0) - (count - 1) / 2)[inverse]
 
 
 @dataclass(frozen=True)
 class Funnel:
-    """After ``at[i]`` completed steps, each group is pruned to ``keep[i]`` members by the scores of its previews.
+    """Prune each group to ``keep[i]`` members after ``at[i]`` completed steps, by the scores of its previews.
 
-    With ``close`` the last ``keep`` has its checkpoint where the iteration's window closes: from there on nothing is
-    random, and a preview is nearly exact. In every ``audit``-th iteration (0: never) the first group is not pruned and
-    all of it is trained on, so that the rank correlation of previews with final rewards can be seen without selection.
+    With ``close`` the last ``keep`` applies where the iteration's window closes: later steps are deterministic, so a
+    preview there is nearly exact. In every ``audit``-th iteration (0: never) the first group is not pruned and is
+    trained on whole, so that the rank correlation of previews with final rewards can be measured without selection.
     """
 
     at: tuple[int, ...] = (5, 7)
@@ -52,24 +52,24 @@ class Funnel:
 
     def __post_init__(self) -> None:
         if len(self.at) + self.close != len(self.keep) or list(self.at) != sorted(set(self.at)):
-            more = "one shorter than" if self.close else "as long as"
-            raise ValueError(f"at must ascend and be {more} keep, got at {self.at}, keep {self.keep}")
+            length = "one shorter than" if self.close else "as long as"
+            raise ValueError(f"at must ascend and be {length} keep, got at {self.at}, keep {self.keep}")
         if list(self.keep) != sorted(self.keep, reverse=True) or any(k < 2 for k in self.keep):
             raise ValueError(f"keep must descend and stay at 2 or more, got {self.keep}")
         if self.audit < 0:
             raise ValueError(f"audit must not be negative, got {self.audit}")
 
     def check(self, total: int, group_size: int) -> None:
-        """Raises ValueError where a checkpoint lies outside the steps or keeps more than there are."""
+        """Raise ValueError if a checkpoint lies outside the steps or keeps more members than a group has."""
         if any(not 0 < step < total for step in self.at):
             raise ValueError(f"prune.at must lie in 1..{total - 1} for {total} steps, got {self.at}")
         if self.keep and self.keep[0] > group_size:
             raise ValueError(f"prune.keep must not exceed the group size {group_size}, got {self.keep}")
 
     def checkpoints(self, close: int) -> dict[int, int]:
-        """How many of a group go on after which step, for a window that closes after ``close`` steps.
+        """Map steps to the number of members that each group keeps, for a window that closes after ``close`` steps.
 
-        A checkpoint of ``at`` at or past the close is that of the close.
+        With ``self.close``, checkpoints of ``at`` at or after ``close`` give way to the one at ``close``.
         """
         if not self.close:
             return dict(zip(self.at, self.keep, strict=True))
@@ -78,11 +78,11 @@ class Funnel:
 
     def survivors(
         self, keep: int, group: Int[Tensor, " b"], scores: Float[Tensor, " b"], iteration: int
-    ) -> Int[Tensor, " kept"]:
-        """Rows that go on where ``keep`` of each group do, group by group; an audited group goes on whole."""
-        audited = 0 if self.audit and (iteration + 1) % self.audit == 0 else -1
-        kept = []
+    ) -> Int[Tensor, " k"]:
+        """Return the rows that survive if each group keeps ``keep`` members, group by group; all of an audited one."""
+        audited_group = 0 if self.audit and (iteration + 1) % self.audit == 0 else -1
+        surviving_rows = []
         for number in group.unique().tolist():
             rows = (group == number).nonzero()[:, 0]
-            kept.append(rows if number == audited else rows[optimal_variance(scores[rows], keep)])
-        return torch.cat(kept)
+            surviving_rows.append(rows if number == audited_group else rows[optimal_variance(scores[rows], keep)])
+        return torch.cat(surviving_rows)

@@ -1,8 +1,9 @@
-"""Rolling out groups of samples, and the one way to take a step."""
+"""Rollouts: sampling groups of images, and ``act``, the step that rollout and replay share."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,15 +18,28 @@ from grpaint.rollout.solver import multistep
 
 __all__ = ["Plan", "Rollout", "Score", "Transition", "act", "roll"]
 
-Acted = tuple[Gaussian, Prediction]
-Score = Callable[[Tensor, Sequence[Prompt], Tensor], Tensor]  # of images, for prompts; True where one has a reference
+# (images [b, 3, h, w], prompts, whether each row began at a reference image [b]) -> scores [b]
+Score = Callable[[Tensor, Sequence[Prompt], Tensor], Tensor]
+
+
+class StepOutput(NamedTuple):
+    """The distribution of the next latent, and the network's prediction that it comes from."""
+
+    gaussian: Gaussian
+    prediction: Prediction
+
+    def take(self, rows: Tensor) -> "StepOutput":
+        """Select rows, also in the autograd graph."""
+        gaussian, (x0, eps) = self
+        with torch.enable_grad():  # a rollout that retains graphs prunes outside its gradient context
+            return StepOutput(Gaussian(gaussian.mean[rows], gaussian.std), Prediction(x0[rows], eps[rows]))
 
 
 @dataclass(frozen=True)
 class Transition:
-    """One trainable action: ``rows`` of the rollout went from ``x`` to ``x_next``, stored as the model saw them.
+    """A trainable step: ``rows`` of the rollout went from ``x`` to ``x_next``, stored exactly as the model saw them.
 
-    ``live`` is what ``act`` gave, its graph kept, where the rollout retains it.
+    ``live`` is the output of ``act`` with its autograd graph, if the rollout retains graphs.
     """
 
     step: int
@@ -37,20 +51,20 @@ class Transition:
     logp: Float[Tensor, " k"]
     mean: Float[Tensor, "k *latent"]
     std: float
-    live: Acted | None = None
+    live: StepOutput | None = None
 
     def take(self, index: Tensor, rows: Tensor) -> "Transition":
-        """The actions ``index``, now belonging to ``rows``."""
-        parts = {name: getattr(self, name)[index] for name in ("x", "x_next", "logp", "mean")}
-        return dataclasses.replace(self, rows=rows, live=self.live and _pick(self.live, index), **parts)
+        """Select the actions ``index`` and give them new row numbers ``rows``."""
+        tensors = {name: getattr(self, name)[index] for name in ("x", "x_next", "logp", "mean")}
+        return dataclasses.replace(self, rows=rows, live=self.live and self.live.take(index), **tensors)
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Finished samples, flat, with the number of the prompt that each belongs to.
+    """Finished samples; ``group`` is the number of the prompt that each row belongs to.
 
-    ``previews`` holds the scores that a funnel saw, by step, for the rows that survived; ``references`` marks rows that
-    began at their prompt's reference image.
+    ``previews`` holds the scores of previews by step, for the surviving rows; ``references`` marks rows that began at
+    their prompt's reference image.
     """
 
     prompts: Sequence[Prompt]
@@ -65,30 +79,30 @@ class Rollout:
     seed: int
 
     def rows(self, index: Int[Tensor, " k"]) -> "Rollout":
-        """The rollout of some rows, renumbered 0..k-1 in the order of ``index``."""
-        place = _places(index, torch.arange(len(index)), len(self.group))
+        """Select rows and renumber them 0..k-1 in the order of ``index``."""
+        new_numbers = _number_table(index, torch.arange(len(index)), len(self.group))
         return dataclasses.replace(
             self,
             group=self.group[index],
             cond=self.cond.rows(index),
-            transitions=_renumber(self.transitions, place),
+            transitions=_renumber(self.transitions, new_numbers),
             x0=self.x0[index],
             previews={k: scores[index] for k, scores in self.previews.items()},
             references=self.references[index],
         )
 
 
-def _renumber(transitions: Sequence[Transition], place: Tensor) -> tuple[Transition, ...]:
-    """Transitions of the rows whose ``place`` is not -1, ordered by it."""
+def _renumber(transitions: Sequence[Transition], new_numbers: Tensor) -> tuple[Transition, ...]:
+    """Select the rows whose entry in ``new_numbers`` is not -1, and order them by it."""
     out = []
     for transition in transitions:
-        rows = place[transition.rows]
-        kept = (rows >= 0).nonzero()[:, 0]
-        kept = kept[rows[kept].argsort()]
-        if torch.equal(kept, torch.arange(len(rows))):  # all of them, in order: nothing to copy
+        rows = new_numbers[transition.rows]
+        index = (rows >= 0).nonzero()[:, 0]
+        index = index[rows[index].argsort()]
+        if torch.equal(index, torch.arange(len(rows))):  # all rows in order: nothing to copy
             out.append(dataclasses.replace(transition, rows=rows))
-        elif len(kept):
-            out.append(transition.take(kept, rows[kept]))
+        elif len(index):
+            out.append(transition.take(index, rows[index]))
     return tuple(out)
 
 
@@ -100,16 +114,16 @@ def act(
     there: Point,
     cond: Condition,
     weights: Weights = "current",
-) -> Acted:
+) -> StepOutput:
     """Take one step, in fp32. Rollout and replay both call this, so that the ratio before an update is exactly 1."""
     prediction = policy.predict(x.float(), here, cond, weights)
     prediction = Prediction(prediction.x0.float(), prediction.eps.float())
-    return step(sampler, prediction, here, there), prediction
+    return StepOutput(step(sampler, prediction, here, there), prediction)
 
 
 @dataclass(frozen=True)
-class _Walk:
-    """Rows on their way: where they are, the step at which each enters, whose prompt each is of, and its number."""
+class _ActiveRows:
+    """Rows not yet pruned: latents, each one's first step, reference mark, prompt number and sample number."""
 
     x: Tensor
     entry: Tensor
@@ -117,17 +131,17 @@ class _Walk:
     owner: Tensor
     number: Tensor
 
-    def take(self, index: Tensor) -> "_Walk":
-        return _Walk(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
+    def take(self, index: Tensor) -> "_ActiveRows":
+        return _ActiveRows(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
 
-    def fork(self, samples: Tensor, group: Tensor) -> "_Walk":
-        """From one row a prompt, in ascending order, to one a sample."""
+    def fork(self, samples: Tensor, group: Tensor) -> "_ActiveRows":
+        """Repeat one row per prompt, in ascending order, as one row per sample."""
         rows = torch.searchsorted(self.owner, group)
         return dataclasses.replace(self.take(rows), owner=group, number=samples)
 
 
 class Roller:
-    """The state of one rollout, and what is done to it at a step; :meth:`enter` begins it anew with other prompts."""
+    """The state of a rollout, advanced step by step; :meth:`start` begins again with some of the prompts."""
 
     def __init__(
         self, policy: Policy, prompts: Sequence[Prompt], group_size: int, plan: Plan, key: tuple[int, int]
@@ -138,109 +152,110 @@ class Roller:
         self.group = torch.arange(len(prompts)).repeat_interleave(group_size)
         owner = torch.arange(len(prompts)) if plan.start.shared else self.group
         self.cond = policy.encode(prompts)
-        begin = plan.start.begin(policy, prompts, owner, policy.path.grid(plan.steps), key)
-        self.begun = _Walk(*begin, owner, torch.arange(len(owner)))
-        self.enter(torch.arange(len(prompts)))
+        start = plan.start.begin(policy, prompts, owner, policy.path.grid(plan.steps), key)
+        self.start_rows = _ActiveRows(*start, owner, torch.arange(len(owner)))
+        self.start(torch.arange(len(prompts)))
 
-    def enter(self, numbers: Tensor) -> None:
-        """Begin with these prompts' rows; they keep the numbers, and so the noise, that they have among all."""
-        self.walk = self.begun.take(torch.isin(self.begun.owner, numbers).nonzero()[:, 0])
-        self.samples = torch.isin(self.group, numbers).nonzero()[:, 0]
+    def start(self, prompt_numbers: Tensor) -> None:
+        """Begin with the rows of these prompts; each keeps its sample number among all rows, and so its noise."""
+        self.active = self.start_rows.take(torch.isin(self.start_rows.owner, prompt_numbers).nonzero()[:, 0])
+        self.samples = torch.isin(self.group, prompt_numbers).nonzero()[:, 0]
         self.transitions: list[Transition] = []
         self.previews: dict[int, Tensor] = {}
-        self.before: tuple[Tensor, Point] | None = None  # what a solver looks back on
+        self.previous: tuple[Tensor, Point] | None = None  # the tail's last predicted clean sample and its point
 
     def fork(self, step: int) -> None:
-        """Where groups first differ, one row a prompt becomes one a sample."""
+        """Turn one row per prompt into one per sample, if groups begin to differ at ``step``."""
         if self.plan.start.shared and step == self.course.fork:
-            self.walk = self.walk.fork(self.samples, self.group[self.samples])
+            self.active = self.active.fork(self.samples, self.group[self.samples])
 
-    def take(self, leg: Leg, score: Score | None, *, retain: bool) -> None:
-        """One step of every row that is under way."""
-        going = (self.walk.entry <= leg.step).nonzero()[:, 0]
-        if not len(going):
+    def advance(self, leg: Leg, score: Score | None, *, retain: bool) -> None:
+        """Take one step of every row that has begun."""
+        rows = (self.active.entry <= leg.step).nonzero()[:, 0]
+        if not len(rows):
             return
-        x, rows = _some(self.walk.x, going), self.cond.rows(self.walk.owner[going])
+        x, cond = _select(self.active.x, rows), self.cond.rows(self.active.owner[rows])
         base = leg.step >= round(self.plan.base_after * len(self.course.legs), 9)
         weights = "reference" if base else self.plan.weights
         with torch.set_grad_enabled(retain and leg.trained):
-            acted = act(self.policy, leg.sampler, x, leg.here, leg.there, rows, weights)
-        scores = self._preview(leg.step, acted[1].x0.detach(), score)
+            output = act(self.policy, leg.sampler, x, leg.here, leg.there, cond, weights)
+        scores = self._preview(leg.step, output.prediction.x0.detach(), score)
         if leg.step in self.course.prune:
-            alive = self._prune(leg.step, scores)
-            acted, x, going = _pick(acted, alive), x[alive], torch.arange(len(alive))
-        x_next = self._next(leg, going, acted)
+            survivors = self._prune(leg.step, scores)
+            output, x, rows = output.take(survivors), x[survivors], torch.arange(len(survivors))
+        x_next = self._next_latents(leg, rows, output)
         if leg.trained:
-            mean, std = acted[0].mean.detach(), acted[0].std
+            mean, std = output.gaussian.mean.detach(), output.gaussian.std
             logp = Gaussian(mean, std).log_prob(x_next)
-            numbers = self.walk.number[going]
-            action = (leg.step, numbers, leg.here, leg.there, x, x_next, logp, mean, std, acted if retain else None)
-            self.transitions.append(Transition(*action))
-        if len(going) < len(self.walk.x):
-            x_next = self.walk.x.index_copy(0, going.to(self.walk.x.device), x_next)
-        self.walk = dataclasses.replace(self.walk, x=x_next)
+            numbers, live = self.active.number[rows], output if retain else None
+            self.transitions.append(
+                Transition(leg.step, numbers, leg.here, leg.there, x, x_next, logp, mean, std, live)
+            )
+        if len(rows) < len(self.active.x):
+            x_next = self.active.x.index_copy(0, rows.to(self.active.x.device), x_next)
+        self.active = dataclasses.replace(self.active, x=x_next)
 
-    def _next(self, leg: Leg, going: Tensor, acted: Acted) -> Tensor:
-        """Where the rows go: solved, sampled, or the mean."""
-        gaussian, prediction = acted
-        if leg.solved and self.plan.tail:
-            x_next = multistep(prediction, self.before, leg.here, leg.there, self.plan.tail.order)
-            self.before = prediction.x0, leg.here
+    def _next_latents(self, leg: Leg, rows: Tensor, output: StepOutput) -> Tensor:
+        """Compute the next latents: by the multistep solver in a tail, else sampled, or the mean without noise."""
+        gaussian, prediction = output
+        if leg.in_tail and self.plan.tail:
+            x_next = multistep(prediction, self.previous, leg.here, leg.there, self.plan.tail.order)
+            self.previous = prediction.x0, leg.here
             return x_next
         if not gaussian.std:
             return gaussian.mean
-        noise = self.policy.noise((*self.key, leg.step), self.walk.number[going])
+        noise = self.policy.noise((*self.key, leg.step), self.active.number[rows])
         return Gaussian(gaussian.mean.detach(), gaussian.std).sample(noise)
 
     def _preview(self, step: int, x0: Tensor, score: Score | None) -> Tensor:
-        """Scores of the clean predictions at a checkpoint, or where step-aware advantages want them; else nothing."""
-        if not (step in self.course.prune or (self.plan.previews and self.course.previewed(step))):
+        """Score the predicted clean samples at a pruning checkpoint or for step-aware advantages; else empty."""
+        if not (step in self.course.prune or (self.plan.previews and self.course.has_preview(step))):
             return torch.zeros(0)
         if score is None:
-            raise ValueError("plan.prune: a funnel needs something to score its previews with")
-        prompts = [self.prompts[i] for i in self.walk.owner.tolist()]
-        self.previews[step] = score(self.policy.decode(x0), prompts, self.walk.references)
+            raise ValueError("plan.prune: a funnel needs rewards to score its previews")
+        prompts = [self.prompts[i] for i in self.active.owner.tolist()]
+        self.previews[step] = score(self.policy.decode(x0), prompts, self.active.references)
         return self.previews[step]
 
     def _prune(self, step: int, scores: Tensor) -> Tensor:
-        """Drop rows, and free all that was kept of them."""
+        """Drop the rows that do not survive, with their transitions and previews; returns the surviving rows."""
         funnel = self.plan.prune
         if funnel is None:
             raise ValueError("no funnel to prune with")
-        alive = funnel.survivors(self.course.prune[step], self.walk.owner, scores, self.key[1])
-        self.walk = self.walk.take(alive)
-        places = _places(self.walk.number, self.walk.number, len(self.group))
-        self.transitions = list(_renumber(self.transitions, places))
-        self.previews = {at: old[alive] for at, old in self.previews.items()}
-        return alive
+        survivors = funnel.survivors(self.course.prune[step], self.active.owner, scores, self.key[1])
+        self.active = self.active.take(survivors)
+        numbers = _number_table(self.active.number, self.active.number, len(self.group))
+        self.transitions = list(_renumber(self.transitions, numbers))
+        self.previews = {at: preview[survivors] for at, preview in self.previews.items()}
+        return survivors
 
-    def go(self, score: Score | None, *, retain: bool = False) -> Rollout:
-        """All steps."""
+    def run(self, score: Score | None, *, retain: bool = False) -> Rollout:
+        """Take all steps and return the rollout."""
         for leg in self.course.legs:
             self.fork(leg.step)
-            self.take(leg, score, retain=retain)
+            self.advance(leg, score, retain=retain)
         self.fork(len(self.course.legs))
-        return self.end()
+        return self.finish()
 
-    def end(self) -> Rollout:
-        """The finished rows, renumbered 0 .. b - 1."""
-        places = _places(self.walk.number, torch.arange(len(self.walk.number)), len(self.group))
-        walk, (seed, iteration) = self.walk, self.key
+    def finish(self) -> Rollout:
+        """Return the finished rows, renumbered 0 .. b - 1."""
+        active, (seed, iteration) = self.active, self.key
+        numbers = _number_table(active.number, torch.arange(len(active.number)), len(self.group))
         return Rollout(
             self.prompts,
-            walk.owner,
-            self.cond.rows(walk.owner),
+            active.owner,
+            self.cond.rows(active.owner),
             self.plan.sampler,
-            _renumber(self.transitions, places),
-            walk.x,
+            _renumber(self.transitions, numbers),
+            active.x,
             self.previews,
-            walk.references,
+            active.references,
             iteration,
             seed,
         )
 
 
-def roll(  # noqa: PLR0913 - reason: the keyword-only ones are the house's public signature
+def roll(  # noqa: PLR0913 - reason: public signature, keyword-only options
     policy: Policy,
     prompts: Sequence[Prompt],
     group_size: int,
@@ -253,27 +268,25 @@ def roll(  # noqa: PLR0913 - reason: the keyword-only ones are the house's publi
 ) -> Rollout:
     """Sample ``group_size`` images of every prompt, recording the steps of the window.
 
-    With shared start noise a prompt is one row until the first step that adds noise, where it forks into its group. A
-    funnel asks ``score`` about the clean images predicted at its checkpoints, from the prediction that the survivors'
-    next step uses anyway. ``retain`` keeps the graphs of the window's steps for an objective that is asked once.
+    With shared start noise a prompt is one row until the first step that adds noise, where it forks into its group.
+    ``score`` scores previews, the clean images predicted at a funnel's checkpoints; they cost no extra model call, as
+    the survivors' next step uses the same prediction. ``retain`` keeps the autograd graphs of the window's steps, for
+    an objective that is evaluated once per rollout.
+
+    Raises:
+        ValueError: if the plan needs previews and ``score`` is None.
     """
     with torch.no_grad():
-        return Roller(policy, prompts, group_size, plan, (seed, iteration)).go(score, retain=retain)
+        return Roller(policy, prompts, group_size, plan, (seed, iteration)).run(score, retain=retain)
 
 
-def _pick(acted: Acted, rows: Tensor) -> Acted:
-    gaussian, (x0, eps) = acted
-    with torch.enable_grad():  # a graph that is kept stays one
-        return Gaussian(gaussian.mean[rows], gaussian.std), Prediction(x0[rows], eps[rows])
-
-
-def _some(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows of ``x`` in ascending order, without a copy where they are all of them."""
+def _select(x: Tensor, rows: Tensor) -> Tensor:
+    """Select ascending rows of ``x``, without a copy if they are all rows."""
     return x if len(rows) == len(x) else x[rows]
 
 
-def _places(numbers: Tensor, become: Tensor, total: int) -> Tensor:
-    """A table from old row numbers to new ones, -1 for rows that are gone."""
-    place = torch.full((total,), -1)
-    place[numbers] = become
-    return place
+def _number_table(old: Tensor, new: Tensor, total: int) -> Tensor:
+    """Return a table ``[total]`` from old row numbers to new ones, -1 for rows that were dropped."""
+    table = torch.full((total,), -1)
+    table[old] = new
+    return table

@@ -13,11 +13,11 @@ from grpaint.core.step import Ode, step
 
 @dataclass(frozen=True)
 class Tail:
-    """The ``[plan.tail]`` table: what follows a window, in ``ceil(steps left * ratio)`` steps that end at clean data.
+    """The ``[plan.tail]`` table: ``ceil(remaining steps * ratio)`` steps from the end of the window to clean data.
 
-    ``order`` 2 is the multistep midpoint form; its first step, with nothing to look back on, and a last one to sigma 0
-    are of order 1, which is the ODE step. The public code looks back into the noisy window too; here a step never looks
-    back on noise that the policy is credited for.
+    ``order`` 2 is the multistep midpoint form. Its first step, which has no previous prediction, and a last step to
+    sigma 0 are of order 1, the ODE step. The public code also uses the prediction of the last noisy step of the window;
+    here the solver uses predictions of the noise-free tail only.
     """
 
     ratio: float = 0.4
@@ -28,28 +28,28 @@ class Tail:
             raise ValueError(f"ratio must lie in (0, 1], got {self.ratio}")
 
     def points(self, path: Path, steps: int, first: int) -> tuple[Point, ...]:
-        """The points from ``grid(steps)[first]``, where the window closes, to data."""
+        """Return the points from ``grid(steps)[first]``, where the window closes, to data."""
         parts = max(1, math.ceil(round((steps - first) * self.ratio, 9)))
         return path.tail(steps, first, parts)
 
 
-def _half_log_snr(place: Point) -> float:
-    return math.log(place.alpha / place.sigma)
+def _half_log_snr(point: Point) -> float:
+    return math.log(point.alpha / point.sigma)
 
 
 def multistep(
-    prediction: Prediction, before: tuple[Tensor, Point] | None, here: Point, there: Point, order: int = 2
+    prediction: Prediction, previous: tuple[Tensor, Point] | None, here: Point, there: Point, order: int = 2
 ) -> Tensor:
-    """The latent at ``there`` by DPM-Solver++(2M, midpoint).
+    """Compute the latent at ``there`` by DPM-Solver++(2M, midpoint).
 
-    ``before``: the clean prediction of the step before and where it was made. Without it, at pure noise (alpha = 0)
-    before, or where ``there`` is clean, this is the ODE step.
+    ``previous``: the predicted clean sample of the step before and its point. Without it, or if its point is pure noise
+    (alpha = 0), or if ``there`` is clean, this is the ODE step.
     """
     mean = step(Ode(), prediction, here, there).mean
-    if before is None or order == 1 or not there.sigma > 0 or not before[1].alpha > 0:
+    if previous is None or order == 1 or not there.sigma > 0 or not previous[1].alpha > 0:
         return mean
-    x0, earlier = before
+    previous_x0, previous_point = previous
     length = _half_log_snr(there) - _half_log_snr(here)
-    length_before = _half_log_snr(here) - _half_log_snr(earlier)
-    weight = (there.alpha - here.alpha * there.sigma / here.sigma) * length / (2 * length_before)
-    return plus(mean, weight, prediction.x0 - x0)
+    previous_length = _half_log_snr(here) - _half_log_snr(previous_point)
+    weight = (there.alpha - here.alpha * there.sigma / here.sigma) * length / (2 * previous_length)
+    return plus(mean, weight, prediction.x0 - previous_x0)

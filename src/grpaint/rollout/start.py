@@ -1,4 +1,4 @@
-"""Where samples begin: noise of their own, noise shared within a group, or a noised reference image."""
+"""Where samples begin: with noise of their own, noise shared within a group, or a noised reference image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from grpaint.core.policy import Policy, Prompt
 from grpaint.core.rng import permutation
 
 
-class Begin(NamedTuple):
-    """Latents ``[n, *latent]``, the step at which each row enters, and whether it began at a reference image.
+class StartLatents(NamedTuple):
+    """Latents ``[n, *latent]``, each row's first step ``[n]``, and whether it began at a reference image ``[n]``.
 
-    n is p while groups are still one row each.
+    n is b, or p while groups are still one row each.
     """
 
     x: Tensor
@@ -24,23 +24,23 @@ class Begin(NamedTuple):
 
 
 class Start(Protocol):
-    """Gives the rows their first latents."""
+    """Chooses the first latents of the rows; ``shared`` if a group begins as one row."""
 
     shared: bool
 
     def begin(
         self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
-    ) -> Begin:
-        """``key`` is (seed, iteration); ``group`` names the prompt of every row to be begun."""
+    ) -> StartLatents:
+        """Return the start of every row; ``group`` is the prompt number of each, ``key`` is (seed, iteration)."""
 
 
-def _noise(policy: Policy, rows: int, key: tuple[int, int]) -> Tensor:
+def _start_noise(policy: Policy, rows: int, key: tuple[int, int]) -> Tensor:
     return policy.noise((*key, "start"), range(rows))
 
 
-def _at_noise(policy: Policy, rows: int, key: tuple[int, int]) -> Begin:
-    first = torch.zeros(rows, dtype=torch.long)
-    return Begin(_noise(policy, rows, key), first, first.bool())
+def _begin_at_noise(policy: Policy, rows: int, key: tuple[int, int]) -> StartLatents:
+    first_step = torch.zeros(rows, dtype=torch.long)
+    return StartLatents(_start_noise(policy, rows, key), first_step, first_step.bool())
 
 
 @dataclass(frozen=True)
@@ -51,31 +51,31 @@ class Independent:
 
     def begin(
         self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
-    ) -> Begin:
-        return _at_noise(policy, len(group), key)
+    ) -> StartLatents:
+        return _begin_at_noise(policy, len(group), key)
 
 
 @dataclass(frozen=True)
 class Shared:
-    """One start noise a prompt (DanceGRPO, MixGRPO): what differs within a group is due to the noisy steps alone.
+    """One start noise per prompt (DanceGRPO, MixGRPO): the members of a group differ by the noisy steps alone.
 
-    Until the first of them, :func:`roll` carries one row a prompt.
+    Until the first noisy step, :func:`roll` computes one row per prompt.
     """
 
     shared = True
 
     def begin(
         self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
-    ) -> Begin:
-        return _at_noise(policy, len(prompts), key)
+    ) -> StartLatents:
+        return _begin_at_noise(policy, len(prompts), key)
 
 
 @dataclass(frozen=True)
 class Reference:
     """A ``share`` of the groups begins at its prompt's reference image, noised to ``strength``; the rest at noise.
 
-    Such rows enter at the first grid point whose noise level sigma / (alpha + sigma) is at or below ``strength``.
-    ``noise``: each sample its own, or one a prompt, so that only the noisy steps make a group differ.
+    Such rows begin at the first grid point whose noise level sigma / (alpha + sigma) is at or below ``strength``.
+    ``noise``: "own" for each sample, or one per "group", whose members then differ by the noisy steps alone.
     """
 
     strength: float = 0.6
@@ -91,31 +91,32 @@ class Reference:
 
     def begin(
         self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
-    ) -> Begin:
-        eps = _noise(policy, len(group), key) if self.noise == "own" else _noise(policy, len(prompts), key)[group]
-        chosen = permutation((*key, "reference"), len(prompts))[: round(self.share * len(prompts))]
-        enter = self.enter(grid)
-        place, x = grid[enter], eps
-        references = torch.isin(group, chosen)
-        for number in chosen.tolist():
-            picture = prompts[number].reference
-            if picture is None:
+    ) -> StartLatents:
+        own = self.noise == "own"
+        eps = _start_noise(policy, len(group), key) if own else _start_noise(policy, len(prompts), key)[group]
+        chosen_prompts = permutation((*key, "reference"), len(prompts))[: round(self.share * len(prompts))]
+        entry = self.entry_step(grid)
+        point, x = grid[entry], eps
+        references = torch.isin(group, chosen_prompts)
+        for number in chosen_prompts.tolist():
+            image = prompts[number].reference
+            if image is None:
                 raise ValueError(
                     f'plan.start = "reference": the prompt "{prompts[number].text}" has no reference image'
                 )
             rows = group == number
-            x[rows] = place.alpha * policy.encode_images(picture[None]) + place.sigma * eps[rows]
-        return Begin(x, torch.where(references, enter, 0), references)
+            x[rows] = point.alpha * policy.encode_images(image[None]) + point.sigma * eps[rows]
+        return StartLatents(x, torch.where(references, entry, 0), references)
 
-    def enter(self, grid: Sequence[Point]) -> int:
-        """The step at which rows with a reference begin.
+    def entry_step(self, grid: Sequence[Point]) -> int:
+        """Return the step at which rows with a reference begin.
 
         Raises:
-            ValueError: where ``strength`` lies below every step's start.
+            ValueError: if ``strength`` lies below the noise level of every step.
         """
         levels = [sigma / (alpha + sigma) for _, alpha, sigma in grid[:-1]]
         for step, level in enumerate(levels):
-            if level <= self.strength + 1e-9:  # a level that is meant to equal it is off by rounding
+            if level <= self.strength + 1e-9:  # a level meant to equal it may differ by rounding
                 return step
         raise ValueError(
             f"start.strength {self.strength:g} lies below the noise at which the last of {len(levels)} steps begins "

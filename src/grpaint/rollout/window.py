@@ -1,4 +1,4 @@
-"""Which steps of a rollout are noisy, and therefore trained. Steps are counted from pure noise, 0 .. steps - 1."""
+"""Windows: which steps of a rollout are noisy and trained. Steps are counted from pure noise, 0 .. steps - 1."""
 
 import bisect
 import itertools
@@ -14,20 +14,20 @@ class Window(Protocol):
     """Chooses the noisy steps of an iteration."""
 
     def steps(self, total: int, iteration: int, seed: int) -> Sequence[int]:
-        """The noisy steps among ``total``, ascending, a function of its arguments alone."""
+        """Return the noisy steps among ``total``, ascending; must depend on its arguments alone."""
 
     def reach(self, total: int) -> Sequence[int]:
-        """Every step that some iteration may make noisy."""
+        """Return every step that may be noisy in some iteration."""
 
     def check(self, total: int) -> None:
-        """Raises ValueError where the window cannot lie within ``total`` steps."""
+        """Raise ValueError if the window does not fit in ``total`` steps."""
 
 
 @dataclass(frozen=True)
 class Whole:
     """Every step but the last ``skip_last``.
 
-    Flow-GRPO leaves out the last one: its noise is tiny, and so is the spread that a likelihood would divide by.
+    Flow-GRPO leaves out the last one: its noise is tiny, and the likelihood would divide by it.
     """
 
     skip_last: int = 1
@@ -62,9 +62,9 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Random:
-    """``size`` steps in a row whose first is drawn from ``low`` .. ``high`` once an iteration (Flow-GRPO-Fast).
+    """``size`` consecutive steps whose first is drawn from ``low`` .. ``high`` every iteration (Flow-GRPO-Fast).
 
-    Every rank and every prompt of an iteration shares the draw.
+    All ranks and prompts of an iteration share the draw.
     """
 
     size: int = 2
@@ -90,10 +90,10 @@ class Random:
 class Sliding:
     """A window of ``size`` steps that moves from noise to data while training goes on (MixGRPO, arXiv 2507.21802).
 
-    It stays ``every`` iterations at a place, then moves by ``stride`` (0: frozen at the start). With ``decay`` it stays
-    ever shorter, down to one iteration: linearly in its place, or exponentially, ceil(every * exp(-0.1 * max(0, first -
-    13))), the published constants. Past the last place, which leaves out the last ``skip_last`` steps, it begins again.
-    It is always ``size`` steps wide.
+    It stays at a position for ``every`` iterations, then moves by ``stride`` (0: never moves). With ``decay`` each
+    stay is shorter, down to one iteration: linearly in the position, or exponentially, with the published constants:
+    ceil(every * exp(-0.1 * max(0, first - 13))), where ``first`` is the window's first step. After the last position,
+    which leaves out the last ``skip_last`` steps, it starts over. It is always ``size`` steps wide.
     """
 
     size: int = 4
@@ -103,43 +103,43 @@ class Sliding:
     skip_last: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("size", 1), ("every", 1), ("stride", 0), ("skip_last", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name, minimum in (("size", 1), ("every", 1), ("stride", 0), ("skip_last", 0)):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
 
     def check(self, total: int) -> None:
         if self.size + self.skip_last > total:
             raise ValueError(f"size {self.size} and skip_last {self.skip_last} must fit in {total} steps")
 
-    def _places(self, total: int) -> range:
-        """The first steps it takes in turn."""
+    def _first_steps(self, total: int) -> range:
+        """Return the window's first step at each position, in order."""
         return range(0, total - self.skip_last - self.size + 1, self.stride) if self.stride else range(1)
 
-    def _stay(self, first: int, last: int) -> int:
-        """Iterations spent at a place."""
+    def _iterations_at(self, first: int, last: int) -> int:
+        """Return how many iterations the window starts at step ``first``; ``last`` is its last first step."""
         if self.decay == "linear":
-            done = first / max(last, 1)
-            return max(1, int(self.every * (1 - done) + done))
+            progress = first / max(last, 1)
+            return max(1, int(self.every * (1 - progress) + progress))
         if self.decay == "exponential":
             return math.ceil(self.every * math.exp(-0.1 * max(0, first - 13)))
         return self.every
 
     def reach(self, total: int) -> range:
-        return range(self._places(total)[-1] + self.size)
+        return range(self._first_steps(total)[-1] + self.size)
 
     def steps(self, total: int, iteration: int, seed: int) -> range:
-        places = self._places(total)
-        stays = [self._stay(first, places[-1]) for first in places]
-        now = iteration % sum(stays)
-        first = places[bisect.bisect_right(list(itertools.accumulate(stays)), now)]
+        first_steps = self._first_steps(total)
+        durations = [self._iterations_at(first, first_steps[-1]) for first in first_steps]
+        position = bisect.bisect_right(list(itertools.accumulate(durations)), iteration % sum(durations))
+        first = first_steps[position]
         return range(first, first + self.size)
 
 
 @dataclass(frozen=True)
 class Subset:
-    """A random ``share`` of the steps but the last ``skip_last`` (DanceGRPO), drawn once an iteration.
+    """A random ``share`` of the steps but the last ``skip_last`` (DanceGRPO), drawn every iteration.
 
-    With a noisy ``plan.outside`` the others are noisy too and only not trained, as published.
+    With a noisy ``plan.outside`` the other steps are noisy too but not trained, as published.
     """
 
     share: float = 0.6
@@ -166,7 +166,7 @@ class Closed:
     """No step is noisy: a deterministic rollout, for evaluation and for objectives without a likelihood."""
 
     def check(self, total: int) -> None:
-        """A closed window fits everywhere."""
+        """Do nothing: a closed window fits any number of steps."""
 
     def reach(self, total: int) -> range:
         return range(0)

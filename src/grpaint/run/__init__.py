@@ -1,0 +1,1 @@
+"""A run in progress: its loop, run folder, checkpoints, metrics, progress and signals."""

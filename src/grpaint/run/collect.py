@@ -1,4 +1,4 @@
-"""An iteration's samples and their scores; sampled in parts, one part can be scored while the next is sampled."""
+"""Roll out and score the samples of an iteration; one part can be scored while the next is sampled."""
 
 import time
 from collections.abc import Sequence
@@ -8,43 +8,43 @@ from torch import Tensor
 
 from grpaint.core.policy import Prompt
 from grpaint.learn.table import RewardTable
-from grpaint.parallel.background import Later
+from grpaint.parallel.background import BackgroundCall
 from grpaint.recipe.config import TrainRecipe
-from grpaint.rollout.parts import Parts
+from grpaint.rollout.parts import RolloutParts
 from grpaint.rollout.rollout import Roller, Rollout, roll
 from grpaint.run.loop import Loop
 from grpaint.run.memory import memory
 
 
-class Gathering:
-    """Rolls out and scores, iteration by iteration.
+class Collector:
+    """Collects the rollout and the scores of one iteration after another.
 
-    Rewards are asked one question after another and in the same order, with overlap or without: a funnel's previews
-    wait for the part before. So whatever a reward keeps to itself, overlap changes no number.
+    Rewards are called one call at a time and always in the same order: a funnel's previews wait until the part before
+    is scored. So overlap changes no number, even if a reward has state of its own.
     """
 
     def __init__(self, recipe: TrainRecipe, loop: Loop) -> None:
         self.recipe, self.loop = recipe, loop
-        self._pending: Later[RewardTable] | None = None
-        self._asked = 0
-        self._spent()  # what self-tests cost is no iteration's, or a resumed run's lines would differ
+        self._pending: BackgroundCall[RewardTable] | None = None
+        self._calls = 0
+        self._new_costs()  # self-tests belong to no iteration: a resumed run's lines would differ
 
     def __call__(self, iteration: int) -> tuple[Rollout, RewardTable]:
-        """The rollout of an iteration and what its finished images score."""
+        """Return the rollout of an iteration and the scores of its finished images."""
         train = self.recipe.train
-        self._asked, self._pending = 0, None
+        self._calls, self._pending = 0, None
         prompts = self.recipe.data.prompts(train.prompts, iteration, train.seed)
-        both = self._whole(prompts, iteration) if train.parts == 1 else self._in_parts(prompts, iteration)
-        self.loop.record({"cost/reward_calls": self._asked})
-        self.loop.record(self._spent())
-        return both
+        collect = self._whole if train.parts == 1 else self._in_parts
+        rollout, table = collect(prompts, iteration)
+        self.loop.record({"cost/reward_calls": self._calls})
+        self.loop.record(self._new_costs())
+        return rollout, table
 
-    def _spent(self) -> dict[str, int]:
-        """What rewards that cost something have cost since this was last asked."""
-        counted = {
-            name: item.reward.spent() for name, item in self.recipe.rewards.items() if hasattr(item.reward, "spent")
-        }
-        return {f"cost/{name}/{what}": count for name, costs in counted.items() for what, count in costs.items()}
+    def _new_costs(self) -> dict[str, int]:
+        """Return what rewards that count their costs, such as tokens, have cost since the last call."""
+        rewards = {name: item.reward for name, item in self.recipe.rewards.items() if hasattr(item.reward, "spent")}
+        costs = {name: reward.spent() for name, reward in rewards.items()}
+        return {f"cost/{name}/{unit}": count for name, counts in costs.items() for unit, count in counts.items()}
 
     def _whole(self, prompts: Sequence[Prompt], iteration: int) -> tuple[Rollout, RewardTable]:
         train, policy = self.recipe.train, self.loop.policy
@@ -60,59 +60,59 @@ class Gathering:
                 retain=train.retain,
             )
         with self.loop.phase("reward"), torch.no_grad():
-            return rollout, self._score(policy.decode(rollout.x0), _theirs(rollout), rollout.references)
+            return rollout, self._score(policy.decode(rollout.x0), _prompt_of_each_row(rollout), rollout.references)
 
     def _in_parts(self, prompts: Sequence[Prompt], iteration: int) -> tuple[Rollout, RewardTable]:
         train, policy = self.recipe.train, self.loop.policy
         with self.loop.phase("rollout"), torch.no_grad():
             roller = Roller(policy, prompts, train.group_size, self.recipe.plan, (train.seed, iteration))
-        parts = Parts(roller, train.parts, self._preview)
-        sampling, done, scores = iter(parts), list[Rollout](), list[Later[RewardTable]]()
+        parts = RolloutParts(roller, train.parts, self._preview)
+        sampling, rollouts, scores = iter(parts), list[Rollout](), list[BackgroundCall[RewardTable]]()
         for _ in range(train.parts):
             with self.loop.phase("rollout"), torch.no_grad():
                 part = next(sampling)
                 images = policy.decode(part.x0)
-            done.append(part)
+            rollouts.append(part)
             scores.append(self._start(images, part))
             if not train.overlap:
                 self._wait()
         self._wait()
-        return parts.joined(done), RewardTable.joined([later.result() for later in scores])
+        return parts.join(rollouts), RewardTable.join([call.result() for call in scores])
 
-    def _start(self, images: Tensor, part: Rollout) -> Later[RewardTable]:
-        """Score a part once the one before it is."""
-        before = self._pending
+    def _start(self, images: Tensor, part: Rollout) -> BackgroundCall[RewardTable]:
+        """Start to score a part in the background, after the part before it."""
+        previous = self._pending
 
         def work() -> RewardTable:
-            if before:
-                before.result()
+            if previous:
+                previous.result()
             start = time.perf_counter()
             try:
                 with memory("reward"):
-                    return self._score(images, _theirs(part), part.references)
+                    return self._score(images, _prompt_of_each_row(part), part.references)
             finally:
                 self.loop.book("reward", time.perf_counter() - start)
 
-        self._pending = Later(work)
+        self._pending = BackgroundCall(work)
         return self._pending
 
     def _wait(self) -> None:
-        """Until no part is being scored."""
+        """Wait until no part is being scored."""
         if self._pending:
             with self.loop.phase("reward_wait"):
                 self._pending.result()
 
     def _preview(self, images: Tensor, prompts: Sequence[Prompt], references: Tensor) -> Tensor:
-        """What a funnel prunes by, and step-aware advantages credit."""
+        """Return the scores of previews, by which a funnel prunes and step-aware advantages credit steps."""
         if self._pending:
             self._pending.result()
         return self._score(images, prompts, references).total()
 
     def _score(self, images: Tensor, prompts: Sequence[Prompt], references: Tensor) -> RewardTable:
-        self._asked += len(images) * len(self.recipe.rewards)
+        self._calls += len(images) * len(self.recipe.rewards)
         return self.recipe.reward_set().score(images, prompts, references)
 
 
-def _theirs(rollout: Rollout) -> list[Prompt]:
-    """Every row's prompt."""
+def _prompt_of_each_row(rollout: Rollout) -> list[Prompt]:
+    """Return the prompt of every row."""
     return [rollout.prompts[number] for number in rollout.group.tolist()]

@@ -1,9 +1,8 @@
-"""The run folder: settings, lines of numbers, pictures and checkpoints; a kill at any moment loses nothing but time."""
+"""The run folder: settings, metrics, pictures and checkpoints. A kill at any moment loses nothing but time."""
 
 import datetime
 import importlib.metadata
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import tomli_w
 
 from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.recipe.config import read_toml
+from grpaint.storage.atomic import atomic_folder, write_atomic
 from grpaint.storage.files import WEIGHTS_FILE
 
 LINES = ("metrics.jsonl", "evaluations.jsonl")
@@ -24,24 +24,14 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Write aside and rename, so that a reader sees the old file or the new one."""
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
 def _commit() -> str | None:
-    """The commit of a source checkout; None for an installed package."""
+    """Return the commit of a source checkout; None for an installed package."""
     here = Path(__file__).resolve().parent
     try:
-        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+        result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     except OSError:  # no git on this machine
         return None
-    return asked.stdout.strip() or None
+    return result.stdout.strip() or None
 
 
 class RunFolder:
@@ -60,21 +50,20 @@ class RunFolder:
         """
         if path.exists():
             raise ConfigError(f"{path} exists. Take another --name, or go on with it: --name {path.name} --resume.")
-        aside = cls(path.with_name(f".{path.name}.part"))
-        shutil.rmtree(aside.path, ignore_errors=True)
-        for part in (aside.samples, aside.checkpoints):
-            part.mkdir(parents=True)
-        aside.keep_settings(settings)
-        aside.status(status="starting", sets=list(sets))
-        aside.path.rename(path)
+        with atomic_folder(path) as temporary:
+            folder = cls(temporary)
+            for part in (folder.samples, folder.checkpoints):
+                part.mkdir()
+            folder.keep_settings(settings)
+            folder.status(status="starting", sets=list(sets))
         return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """An existing folder.
+        """Open the folder of a run.
 
         Raises:
-            ConfigError: where there is none.
+            ConfigError: there is no run.
         """
         if not (path / "run.toml").is_file():
             raise ConfigError(f"{path}: no run to resume there (run.toml not found).")
@@ -85,19 +74,19 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def settings(self) -> dict[str, Any]:
-        """What run.toml says."""
+        """Return the settings of run.toml."""
         return read_toml(self.path / "run.toml")
 
     def keep_settings(self, settings: Mapping[str, Any]) -> None:
-        """Replace run.toml (a longer ``train.iterations`` on resume)."""
-        _write_whole(self.path / "run.toml", tomli_w.dumps(dict(settings)))
+        """Replace run.toml, for example with more ``train.iterations`` on resume."""
+        write_atomic(self.path / "run.toml", tomli_w.dumps(dict(settings)))
 
     def status(self, **changes: Any) -> None:
-        """Update run.json."""
-        known = self.facts()
-        if not known:
+        """Change values of run.json; the first call records the command, versions, commit and start."""
+        facts = self.facts()
+        if not facts:
             packages = ("grpaint", "torch", "numpy", "safetensors")
-            known = {
+            facts = {
                 "command": ["grpaint", *sys.argv[1:]],
                 "versions": {name: importlib.metadata.version(name) for name in packages},
                 "commit": _commit(),
@@ -105,21 +94,21 @@ class RunFolder:
             }
         if "status" in changes:
             ended = changes["status"] in ("finished", "interrupted", "failed")
-            known |= {"end": _now() if ended else None, "reason": None}
-        _write_whole(self.path / "run.json", json.dumps(known | changes, indent=2) + "\n")
+            facts |= {"end": _now() if ended else None, "reason": None}
+        write_atomic(self.path / "run.json", json.dumps(facts | changes, indent=2) + "\n")
 
     def facts(self) -> dict[str, Any]:
-        """What run.json says; empty before a run has begun."""
+        """Return the contents of run.json; empty before a run has begun."""
         file = self.path / "run.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl or evaluations.jsonl."""
+        """Append a line to metrics.jsonl or evaluations.jsonl."""
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The whole lines of a file; a last one that a kill cut short is left out."""
+        """Return the complete lines of a file; a last line that a kill cut short is left out."""
         file = self.path / name
         if not file.is_file():
             return []
@@ -127,15 +116,15 @@ class RunFolder:
         return [json.loads(line) for line in raw]
 
     def cut(self, iteration: int) -> None:
-        """Forget lines past ``iteration`` (-1: all), as if the run had stopped there."""
+        """Remove the lines after ``iteration`` (-1: all), as if the run had stopped there."""
         for name in LINES:
-            kept = [line for line in self.lines(name) if line["iteration"] <= iteration]
-            _write_whole(self.path / name, "".join(json.dumps(line) + "\n" for line in kept))
+            earlier = [line for line in self.lines(name) if line["iteration"] <= iteration]
+            write_atomic(self.path / name, "".join(json.dumps(line) + "\n" for line in earlier))
 
     def latest(self) -> Path | None:
-        """The last whole checkpoint."""
-        whole = sorted(folder for folder in self.checkpoints.glob("[0-9]*") if folder.is_dir())
-        return whole[-1] if whole else None
+        """Return the folder of the last complete checkpoint; None before the first."""
+        complete = sorted(folder for folder in self.checkpoints.glob("[0-9]*") if folder.is_dir())
+        return complete[-1] if complete else None
 
     def save(self, iteration: int, write: Callable[[Path], None]) -> Path:
         """Write a checkpoint aside, then rename it into place.
@@ -144,15 +133,10 @@ class RunFolder:
             CheckpointError: where the disk refuses; earlier checkpoints stay.
         """
         final = self.checkpoints / f"{iteration:06d}"
-        aside = self.checkpoints / f".{final.name}.part"
         try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            write(aside)
-            shutil.rmtree(final, ignore_errors=True)
-            aside.rename(final)
+            with atomic_folder(final, replace=True) as temporary:
+                write(temporary)
         except OSError as error:
-            shutil.rmtree(aside, ignore_errors=True)
             raise CheckpointError(
                 f"{final}: could not be written ({error.strerror or error}). The last good checkpoint stays; free some "
                 "disk and go on with --resume."
@@ -160,24 +144,24 @@ class RunFolder:
         return final
 
     def thin(self, keep: int, best: int | None) -> None:
-        """Remove all but the last ``keep`` checkpoints and the best one."""
-        whole = sorted(folder for folder in self.checkpoints.glob("[0-9]*") if folder.is_dir())
-        for folder in whole[:-keep]:
+        """Remove all checkpoints but the last ``keep`` and that of iteration ``best``."""
+        complete = sorted(folder for folder in self.checkpoints.glob("[0-9]*") if folder.is_dir())
+        for folder in complete[:-keep]:
             if int(folder.name) != best:
                 shutil.rmtree(folder)
 
 
 def evaluations(file: Path) -> list[dict[str, Any]]:
-    """The evaluations of the run that a checkpoint's file belongs to; none for a file of no run."""
+    """Return the evaluations of the run that a weight file belongs to; none if it belongs to no run."""
     run = next((parent for parent in file.parents if (parent / "run.toml").is_file()), None)
     return RunFolder(run).lines("evaluations.jsonl") if run else []
 
 
 def find_checkpoint(name: str) -> Path:
-    """The weight file that RUN-or-CHECKPOINT means: a run's last, that of a checkpoint or export folder, or a file.
+    """Return the weight file of RUN-or-CHECKPOINT: a run's last, that of a checkpoint or export folder, or a file.
 
     Raises:
-        ConfigError: where there is nothing of the kind, or a run has no checkpoint yet.
+        ConfigError: there is no such run, folder or file, or the run has no checkpoint yet.
     """
     for path in (Path(name), Path("runs") / name):
         if (path / "run.toml").is_file():

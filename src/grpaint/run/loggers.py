@@ -1,4 +1,4 @@
-"""Optional loggers over the same numbers as metrics.jsonl; each needs its extra."""
+"""Loggers that receive the numbers of metrics.jsonl: TensorBoard, Weights & Biases, trackio; each needs its extra."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,10 +9,10 @@ from grpaint.core.errors import MissingExtra
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """The plain numbers of a line; an evaluation's rewards under ``held_out/``, apart from those of an iteration."""
-    judged = "prompts" in line
+    """Return the numbers of a line; rewards of an evaluation get the prefix ``held_out/``."""
+    evaluation = "prompts" in line
     return {
-        f"held_out/{name}" if judged and name.startswith("reward") else name: float(value)
+        f"held_out/{name}" if evaluation and name.startswith("reward") else name: float(value)
         for name, value in line.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
@@ -60,7 +60,7 @@ class Wandb:
 
 @dataclass
 class Trackio:
-    """trackio, a local-first tracker with the same calls."""
+    """trackio, a local-first tracker with the interface of Weights & Biases."""
 
     project: str = "grpaint"
     _module: Any = field(default=None, init=False, repr=False)

@@ -1,4 +1,4 @@
-"""Out of memory, in words: where it happened and what to lower."""
+"""Turn an out-of-memory error into a message that names the phase and the setting to lower."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,16 +17,16 @@ LOWER = {
 
 @contextmanager
 def memory(phase: str) -> Iterator[None]:
-    """Out of memory inside says in which phase, and what to lower.
+    """Name ``phase`` and what to lower if the block runs out of memory.
 
     Raises:
-        MemoryExhausted: for what Python, torch on the CPU, CUDA and cuBLAS raise.
+        MemoryExhausted: in place of the errors of Python, torch on the CPU, CUDA and cuBLAS.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        said = str(error).lower()
+        message = str(error).lower()
         signs = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
-        if isinstance(error, RuntimeError) and not any(sign in said for sign in signs):
+        if isinstance(error, RuntimeError) and not any(sign in message for sign in signs):
             raise
         raise MemoryExhausted(phase, LOWER[phase]) from error

@@ -1,4 +1,4 @@
-"""What is done about an update whose gradient is not finite: where it began, and the batch that led to it."""
+"""Diagnose an update whose gradient is NaN or infinite: name the module where it began, and save the batch."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -12,33 +12,33 @@ from grpaint.learn.objective import Term
 from grpaint.rollout.rollout import Rollout
 from grpaint.storage.files import write_weights
 
-KEPT = 5  # batches
+MOST_BATCHES = 5
 
 
-class _Found(Exception):
+class _NonFiniteOutput(Exception):
     """Ends a forward at the first module whose output is not finite."""
 
 
 def first_module(module: nn.Module, terms: Callable[[], Iterable[Term]]) -> str:
-    """The first module of the forward that gives NaN or infinity; else the first tensor with such a gradient.
+    """Describe the first module whose output is NaN or infinite, or else the first tensor with such a gradient.
 
-    ``terms`` gives the loss's terms once more; they run without gradients, the hooks see every module's output.
+    ``terms`` computes the loss again, without gradients, while hooks look at the output of every module.
     """
     names = {part: name for name, part in module.named_modules()}
 
-    def watch(part: nn.Module, _: Any, output: Any) -> None:
+    def check(part: nn.Module, _: Any, output: Any) -> None:
         parts = output if isinstance(output, tuple | list) else (output,)
         if any(isinstance(t, torch.Tensor) and t.is_floating_point() and not t.isfinite().all() for t in parts):
-            raise _Found(f"the output of {names[part] or type(part).__name__}")
+            raise _NonFiniteOutput(f"the output of {names[part] or type(part).__name__}")
 
     leaves = [part for part in names if not any(True for _ in part.children())]
-    hooks = [part.register_forward_hook(watch) for part in leaves]
+    hooks = [part.register_forward_hook(check) for part in leaves]
     try:
         with torch.no_grad():
             for _ in terms():
                 pass
-    except _Found as found:
-        return str(found)
+    except _NonFiniteOutput as output:
+        return str(output)
     finally:
         for hook in hooks:
             hook.remove()
@@ -48,18 +48,21 @@ def first_module(module: nn.Module, terms: Callable[[], Iterable[Term]]) -> str:
     return "the loss"
 
 
-def keep(folder: Path, iteration: int, batch: Rollout, where: str) -> Path:
-    """Write the batch of an update that was skipped: latents, actions and captions; the first and the last few stay."""
+def save_batch(folder: Path, iteration: int, batch: Rollout, where: str) -> Path:
+    """Write latents, actions and captions of a skipped update's batch; delete all but the first and the last few.
+
+    ``where`` says where the gradient stopped being finite. Returns the file.
+    """
     folder.mkdir(exist_ok=True)
-    kept = sorted(folder.iterdir())
-    for old in kept[1 : len(kept) - KEPT + 2]:
+    files = sorted(folder.iterdir())
+    for old in files[1 : len(files) - MOST_BATCHES + 2]:
         old.unlink()
     tensors = {"x0": batch.x0}
     for part in batch.transitions:
         tensors |= {f"{part.step}.{name}": getattr(part, name).clone() for name in ("rows", "x", "x_next", "logp")}
     captions = [batch.prompts[number].text for number in batch.group.tolist()]
     about = {"iteration": iteration, "seed": batch.seed, "first": where, "captions": captions}
-    before = [int(file.stem.partition("-")[2]) for file in kept if file.name.startswith(f"{iteration:06d}-")]
-    file = folder / f"{iteration:06d}-{max(before, default=-1) + 1}.safetensors"
+    numbers = [int(file.stem.partition("-")[2]) for file in files if file.name.startswith(f"{iteration:06d}-")]
+    file = folder / f"{iteration:06d}-{max(numbers, default=-1) + 1}.safetensors"
     write_weights(file, tensors, {"grpaint": json.dumps(about)})
     return file

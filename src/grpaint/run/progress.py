@@ -1,4 +1,4 @@
-"""The progress bar of a run; plain lines where there is no terminal."""
+"""The progress bar of a run, or plain lines if the output is no terminal."""
 
 import time
 from typing import Any, Self
@@ -7,22 +7,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from grpaint.measures.hacking import told
-from grpaint.measures.score import score_of, shown, unit
+from grpaint.measures.hacking import alarm_text
+from grpaint.measures.score import score_name, score_text, score_unit
 from grpaint.recipe.settings import Optimisation
 
 
 class Progress:
-    """Reward, held-out score and time left."""
+    """Shows rewards, the held-out score and the time left."""
 
     def __init__(self, console: Console, train: Optimisation) -> None:
         self.console, self.train = console, train
-        self.total = None if train.evaluations else train.iterations  # how many iterations those make is seen later
+        self.total = None if train.evaluations else train.iterations  # known after the first iteration
         self.reward, self.score = "", ""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Bar(*columns, console=console, disable=not console.is_terminal)
         self.task = self.bar.add_task("starting", total=self.total)
-        self.began = time.monotonic()
+        self.start = time.monotonic()
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -32,19 +32,21 @@ class Progress:
         self.bar.stop()
 
     def log(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         self.console.print(text, highlight=False)
 
-    def watch(self, iteration: int, line: dict[str, Any]) -> None:
-        """Take note of a line of metrics or of an evaluation."""
+    def update(self, iteration: int, line: dict[str, Any]) -> None:
+        """Show the numbers of a line of metrics.jsonl or evaluations.jsonl."""
         if "prompts" in line:  # an evaluation
-            name = score_of(line)
-            self.score = f"held-out {'' if name == 'strict' else name + ' '}{shown(name, line[name])}{unit(name)}"
+            name = score_name(line)
+            self.score = (
+                f"held-out {'' if name == 'strict' else name + ' '}{score_text(name, line[name])}{score_unit(name)}"
+            )
             if "hacking" in line:
-                self.log(f"iteration {iteration}: reward hacking? {told(line['hacking'])}")
+                self.log(f"iteration {iteration}: reward hacking? {alarm_text(line['hacking'])}")
             if not self.console.is_terminal:
-                of = f"/{self.total}" if self.total else ""
-                self.log(f"{iteration:6d}{of}  {self.reward}  {self.score}  {time.monotonic() - self.began:.0f} s")
+                total = f"/{self.total}" if self.total else ""
+                self.log(f"{iteration:6d}{total}  {self.reward}  {self.score}  {time.monotonic() - self.start:.0f} s")
         else:
             self.total = self.train.total(iteration, line["cost/model_evaluations"])
             rewards = [

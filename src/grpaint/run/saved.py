@@ -1,4 +1,4 @@
-"""What runs left: the model in a run, a checkpoint or a file, and with which settings a run may go on."""
+"""Open what a run has saved: its model from a run, checkpoint or file; check the settings with which it resumes."""
 
 import json
 import re
@@ -13,27 +13,27 @@ from grpaint.recipe.pieces import Model
 from grpaint.run.folder import RunFolder, find_checkpoint
 from grpaint.storage.files import read_weights, unflatten
 
-# what --resume may change besides: how a reward in another process is reached, which changes nothing of what it says;
-# and how work is split into parts, which changes gradients by rounding alone
-MENDED = (
+# Besides the length of a run --resume may change how a reward in another process is reached, which changes no score,
+# and how work is split into parts, which changes gradients by rounding alone.
+CHANGEABLE_ON_RESUME = (
     r"train\.overlap|rewards\.[^.]+\."
     "(urls?|token_env|timeout_s|start_s|retries|restarts|backoff_s|concurrency|python)"
     r"|model\.(batch|vae_batch|checkpointing)|objective\.minibatch|anchor\.loss\.minibatch"
 )
 
 
-def check_resume(folder: RunFolder, kept: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Hold a run to its own settings, save for larger limits of its length and what :data:`MENDED` names.
+def check_resume(folder: RunFolder, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to resume a run with other settings, but for a greater length and :data:`CHANGEABLE_ON_RESUME`.
 
-    ``kept`` are the settings of run.toml, ``asked`` those of this command.
+    ``before`` are the settings of run.toml, ``now`` those of this command.
 
     Raises:
-        ConfigError: where a setting differs.
+        ConfigError: another setting differs.
     """
-    for key, old, new in _differences(kept, asked):
+    for key, old, new in _differences(before, now):
         if key in ("train.iterations", "train.evaluations") and isinstance(new, int) and _longer(old, new):
             continue
-        if re.fullmatch(MENDED, key):
+        if re.fullmatch(CHANGEABLE_ON_RESUME, key):
             continue
         raise ConfigError(
             f"{key} = {new!r}: the run {folder.path} has {old!r}; --resume repeats a run's settings (only larger "
@@ -43,23 +43,24 @@ def check_resume(folder: RunFolder, kept: dict[str, Any], asked: dict[str, Any])
 
 
 def _longer(old: int, new: int) -> bool:
-    """Whether a limit is raised; 0 is none."""
+    """Whether a limit is raised; 0 is no limit."""
     return new == 0 or 0 < old < new
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield key, old and new value of each setting that differs, a changed ``kind`` first."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted(old.keys() | new.keys(), key=lambda name: (name != "kind", name)):  # others follow from it
+        for name in sorted(old.keys() | new.keys(), key=lambda name: (name != "kind", name)):
             yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
     elif old != new:
         yield key, old, new
 
 
 def find_model(source: str) -> tuple[Path, dict[str, Any]]:
-    """The weight file that a run, checkpoint, export or file means, and the recipe's table that goes with it.
+    """Return the weight file of a run, checkpoint, export or file, and the recipe's table that belongs to it.
 
     Raises:
-        ConfigError, CheckpointError: where there is none, or it cannot be read.
+        ConfigError, CheckpointError: there is none, or it cannot be read.
     """
     file = find_checkpoint(source)
     run = next((parent for parent in file.parents if (parent / "run.toml").is_file()), None)
@@ -73,22 +74,22 @@ def find_model(source: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _from_header(file: Path, text: str) -> dict[str, Any]:
-    """How to draw with an exported file: its model and evaluation, by our own names; a file brings no code."""
+    """Return the model and evaluation tables in the header of an exported file; a header may name no code."""
     try:
-        said = json.loads(text)["recipe"]
-        kept = {key: said[key] for key in ("model", "evaluate", "precision") if key in said}
-        kept.get("model", {}).pop("cache", None)  # a folder of the machine that wrote it
+        recipe = json.loads(text)["recipe"]
+        table = {key: recipe[key] for key in ("model", "evaluate", "precision") if key in recipe}
+        table.get("model", {}).pop("cache", None)  # a folder of the machine that wrote it
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: its header does not say how to draw with it ({error}).") from error
-    refuse_code(kept, str(file))
-    return override(read_toml(locate("scenes/sft")), []) | kept
+    refuse_code(table, str(file))
+    return override(read_toml(locate("scenes/sft")), []) | table
 
 
 def refuse_code(table: Any, where: str) -> None:
-    """Refuse a file's own ``kind`` or ``family`` that names code.
+    """Refuse settings read from a file whose ``kind`` or ``family`` names code.
 
     Raises:
-        ConfigError: where one is not a plain name.
+        ConfigError: one is not the name of a packaged piece.
     """
     for key, value in table.items() if isinstance(table, dict) else ():
         if key in ("kind", "family") and ":" in str(value):
@@ -99,10 +100,10 @@ def refuse_code(table: Any, where: str) -> None:
 
 
 def open_model(source: str, sets: Sequence[str] = ()) -> tuple[Model, Recipe]:
-    """The model of a run, checkpoint or weight file, and the recipe to judge it by.
+    """Open the model of a run, checkpoint or weight file, and the recipe by which it is judged.
 
     Raises:
-        ConfigError, CheckpointError: where there is none, or it cannot be read.
+        ConfigError, CheckpointError: there is none, or it cannot be read.
     """
     file, table = find_model(source)
     recipe, _ = resolve(override(table, sets), table.get("stage", "train"))

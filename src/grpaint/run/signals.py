@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Ctrl-C and SIGTERM: a run finishes its iteration, saves, and stops."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import threading
 from types import FrameType
 from typing import Any, Self
 
-SAID = b"grpaint: stopping after what is under way, an iteration or an evaluation; again to stop at once.\n"
+NOTICE = b"grpaint: stopping after what is under way, an iteration or an evaluation; again to stop at once.\n"
 
 
 class Stopped(Exception):
@@ -18,23 +18,28 @@ class Stopped(Exception):
 
 
 class Listener:
-    """Inside it Ctrl-C and SIGTERM ask to stop after the iteration; a second one stops at once."""
+    """Within its block Ctrl-C and SIGTERM set ``requested``; a second signal stops the process at once.
+
+    ``requested`` is the number of the signal, 0 before one came.
+    """
 
     def __init__(self) -> None:
-        self.asked = 0
-        self._before: dict[int, Any] = {}
+        self.requested = 0
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers in this thread alone
+            self._previous = {
+                number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
-        if self.asked:
+    def _request(self, number: int, _frame: FrameType | None) -> None:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = number
-        os.write(2, SAID)  # a handler may come in the middle of a print
+        self.requested = number
+        os.write(2, NOTICE)  # a handler may interrupt a print

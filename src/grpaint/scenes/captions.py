@@ -1,4 +1,4 @@
-"""The captions of the embedded world: a small grammar, its parser, and a split that holds out compositions."""
+"""The captions of the embedded world: a small grammar, its tokens and parser, and a split by composition."""
 
 import difflib
 import hashlib
@@ -18,13 +18,13 @@ RELATIONS = ("left of", "right of", "above", "below")
 COUNTS = ("a", "two", "three", "four")
 KINDS: tuple[Kind, ...] = ("single", "size", "two", "count", "relation", "mixed")
 HELD_OUT_KINDS: tuple[Kind, ...] = KINDS[1:]  # every single colour x shape occurs in training
-MOST_THINGS = 4
-LONGEST = 12  # tokens
+MAX_OBJECTS = 4
+MAX_TOKENS = 12
 
 _PLURAL = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPES}
 _SINGULAR = {plural: shape for shape, plural in _PLURAL.items()}
 VOCABULARY = (
-    "",  # padding, and the whole of an empty caption
+    "",  # padding; an empty caption is all padding
     *("a", "an", "two", "three", "four", "and", "left", "right", "of", "above", "below"),
     *SIZES,
     *COLOURS,
@@ -36,7 +36,7 @@ _TOKEN = {word: number for number, word in enumerate(VOCABULARY)}
 
 @dataclass(frozen=True)
 class Thing:
-    """``count`` equal objects; ``size`` is empty where the caption does not say."""
+    """One side of a caption: ``count`` equal objects; ``size`` is empty if the caption does not name one."""
 
     count: int
     size: str
@@ -54,7 +54,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Caption:
-    """What a scene must show: one or two things, and how the first lies to the second."""
+    """What a scene must show: one or two things, and the relation of the first to the second, or ""."""
 
     things: tuple[Thing, ...]
     relation: str = ""
@@ -64,7 +64,7 @@ class Caption:
 
     @property
     def kind(self) -> Kind:
-        """The task kind, read off the caption itself."""
+        """The task kind, which follows from the caption itself."""
         first = self.things[0]
         if len(self.things) == 1:
             return "count" if first.count > 1 else "size" if first.size else "single"
@@ -74,12 +74,12 @@ class Caption:
 
     @property
     def held_out(self) -> bool:
-        """True where the caption has a composition that training never shows.
+        """Whether the caption contains a composition that training never shows.
 
-        These are about an eighth of the unordered pairs of objects, of the colour-shape-relation triples of the first
-        object, and of the colour-shape-size and colour-shape-count triples, wherever in a caption they stand.
+        Held out are about an eighth of the unordered pairs of objects, of the colour-shape-relation triples of the
+        first object, and of the colour-shape-size and colour-shape-count triples, at any place in a caption.
         """
-        return any(_eighth(part) for part in self._compositions())
+        return any(_is_held_out(composition) for composition in self._compositions())
 
     def _compositions(self) -> Iterator[str]:
         names = [f"{thing.colour} {thing.shape}" for thing in self.things]
@@ -92,57 +92,64 @@ class Caption:
                 yield f"{names[0]} {self.relation}"
 
 
-def _eighth(part: str) -> bool:
-    return hashlib.blake2b(part.encode(), digest_size=8, salt=b"s4").digest()[0] % 8 == 0
+def _is_held_out(composition: str) -> bool:
+    """Choose an eighth of all compositions by their hash."""
+    return hashlib.blake2b(composition.encode(), digest_size=8, salt=b"s4").digest()[0] % 8 == 0
 
 
-def _thing(draw: random.Random, colours: Sequence[str], count: int = 1, size: str = "") -> Thing:
-    return Thing(count, size, draw.choice(colours), draw.choice(SHAPES))
+def _thing(rng: random.Random, colours: Sequence[str], count: int = 1, size: str = "") -> Thing:
+    return Thing(count, size, rng.choice(colours), rng.choice(SHAPES))
 
 
-def _compose(kind: Kind, draw: random.Random) -> Caption:
+def _compose(kind: Kind, rng: random.Random) -> Caption:
     if kind in ("single", "size", "count"):
-        count = draw.randint(2, MOST_THINGS) if kind == "count" else 1
-        return Caption((_thing(draw, COLOURS, count, draw.choice(SIZES) if kind == "size" else ""),))
-    colours = draw.sample(COLOURS, 2)  # two colours, so that binding them to the right shapes is the task
-    first, second = (_thing(draw, [colour]) for colour in colours)
+        count = rng.randint(2, MAX_OBJECTS) if kind == "count" else 1
+        return Caption((_thing(rng, COLOURS, count, rng.choice(SIZES) if kind == "size" else ""),))
+    colours = rng.sample(COLOURS, 2)  # different colours, since the task is to bind each to its shape
+    first, second = (_thing(rng, [colour]) for colour in colours)
     if kind == "mixed":
-        if draw.random() < 0.5:
-            sizes = draw.sample(SIZES, 2)
+        if rng.random() < 0.5:
+            sizes = rng.sample(SIZES, 2)
             first, second = (
                 Thing(1, size, thing.colour, thing.shape) for size, thing in zip(sizes, (first, second), strict=True)
             )
         else:
             first = Thing(2, "", first.colour, first.shape)
-    return Caption((first, second), "" if kind == "two" else draw.choice(RELATIONS))
+    return Caption((first, second), "" if kind == "two" else rng.choice(RELATIONS))
 
 
-def draw_caption(kind: Kind, draw: random.Random, *, held_out: bool) -> Caption:
-    """A caption of this kind on the wanted side of the split."""
+def draw_caption(kind: Kind, rng: random.Random, *, held_out: bool) -> Caption:
+    """Draw a caption of this kind from the held-out or the training side of the split.
+
+    Raises:
+        ValueError: for a held-out caption of kind "single", since there is none.
+    """
     if held_out and kind == "single":
         raise ValueError("no caption of kind single is held out: every colour x shape occurs in training")
     while True:
-        caption = _compose(kind, draw)
+        caption = _compose(kind, rng)
         if caption.held_out == held_out:
             return caption
 
 
 def tokens(text: str) -> list[int]:
-    """Token numbers of a caption, padded with 0 to ``LONGEST``.
+    """Return the token numbers of a caption, padded with 0 to ``MAX_TOKENS``.
 
     Raises:
-        ConfigError: at a word outside the vocabulary, or past ``LONGEST`` words.
+        ConfigError: if a word is not in the vocabulary, or there are more than ``MAX_TOKENS`` words.
     """
     words = text.lower().split()
     for word in words:
         if word not in _TOKEN:
             near = difflib.get_close_matches(word, VOCABULARY, 1)
             hint = f' Did you mean "{near[0]}"?' if near else ""
-            known = " ".join(VOCABULARY[1:])
-            raise ConfigError(f'prompt "{text}": the built-in model does not know "{word}".{hint} It knows: {known}.')
-    if len(words) > LONGEST:
-        raise ConfigError(f'prompt "{text}": {len(words)} words, the built-in model reads at most {LONGEST}.')
-    return [_TOKEN[word] for word in words] + [0] * (LONGEST - len(words))
+            vocabulary = " ".join(VOCABULARY[1:])
+            raise ConfigError(
+                f'prompt "{text}": the built-in model does not know "{word}".{hint} It knows: {vocabulary}.'
+            )
+    if len(words) > MAX_TOKENS:
+        raise ConfigError(f'prompt "{text}": {len(words)} words, the built-in model reads at most {MAX_TOKENS}.')
+    return [_TOKEN[word] for word in words] + [0] * (MAX_TOKENS - len(words))
 
 
 def _parse_thing(words: list[str]) -> Thing:
@@ -157,16 +164,16 @@ def _parse_thing(words: list[str]) -> Thing:
 
 
 def checkable(caption: Caption) -> bool:
-    """Whether the sides of a caption look different, and there are at most ``MOST_THINGS`` objects."""
+    """Whether the checker can judge a caption: its sides look different, and have at most ``MAX_OBJECTS`` objects."""
     looks = {(thing.colour, thing.shape) for thing in caption.things}
-    return len(looks) == len(caption.things) <= 2 and sum(thing.count for thing in caption.things) <= MOST_THINGS
+    return len(looks) == len(caption.things) <= 2 and sum(thing.count for thing in caption.things) <= MAX_OBJECTS
 
 
 def parse(text: str) -> Caption:
-    """Read a caption.
+    """Parse a caption.
 
     Raises:
-        ConfigError: where the sentence is not one of the grammar's.
+        ConfigError: if the text is not a sentence of the grammar.
     """
     line = f" {' '.join(text.lower().split())} "
     relation = next((r for r in RELATIONS if f" {r} " in line), "")
@@ -176,7 +183,7 @@ def parse(text: str) -> Caption:
     except (ValueError, KeyError, IndexError):
         caption = None
     if caption is None or not checkable(caption):
-        tokens(text)  # an unknown word is the likelier mistake, and has the better message
+        tokens(text)  # raises at an unknown word, which is the likelier mistake and has the better message
         raise ConfigError(
             f'prompt "{text}": not a caption that the checker can read. Say "a red circle", "three blue crosses" or '
             '"a small red circle above a large green square": at most 4 objects, the two sides of different looks.'

@@ -1,4 +1,4 @@
-"""Drawing captions: seeded layouts without overlap, anti-aliased, a whole batch at a time."""
+"""Draw captions as anti-aliased images: layouts without overlap from keyed random numbers, a batch at a time."""
 
 import random
 from collections.abc import Sequence
@@ -10,16 +10,19 @@ from torch import Tensor
 
 from grpaint.core.errors import ConfigError
 from grpaint.core.rng import Key, uniform
-from grpaint.scenes.captions import COLOURS, MOST_THINGS, SHAPES, Caption, Thing
+from grpaint.scenes.captions import COLOURS, MAX_OBJECTS, SHAPES, Caption, Thing
 from grpaint.scenes.shapes import BACKGROUND, PALETTE, REACH, SIDE, shape_coverage
 
-GAP = 2.0  # pixels between objects, and to the border half of it
+GAP = 2.0  # least distance between objects in pixels; half of it to the border
 _TRIES = 32  # layouts drawn at once for each scene
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Objects of ``b`` scenes, padded to ``MOST_THINGS``; radius 0 where there is none."""
+    """The objects of ``b`` scenes, padded to ``n`` = ``MAX_OBJECTS`` places; an empty place has radius 0.
+
+    ``shape`` and ``colour`` are indices; ``radius`` (of the disc of equal area), ``x`` and ``y`` are in pixels.
+    """
 
     shape: Int[Tensor, "b n"]
     colour: Int[Tensor, "b n"]
@@ -29,7 +32,7 @@ class Layout:
 
 
 def radius_range(thing: Thing, objects: int) -> tuple[float, float]:
-    """Radii (of the disc of equal area, in pixels) in which a thing is drawn."""
+    """Return the range from which a thing's radius is drawn: of the disc of equal area, in pixels."""
     match thing.size:
         case "small":
             return 2.6, 3.1
@@ -39,10 +42,10 @@ def radius_range(thing: Thing, objects: int) -> tuple[float, float]:
 
 
 def _objects(captions: Sequence[Caption]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Shape, colour, radius bounds and thing number (-1: no object) of every slot."""
-    shape = torch.zeros(len(captions), MOST_THINGS, dtype=torch.long)
+    """Return the shape, colour, radius bounds and owner (thing number, -1: no object) of every slot."""
+    shape = torch.zeros(len(captions), MAX_OBJECTS, dtype=torch.long)
     colour, owner = torch.zeros_like(shape), torch.full_like(shape, -1)
-    bounds = torch.zeros(len(captions), MOST_THINGS, 2)
+    bounds = torch.zeros(len(captions), MAX_OBJECTS, 2)
     for row, caption in enumerate(captions):
         total = sum(thing.count for thing in caption.things)
         slot = 0
@@ -57,8 +60,8 @@ def _objects(captions: Sequence[Caption]) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 
 @dataclass(frozen=True)
-class _Order:
-    """Relations as tables: whether they run along x, and which objects come first along that axis."""
+class _Relations:
+    """The relations of ``b`` captions: whether they run along x, and which objects come first along that axis."""
 
     related: Bool[Tensor, " b"]
     horizontal: Bool[Tensor, " b"]
@@ -66,14 +69,18 @@ class _Order:
     second: Bool[Tensor, "b n"]
 
     def sides(self) -> Float[Tensor, "b 1 n xy bounds"]:
-        """The share of the canvas in which to try an object, so that most tries put it on its side."""
+        """Return the part of the canvas in which to place each object, so that most tries put it on its side."""
         axis = torch.stack([self.horizontal, ~self.horizontal], -1)[:, None] & self.related[:, None, None]
         low = torch.where(axis & self.second[..., None], 0.4, 0.0)
         high = torch.where(axis & self.first[..., None], 0.6, 1.0)
         return torch.stack([low, high], -1)[:, None]
 
     def holds(self, x: Tensor, y: Tensor, box: tuple[Tensor, Tensor, Tensor]) -> Bool[Tensor, "b tries"]:
-        """Every first object lies clear of every second one along the axis, and their centres mostly along it."""
+        """Return which layouts show the relation.
+
+        In these every first object ends before every second one begins along the axis, and the offset of their centres
+        is mostly along it.
+        """
         wide, up, down = box
         across_x, first, second = self.horizontal[:, None, None], self.first[:, None], self.second[:, None]
         at, across = torch.where(across_x, x, y), torch.where(across_x, y, x)
@@ -87,10 +94,10 @@ class _Order:
         return ~self.related[:, None] | ((end + GAP < start) & (gap(across).abs() < 0.8 * gap(at)))
 
 
-def _order(captions: Sequence[Caption], owner: Tensor) -> _Order:
+def _relations(captions: Sequence[Caption], owner: Tensor) -> _Relations:
     names = [caption.relation for caption in captions]
     backwards = torch.tensor([name in ("right of", "below") for name in names])[:, None]
-    return _Order(
+    return _Relations(
         torch.tensor([bool(name) for name in names]),
         torch.tensor([name in ("left of", "right of") for name in names]),
         owner == backwards.long(),
@@ -98,70 +105,71 @@ def _order(captions: Sequence[Caption], owner: Tensor) -> _Order:
     )
 
 
-def _apart(x: Tensor, y: Tensor, box: tuple[Tensor, Tensor, Tensor], there: Tensor) -> Bool[Tensor, "b tries"]:
+def _apart(x: Tensor, y: Tensor, box: tuple[Tensor, Tensor, Tensor], is_object: Tensor) -> Bool[Tensor, "b tries"]:
+    """Return in which layouts all objects have a distance of ``GAP`` or more."""
     wide, up, down = box
     ok = torch.ones(x.shape[:2], dtype=torch.bool)
-    for i in range(MOST_THINGS):
-        for j in range(i + 1, MOST_THINGS):
+    for i in range(MAX_OBJECTS):
+        for j in range(i + 1, MAX_OBJECTS):
             beside = (x[..., i] - x[..., j]).abs() > wide[..., i] + wide[..., j] + GAP
             dy = y[..., j] - y[..., i]
             over = (dy > down[..., i] + up[..., j] + GAP) | (-dy > up[..., i] + down[..., j] + GAP)
-            ok &= beside | over | ~(there[:, i] & there[:, j])[:, None]
+            ok &= beside | over | ~(is_object[:, i] & is_object[:, j])[:, None]
     return ok
 
 
 def lay_out(captions: Sequence[Caption], key: Key) -> Layout:
-    """A layout that fits each caption; scene ``i`` depends on ``(*key, i)`` alone.
+    """Draw a layout for each caption; scene ``i`` depends only on its caption and ``(*key, i)``.
 
     Raises:
-        ConfigError: where 100 x 32 draws place nothing, as for two large objects side by side.
+        ConfigError: if none of 100 x 32 random layouts fits, for example with two large objects side by side.
     """
     shape, colour, bounds, owner = _objects(captions)
     out = Layout(shape, colour, *(torch.zeros(shape.shape) for _ in range(3)))
-    left = list(range(len(captions)))
+    remaining = list(range(len(captions)))
     for attempt in range(100):
-        draws = torch.stack([uniform((*key, i, attempt), _TRIES * MOST_THINGS * 3) for i in left])
-        u = draws.view(len(left), _TRIES, MOST_THINGS, 3)
-        low, high = bounds[left, None, :, 0], bounds[left, None, :, 1]
+        draws = torch.stack([uniform((*key, i, attempt), _TRIES * MAX_OBJECTS * 3) for i in remaining])
+        u = draws.view(len(remaining), _TRIES, MAX_OBJECTS, 3)
+        low, high = bounds[remaining, None, :, 0], bounds[remaining, None, :, 1]
         same_size = u[..., :1, 0].expand_as(u[..., 0]) if attempt % 2 else u[..., 0]
         radius = low + (high - low) * same_size
-        reach = REACH[shape[left]][:, None]
+        reach = REACH[shape[remaining]][:, None]
         wide, up, down = (reach[..., k] * radius for k in range(3))
-        order, border = _order([captions[i] for i in left], owner[left]), GAP / 2
-        sides = order.sides()
+        relations, border = _relations([captions[i] for i in remaining], owner[remaining]), GAP / 2
+        sides = relations.sides()
         at = sides[..., 0] + (sides[..., 1] - sides[..., 0]) * u[..., 1:]
         x = border + wide + at[..., 0] * (SIDE - 2 * border - 2 * wide)
         y = border + up + at[..., 1] * (SIDE - 2 * border - up - down)
         box = wide, up, down
-        fits = _apart(x, y, box, owner[left] >= 0) & order.holds(x, y, box)
+        fits = _apart(x, y, box, owner[remaining] >= 0) & relations.holds(x, y, box)
         first = fits.float().argmax(1)
-        row = torch.arange(len(left))
-        found = fits[row, first]
-        done, row, first = torch.tensor(left)[found], row[found], first[found]
-        out.x[done], out.y[done] = x[row, first], y[row, first]
-        out.radius[done] = torch.where(owner[done] >= 0, radius[row, first], 0.0)
-        left = [i for i, ok in zip(left, found.tolist(), strict=True) if not ok]
-        if not left:
+        row = torch.arange(len(remaining))
+        is_placed = fits[row, first]
+        scene, row, first = torch.tensor(remaining)[is_placed], row[is_placed], first[is_placed]
+        out.x[scene], out.y[scene] = x[row, first], y[row, first]
+        out.radius[scene] = torch.where(owner[scene] >= 0, radius[row, first], 0.0)
+        remaining = [i for i, ok in zip(remaining, is_placed.tolist(), strict=True) if not ok]
+        if not remaining:
             return out
-    raise ConfigError(f'prompt "{captions[left[0]]}": no room for it on a canvas of {SIDE} x {SIDE} pixels.')
+    raise ConfigError(f'prompt "{captions[remaining[0]]}": no room for it on a canvas of {SIDE} x {SIDE} pixels.')
 
 
 def draw(layout: Layout, side: int = SIDE) -> Float[Tensor, "b 3 h w"]:
-    """Images in [0, 1], ``side`` pixels a side; a layout is in pixels of the world's own ``SIDE``."""
+    """Draw images in [0, 1] of ``side`` pixels a side; the layout's pixels are those of the world's own ``SIDE``."""
     x, y, radius = (part.flatten() * (side / SIDE) for part in (layout.x, layout.y, layout.radius))
     cover = shape_coverage(layout.shape.flatten(), x, y, radius, side).view(*layout.shape.shape, 1, side, side)
     cover = cover * (layout.radius > 0)[..., None, None, None]
     image = torch.tensor(BACKGROUND)[:, None, None].expand(len(layout.shape), 3, side, side)
-    for n in range(MOST_THINGS):
+    for n in range(MAX_OBJECTS):
         image = image + cover[:, n] * (PALETTE[layout.colour[:, n]][..., None, None] - image)
     return image
 
 
 def render(captions: Sequence[Caption], key: Key, side: int = SIDE) -> Float[Tensor, "b 3 h w"]:
-    """Images of captions; image ``i`` depends on its caption and ``(*key, i)`` alone."""
+    """Draw images ``[b, 3, side, side]`` in [0, 1]; image ``i`` depends only on its caption and ``(*key, i)``."""
     return draw(lay_out(captions, key), side)
 
 
-def draw_of(*key: int | str) -> random.Random:
-    """A source of choices that belongs to ``key``."""
+def keyed_random(*key: int | str) -> random.Random:
+    """Return a random generator whose numbers depend only on ``key``."""
     return random.Random(repr(key))

@@ -1,7 +1,7 @@
 """Colours and outlines that the renderer and the checker share.
 
-A shape is given by its centre (the centroid of its area) and by the radius of the disc of equal area, in pixels.
-Images have y pointing down; coordinates are pixel centres.
+A shape is described by its centre (the centroid of its area) and the radius of the disc of equal area, in pixels. The
+y axis points down; the centre of the first pixel is (0.5, 0.5).
 """
 
 import math
@@ -27,10 +27,11 @@ PALETTE = torch.tensor(
     ]
 )
 
+# measures for radius 1
 _SQUARE = math.sqrt(math.pi) / 2  # half a side
-_TRIANGLE = math.sqrt(math.pi / math.sqrt(27))  # centroid to an edge; the apex is twice as far
-_CROSS = math.sqrt(math.pi / 5)  # an arm's width; an arm is three widths long
-# how far each shape reaches from its centre, for radius 1: left and right, up, down
+_TRIANGLE = math.sqrt(math.pi / math.sqrt(27))  # from the centroid to an edge; the apex is twice as far
+_CROSS = math.sqrt(math.pi / 5)  # the width of a bar; a bar is three widths long
+# extent of each shape from its centre, for radius 1: left and right, up, down
 REACH = torch.tensor(
     [
         (1.0, 1.0, 1.0),
@@ -42,7 +43,7 @@ REACH = torch.tensor(
 
 
 def pixel_centres(side: int = SIDE) -> tuple[Float[Tensor, "h w"], Float[Tensor, "h w"]]:
-    """X and y of every pixel's centre."""
+    """Return the x and y coordinates of every pixel's centre."""
     line = torch.arange(side) + 0.5
     y, x = torch.meshgrid(line, line, indexing="ij")
     return x, y
@@ -51,7 +52,7 @@ def pixel_centres(side: int = SIDE) -> tuple[Float[Tensor, "h w"], Float[Tensor,
 def outlines(
     x: Float[Tensor, "*n h w"], y: Float[Tensor, "*n h w"], radius: Float[Tensor, "*n 1 1"]
 ) -> Float[Tensor, "*n shapes h w"]:
-    """Signed distance (negative inside) to all four shapes around the origin, in the order of ``SHAPES``."""
+    """Return the signed distances (negative inside) to all four shapes at the origin, in the order of ``SHAPES``."""
     circle = (x * x + y * y).sqrt() - radius
     ax, ay = x.abs(), y.abs()
     square = torch.maximum(ax, ay) - _SQUARE * radius
@@ -63,7 +64,10 @@ def outlines(
 
 
 def coverage(distance: Tensor) -> Tensor:
-    """How much of a pixel a shape covers, from the signed distance at its centre: anti-aliasing over one pixel."""
+    """Return the share of each pixel that a shape covers, from the signed distance at the pixel's centre.
+
+    This is anti-aliasing over one pixel: it falls linearly from 1 half a pixel inside to 0 half a pixel outside.
+    """
     return (0.5 - distance).clamp(0, 1)
 
 
@@ -74,10 +78,10 @@ def shape_coverage(
     radius: Float[Tensor, " n"],
     side: int = SIDE,
 ) -> Float[Tensor, "n h w"]:
-    """Coverage images of ``n`` objects, ``side`` pixels a side."""
+    """Draw the coverage of ``n`` objects, each on an image of its own with ``side`` pixels a side."""
     x, y = pixel_centres(side)
-    every = outlines(x - cx[:, None, None], y - cy[:, None, None], radius[:, None, None])
-    return coverage(every[torch.arange(len(shape)), shape])
+    distances = outlines(x - cx[:, None, None], y - cy[:, None, None], radius[:, None, None])
+    return coverage(distances[torch.arange(len(shape)), shape])
 
 
 assert len(REACH) == len(SHAPES)

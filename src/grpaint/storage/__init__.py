@@ -1,0 +1,1 @@
+"""Files: weight files, repositories of a hub, cache folders, and atomic writes."""

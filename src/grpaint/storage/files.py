@@ -1,12 +1,11 @@
-"""Opening and writing weight files: safetensors, torch files of tensors alone, and what is wrong with a bad one."""
+"""Reading and writing weight files: safetensors, and torch files that hold tensors only."""
 
 import hashlib
 import json
-import os
-import pickle  # for the name of an error: nothing is unpickled
+import pickle  # only for the type of an error: nothing is unpickled here
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,35 +13,36 @@ from safetensors.torch import save
 from torch import Tensor
 
 from grpaint.core.errors import CheckpointError
+from grpaint.storage.atomic import write_atomic
 
 WEIGHTS_FILE = "model.safetensors"
 
 
 def find_weights(path: Path) -> Path:
-    """The weight file that a path means: itself, or the one in a checkpoint folder."""
+    """Return the weight file at a path: the path itself, or the file inside a checkpoint folder."""
     return path / WEIGHTS_FILE if path.is_dir() else path
 
 
-def _missing(path: Path, file: Path) -> CheckpointError:
-    """Where a path has no weights; the last checkpoint is named where it is a run."""
-    kept = sorted(path.glob(f"checkpoints/*/{WEIGHTS_FILE}"))
-    way = (
-        f" It is a run: name a checkpoint of it, as {kept[-1].parent}."
-        if kept
+def _missing_weights(path: Path, file: Path) -> CheckpointError:
+    """Return the error for a path without weights; if the path is a run, it names the run's last checkpoint."""
+    checkpoints = sorted(path.glob(f"checkpoints/*/{WEIGHTS_FILE}"))
+    hint = (
+        f" It is a run: name one of its checkpoints, such as {checkpoints[-1].parent}."
+        if checkpoints
         else " Name a checkpoint's folder, or a file."
     )
-    return CheckpointError(f"{path}: no weights there ({file.name} not found).{way}")
+    return CheckpointError(f"{path}: no weights there ({file.name} not found).{hint}")
 
 
 def check_start(file: Path) -> tuple[bytes, int]:
-    """The first bytes of a weight file of any format, and its size.
+    """Check that a weight file of any format is not a placeholder; returns its first 256 bytes and its size in bytes.
 
     Raises:
-        CheckpointError: where it cannot be read, or is a git-lfs pointer or an HTML page.
+        CheckpointError: if it cannot be read, or is a git-lfs pointer or an HTML page.
     """
     try:
-        with file.open("rb") as opening:
-            start, size = opening.read(256), file.stat().st_size
+        with file.open("rb") as stream:
+            start, size = stream.read(256), file.stat().st_size
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}.") from None
     if start.startswith(b"version https://git-lfs"):
@@ -57,76 +57,76 @@ def check_start(file: Path) -> tuple[bytes, int]:
 
 
 def check_weights(file: Path) -> None:
-    """Refuse a ``.safetensors`` file that is none, from its first bytes and its size.
+    """Check a ``.safetensors`` file by its header and its size, without reading a tensor.
 
     Raises:
-        CheckpointError: where it is a git-lfs pointer, an HTML page or cut short, with what was expected and found.
+        CheckpointError: if it is a git-lfs pointer, an HTML page or cut short, with the expected and the actual size.
     """
     start, size = check_start(file)
     try:
-        with file.open("rb") as opening:
+        with file.open("rb") as stream:
             length = int.from_bytes(start[:8], "little")
-            opening.seek(8)
-            header = opening.read(length) if length < min(size, 10**8) else b""
+            stream.seek(8)
+            header = stream.read(length) if length < min(size, 10**8) else b""
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}.") from None
     try:
-        parts = [part["data_offsets"][1] for name, part in json.loads(header).items() if name != "__metadata__"]
+        ends = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]
     except (ValueError, TypeError, KeyError, AttributeError):
         raise CheckpointError(
             f"{file}: not a whole safetensors file ({size} bytes without a header). It may be cut short: copy it again."
         ) from None
-    wanted = 8 + length + max(parts, default=0)
-    if size != wanted:
+    expected_size = 8 + length + max(ends, default=0)
+    if size != expected_size:
         raise CheckpointError(
-            f"{file}: not a whole safetensors file: {size} bytes, its header says {wanted}. It may be cut "
-            "short: copy it again."
+            f"{file}: not a whole safetensors file: {size} bytes, by its header it has {expected_size}. It may be "
+            "cut short: copy it again."
         )
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a ``.safetensors`` file or checkpoint folder.
+    """Read the tensors and the header labels of a ``.safetensors`` file or checkpoint folder.
 
     Raises:
-        CheckpointError: where it is missing, a git-lfs pointer, an HTML page, cut short, or no safetensors file.
+        CheckpointError: if it is missing, a git-lfs pointer, an HTML page, cut short, or not a safetensors file.
     """
     file = find_weights(path)
     if not file.is_file():
-        raise _missing(path, file)
+        raise _missing_weights(path, file)
     check_weights(file)
     try:
-        with safe_open(file, "pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
+        with safe_open(file, "pt") as weights:
+            return {name: weights.get_tensor(name) for name in weights.keys()}, dict(weights.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: not a whole safetensors file ({error}). Copy it again.") from error
 
 
 def digest(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    """Compute the SHA-256 of a file, in hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """The names and shapes of a weight file's tensors, and its labels; no tensor is read.
+    """Read the names and shapes of a weight file's tensors, and its header labels; no tensor is read.
 
     Raises:
-        CheckpointError: as :func:`read_weights`.
+        CheckpointError: if the file is missing or bad, as in :func:`read_weights`.
     """
     file = find_weights(path)
     if not file.is_file():
-        raise _missing(path, file)
+        raise _missing_weights(path, file)
     check_weights(file)
-    with safe_open(file, "pt") as opened:
-        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-        return shapes, dict(opened.metadata() or {})
+    with safe_open(file, "pt") as weights:
+        shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        return shapes, dict(weights.metadata() or {})
 
 
 def read_torch(file: Path) -> dict[str, Any]:
-    """What a ``.pt`` or ``.pth`` file holds, on the CPU; it can hold tensors and plain values alone.
+    """Read the dictionary in a ``.pt`` or ``.pth`` file, on the CPU; only tensors and plain values are allowed in it.
 
     Raises:
-        CheckpointError: where it is missing, damaged, or would run code.
+        CheckpointError: if it is missing or damaged, would run code, or does not hold a dictionary.
     """
     check_start(file)
     try:
@@ -142,56 +142,59 @@ def read_torch(file: Path) -> dict[str, Any]:
 def check_tensors(
     path: Path,
     stored: Mapping[str, Tensor],
-    wanted: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     labels: Mapping[str, str],
 ) -> None:
-    """Refuse weights of another architecture or parametrisation, saying what differs.
+    """Check that stored weights have the expected tensor names and shapes, and header ``metadata`` fits ``labels``.
+
+    A label that the header does not have is not compared. ``path`` is only named in the error.
 
     Raises:
-        CheckpointError: names, shapes or header labels differ.
+        CheckpointError: if names, shapes or header labels differ, with what differs.
     """
     for key, value in labels.items():
         if metadata.get(key, value) != value:
             raise CheckpointError(f'{path}: its {key} is "{metadata[key]}", the recipe\'s is "{value}".')
-    missing, extra = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
-    shaped = [name for name in wanted.keys() & stored.keys() if wanted[name].shape != stored[name].shape]
-    if missing or extra or shaped:
-        example = (missing or extra or shaped)[0]
+    missing, extra = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
+    reshaped = [name for name in expected.keys() & stored.keys() if expected[name].shape != stored[name].shape]
+    if missing or extra or reshaped:
+        example = (missing or extra or reshaped)[0]
         raise CheckpointError(
             f"{path}: weights of another architecture: {len(missing)} tensors missing, {len(extra)} unknown, "
-            f"{len(shaped)} of another shape; for example {example}."
+            f"{len(reshaped)} of another shape; for example {example}."
         )
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file through to the disk.
+    """Write a safetensors file atomically; equal tensors and labels make equal bytes.
 
     Raises:
-        OSError: where the disk refuses.
+        OSError: if the file cannot be written.
     """
     plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     raw = memoryview(save(plain, dict(metadata or {})))
     begin = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(bytes(raw[8:begin]))
-    if metadata:  # safetensors writes it in an order of chance, and equal weights make equal files
+    if metadata:  # safetensors writes the labels in a random order, and equal weights must make equal files
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+
+    def write(file: BinaryIO) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         file.write(raw[begin:])
-        file.flush()
-        os.fsync(file.fileno())
+
+    write_atomic(path, write)
 
 
 def flatten(sets: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Named sets of tensors as one, with ``set/name`` keys."""
+    """Merge named sets of tensors into one dictionary with ``set/name`` keys."""
     return {f"{group}/{name}": tensor for group, tensors in sets.items() for name, tensor in tensors.items()}
 
 
 def unflatten(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The inverse of :func:`flatten`."""
+    """Split a dictionary with ``set/name`` keys into its sets: the inverse of :func:`flatten`."""
     out: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         group, _, name = key.partition("/")

@@ -1,4 +1,4 @@
-"""BLIP's vision and text towers from ImageReward's file, in transformers' networks."""
+"""BLIP's vision and text towers with the weights of ImageReward's file, as networks of transformers."""
 
 import re
 from collections.abc import Mapping
@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from grpaint.vision.pretrained import configuration, network
+from grpaint.vision.pretrained import build_config, build_network
 
-HEAD_WIDTH = 64  # of both towers; a file does not say how many heads share a matrix
+HEAD_WIDTH = 64  # in both towers; the number of attention heads cannot be read from the tensors' shapes
 
 _VISION = {
     "cls_token": "embeddings.class_embedding",
@@ -25,8 +25,8 @@ _IN_BLOCK = {
 }
 
 
-def vision_names(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of BLIP's vision transformer by transformers' names."""
+def rename_vision_tensors(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of BLIP's vision transformer to transformers' names."""
     out = {}
     for name, tensor in stored.items():
         stem, _, last = name.rpartition(".")
@@ -41,46 +41,46 @@ def vision_names(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def vision_tower(stored: Mapping[str, Tensor], file: Path) -> nn.Module:
-    """The vision transformer; its sizes are those of its tensors."""
-    tensors = vision_names(stored)
+    """Build the vision transformer; its sizes are read from the tensors' shapes."""
+    tensors = rename_vision_tensors(stored)
     hidden, width = tensors["encoder.layers.0.mlp.fc1.weight"].shape
     patch = tensors["embeddings.patch_embedding.weight"].shape[-1]
-    places = tensors["embeddings.position_embedding"].shape[1] - 1
-    config = configuration(
+    positions = tensors["embeddings.position_embedding"].shape[1] - 1
+    config = build_config(
         "BlipVisionConfig",
         hidden_size=width,
         intermediate_size=hidden,
-        num_hidden_layers=_layers(tensors),
+        num_hidden_layers=_count_layers(tensors),
         num_attention_heads=max(1, width // HEAD_WIDTH),
         patch_size=patch,
-        image_size=patch * round(places**0.5),
+        image_size=patch * round(positions**0.5),
         layer_norm_eps=1e-6,
     )
-    return network("BlipVisionModel", config, tensors, file)
+    return build_network("BlipVisionModel", config, tensors, file)
 
 
 def text_tower(stored: Mapping[str, Tensor], file: Path) -> Any:
-    """The text transformer that looks at an image; its sizes are those of its tensors."""
+    """Build the text transformer with cross-attention to an image; its sizes are read from the tensors' shapes."""
     tensors = {name: tensor for name, tensor in stored.items() if name != "embeddings.position_ids"}
     hidden, width = tensors["encoder.layer.0.intermediate.dense.weight"].shape
-    words, _ = tensors["embeddings.word_embeddings.weight"].shape
-    config = configuration(
+    vocabulary, _ = tensors["embeddings.word_embeddings.weight"].shape
+    config = build_config(
         "BlipTextConfig",
-        vocab_size=words,
+        vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=hidden,
         encoder_hidden_size=tensors["encoder.layer.0.crossattention.self.key.weight"].shape[1],
-        num_hidden_layers=_layers(tensors),
+        num_hidden_layers=_count_layers(tensors),
         num_attention_heads=max(1, width // HEAD_WIDTH),
         max_position_embeddings=tensors["embeddings.position_embeddings.weight"].shape[0],
         layer_norm_eps=1e-12,
-        is_decoder=True,  # what gives it attention to an image
+        is_decoder=True,  # only a decoder has cross-attention to an image
         bos_token_id=0,
         sep_token_id=0,
         eos_token_id=0,
     )
-    return network("BlipTextModel", config, tensors, file, add_pooling_layer=False)
+    return build_network("BlipTextModel", config, tensors, file, add_pooling_layer=False)
 
 
-def _layers(tensors: Mapping[str, Tensor]) -> int:
+def _count_layers(tensors: Mapping[str, Tensor]) -> int:
     return len({name.split(".")[2] for name in tensors if name.startswith("encoder.layer")})

@@ -1,6 +1,6 @@
-"""Networks and tokenizers of transformers from files of ours to read: no download, no pickle, every tensor used.
+"""Networks and tokenizers of transformers from local files: no download, no pickle, and every tensor is used.
 
-The one file of the rewards that imports transformers.
+The only file that builds the scorers' networks with transformers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,57 +14,57 @@ from grpaint.core.errors import CheckpointError
 from grpaint.storage.files import check_tensors
 
 
-def network(kind: str, config: Any, tensors: Mapping[str, Tensor], file: Path, **options: Any) -> nn.Module:
-    """A network of transformers by its class's name, with these weights and no others, in fp32 on the CPU.
+def build_network(kind: str, config: Any, tensors: Mapping[str, Tensor], file: Path, **options: Any) -> nn.Module:
+    """Build a network of transformers from its class name, with exactly these weights, in fp32 on the CPU.
 
     Raises:
-        CheckpointError: where a tensor is missing, left over, or of another shape.
+        CheckpointError: if a tensor is missing, unexpected, or of another shape.
     """
     import transformers
 
-    with torch.device("meta"):  # initial weights would take longer than all else
+    with torch.device("meta"):  # drawing initial weights would take longer than everything else
         module: nn.Module = getattr(transformers, kind)(config, **options)
     check_tensors(file, tensors, module.state_dict(), {}, {})
     module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     for part in module.modules():
         for name, buffer in list(part.named_buffers(recurse=False)):
-            assert name == "position_ids", name  # the one thing that is no weight and has a value
+            assert name == "position_ids", name  # the only buffer with a value that is not in the file
             setattr(part, name, torch.arange(buffer.shape[1]).expand(1, -1))
     return module.eval().requires_grad_(False)
 
 
-def configuration(kind: str, **settings: Any) -> Any:
-    """A configuration of transformers by its class's name, from what its ``config.json`` says or would say."""
+def build_config(kind: str, **settings: Any) -> Any:
+    """Build a configuration of transformers from its class name and the settings of its ``config.json``."""
     import transformers
 
     return getattr(transformers, kind).from_dict(settings)
 
 
 class Tokenizer:
-    """Captions to numbers ``[b, length]``; what is too long is cut and keeps its end token."""
+    """Encodes captions as token ids ``[b, length]``; a longer caption is truncated and keeps its end token."""
 
     def __init__(self, folder: Path, length: int) -> None:
         from transformers import AutoTokenizer
 
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # whatever a damaged file makes it raise
+        except Exception as error:  # a damaged file may raise anything
             reason = " ".join(str(error).split())[:160]
-            raise CheckpointError(f"{folder}: no tokenizer can be read there ({reason}). Copy it again.") from error
+            raise CheckpointError(f"{folder}: its tokenizer cannot be read ({reason}). Copy it again.") from error
         self.length = length
 
     @property
-    def end(self) -> int:
-        """The number of the end token."""
+    def end_token(self) -> int:
+        """The id of the end token."""
         return int(self._tokenizer.eos_token_id)
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Numbers, and a mask that is 1 where a caption is."""
-        made = self._tokenizer(
+        """Token ids, and a mask ``[b, length]`` that is 1 for the caption and 0 for padding."""
+        batch = self._tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
         )
-        return made["input_ids"], made["attention_mask"]
+        return batch["input_ids"], batch["attention_mask"]
 
-    def too_long(self, texts: Sequence[str]) -> int:
-        """How many captions are cut."""
+    def count_too_long(self, texts: Sequence[str]) -> int:
+        """How many captions are truncated."""
         return sum(len(ids) > self.length for ids in self._tokenizer(list(texts), verbose=False)["input_ids"])

@@ -55,8 +55,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.reply({"scores": scores_of(body), "identity": IDENTITY})
 
-    def reply(self, said, status=200):
-        self.raw(json.dumps(said).encode(), status)
+    def reply(self, answer, status=200):
+        self.raw(json.dumps(answer).encode(), status)
 
     def raw(self, body, status=200, length=None):
         self.send_response(status)
@@ -76,6 +76,12 @@ class Handler(BaseHTTPRequestHandler):
         while True:
             self.wfile.write(b" ")
             self.wfile.flush()
+            time.sleep(0.05)
+
+    def drip_header(self, scores):
+        self.wfile.write(b"HTTP/1.0 200 OK\r\nX-Slow: ")
+        while True:
+            self.wfile.write(b"x")
             time.sleep(0.05)
 
     def half(self, scores):

@@ -1,6 +1,8 @@
 """A reward in another process, reached over HTTP, and all that may go wrong on the way."""
 
+import asyncio
 import contextlib
+import re
 import resource
 import subprocess
 import sys
@@ -26,13 +28,14 @@ FAULTS = {
     "error": "answered 500: CUDA error: an illegal memory access",
     "hang": "no whole answer within 5 s",
     "drip": "no whole answer within 5 s",
+    "drip_header": "no whole answer within 5 s",
     "half": "closed the connection before its answer was whole",
     "gone": "closed the connection before its answer was whole",
     "nan": "holds NaN, which is no score",
     "text": "gave 'high' for a score",
     "count": "gave 4 scores for 5 images",
     "garbage": 'its answer is no JSON: "<html><body>502 Bad Gateway',
-    "nothttp": "its answer is no HTTP (BadStatusLine)",
+    "nothttp": "its answer is no HTTP (illegal status line",
     "deep": "its answer is no JSON",
     "huge": "its answer is longer than",
 }
@@ -40,7 +43,7 @@ FAULTS = {
 
 def patience(name):
     """Seconds to wait: few only where waiting is what is tested, so that a busy machine shows no other fault."""
-    return 5.0 if name in ("hang", "drip") else 600.0
+    return 5.0 if name in ("hang", "drip", "drip_header") else 600.0
 
 
 @contextlib.contextmanager
@@ -94,13 +97,13 @@ def test_every_fault_has_its_message_and_nothing_hangs(url, fault, name):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(RewardError) as raised:
         RewardSet({"far": remote}, {}).score(IMAGES, PROMPTS)
-    said = str(raised.value)
-    assert said.startswith(f"reward far: {url}: ")
-    assert FAULTS[name] in said
-    assert "asked 2 times" in said
-    assert "--resume" in said
-    assert '"prompt 0", "prompt 1", "prompt 2"' in said
-    assert "\n" not in said
+    message = str(raised.value)
+    assert message.startswith(f"reward far: {url}: ")
+    assert FAULTS[name] in message
+    assert "asked 2 times" in message
+    assert "--resume" in message
+    assert '"prompt 0", "prompt 1", "prompt 2"' in message
+    assert "\n" not in message
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB: no gigabyte was read
 
 
@@ -109,9 +112,9 @@ def test_a_fault_that_passes_is_asked_over(url, fault, home):
     remote = Remote((url,), retries=8, backoff_s=0.3)
     remote.start()
     fault("error")
-    from grpaint.parallel.background import Later
+    from grpaint.parallel.background import BackgroundCall
 
-    later = Later(lambda: remote(IMAGES, PROMPTS))
+    later = BackgroundCall(lambda: remote(IMAGES, PROMPTS))
     while int((home / "calls").read_text()) == calls:
         time.sleep(0.01)
     (home / "fault").unlink()
@@ -128,8 +131,31 @@ def test_several_servers_give_what_one_gives_and_stand_in_for_each_other(url, tm
         assert torch.equal(both(IMAGES, PROMPTS), alone)
     assert torch.equal(both(IMAGES, PROMPTS), alone)
     notes = both.start()
-    assert "goes on without one server" in notes[1]
+    assert "continues without one server" in notes[1]
     assert "cannot be reached (Connection refused)" in notes[1]
+
+
+def test_neither_proxies_nor_an_event_loop_around_it_matter(url, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+
+    async def notebook():
+        return Remote((url,))(IMAGES, PROMPTS)
+
+    torch.testing.assert_close(asyncio.run(notebook()), expected(IMAGES, 64))
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://localhost:1", "cannot be reached (Connection refused)"),
+        ("http://127.0.0.1:1/a b", "cannot be reached (Connection refused)"),
+        ("http://a\tb:1", "InvalidURL"),
+    ],
+)
+def test_an_address_that_leads_nowhere_has_its_reason(address, words):
+    with pytest.raises(RewardError, match=re.escape(words)):
+        Remote((address,), retries=0).start()
 
 
 def test_servers_of_different_rewards_are_refused(url, tmp_path, fault):
@@ -194,8 +220,8 @@ def test_a_run_stops_and_goes_on_as_if_nothing_had_been(name, unharmed, tmp_path
         end = command("train", "flow-grpo-fast", "--name", "it", sets=sets_of(address, name))
         assert end.code == 1
         assert end.err.startswith(f"grpaint: reward far: {address}: ")
-        said = FAULTS[name].replace("4 scores for 5", "11 scores for 12")
-        assert said in end.err
+        message = FAULTS[name].replace("4 scores for 5", "11 scores for 12")
+        assert message in end.err
         assert end.err.count("\n") == 1
         assert status(Path("runs/it"))["status"] == "failed"
         assert [path.name for path in Path("runs/it/checkpoints").iterdir()] == ["000002"]

@@ -23,7 +23,7 @@ from PIL import Image
 import tiny_runs
 from grpaint.core import Prompt, RewardError
 from grpaint.rewards.elsewhere.remote import Remote
-from grpaint.rewards.elsewhere.server import Bench, Limits, RewardServer, _Handler
+from grpaint.rewards.elsewhere.server import Limits, RewardServer, ScoringQueue
 from grpaint.rewards.elsewhere.wire import Malformed, pack, unpack
 from grpaint.rewards.scenes import SceneDistance
 from grpaint.scenes.world import SceneData
@@ -58,13 +58,13 @@ def serving(folder, *words):
         text=True,
         env=os.environ | {"REWARD_TOKEN": TOKEN},
     )
-    said = ""
-    while "serving" not in said:
+    first = ""
+    while "serving" not in first:
         line = process.stdout.readline()
         assert line, process.stderr.read()
-        said += line
+        first += line
     try:
-        yield process, said, int(re.search(r":(\d+) identity", said)[1])
+        yield process, first, int(re.search(r":(\d+) identity", first)[1])
     finally:
         process.kill()
         process.communicate()
@@ -73,8 +73,8 @@ def serving(folder, *words):
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory):
     words = ("slow.py:score", "--token-env", "REWARD_TOKEN", "--max-mib", "1", "--timeout", "3")
-    with serving(tmp_path_factory.mktemp("slow"), *words) as (_, said, port):
-        assert "token" not in said
+    with serving(tmp_path_factory.mktemp("slow"), *words) as (_, first, port):
+        assert "token" not in first
         yield port
 
 
@@ -107,11 +107,11 @@ def test_it_says_who_it_is_and_scores_both_kinds_of_bodies(slow):
     status, about = ask(slow, "GET", "/health")
     assert (status, about["name"]) == (200, "slow.py:score")
     assert re.fullmatch("[0-9a-f]{16}", about["identity"])
-    status, said = ask(slow, body=picture(0.25), **SAFE)
-    assert (status, said) == (200, {"scores": [0.25], "identity": about["identity"]})
+    status, answer = ask(slow, body=picture(0.25), **SAFE)
+    assert (status, answer) == (200, {"scores": [0.25], "identity": about["identity"]})
     body = json.dumps({"images": [png(51), png(255)], "prompts": ["a", {"text": "b", "metadata": {"n": 1}}]})
-    status, said = ask(slow, body=body, Content_Type="application/json")
-    assert said["scores"] == pytest.approx([0.2, 1.0])
+    status, answer = ask(slow, body=body, Content_Type="application/json")
+    assert answer["scores"] == pytest.approx([0.2, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -133,17 +133,17 @@ def test_it_says_who_it_is_and_scores_both_kinds_of_bodies(slow):
 )
 def test_what_it_refuses_has_a_reason(slow, change, status, words):
     given = {"body": picture(), **SAFE} | change
-    found, said = ask(slow, **given)
-    assert found == status
-    assert words in said["error"]
+    code, answer = ask(slow, **given)
+    assert code == status
+    assert words in answer["error"]
 
 
 def test_a_picture_that_unfolds_to_gigabytes_is_not_unfolded():
-    for side, words in ((9_000, "9000 x 9000 pixels"), (60_000, "DecompressionBomb")):
+    for side in (9_000, 60_000):
         header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
         checked = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
         small = base64.b64encode(b"\x89PNG\r\n\x1a\n" + checked + b"\0\0\0\0IDAT").decode()
-        with pytest.raises(Malformed, match=words):
+        with pytest.raises(Malformed, match="too many pixels"):
             unpack(json.dumps({"images": [small], "prompts": ["a"]}).encode(), "application/json")
 
 
@@ -164,23 +164,134 @@ def test_a_client_that_dawdles_is_let_go_and_others_are_served(slow):
     assert time.monotonic() - start > 2
 
 
-def test_a_client_that_dawdles_is_told_so_where_the_timer_is_late(monkeypatch):
-    monkeypatch.setattr(_Handler, "_cut", lambda handler: None)  # the read's own limit comes first
-    server = RewardServer(("127.0.0.1", 0), lambda images, prompts: images, {}, TOKEN, Limits(seconds=0.2), print)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+@contextlib.contextmanager
+def impatient(ask=lambda images, prompts: images.mean((1, 2, 3)), **limits):
+    """The port of a server in a thread that waits half a second; it has ended when this has."""
+    about = {"name": "mean", "version": "0", "identity": "0"}
+    server = RewardServer(("127.0.0.1", 0), ask, about, TOKEN, Limits(**{"seconds": 0.5} | limits), print)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
     try:
-        with dawdling(server.server_port) as idle:
-            assert b"408" in idle.recv(1000)
+        yield server.server_port
     finally:
         server.stop()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def wait_until_closed(connection, drip):
+    """Send ``drip`` every 50 ms until the server lets go."""
+    connection.settimeout(0.05)
+    for _ in range(400):
+        try:
+            connection.sendall(drip)
+            if not connection.recv(1000):
+                return
+        except TimeoutError:
+            continue
+        except OSError:
+            return
+    pytest.fail("held on to for 20 seconds")
+
+
+@pytest.mark.parametrize(
+    ("first", "drip"),
+    [
+        (b"", b""),
+        (b"", b"G"),
+        (b"GET /health HTTP/1.1\r\nHost: a\r\nX-Slow: ", b"x"),
+        (b"GET /health HTTP/1.1\r\nHost: a\r\n", b"X-Slow: x\r\n"),
+    ],
+    ids=["silence", "request line", "one header", "headers without end"],
+)
+def test_a_connection_whose_header_does_not_come_is_let_go(first, drip):
+    with impatient() as port:
+        start = time.monotonic()
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.sendall(first)
+            wait_until_closed(connection, drip)
+        assert time.monotonic() - start > 0.45
+        assert ask(port, "GET", "/health")[0] == 200
+
+
+@pytest.mark.parametrize("drip", [b"", b"x"], ids=["silence", "drips"])
+def test_header_and_body_have_one_limit_together(drip):
+    with impatient(seconds=2) as port:
+        start = time.monotonic()
+        with socket.create_connection(("127.0.0.1", port), timeout=0.05) as connection:
+            connection.sendall(b"POST /score HTTP/1.1\r\nHost: a\r\n")
+            time.sleep(1.2)
+            connection.sendall(f"Authorization: Bearer {TOKEN}\r\nContent-Length: 99999\r\n\r\n".encode())
+            answer = None
+            while answer is None:
+                with contextlib.suppress(TimeoutError):
+                    connection.sendall(drip)
+                    answer = connection.recv(1000)
+        assert b" 408 " in answer
+        assert 2 <= time.monotonic() - start < 3  # one limit each would be 3.2
+
+
+def test_a_connection_too_many_is_refused_at_once_though_others_say_nothing():
+    with impatient(seconds=20, connections=2) as port, contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as third:
+            assert b" 503 " in third.recv(1000)
+
+
+def test_a_body_without_a_length_is_refused_unread():
+    with impatient() as port:
+        for headers in ({}, {"Content_Length": "5"}):
+            status, answer = ask(port, body=iter([b"x"] * 3), Transfer_Encoding="chunked", **headers)
+            assert (status, answer) == (411, {"error": "Content-Length is missing"})
+
+
+def test_who_shows_no_token_is_not_heard_further():
+    with impatient() as port:
+        for method, path in (("GET", "/health"), ("GET", "/"), ("POST", "/score"), ("PUT", "/score")):
+            assert ask(port, method, path, Authorization="Bearer wrong")[0] == 401
+
+
+def test_our_client_hears_a_refusal_of_what_it_is_still_sending(monkeypatch):
+    monkeypatch.setenv("FAR_TOKEN", TOKEN)
+    with impatient(seconds=60, bytes=1 << 20) as port:
+        remote = Remote((f"http://127.0.0.1:{port}",), token_env="FAR_TOKEN")
+        with pytest.raises(RewardError, match="answered 413: the body is larger than 1 MiB; send smaller batches"):
+            remote(torch.zeros(16, 3, 256, 256), [Prompt("a")] * 16)
+
+
+def test_a_client_that_does_not_read_its_answer_is_let_go():
+    def fail(images, prompts):
+        raise RewardError("x" * (30 << 20))
+
+    request = f"POST /score HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\n".encode()
+    request += f"Content-Type: {SAFE['Content_Type']}\r\nContent-Length: {len(picture())}\r\n\r\n".encode()
+    with impatient(fail) as port, socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(request + picture())
+        time.sleep(3)
+        received = 0
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := connection.recv(1 << 20):
+                received += len(chunk)
+        assert received < 30 << 20
+
+
+def test_it_ends_at_once_where_a_connection_says_nothing():
+    start = time.monotonic()
+    with impatient(seconds=60) as port:
+        silent = socket.create_connection(("127.0.0.1", port))
+        assert ask(port, "GET", "/health")[0] == 200
+    silent.close()
+    assert time.monotonic() - start < 20
 
 
 def test_scores_that_take_too_long_are_given_up(slow):
-    status, said = ask(slow, body=picture(text="slow", seconds=4), **SAFE)
-    assert (status, said["error"]) == (504, "no scores within 3 s")
+    status, answer = ask(slow, body=picture(text="slow", seconds=4), **SAFE)
+    assert (status, answer["error"]) == (504, "no scores within 3 s")
 
 
-def test_it_ends_when_asked_after_what_is_under_way(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_when_asked_after_what_is_under_way(tmp_path, number):
     with serving(tmp_path, "slow.py:score", "--token-env", "REWARD_TOKEN") as (process, _, port):
         answers = []
         body = picture(0.75, text="slow", seconds=1)
@@ -188,7 +299,9 @@ def test_it_ends_when_asked_after_what_is_under_way(tmp_path):
         asking.start()
         while not (tmp_path / "begun").exists():
             time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
+        for _ in range(2):  # the second changes nothing
+            process.send_signal(number)
+            time.sleep(0.2)
         asking.join(600)
         assert answers[0][1]["scores"] == [0.75]
         assert process.wait(600) == 0
@@ -196,8 +309,8 @@ def test_it_ends_when_asked_after_what_is_under_way(tmp_path):
 
 
 def test_a_reward_of_ours_over_http_is_bit_for_bit_the_same(tmp_path, monkeypatch):
-    with serving(tmp_path, "scenes-distance") as (_, said, port):
-        monkeypatch.setenv("FAR_TOKEN", re.match(r"token (\S{40,})\n", said)[1])
+    with serving(tmp_path, "scenes-distance") as (_, first, port):
+        monkeypatch.setenv("FAR_TOKEN", re.match(r"token (\S{40,})\n", first)[1])
         prompts = SceneData(references=True).prompts(4, 0, 0)
         prompts = [prompts[i // 2] for i in range(8)]
         images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -216,7 +329,7 @@ def test_requests_that_wait_together_are_scored_together_and_fail_apart():
             raise RewardError("a prompt that is broken")
         return images.mean((1, 2, 3))
 
-    bench, jobs = Bench(score, 4), {}
+    bench, jobs = ScoringQueue(score, 4), {}
 
     def send(number, text):
         jobs[number] = bench.score(torch.full((2, 3, 2, 2), number / 8), [Prompt(text)] * 2, 600)
@@ -237,7 +350,7 @@ def test_requests_that_wait_together_are_scored_together_and_fail_apart():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["scenes-checkr", "--port", "0"], 'Did you mean "scenes-checker"?'),
         (["scenes-checker", "--port", "0", "--host", "0.0.0.0"], "others can reach that"),
@@ -261,11 +374,11 @@ def test_requests_that_wait_together_are_scored_together_and_fail_apart():
         ),
     ],
 )
-def test_what_cannot_be_served_is_one_line(words, said, tmp_path):
+def test_what_cannot_be_served_is_one_line(words, message, tmp_path):
     with tiny_runs.folder(tmp_path):
         end = command("serve-reward", *words)
     assert end.code == 2
-    assert said in end.err
+    assert message in end.err
     assert end.err.count("\n") == 1
 
 
@@ -282,8 +395,8 @@ def test_what_json_cannot_hold_stays_behind_and_uint8_rounds():
     prompts = [Prompt("a", {"n": [1, "x"], "o": object(), "nan": float("nan")}, reference), Prompt("b", {}, reference)]
     for pixels, error in (("float32", 0.0), ("uint8", 0.5 / 255 + 1e-6)):
         body = pack(images, prompts, pixels)
-        back, said = unpack(body, "application/x-safetensors")
+        back, entries = unpack(body, "application/x-safetensors")
         assert (back - images).abs().max() <= error
-        assert [(prompt.text, prompt.metadata) for prompt in said] == [("a", {"n": [1, "x"]}), ("b", {})]
-        assert (said[1].reference - reference).abs().max() <= error
+        assert [(prompt.text, prompt.metadata) for prompt in entries] == [("a", {"n": [1, "x"]}), ("b", {})]
+        assert (entries[1].reference - reference).abs().max() <= error
         assert body.count(b'"reference.') == 1  # both images of the group name the one

@@ -107,7 +107,7 @@ def test_pixels_come_as_they_were(worker):
         ("abort", "it ended by SIGABRT"),
         ("short", "its worker gave 1 values for 5 images"),
         ("nan", "Out of range float values are not JSON compliant"),
-        ("none", "must give a list, one value an image"),
+        ("none", "must return a list, one value an image"),
         ("text", "it gave '1' for a score"),
     ],
 )

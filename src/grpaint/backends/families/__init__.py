@@ -1,12 +1,12 @@
 """Pipeline families: what differs between diffusers pipelines, one short file each.
 
-A family of your own is a subclass of :class:`Family`, and ``model.family = "module:Name"`` or ``"file.py:Name"``.
+A family of your own is a subclass of :class:`Family`, named by ``model.family = "module:Name"`` or ``"file.py:Name"``.
 """
 
 from grpaint.backends.families.base import Family, Guidance
-from grpaint.backends.families.folder import Folder
+from grpaint.backends.families.folder import PipelineFolder
 from grpaint.core.errors import ConfigError
-from grpaint.core.importing import imported
+from grpaint.core.importing import import_target
 
 FAMILIES = {
     "flux": "grpaint.backends.families.flux:Flux",
@@ -17,24 +17,24 @@ FAMILIES = {
     "z-image": "grpaint.backends.families.z_image:ZImage",
 }
 
-__all__ = ["FAMILIES", "Family", "Folder", "Guidance", "find"]
+__all__ = ["FAMILIES", "Family", "Guidance", "PipelineFolder", "find_family"]
 
 
-def find(name: str, folder: Folder) -> tuple[str, Family]:
-    """A family by name; "auto" goes by the pipeline class in ``model_index.json``.
+def find_family(name: str, folder: PipelineFolder) -> tuple[str, Family]:
+    """The name of a family, and the family; "auto" chooses by the pipeline class in ``model_index.json``.
 
     Raises:
-        ConfigError: where no family knows the pipeline, or one of the user's own cannot be imported.
+        ConfigError: if no family supports the pipeline, or the user's own family cannot be imported.
     """
     if name != "auto":
         return name, _load(name)
-    kind = folder.settings("model_index.json").get("_class_name")
+    pipeline_class = folder.settings("model_index.json").get("_class_name")
     families = {name: _load(name) for name in FAMILIES}
-    for known, family in families.items():
-        if kind == family.PIPELINE:
-            return known, family
+    for family_name, family in families.items():
+        if pipeline_class == family.PIPELINE:
+            return family_name, family
     raise ConfigError(
-        f'model.base = "{folder.path}": no family reads a pipeline of class "{kind}". There are: '
+        f'model.base = "{folder.path}": no family reads a pipeline of class "{pipeline_class}". There are: '
         f"{', '.join(f'{name} ({family.PIPELINE})' for name, family in families.items())}; or one of your own, "
         "model.family = module:Name."
     )
@@ -42,9 +42,9 @@ def find(name: str, folder: Folder) -> tuple[str, Family]:
 
 def _load(name: str) -> Family:
     try:
-        made = imported(FAMILIES.get(name, name))()
+        family = import_target(FAMILIES.get(name, name))()
     except Exception as error:  # a user's own file may raise anything
         raise ConfigError(f'model.family = "{name}": cannot be imported: {type(error).__name__}: {error}') from error
-    if not isinstance(made, Family):
+    if not isinstance(family, Family):
         raise ConfigError(f'model.family = "{name}": not a subclass of grpaint.backends.families.Family.')
-    return made
+    return family

@@ -1,4 +1,4 @@
-"""FLUX.1: a rectified flow over packed latents; the dev model has its guidance distilled into it."""
+"""FLUX.1: a rectified flow over packed latents; the dev model has distilled guidance."""
 
 from typing import Any, ClassVar
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from grpaint.backends.families.base import JOINT, Guidance, ScaledFlow, pack, unpack
-from grpaint.backends.families.folder import Folder
+from grpaint.backends.families.folder import PipelineFolder
 
 
 class Flux(ScaledFlow):
@@ -16,7 +16,7 @@ class Flux(ScaledFlow):
     MOST_TOKENS = 512
     PACKED = 4
 
-    def guidance(self, folder: Folder) -> tuple[Guidance, ...]:
+    def guidance(self, folder: PipelineFolder) -> tuple[Guidance, ...]:
         return ("distilled",) if folder.settings("transformer/config.json").get("guidance_embeds") else ("none", "cfg")
 
     def arguments(self, guidance: float, kind: Guidance) -> dict[str, Any]:
@@ -29,23 +29,23 @@ class Flux(ScaledFlow):
         return embeddings, pooled
 
     def room(self, pipe: Any, tokens: int) -> tuple[Any, int] | None:
-        return pipe.tokenizer_2, (tokens or 512) - 1  # T5's, with an end mark
+        return pipe.tokenizer_2, (tokens or 512) - 1  # T5 adds an end mark
 
     def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:
         embeddings, pooled = cond
         height, width = x.shape[-2] // 2, x.shape[-1] // 2
         rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        places = torch.stack([torch.zeros_like(rows), rows, columns], -1).view(-1, 3)
-        told = pipe.transformer.config.guidance_embeds
+        positions = torch.stack([torch.zeros_like(rows), rows, columns], -1).view(-1, 3)
+        takes_guidance = pipe.transformer.config.guidance_embeds
         return unpack(
             pipe.transformer(
                 hidden_states=pack(x),
                 timestep=t,
-                guidance=t.new_full((len(x),), guidance) if told else None,
+                guidance=t.new_full((len(x),), guidance) if takes_guidance else None,
                 encoder_hidden_states=embeddings,
                 pooled_projections=pooled,
                 txt_ids=x.new_zeros(embeddings.shape[1], 3),
-                img_ids=places.to(x),
+                img_ids=positions.to(x),
                 return_dict=False,
             )[0],
             x,

@@ -1,4 +1,4 @@
-"""A model's settings, read as JSON before any weight is opened."""
+"""A pipeline's folder, whose settings are read as JSON before any weight is opened."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,46 +12,52 @@ OFF = (False, None)
 
 
 @dataclass(frozen=True)
-class Folder:
-    """A local folder in the diffusers layout; ``changes`` are settings that are known better, by their file."""
+class PipelineFolder:
+    """A local folder in the diffusers layout.
+
+    ``changes``: by file, settings that replace those in the folder, such as the prediction type of a single file.
+    """
 
     path: FilePath
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def settings(self, file: str) -> dict[str, Any]:
-        """The contents of one of its JSON files.
+        """The contents of one of the folder's JSON files.
 
         Raises:
-            CheckpointError: where the file is missing or damaged.
+            CheckpointError: if the file is missing or damaged.
         """
-        where = self.path / file
+        path = self.path / file
         try:
-            values = json.loads(where.read_text())
+            settings = json.loads(path.read_text())
         except FileNotFoundError as error:
-            raise CheckpointError(f"{where}: not found. Is {self.path} a folder in the diffusers layout?") from error
+            raise CheckpointError(f"{path}: not found. Is {self.path} a folder in the diffusers layout?") from error
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{where}: not a readable JSON file ({error}). Copy it again.") from error
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{where}: settings must be a JSON object, not {type(values).__name__}.")
-        return values | dict(self.changes.get(file, {}))
+            raise CheckpointError(f"{path}: not a readable JSON file ({error}). Copy it again.") from error
+        if not isinstance(settings, dict):
+            raise CheckpointError(f"{path}: settings must be a JSON object, not {type(settings).__name__}.")
+        return settings | dict(self.changes.get(file, {}))
 
     def scheduler(
-        self, known: Mapping[str, Mapping[str, Any]], allowed: Mapping[str, Sequence[object]]
+        self, defaults: Mapping[str, Mapping[str, Any]], allowed: Mapping[str, Sequence[object]]
     ) -> dict[str, Any]:
-        """The scheduler's settings; ``known`` gives the class defaults of keys that the file may leave out.
+        """The scheduler's settings.
+
+        ``defaults``: for each supported scheduler class, the defaults of keys that the file may leave out;
+        ``allowed``: for each key, the values that can be followed.
 
         Raises:
-            ConfigError: where the class is not in ``known``, or a setting's value not in ``allowed``.
+            ConfigError: if the class is not in ``defaults``, or a setting's value not in ``allowed``.
         """
         file = "scheduler/scheduler_config.json"
         settings = self.settings(file)
         name = str(settings.get("_class_name"))
-        if name not in known:
+        if name not in defaults:
             raise ConfigError(
-                f'{self.path / file}: _class_name = "{name}": its noise schedule is not read. There are: '
-                f"{', '.join(known)}. Save the folder's schedule with one of these."
+                f'{self.path / file}: _class_name = "{name}": this noise schedule is not supported. There are: '
+                f"{', '.join(defaults)}. Save the folder's schedule with one of these."
             )
-        settings = {**known[name], **settings}
+        settings = {**defaults[name], **settings}
         for key, values in allowed.items():
             if key in settings and settings[key] not in values:
                 raise ConfigError(

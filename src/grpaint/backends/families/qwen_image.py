@@ -1,4 +1,4 @@
-"""Qwen-Image: a rectified flow over packed latents that reads a language model's states of any length."""
+"""Qwen-Image: a rectified flow over packed latents, conditioned on a language model's states of any length."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from grpaint.backends.families.base import JOINT, Guidance, ScaledFlow, pack, unpack
-from grpaint.backends.families.folder import Folder
+from grpaint.backends.families.folder import PipelineFolder
 
 
 class QwenImage(ScaledFlow):
@@ -15,11 +15,11 @@ class QwenImage(ScaledFlow):
     MOST_TOKENS = 1024
     PACKED = 4
 
-    def factor(self, folder: Folder) -> int:
+    def factor(self, folder: PipelineFolder) -> int:
         return int(2 ** len(folder.settings("vae/config.json")["temperal_downsample"]))
 
     def idle(self, network: Any) -> tuple[str, ...]:
-        last = f"transformer_blocks.{len(network.transformer_blocks) - 1}"  # its text tokens are dropped
+        last = f"transformer_blocks.{len(network.transformer_blocks) - 1}"  # whose text tokens are dropped
         names = ("attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out", "txt_mlp")
         return tuple(f"{last}.{name}" for name in names)
 
@@ -32,8 +32,8 @@ class QwenImage(ScaledFlow):
         return embeddings, lengths
 
     def room(self, pipe: Any, tokens: int) -> tuple[Any, int] | None:
-        before = pipe.tokenizer(pipe.prompt_template_encode.partition("{}")[0]).input_ids
-        return pipe.tokenizer, (tokens or 512) - len(before) + pipe.prompt_template_encode_start_idx
+        template_start = pipe.tokenizer(pipe.prompt_template_encode.partition("{}")[0]).input_ids
+        return pipe.tokenizer, (tokens or 512) - len(template_start) + pipe.prompt_template_encode_start_idx
 
     def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:
         embeddings, lengths = cond
@@ -51,10 +51,11 @@ class QwenImage(ScaledFlow):
             x,
         )
 
-    def combine(self, free: Tensor, conditional: Tensor, weight: float) -> Tensor:
-        """Guidance that keeps the length of every token's prediction, as its pipeline does."""
-        told, guided = pack(conditional), pack(super().combine(free, conditional, weight))
-        return unpack(guided * (told.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)), conditional)
+    def combine(self, unconditional: Tensor, conditional: Tensor, weight: float) -> Tensor:
+        """Classifier-free guidance that keeps the norm of each token's conditional output, as its pipeline does."""
+        guided = pack(super().combine(unconditional, conditional, weight))
+        norm = pack(conditional).norm(dim=-1, keepdim=True)
+        return unpack(guided * (norm / guided.norm(dim=-1, keepdim=True)), conditional)
 
     def decode(self, pipe: Any, latents: Tensor) -> Tensor:
         return super().decode(pipe, latents.unsqueeze(2))[:, :, 0]

@@ -1,13 +1,13 @@
-"""Noising paths as schedulers' settings describe them."""
+"""Noising paths, from the settings of diffusers' schedulers."""
 
 import math
 from typing import Any, Literal
 
-from grpaint.backends.families.folder import OFF, Folder
+from grpaint.backends.families.folder import OFF, PipelineFolder
 from grpaint.core.path import FlowPath, Path, VpPath
 from grpaint.core.prediction import Parametrisation
 
-# Their noise schedules are one; PNDM (as Stable Diffusion 1.5 ships it), DDPM and Euler (SDXL) are read as DDIM would
+# All four have the same noise schedule, so PNDM (Stable Diffusion 1.5), DDPM and Euler (SDXL) are read as DDIM would
 # read them. An Euler step in x / alpha is the DDIM step, and its grid ends in clean data.
 DIFFUSION: dict[str, dict[str, Any]] = {
     "DDIMScheduler": {"clip_sample": True, "set_alpha_to_one": True},
@@ -20,15 +20,15 @@ BETAS: dict[str, Literal["scaled-linear", "linear", "cosine"]] = {
     "linear": "linear",
     "squaredcos_cap_v2": "cosine",
 }
-KINDS: dict[str, Parametrisation] = {"epsilon": "epsilon", "v_prediction": "v"}
+PREDICTION_TYPES: dict[str, Parametrisation] = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
-def _diffusion(folder: Folder) -> dict[str, Any]:
+def _diffusion(folder: PipelineFolder) -> dict[str, Any]:
     allowed: dict[str, tuple[object, ...]] = {
         "num_train_timesteps": (1000,),
         "beta_schedule": tuple(BETAS),
         "trained_betas": (None,),
-        "prediction_type": tuple(KINDS),
+        "prediction_type": tuple(PREDICTION_TYPES),
         "timestep_spacing": ("leading", "trailing", "linspace"),
         "clip_sample": OFF,
         "thresholding": OFF,
@@ -38,7 +38,7 @@ def _diffusion(folder: Folder) -> dict[str, Any]:
         "use_beta_sigmas": OFF,
     }
     settings = folder.scheduler(DIFFUSION, allowed)
-    if settings["_class_name"] == "EulerDiscreteScheduler":  # elsewhere it starts off the path
+    if settings["_class_name"] == "EulerDiscreteScheduler":  # other settings start beside the path
         allowed |= {
             "timestep_spacing": ("leading",),
             "timestep_type": ("discrete",),
@@ -51,11 +51,11 @@ def _diffusion(folder: Folder) -> dict[str, Any]:
     return settings
 
 
-def diffusion_path(folder: Folder) -> VpPath:
+def diffusion_path(folder: PipelineFolder) -> VpPath:
     """The variance-preserving path of a diffusion model's scheduler.
 
     Raises:
-        ConfigError: where no path can express its settings.
+        ConfigError: if no path can express its settings.
     """
     settings = _diffusion(folder)
     return VpPath(
@@ -69,28 +69,29 @@ def diffusion_path(folder: Folder) -> VpPath:
 
 
 def as_ddim(scheduler: Any) -> Any:
-    """PNDM and DDPM as DDIM: their noise levels, and the steps of our ODE."""
+    """A DDIM scheduler in place of PNDM or DDPM: the same noise levels, with the steps of the ODE here."""
     if type(scheduler).__name__ not in ("PNDMScheduler", "DDPMScheduler"):
         return scheduler
     from diffusers import DDIMScheduler
 
-    last = bool(DIFFUSION[type(scheduler).__name__]["set_alpha_to_one"])
-    last = scheduler.config.get("set_alpha_to_one", last)
-    return DDIMScheduler.from_config(scheduler.config, clip_sample=False, set_alpha_to_one=last)
+    default = bool(DIFFUSION[type(scheduler).__name__]["set_alpha_to_one"])
+    to_one = scheduler.config.get("set_alpha_to_one", default)
+    return DDIMScheduler.from_config(scheduler.config, clip_sample=False, set_alpha_to_one=to_one)
 
 
-def diffusion_kind(folder: Folder) -> Parametrisation:
+def diffusion_parametrisation(folder: PipelineFolder) -> Parametrisation:
     """What the network of a diffusion model predicts."""
-    return KINDS[_diffusion(folder).get("prediction_type", "epsilon")]
+    return PREDICTION_TYPES[_diffusion(folder).get("prediction_type", "epsilon")]
 
 
-def flow_path(folder: Folder, spacing: Literal["linear", "sd3"], tokens: int = 0) -> FlowPath:
+def flow_path(folder: PipelineFolder, spacing: Literal["linear", "sd3"], tokens: int = 0) -> FlowPath:
     """The path of a ``FlowMatchEulerDiscreteScheduler``.
 
-    ``tokens``: patches of an image, by which a dynamic shift goes: its logarithm is linear in them.
+    ``tokens``: the number of patches of an image; 0 allows no dynamic shift. A dynamic shift of type "linear" is linear
+    in ``tokens``; one of type "exponential" is the exponential of that.
 
     Raises:
-        ConfigError: where no path can express its settings.
+        ConfigError: if no path can express its settings.
     """
     settings = folder.scheduler(
         {"FlowMatchEulerDiscreteScheduler": {"use_dynamic_shifting": False, "time_shift_type": "exponential"}},
@@ -115,6 +116,6 @@ def flow_path(folder: Folder, spacing: Literal["linear", "sd3"], tokens: int = 0
     return FlowPath(shift=shift, spacing=spacing, terminal=settings.get("shift_terminal") or 0.0)
 
 
-def stock_steps(path: Path, steps: int) -> bool:
-    """Whether the stock DDIM's steps of 1000 // ``steps`` lead from point to point: not where that is rounded."""
+def stock_grid_matches(path: Path, steps: int) -> bool:
+    """Whether the stock DDIM's steps of 1000 // ``steps`` end on its own grid; they do not if that is rounded."""
     return not isinstance(path, VpPath) or path.spacing == "leading" or 1000 % steps == 0

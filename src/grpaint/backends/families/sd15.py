@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: a variance-preserving diffusion whose U-Net reads one CLIP encoder."""
+"""Stable Diffusion 1.x and 2.x: a variance-preserving diffusion whose U-Net has one CLIP encoder."""
 
 from typing import Any, ClassVar
 

@@ -1,4 +1,4 @@
-"""SDXL and what is cut out of it (SSD-1B, Segmind Vega): a U-Net that reads two CLIP encoders and the image's size."""
+"""SDXL and its pruned versions (SSD-1B, Segmind Vega): a U-Net with two CLIP encoders and the image's size."""
 
 from typing import Any, ClassVar
 
@@ -13,19 +13,19 @@ class StableDiffusionXl(Diffusion):
     WITHOUT: ClassVar[dict[str, Any]] = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
 
     def encode(self, pipe: Any, texts: list[str], tokens: int) -> tuple[Tensor, ...]:
-        """The last hidden states but one of both encoders, and the second's pooled text, of the first window.
+        """The last hidden states but one of both encoders, and the second encoder's pooled text of the first window.
 
-        An empty caption is zeros where the pipeline says so, since that is what guidance extrapolates from.
+        Empty captions are zeros if the pipeline's settings say so, since its guidance extrapolates from zeros.
         """
-        found = []
+        states = []
         for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
             ids = windows(tokenizer, texts, tokens).to(pipe.device)
             out = encoder(ids.flatten(0, 1), output_hidden_states=True)
-            found.append(out.hidden_states[-2].unflatten(0, ids.shape[:2]).flatten(1, 2))
-        embeddings, pooled = torch.cat(found, -1), out.text_embeds[:: ids.shape[1]]
+            states.append(out.hidden_states[-2].unflatten(0, ids.shape[:2]).flatten(1, 2))
+        embeddings, pooled = torch.cat(states, -1), out.text_embeds[:: ids.shape[1]]
         if pipe.config.force_zeros_for_empty_prompt:
-            told = torch.tensor([bool(text) for text in texts], device=pooled.device)
-            embeddings, pooled = embeddings * told[:, None, None], pooled * told[:, None]
+            nonempty = torch.tensor([bool(text) for text in texts], device=pooled.device)
+            embeddings, pooled = embeddings * nonempty[:, None, None], pooled * nonempty[:, None]
         return embeddings, pooled
 
     def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:

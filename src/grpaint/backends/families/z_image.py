@@ -1,4 +1,4 @@
-"""Z-Image: a rectified flow whose single-stream transformer reads a language model's states of any length."""
+"""Z-Image: a rectified flow; its single-stream transformer is conditioned on a language model's states."""
 
 from typing import Any
 
@@ -13,25 +13,25 @@ class ZImage(ScaledFlow):
     PIPELINE = "ZImagePipeline"
 
     def arguments(self, guidance: float, kind: Guidance) -> dict[str, Any]:
-        return {"guidance_scale": guidance - 1}  # of the difference that is added
+        return {"guidance_scale": guidance - 1}  # it adds this times the difference to the conditional output
 
     def encode(self, pipe: Any, texts: list[str], tokens: int) -> tuple[Tensor, ...]:
         embeddings, _ = pipe.encode_prompt(
-            list(texts),  # which it changes
+            list(texts),  # a copy, since the pipeline changes the list
             do_classifier_free_guidance=False,
             **self.length(tokens),
         )
         return pad_sequence(embeddings, batch_first=True), torch.tensor([len(states) for states in embeddings])
 
     def room(self, pipe: Any, tokens: int) -> tuple[Any, int] | None:
-        asked = [{"role": "user", "content": ""}]
-        around = pipe.tokenizer.apply_chat_template(
-            asked, tokenize=False, add_generation_prompt=True, enable_thinking=True
+        empty_chat = [{"role": "user", "content": ""}]
+        template = pipe.tokenizer.apply_chat_template(
+            empty_chat, tokenize=False, add_generation_prompt=True, enable_thinking=True
         )
-        return pipe.tokenizer, (tokens or 512) - len(pipe.tokenizer(around).input_ids)
+        return pipe.tokenizer, (tokens or 512) - len(pipe.tokenizer(template).input_ids)
 
     def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:
-        """It runs from 0 at noise to 1 at data, and points from noise to data: the velocity with its sign turned."""
+        """Its time runs from 0 (noise) to 1 (data), and its output is the negative velocity."""
         states = [row[:length] for row, length in zip(cond[0], cond[1].tolist(), strict=True)]
         frames = list(x.unsqueeze(2).unbind())
         return -torch.stack(pipe.transformer(frames, 1 - t, states, return_dict=False)[0])[:, :, 0]

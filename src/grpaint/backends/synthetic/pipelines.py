@@ -1,6 +1,6 @@
-"""Pipelines with random weights, built from sizes alone: for the offline demo, and for speed and memory.
+"""Pipelines with random weights, built from sizes alone: for the offline demo and for measuring speed and memory.
 
-They spell captions out letter by letter, but for the words that they are given, which are a token each.
+Their tokenizers have a token for each letter, and one for each of the ``words`` that they are built with.
 """
 
 import string
@@ -11,43 +11,43 @@ from typing import Any
 import torch
 from torch import nn
 
-from grpaint.backends.synthetic.sizes import HEAD, SIZES, T5, Clip, Flux, Sd3, Vae, Xl
+from grpaint.backends.synthetic.sizes import HEAD, SIZES, ClipSize, FluxSize, Sd3Size, SdxlSize, T5Size, VaeSize
 from grpaint.core.errors import MissingExtra
 
 PIECES = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
 MARKS = ["<|startoftext|>", "<|endoftext|>"]
 
 
-def pipeline(size: Xl | Sd3 | Flux, words: Sequence[str] = (), seed: int = 0, device: str = "cpu") -> Any:
-    """A diffusers pipeline; on the device "meta" it has shapes alone.
+def pipeline(size: SdxlSize | Sd3Size | FluxSize, words: Sequence[str] = (), seed: int = 0, device: str = "cpu") -> Any:
+    """Build a diffusers pipeline; on the device "meta" it has shapes but no weights.
 
     Raises:
-        MissingExtra: without diffusers and transformers.
+        MissingExtra: if diffusers and transformers are not installed.
     """
     try:
         import diffusers
-        import transformers  # noqa: F401 - reason: without it diffusers offers stand-ins that fail when used
+        import transformers  # noqa: F401 - reason: without it diffusers has placeholders that fail when used
     except ImportError as error:
         raise MissingExtra("A diffusers model", "diffusers") from error
     torch.manual_seed(seed)
-    makers: dict[type, tuple[str, Callable[..., dict[str, Any]]]] = {
-        Xl: ("StableDiffusionXLPipeline", _xl),
-        Sd3: ("StableDiffusion3Pipeline", _sd3),
-        Flux: ("FluxPipeline", _flux),
+    builders: dict[type, tuple[str, Callable[..., dict[str, Any]]]] = {
+        SdxlSize: ("StableDiffusionXLPipeline", _sdxl),
+        Sd3Size: ("StableDiffusion3Pipeline", _sd3),
+        FluxSize: ("FluxPipeline", _flux),
     }
-    name, parts = makers[type(size)]
+    name, build_parts = builders[type(size)]
     with torch.device(device):
-        made = parts(size, words)
-    for part in made.values():
+        parts = build_parts(size, words)
+    for part in parts.values():
         if isinstance(part, nn.Module):
             part.eval()
-    return getattr(diffusers, name)(**made, scheduler=_schedule(size))
+    return getattr(diffusers, name)(**parts, scheduler=_scheduler(size))
 
 
-def _schedule(size: Xl | Sd3 | Flux) -> Any:
+def _scheduler(size: SdxlSize | Sd3Size | FluxSize) -> Any:
     import diffusers
 
-    if isinstance(size, Xl):
+    if isinstance(size, SdxlSize):
         return diffusers.EulerDiscreteScheduler(
             beta_start=0.00085,
             beta_end=0.012,
@@ -55,11 +55,11 @@ def _schedule(size: Xl | Sd3 | Flux) -> Any:
             timestep_spacing="leading",
             steps_offset=1,
         )
-    shifts = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15} if isinstance(size, Flux) else {}
+    shifts = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15} if isinstance(size, FluxSize) else {}
     return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, **shifts)
 
 
-def _xl(size: Xl, words: Sequence[str]) -> dict[str, Any]:
+def _sdxl(size: SdxlSize, words: Sequence[str]) -> dict[str, Any]:
     import transformers
 
     tokenizer = _tokenizer(size.text, words)
@@ -75,20 +75,20 @@ def _xl(size: Xl, words: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _unet(size: Xl) -> Any:
+def _unet(size: SdxlSize) -> Any:
     import diffusers
 
-    levels = [("CrossAttnDownBlock2D" if depth else "DownBlock2D") for depth in size.depths]
+    down_blocks = [("CrossAttnDownBlock2D" if depth else "DownBlock2D") for depth in size.depths]
     depths: dict[str, Any] = {"transformer_layers_per_block": [depth or 1 for depth in size.depths]}
     if size.up_depths:
-        ways = {"transformer_layers_per_block": size.depths, "reverse_transformer_layers_per_block": size.up_depths}
-        depths = {key: [list(depth) if isinstance(depth, tuple) else 1 for depth in way] for key, way in ways.items()}
+        levels = {"transformer_layers_per_block": size.depths, "reverse_transformer_layers_per_block": size.up_depths}
+        depths = {key: [list(d) if isinstance(d, tuple) else 1 for d in values] for key, values in levels.items()}
     return diffusers.UNet2DConditionModel(
         sample_size=size.pixels // 2 ** (len(size.vae.widths) - 1),
         block_out_channels=size.unet,
         layers_per_block=2,
-        down_block_types=tuple(levels),
-        up_block_types=tuple(kind.replace("Down", "Up") for kind in reversed(levels)),
+        down_block_types=tuple(down_blocks),
+        up_block_types=tuple(kind.replace("Down", "Up") for kind in reversed(down_blocks)),
         mid_block_type="UNetMidBlock2DCrossAttn" if size.middle else "UNetMidBlock2D",
         cross_attention_dim=2 * size.text.width,
         attention_head_dim=[max(1, width // HEAD) for width in size.unet],
@@ -101,7 +101,7 @@ def _unet(size: Xl) -> Any:
     )
 
 
-def _sd3(size: Sd3, words: Sequence[str]) -> dict[str, Any]:
+def _sd3(size: Sd3Size, words: Sequence[str]) -> dict[str, Any]:
     import diffusers
     import transformers
 
@@ -137,7 +137,7 @@ def _sd3(size: Sd3, words: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _flux(size: Flux, words: Sequence[str]) -> dict[str, Any]:
+def _flux(size: FluxSize, words: Sequence[str]) -> dict[str, Any]:
     import diffusers
     import transformers
 
@@ -162,7 +162,7 @@ def _flux(size: Flux, words: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _vae(size: Vae, pixels: int) -> Any:
+def _vae(size: VaeSize, pixels: int) -> Any:
     import diffusers
 
     return diffusers.AutoencoderKL(
@@ -178,7 +178,7 @@ def _vae(size: Vae, pixels: int) -> Any:
     )
 
 
-def _clip_config(size: Clip, tokenizer: Any) -> Any:
+def _clip_config(size: ClipSize, tokenizer: Any) -> Any:
     import transformers
 
     return transformers.CLIPTextConfig(
@@ -195,7 +195,7 @@ def _clip_config(size: Clip, tokenizer: Any) -> Any:
     )
 
 
-def _t5(size: T5) -> Any:
+def _t5(size: T5Size) -> Any:
     import transformers
 
     config = transformers.T5Config(
@@ -217,8 +217,8 @@ def _t5_tokenizer() -> Any:
     return transformers.T5TokenizerFast(vocab=pieces, extra_ids=0)
 
 
-def _tokenizer(size: Clip, words: Sequence[str]) -> Any:
-    """Letters, and ``words`` that are a token each."""
+def _tokenizer(size: ClipSize, words: Sequence[str]) -> Any:
+    """A CLIP tokenizer with a token for each letter and for each of ``words``."""
     import transformers
 
     vocabulary = {piece: number for number, piece in enumerate([*PIECES, *MARKS])}
@@ -228,13 +228,13 @@ def _tokenizer(size: Clip, words: Sequence[str]) -> Any:
 
 
 def save(name: str, folder: Path, words: Sequence[str] = (), seed: int = 0) -> Path:
-    """The pipeline of :data:`SIZES` by this name, in a folder."""
+    """Save the pipeline of the size ``SIZES[name]``, with random weights, in ``folder``."""
     pipeline(SIZES[name], words, seed).save_pretrained(folder)
     return folder
 
 
 def save_settings(name: str, folder: Path) -> Path:
-    """The same without its weights: what a plan needs."""
+    """Save the same pipeline without its weights, which is enough to plan a run."""
     pipe = pipeline(SIZES[name], device="meta")
     pipe.save_config(folder)
     parts: dict[str, Any] = pipe.components

@@ -1,8 +1,6 @@
-"""The runs of a comparison: what each is, making it in a process of its own, and the record that stays of it."""
+"""The runs of a comparison: their settings, running each in its own process, and the record of the finished run."""
 
-import base64
 import hashlib
-import io
 import json
 import os
 import re
@@ -17,29 +15,31 @@ from typing import Any
 from PIL import Image
 
 from grpaint.core.errors import ConfigError, RunError
-from grpaint.measures.score import score_of, shown, unit
+from grpaint.images.encoding import png_data_url
+from grpaint.measures.score import score_name, score_text, score_unit
 from grpaint.recipe.config import TrainRecipe, locate, open_recipe, override, read_toml
 from grpaint.run.folder import RunFolder
+from grpaint.storage.atomic import write_atomic
 
-KEPT = ("iteration", "score", "strict", "soft", "background", "patch_energy", "denoising_loss")
+RECORDED_SCORES = ("iteration", "score", "strict", "soft", "background", "patch_energy", "denoising_loss")
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A method in a comparison: a recipe, or a variant of one under a name of its own."""
+class Contender:
+    """A method in a comparison: a recipe, or a named variant of one with ``--set`` items."""
 
     name: str
     recipe: str
     sets: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, word: str) -> "Entry":
-        """``METHOD``, a recipe's file, or either as ``NAME=METHOD:KEY=VALUE;KEY=VALUE``.
+    def parse(cls, word: str) -> "Contender":
+        """Parse ``METHOD``, a recipe's file, or a variant of either, ``NAME=METHOD:KEY=VALUE;KEY=VALUE``.
 
         Raises:
-            ConfigError: where it is neither.
+            ConfigError: a variant is not of this form.
         """
         name, equals, rest = word.partition("=")
         recipe, colon, sets = rest.partition(":")
@@ -55,9 +55,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a recipe with its settings, and where its record goes."""
+    """One run of a contender: its ``--set`` items, its budget of model evaluations, and the file of its record."""
 
-    entry: Entry
+    contender: Contender
     world: str
     seed: int
     sets: tuple[str, ...]
@@ -66,35 +66,43 @@ class Job:
 
     @property
     def recipe(self) -> str:
-        """WORLD/METHOD, or the file."""
-        return self.entry.recipe if self.entry.recipe.endswith(".toml") else f"{self.world}/{self.entry.recipe}"
+        """The recipe's name, WORLD/METHOD, or its file."""
+        return (
+            self.contender.recipe
+            if self.contender.recipe.endswith(".toml")
+            else f"{self.world}/{self.contender.recipe}"
+        )
 
     @property
     def name(self) -> str:
-        """Also the name of its run folder."""
+        """The stem of the record's file, and the name of the run folder."""
         return self.record.stem
 
     def open(self) -> tuple[TrainRecipe, dict[str, Any]]:
-        """The recipe that this job runs."""
+        """Open the recipe with this job's settings.
+
+        Raises:
+            ConfigError: the recipe cannot be opened, or does not train by RL.
+        """
         recipe, settings = open_recipe(self.recipe, "train", self.sets)
         if not isinstance(recipe, TrainRecipe):
-            raise ConfigError(f"{self.entry.recipe}: only methods that train can be compared.")
+            raise ConfigError(f"{self.contender.recipe}: only methods that train can be compared.")
         return recipe, settings
 
     def fingerprint(self) -> str:
-        """Of the recipe, the settings given to it and the user's own files that they name.
+        """A hash of the recipe as written, its ``--set`` items and the user's own files that they name.
 
-        A default that is added later changes nothing.
+        Defaults are left out, so a default that is added later does not change it.
         """
-        given = override(read_toml(locate(self.recipe)), self.sets)
-        digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode())
-        for file in _own_files(given):
+        settings = override(read_toml(locate(self.recipe)), self.sets)
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for file in _own_files(settings):
             digest.update(file.read_bytes())
         return digest.hexdigest()[:16]
 
 
 def _own_files(value: Any) -> list[Path]:
-    """The files of a user's own that a recipe names anywhere as file.py:name, in its order."""
+    """The user's own files that a recipe names anywhere as file.py:name, in the order of sorted keys."""
     if isinstance(value, dict):
         value = [value[key] for key in sorted(value)]
     if isinstance(value, list):
@@ -103,11 +111,11 @@ def _own_files(value: Any) -> list[Path]:
     return [file] if file.suffix == ".py" and file.is_file() else []
 
 
-def load(job: Job) -> Record:
-    """A finished run's record.
+def read_record(job: Job) -> Record:
+    """Read the record of a finished job.
 
     Raises:
-        ConfigError: where it was made with other settings.
+        ConfigError: it was made with other settings.
     """
     record: Record = json.loads(job.record.read_text(encoding="utf-8"))
     if record["fingerprint"] != job.fingerprint():
@@ -118,24 +126,28 @@ def load(job: Job) -> Record:
     return record
 
 
-def part(jobs: Sequence[Job], shard: str) -> list[Job]:
-    """The jobs of shard "i/n", i from 1."""
+def select_shard(jobs: Sequence[Job], shard: str) -> list[Job]:
+    """The jobs of shard "i/n", with i from 1: every n-th job, from the i-th.
+
+    Raises:
+        ConfigError: ``shard`` is not of this form.
+    """
     number, _, count = shard.partition("/")
     if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
         raise ConfigError(f"--shard {shard}: write it as i/n, for example 1/2.")
     return list(jobs)[int(number) - 1 :: int(count)]
 
 
-def missing(jobs: Sequence[Job]) -> list[Job]:
+def unfinished(jobs: Sequence[Job]) -> list[Job]:
     """The jobs without a record."""
-    return [job for job in jobs if not (job.record.is_file() and load(job))]
+    return [job for job in jobs if not (job.record.is_file() and read_record(job))]
 
 
-def execute(jobs: Sequence[Job], work: Path, log: Callable[[str], None], workers: int) -> None:
-    """Run jobs in processes of their own, as many at once as ``workers``; an interrupted one is taken up where it was.
+def run_jobs(jobs: Sequence[Job], work: Path, log: Callable[[str], None], workers: int) -> None:
+    """Run each job in its own process, at most ``workers`` at once; an interrupted run is resumed.
 
     Raises:
-        RunError: after all others have ended, naming the runs that failed.
+        RunError: runs failed; raised after all others have ended, with the names of those that failed.
     """
     failed = []
     work.mkdir(parents=True, exist_ok=True)
@@ -143,13 +155,13 @@ def execute(jobs: Sequence[Job], work: Path, log: Callable[[str], None], workers
         waiting = {pool.submit(_run, job, work): job for job in jobs}
         try:
             for future in as_completed(waiting):
-                job, (code, said) = waiting[future], future.result()
+                job, (code, errors) = waiting[future], future.result()
                 if code:
-                    failed.append(f"{job.name} ({said.strip().splitlines()[-1] if said.strip() else code})")
+                    failed.append(f"{job.name} ({errors.strip().splitlines()[-1] if errors.strip() else code})")
                 else:
-                    last = load(job)["scores"][-1]
-                    name = score_of(last)
-                    log(f"{job.name}  held-out {shown(name, last[name])}{unit(name)}")
+                    last = read_record(job)["scores"][-1]
+                    name = score_name(last)
+                    log(f"{job.name}  held-out {score_text(name, last[name])}{score_unit(name)}")
         except KeyboardInterrupt:  # children got the signal too, and save
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -158,7 +170,7 @@ def execute(jobs: Sequence[Job], work: Path, log: Callable[[str], None], workers
 
 
 def _run(job: Job, work: Path) -> tuple[int, str]:
-    """One job to its end, and its record written; the code and what was said where it failed."""
+    """Train one job and write its record if it succeeds; return its exit code and standard error."""
     folder = RunFolder(work / "runs" / job.name)
     words = ["train", job.recipe, "--name", job.name, "--runs", str(work / "runs")]
     if folder.path.exists():
@@ -167,34 +179,32 @@ def _run(job: Job, work: Path) -> tuple[int, str]:
         words += ["--set", item]
     program = "import sys; from grpaint.cli import main; sys.argv[0] = 'grpaint'; sys.exit(main())"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program, *words], env=environment, capture_output=True, text=True, check=False
     )
-    if done.returncode == 0:
+    if process.returncode == 0:
         job.record.parent.mkdir(parents=True, exist_ok=True)
-        aside = job.record.with_suffix(".part")
-        aside.write_text(json.dumps(record_of(job, folder)) + "\n", encoding="utf-8")
-        aside.replace(job.record)
-    return done.returncode, done.stderr
+        write_atomic(job.record, json.dumps(make_record(job, folder)) + "\n")
+    return process.returncode, process.stderr
 
 
-def record_of(job: Job, folder: RunFolder) -> Record:
-    """What is kept of a finished run: its settings, its scores over cost, and its pictures, small."""
-    used = {0: (0, 0.0, 0)}
+def make_record(job: Job, folder: RunFolder) -> Record:
+    """The record of a finished run: its settings, its scores over cost, and its pictures at half size."""
+    spent = {0: (0, 0.0, 0)}  # by iteration: model evaluations, processor seconds, reward calls
     cpu, calls = 0.0, 0
     for line in folder.lines("metrics.jsonl"):
         cpu, calls = cpu + line["time/cpu_s"], calls + line.get("cost/reward_calls", 0)
-        used[line["iteration"]] = line["cost/model_evaluations"], cpu, calls
-    judged = folder.lines("evaluations.jsonl")
+        spent[line["iteration"]] = line["cost/model_evaluations"], cpu, calls
+    evaluation_lines = folder.lines("evaluations.jsonl")
     scores = []
-    for line in judged:
-        evaluations, seconds, asked = used[line["iteration"]]
-        kept = {name: line[name] for name in (*KEPT, score_of(line)) if name in line}
-        scores.append(kept | {"evaluations": evaluations, "cpu_s": round(seconds, 2), "reward_calls": asked})
-    guided = judged[0].get("base_guided")
+    for line in evaluation_lines:
+        evaluations, seconds, reward_calls = spent[line["iteration"]]
+        values = {name: line[name] for name in (*RECORDED_SCORES, score_name(line)) if name in line}
+        scores.append(values | {"evaluations": evaluations, "cpu_s": round(seconds, 2), "reward_calls": reward_calls})
+    guided = evaluation_lines[0].get("base_guided")
     return {
-        "method": job.entry.name,
-        "recipe": job.entry.recipe,
+        "method": job.contender.name,
+        "recipe": job.contender.recipe,
         "world": job.world,
         "seed": job.seed,
         "fingerprint": job.fingerprint(),
@@ -202,7 +212,7 @@ def record_of(job: Job, folder: RunFolder) -> Record:
         "evaluations": scores[-1]["evaluations"],
         "cpu_s": scores[-1]["cpu_s"],
         "scores": scores,
-        "base_guided": guided and {"guidance": guided["guidance"], score_of(guided): guided[score_of(guided)]},
+        "base_guided": guided and {"guidance": guided["guidance"], score_name(guided): guided[score_name(guided)]},
         "pictures": _pictures(folder.samples / "before-after.png"),
         "versions": folder.facts().get("versions"),
         "commit": folder.facts().get("commit"),
@@ -210,12 +220,10 @@ def record_of(job: Job, folder: RunFolder) -> Record:
 
 
 def _pictures(file: Path) -> str:
-    """A run's page of pictures, half size, as the text of a data address."""
+    """A run's sheet of pictures at half size, in a ``data:`` URL; empty if there is none."""
     if not file.is_file():
         return ""
-    with Image.open(file) as page:
-        small = page.convert("RGB").resize((page.width // 2, page.height // 2), Image.Resampling.LANCZOS)
+    with Image.open(file) as sheet:
+        small = sheet.convert("RGB").resize((sheet.width // 2, sheet.height // 2), Image.Resampling.LANCZOS)
         small = small.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return png_data_url(small, optimize=True)

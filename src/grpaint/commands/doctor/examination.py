@@ -1,4 +1,4 @@
-"""What the checks are given, and what they give."""
+"""The model under examination, which every check takes, and the finding, which it returns."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,17 +26,25 @@ GROUP = 4
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found. ``passed`` is None where it does not apply; ``mend`` is the likely cause and the way out."""
+    """The result of a check.
+
+    ``passed`` is None if the check does not apply; ``evidence`` is the measurement, ``fix`` the likely cause of a
+    failure and the way out.
+    """
 
     check: str
     passed: bool | None
-    found: str
-    mend: str = ""
+    evidence: str
+    fix: str = ""
+
+    def plain(self) -> dict[str, str | bool | None]:
+        """The finding as ``grpaint doctor --json`` prints it."""
+        return {"check": self.check, "passed": self.passed, "found": self.evidence, "mend": self.fix}
 
 
 @dataclass
 class Examination:
-    """A recipe's model, opened once, and what the checks ask of it. Each check leaves the weights as they were."""
+    """A recipe's model, loaded once, with the samples and updates that checks need; checks restore its weights."""
 
     recipe: TrainRecipe
     policy: Model
@@ -49,7 +57,7 @@ class Examination:
 
     @cached_property
     def plan(self) -> Plan:
-        """The recipe's sampler with every step noisy, or its path's usual one where the recipe has no noise."""
+        """The recipe's sampler with every step noisy, or the usual sampler of its path if the recipe has no noise."""
         sampler = self.recipe.plan.sampler
         if isinstance(sampler, Ode) or not self.recipe.plan.window.reach(self.recipe.plan.steps):
             sampler = Ddim() if isinstance(self.policy.path, VpPath) else FlowSde()
@@ -57,36 +65,36 @@ class Examination:
 
     @property
     def clip(self) -> float | None:
-        """The recipe's lower clip range, where it is one of the plain ratio."""
+        """The recipe's lower clip range; None unless its surrogate is PPO's clipped ratio."""
         surrogate = getattr(self.recipe.objective, "surrogate", None)
         return surrogate.low if isinstance(surrogate, PpoClip) else None
 
     @cached_property
     def trainable(self) -> dict[str, torch.nn.Parameter]:
-        """What learns, by name."""
+        """The trainable parameters by name."""
         return self.policy.weights.trainable
 
     def rollout(self, iteration: int = 0, group: int = GROUP) -> Rollout:
-        """A small rollout."""
+        """Sample a small rollout of ``group`` images per prompt."""
         return roll(self.policy, self.prompts, group, self.plan, iteration=iteration, seed=0)
 
     def replay(self, rollout: Rollout, part: Transition) -> Tensor:
-        """The log-ratio of a recorded step, taken again."""
+        """The log-ratio ``[b]`` of recorded actions under the current weights."""
         cond = rollout.cond.rows(part.rows)
         gaussian, _ = act(self.policy, rollout.sampler, part.x, part.here, part.there, cond)
         return log_ratio(gaussian, part).detach()
 
     def images(self, weights: Weights = "current", count: int = 2 * GROUP) -> Tensor:
-        """Samples of the deterministic sampler from fixed noise."""
+        """Images ``[count, 3, h, w]`` of the deterministic sampler from fixed noise."""
         prompts = [self.prompts[i % 2] for i in range(count)]
         plan = Plan(self.plan.steps, window=Closed(), weights=weights)
-        done = roll(self.policy, prompts, 1, plan, iteration=0, seed=1)
+        rollout = roll(self.policy, prompts, 1, plan, iteration=0, seed=1)
         with torch.no_grad():
-            return self.policy.decode(done.x0).float()
+            return self.policy.decode(rollout.x0).float()
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Give the weights back as they were."""
+    def restored(self) -> Iterator[None]:
+        """Restore the weights on exit."""
         before = {name: {k: t.clone() for k, t in sets.items()} for name, sets in self.policy.weights.tensors().items()}
         try:
             yield
@@ -94,26 +102,26 @@ class Examination:
             self.policy.weights.load(before)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Adam at ten times the recipe's rate, so that a few updates show."""
+        """Adam at ten times the recipe's learning rate, so that a few updates have an effect."""
         return torch.optim.Adam(self.policy.parameters(), lr=10 * self.recipe.train.learning_rate)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """The run's own: in fp16 small gradients would round to 0."""
+        """The gradient scaler of a run; without it small gradients would round to 0 in fp16."""
         return torch.amp.GradScaler(self.runtime.device, init_scale=2.0**10, enabled=self.runtime.precision == "fp16")
 
     def learn(self, iterations: int, group: int = GROUP) -> None:
-        """GRPO on the brightness of images."""
+        """Train a few iterations of GRPO with the brightness of images as reward."""
         optimizer, scaler, small = self.optimizer(), self.scaler(), getattr(self.recipe.objective, "minibatch", 0)
         for iteration in range(iterations):
             rollout = self.rollout(iteration, group)
             with torch.no_grad():
                 bright = self.policy.decode(rollout.x0).float().mean((1, 2, 3)).cpu()
-            gains = GroupNorm()(RewardTable({"brightness": bright}), rollout)
-            update(optimizer, scaler, PolicyGradient(minibatch=small)(self.policy, rollout, gains))
+            advantages = GroupNorm()(RewardTable({"brightness": bright}), rollout)
+            update(optimizer, scaler, PolicyGradient(minibatch=small)(self.policy, rollout, advantages))
 
 
 def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, terms: Iterable[Term]) -> None:
-    """One step down the terms; where fp16 overflows there is none."""
+    """Take one optimizer step on the sum of the terms; skip it if fp16 overflows."""
     optimizer.zero_grad(set_to_none=True)
     for term in terms:
         scaler.scale(term.loss).backward()

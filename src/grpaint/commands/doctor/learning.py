@@ -1,4 +1,4 @@
-"""Checks of what an update does: gradients, weights, their average, two losses, and the file that is saved."""
+"""Checks of updates: gradients, weights, the running average, the SFT loss, a GRPO reward, and the exported file."""
 
 import dataclasses
 import tempfile
@@ -16,60 +16,63 @@ from grpaint.storage.files import WEIGHTS_FILE, write_weights
 
 
 def gradients(case: Examination) -> Finding:
-    """Every trainable tensor gets a gradient (a second matrix of an adapter has to leave its zeros first)."""
+    """Check that every trainable tensor gets a gradient.
+
+    It takes two updates: until the second matrix of an adapter has left its initial zeros, the first one gets none.
+    """
     name = "gradients reach every trainable tensor"
     if not any(p.requires_grad for p in case.trainable.values()):
         return Finding(
             name, False, "nothing is trainable", "the adapter or the network is frozen: requires_grad is off"
         )
-    with case.kept():
+    with case.restored():
         case.learn(2)
         dead = [key for key, p in case.trainable.items() if p.grad is None or not p.grad.any()]
-        wild = [key for key, p in case.trainable.items() if p.grad is not None and not p.grad.isfinite().all()]
+        nonfinite = [key for key, p in case.trainable.items() if p.grad is not None and not p.grad.isfinite().all()]
         for p in case.trainable.values():
             p.grad = None
-    said = f"{len(case.trainable) - len(dead)} of {len(case.trainable)} tensors"
-    if wild:
-        said += f", {len(wild)} with NaN or infinity, for example {wild[0]}"
+    evidence = f"{len(case.trainable) - len(dead)} of {len(case.trainable)} tensors"
+    if nonfinite:
+        evidence += f", {len(nonfinite)} with NaN or infinity, for example {nonfinite[0]}"
     return Finding(
         name,
-        not dead and not wild,
-        said + (f"; none in {dead[0]}" if dead else ""),
+        not dead and not nonfinite,
+        evidence + (f"; none in {dead[0]}" if dead else ""),
         "layers that are frozen, or whose output nothing reads: name others in model.lora.targets; NaN: precision",
     )
 
 
-def moves(case: Examination) -> Finding:
-    """An update changes the weights, and through them the samples; the reference stays."""
-    with case.kept():
+def weights_move(case: Examination) -> Finding:
+    """Check that an update changes the weights and the samples, but not the samples of the reference weights."""
+    with case.restored():
         before, base = _copies(case), case.images("reference", 2)
         case.learn(2)
         moved = sum(not torch.equal(t, before[key]) for key, t in _copies(case).items())
-        same = torch.equal(case.images("reference", 2), base)
-        told = not torch.equal(case.images("current", 2), base)
+        reference_stayed = torch.equal(case.images("reference", 2), base)
+        samples_changed = not torch.equal(case.images("current", 2), base)
     return Finding(
         "weights move, the reference does not",
-        moved == len(before) and told and same,
-        f"{moved} of {len(before)} tensors moved, samples {'changed' if told else 'did not change'}, the reference "
-        f"{'stayed' if same else 'changed'}",
+        moved == len(before) and samples_changed and reference_stayed,
+        f"{moved} of {len(before)} tensors moved, samples {'changed' if samples_changed else 'did not change'}, the "
+        f"reference {'stayed' if reference_stayed else 'changed'}",
         "the optimizer holds other tensors than the network, or the adapter is not switched on and off",
     )
 
 
-def average(case: Examination) -> Finding:
-    """The running average follows the weights."""
-    with case.kept():
+def running_average(case: Examination) -> Finding:
+    """Check that the running average follows the weights."""
+    with case.restored():
         case.learn(1)
         case.policy.blend("average", 0.0)
         same = torch.equal(case.images("average", 2), case.images("current", 2))
-        there = {key: t.clone() for key, t in case.policy.weights.copies["average"].items()}
+        earlier = {key: t.clone() for key, t in case.policy.weights.copies["average"].items()}
         case.learn(1)
         case.policy.blend("average", 0.5)
-        now = _copies(case)
-        halves = [(there[key] + now[key]) / 2 for key in now]
-        kept = case.policy.weights.copies["average"]
-        apart = [(kept[key] - half).abs().max() for key, half in zip(now, halves, strict=True)]
-        off = torch.stack(apart).max().item()
+        current = _copies(case)
+        means = [(earlier[key] + current[key]) / 2 for key in current]
+        averaged = case.policy.weights.copies["average"]
+        errors = [(averaged[key] - mean).abs().max() for key, mean in zip(current, means, strict=True)]
+        off = torch.stack(errors).max().item()
     return Finding(
         "running average",
         same and off <= 1e-6,
@@ -78,10 +81,10 @@ def average(case: Examination) -> Finding:
     )
 
 
-def fits(case: Examination, iterations: int = 12) -> Finding:
-    """A few supervised updates on white images, at other noise: a lower denoising loss, and answers nearer the truth.
+def sft_lowers_loss(case: Examination, iterations: int = 12) -> Finding:
+    """Check that SFT on white images lowers the denoising loss at new noise and turns predictions towards the target.
 
-    The loss alone would not do: a network with random weights lowers it by answering less, in whatever direction.
+    The loss alone is not enough: a network with random weights lowers it by predicting smaller values.
     """
     loss, prompts = natural_loss(case.policy.path), case.prompts * 4
     white = torch.ones_like(case.images(count=1)).cpu().expand(len(prompts), -1, -1, -1)
@@ -89,42 +92,42 @@ def fits(case: Examination, iterations: int = 12) -> Finding:
     def batch(iteration: int) -> Rollout:
         return captioned(case.policy, white, prompts, iteration=iteration, seed=0)
 
-    def measured() -> tuple[float, float]:
-        nothing, unseen = torch.zeros(len(prompts)), [batch(10**6 + iteration) for iteration in range(4)]
+    def loss_and_cosine() -> tuple[float, float]:
+        zeros, unseen = torch.zeros(len(prompts)), [batch(10**6 + iteration) for iteration in range(4)]
         with torch.no_grad():
-            losses = [term.loss.item() for part in unseen for term in loss(case.policy, part, nothing)]
-            return sum(losses) / len(unseen), sum(_agreement(case, part) for part in unseen) / len(unseen)
+            losses = [term.loss.item() for part in unseen for term in loss(case.policy, part, zeros)]
+            return sum(losses) / len(unseen), sum(_prediction_cosine(case, part) for part in unseen) / len(unseen)
 
-    with case.kept():
-        before, optimizer, scaler = measured(), case.optimizer(), case.scaler()
+    with case.restored():
+        before, optimizer, scaler = loss_and_cosine(), case.optimizer(), case.scaler()
         for iteration in range(iterations):
             update(optimizer, scaler, loss(case.policy, batch(iteration), torch.zeros(len(prompts))))
-        after = measured()
+        after = loss_and_cosine()
     return Finding(
         "SFT lowers the denoising loss",
         after[0] < before[0] and after[1] > before[1],
-        f"{before[0]:.4f} -> {after[0]:.4f} on white images after {iterations} updates, cosine of the answer with the "
-        f"truth {before[1]:+.3f} -> {after[1]:+.3f}",
+        f"{before[0]:.4f} -> {after[0]:.4f} on white images after {iterations} updates, cosine of the prediction with "
+        f"the target {before[1]:+.3f} -> {after[1]:+.3f}",
         "the prediction type, its sign or the noise schedule is not the model's, or the learning rate is ten times too "
         "high",
     )
 
 
-def _agreement(case: Examination, batch: Rollout) -> float:
-    """Mean cosine of what the network says is noise (less image, on a flow) with what is."""
+def _prediction_cosine(case: Examination, batch: Rollout) -> float:
+    """Mean cosine between the predicted and the true noise, or noise minus image on a flow."""
     path, count = case.policy.path, len(batch.x0)
     times = path.times((torch.arange(count) + 0.5) / count).to(batch.x0.device)
     here = path.at(times.view(-1, *[1] * (batch.x0.ndim - 1)))
     eps = case.policy.noise((batch.seed, batch.iteration, "agreement"), range(count))
-    seen = case.policy.predict(here.alpha * batch.x0 + here.sigma * eps, here, batch.cond)
+    prediction = case.policy.predict(here.alpha * batch.x0 + here.sigma * eps, here, batch.cond)
     flow = not isinstance(path, VpPath)
-    said, true = seen.eps - flow * seen.x0, eps - flow * batch.x0
-    return torch.cosine_similarity(said.flatten(1), true.flatten(1)).mean().item()
+    predicted, true = prediction.eps - flow * prediction.x0, eps - flow * batch.x0
+    return torch.cosine_similarity(predicted.flatten(1), true.flatten(1)).mean().item()
 
 
-def learns(case: Examination, iterations: int = 12, group: int = 16) -> Finding:
-    """A few GRPO updates make images brighter where brightness is the reward."""
-    with case.kept():
+def grpo_raises_reward(case: Examination, iterations: int = 12, group: int = 16) -> Finding:
+    """Check that a few GRPO updates with brightness as the reward make images brighter."""
+    with case.restored():
         before = case.images(count=16).mean((1, 2, 3))
         case.learn(iterations, group)
         gain = case.images(count=16).mean((1, 2, 3)) - before
@@ -138,15 +141,15 @@ def learns(case: Examination, iterations: int = 12, group: int = 16) -> Finding:
     )
 
 
-def reload(case: Examination) -> Finding:
-    """What is exported makes the same images after it is loaded again."""
-    with case.kept(), tempfile.TemporaryDirectory() as place:
-        file, base = FilePath(place) / WEIGHTS_FILE, case.images(count=2)
-        with case.kept():
+def export_reloads(case: Examination) -> Finding:
+    """Check that exported weights make the same images after they are loaded again."""
+    with case.restored(), tempfile.TemporaryDirectory() as folder:
+        file, base = FilePath(folder) / WEIGHTS_FILE, case.images(count=2)
+        with case.restored():
             case.learn(2)
             tuned = case.images(count=2)
             write_weights(file, *case.policy.export("current"))
-        loaded = _drawn_by(file, case)
+        loaded = _images_of_file(file, case)
     off, moved = (loaded - tuned).abs().mean().item(), (tuned - base).abs().mean().item()
     return Finding(
         "the saved file reloads to the same image",
@@ -156,14 +159,14 @@ def reload(case: Examination) -> Finding:
     )
 
 
-def _drawn_by(file: FilePath, case: Examination) -> Tensor:
-    """Images of a saved file: read into the model at hand where that can be done, so that no second one is opened."""
+def _images_of_file(file: FilePath, case: Examination) -> Tensor:
+    """Draw images with a saved file, loaded into the open model if possible, so that no second one is opened."""
     if isinstance(case.policy, DiffusersPolicy):
         case.policy.take(file)
         return case.images(count=2)
-    again = case.recipe.model.from_file(str(file)).load(case.runtime)
-    again.guidance = case.policy.guidance
-    return dataclasses.replace(case, policy=again).images(count=2)
+    policy = case.recipe.model.from_file(str(file)).load(case.runtime)
+    policy.guidance = case.policy.guidance
+    return dataclasses.replace(case, policy=policy).images(count=2)
 
 
 def _copies(case: Examination) -> dict[str, Tensor]:

@@ -1,9 +1,6 @@
-"""``grpaint plan``: what a recipe will need, said before any weight is opened."""
+"""``grpaint plan``: predict memory, model evaluations, disk and time of a recipe before any weight is opened.
 
-from grpaint.commands.estimate import page
-from grpaint.commands.estimate.calibration import Times, calibrate
-from grpaint.commands.estimate.forecast import Forecast, forecast, overhead
-from grpaint.commands.estimate.levers import Pull, levers
-from grpaint.commands.estimate.rehearsal import Memory, rehearse
-
-__all__ = ["Forecast", "Memory", "Pull", "Times", "calibrate", "forecast", "levers", "overhead", "page", "rehearse"]
+``rehearsal`` runs the recipe's own loop on tensors without storage, ``ledger`` counts the bytes they would take,
+``replay`` repeats the cost of a network's call without running it, ``forecast`` sums up, ``levers`` searches settings
+that need less memory, ``calibration`` measures seconds, and ``terminal`` formats all of it.
+"""

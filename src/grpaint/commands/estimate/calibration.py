@@ -1,4 +1,4 @@
-"""Seconds, by running a recipe's own loop on this machine for a moment."""
+"""Predict a recipe's seconds by timing a short run of its own loop on this machine."""
 
 import dataclasses
 import math
@@ -11,30 +11,30 @@ from typing import Any
 import torch
 
 from grpaint.commands.estimate.forecast import Forecast
-from grpaint.commands.estimate.rehearsal import Unwritten, unrewarded
+from grpaint.commands.estimate.rehearsal import UnsavedLoop, with_stand_in_rewards
 from grpaint.core.runtime import resolve
-from grpaint.learn.external_rewards import running
+from grpaint.learn.external_rewards import connect_rewards
 from grpaint.loops import sft, train
 from grpaint.recipe.config import Recipe, SftRecipe
 from grpaint.recipe.costs import costs
 from grpaint.recipe.pieces import Model
 
-PROMPTS, IMAGES = 2, 8
+PROMPTS, IMAGES = 2, 8  # of an iteration that is timed: prompts of RL, images of SFT
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of an iteration, by phase, and to the end, with judging."""
+    """Seconds: by phase, of an iteration, and of the whole run with judging."""
 
     phases: dict[str, float]
     iteration: float
     whole: float
 
 
-class Timed(Unwritten):
-    """Two iterations, the first to warm up; seconds and model evaluations of the second, by phase.
+class TimedLoop(UnsavedLoop):
+    """Runs two iterations, the first as warm-up, and records seconds and model evaluations of the second by phase.
 
-    What is scored beside sampling counts as far as the loop waits for it.
+    Rewards that are computed beside sampling count only as far as the loop waits for them.
     """
 
     def __init__(self, recipe: Recipe, policy: Model) -> None:
@@ -51,9 +51,9 @@ class Timed(Unwritten):
     def phase(self, name: str) -> Iterator[None]:
         before, start = self.policy.meter.counts["training"], self._now()
         yield
-        used = self.policy.meter.counts["training"] - before
+        evaluations = self.policy.meter.counts["training"] - before
         self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
-        self.evaluations[name] = self.evaluations.get(name, 0) + used
+        self.evaluations[name] = self.evaluations.get(name, 0) + evaluations
 
     def _now(self) -> float:
         if self.policy.runtime.device == "cuda":
@@ -61,16 +61,16 @@ class Timed(Unwritten):
         return time.perf_counter()
 
 
-def calibrate(said: Forecast) -> Times:
-    """Open the weights, run a few prompts for two iterations, and extrapolate by model evaluations.
+def calibrate(forecast: Forecast) -> Times:
+    """Load the weights, time two iterations of a few prompts, and extrapolate by model evaluations.
 
-    The reward phase is extrapolated by images. Rewards are asked, and their scores replaced, so that every row is
-    trained on.
+    The reward phase is extrapolated by images. Rewards are computed, but their scores are replaced, so that every row
+    is trained on.
     """
-    recipe = said.recipe
+    recipe = forecast.recipe
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    small: Any = unrewarded(recipe, ask=True)
+    small: Any = with_stand_in_rewards(recipe, call=True)
     if isinstance(small, SftRecipe):
         share = recipe.train.batch / (rows := min(IMAGES, small.train.batch))  # type: ignore[union-attr]
         small = dataclasses.replace(small, train=dataclasses.replace(small.train, batch=rows))
@@ -80,17 +80,18 @@ def calibrate(said: Forecast) -> Times:
         share = small.train.prompts / prompts
         parts = min(small.train.parts, prompts)
         small = dataclasses.replace(small, train=dataclasses.replace(small.train, prompts=prompts, parts=parts))
-    loop = Timed(small, small.model.load(resolve(recipe.device, recipe.precision)))
+    loop = TimedLoop(small, small.model.load(resolve(recipe.device, recipe.precision)))
     if isinstance(recipe, SftRecipe):
         sft(small, loop)
     else:
-        with running(recipe.reward_set().rewards, lambda _: None):
+        with connect_rewards(recipe.reward_set().rewards, lambda _: None):
             train(small, loop)
-    return _extrapolated(said, loop, share)
+    return _extrapolate(forecast, loop, share)
 
 
-def _extrapolated(said: Forecast, loop: Timed, share: float) -> Times:
-    whole = costs(said.recipe)
+def _extrapolate(forecast: Forecast, loop: TimedLoop, share: float) -> Times:
+    """Scale the timed iteration up by ``share``: images of a full iteration divided by the images timed."""
+    whole = costs(forecast.recipe)
     phases = {
         name: seconds / loop.evaluations[name] * whole[f"evaluations_{name}"] if loop.evaluations[name] else
         seconds * share
@@ -99,5 +100,5 @@ def _extrapolated(said: Forecast, loop: Timed, share: float) -> Times:
     iteration = sum(phases.values())
     first = next(iter(loop.seconds))
     rate = loop.seconds[first] / loop.evaluations[first]
-    each, every, judging = said.evaluations
+    each, every, judging = forecast.evaluations
     return Times(phases, iteration, iteration * every / each + rate * judging)

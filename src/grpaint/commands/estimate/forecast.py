@@ -1,12 +1,12 @@
-"""A recipe's needs in numbers: parameters, memory by phase, model evaluations, disk."""
+"""The forecast of a recipe: parameters, memory by phase, model evaluations, disk."""
 
 import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from grpaint.backends.fake import hollow
-from grpaint.commands.estimate.rehearsal import Known, Memory, rehearse
+from grpaint.backends.fake import fake_runtime
+from grpaint.commands.estimate.rehearsal import Memory, TraceCache, rehearse
 from grpaint.core.errors import ConfigError
 from grpaint.core.runtime import Device
 from grpaint.recipe.build import Plain
@@ -20,25 +20,25 @@ SLACK = 0.05  # of the peak: workspaces of kernels and gaps between blocks; an a
 
 
 def overhead(peak: int, device: str) -> int:
-    """What a GPU takes beside the tensors; nothing is said of a CPU's process."""
+    """Bytes that a GPU needs beside the tensors, by assumption; 0 for a CPU, whose process is not predicted."""
     return int(CONTEXT + SLACK * peak) if device == "cuda" else 0
 
 
-def amount(text: str) -> int:
-    """Bytes of "24GB", "23.5GiB" or "8192MiB".
+def parse_bytes(text: str) -> int:
+    """Parse "24GB", "23.5GiB" or "8192MiB" to bytes.
 
     Raises:
-        ConfigError: where it is none of these.
+        ConfigError: ``text`` is not of this form, or 0.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])(i?)b", text.strip().lower())
-    if not found or not float(found[1]):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])(i?)b", text.strip().lower())
+    if not match or not float(match[1]):
         raise ConfigError(f"--gpu {text}: write a size as 24GB (24 * 10^9 bytes) or 24GiB (24 * 2^30).")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** (" kmgt".index(found[2])))
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** (" kmgt".index(match[2])))
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is said of a recipe; ``evaluations`` are model evaluations of an iteration, of all, and of all judging."""
+    """What a recipe needs; ``evaluations``: network passes per iteration, of all iterations, and of all judging."""
 
     recipe: Recipe
     device: str
@@ -48,7 +48,7 @@ class Forecast:
 
     @property
     def peak(self) -> int:
-        """The most memory of any phase, with what a GPU takes besides."""
+        """The highest peak of any phase in bytes, with the GPU's overhead."""
         most = max(self.memory.peaks.values())
         return most + overhead(most, self.device)
 
@@ -58,35 +58,38 @@ class Forecast:
 
     @property
     def disk(self) -> int:
-        """Bytes of the checkpoints that are kept, the best, and the one that is being written."""
+        """Bytes of the checkpoints: the last ``checkpoint.keep``, the best, and the one being written."""
         return (self.recipe.checkpoint.keep + 2) * sum(self.memory.checkpoint.values())
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """The forecast as ``grpaint plan --json`` prints it."""
         memory = vars(self.memory) | {"overhead": {n: overhead(v, self.device) for n, v in self.memory.peaks.items()}}
         names = ("iteration", "all", "judging")
         counts = dict(zip(names, self.evaluations, strict=True))
-        said = {"device": self.device, "precision": self.precision, "evaluations": counts, "disk": self.disk}
-        return said | memory | {"peak": self.peak}
+        settings = {"device": self.device, "precision": self.precision, "evaluations": counts, "disk": self.disk}
+        return settings | memory | {"peak": self.peak}
 
 
-def forecast(table: Plain, stage: str, device: Device | None = None, known: Known | None = None) -> Forecast:
-    """Plan for a recipe's table; ``device`` in place of its own. ``known`` makes a further plan of a model quicker.
+def forecast(table: Plain, stage: str, device: Device | None = None, cache: TraceCache | None = None) -> Forecast:
+    """Predict the needs of a recipe's table; ``device`` replaces its own.
+
+    A shared ``cache`` makes further forecasts of the same model faster.
 
     Raises:
-        ConfigError, CheckpointError: where it could not run, or its model is not one of ours.
+        ConfigError, CheckpointError: the recipe could not run, or its model is not one of grpaint's own.
     """
     recipe, _ = resolve(table, stage)
     if kind_of(type(recipe.model)) is None:
         raise ConfigError(f'model.kind = "{table["model"]["kind"]}": only models of grpaint\'s own can be planned for.')
-    runtime = hollow(device or recipe.device, recipe.precision)
-    memory = rehearse(recipe, runtime, known or Known())
+    runtime = fake_runtime(device or recipe.device, recipe.precision)
+    memory = rehearse(recipe, runtime, cache or TraceCache())
     return Forecast(recipe, runtime.target, runtime.precision, memory, _evaluations(recipe))
 
 
 def _evaluations(recipe: Recipe) -> tuple[int, int, int]:
-    said, train, judge = costs(recipe), recipe.train, recipe.evaluate
-    each = said["evaluations_update"] if isinstance(recipe, SftRecipe) else said["evaluations_iteration"]
+    """Model evaluations of an iteration, of all iterations, and at most of all judging."""
+    numbers, train, judge = costs(recipe), recipe.train, recipe.evaluate
+    each = numbers["evaluations_update"] if isinstance(recipe, SftRecipe) else numbers["evaluations_iteration"]
     count = min(train.iterations, math.ceil(train.evaluations / each)) if train.evaluations else train.iterations
     distilled = getattr(recipe.model, "guided_by", "") == "distilled"
     guided = 0 if isinstance(recipe, SftRecipe) or distilled else len(judge.guided)

@@ -1,4 +1,4 @@
-"""Counts the bytes of live tensors while code runs, and their peak by phase."""
+"""Count the bytes of live tensors while code runs, and their peak by phase."""
 
 import weakref
 from collections.abc import Iterable, Iterator
@@ -12,23 +12,24 @@ from torch.utils._pytree import tree_leaves
 
 
 def size(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind some tensors, each counted once."""
-    kept = [tensor.untyped_storage() for tensor in tensors]
-    return sum({storage._cdata: storage.nbytes() for storage in kept}.values())
+    """Bytes of the storages of some tensors, each storage counted once."""
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 @dataclass
 class Peak:
-    """The most bytes that were live at once, in all and without those that were credited."""
+    """The most bytes that were live at once: all of them, and without those that were credited."""
 
     whole: int
-    less: int
+    uncredited: int
 
 
 class Ledger(TorchDispatchMode):
-    """Inside it every storage that an operation makes is booked until it is freed.
+    """A context in which every storage that an operation creates is counted until it is freed.
 
-    What one kernel takes for itself and gives back (a convolution's workspace) is no tensor, and is not seen.
+    Memory that a kernel allocates and frees inside one call (a convolution's workspace) is not a tensor and is not
+    counted.
     """
 
     def __init__(self) -> None:
@@ -43,36 +44,36 @@ class Ledger(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self.note(leaf)
+                self.count(leaf)
         return out
 
-    def note(self, tensor: Tensor) -> None:
-        """Book a tensor's storage, unless it is booked."""
+    def count(self, tensor: Tensor) -> None:
+        """Count a tensor's storage, unless it is counted already."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._sizes:
             self._sizes[key] = storage.nbytes()
             self.live += self._sizes[key]
-            self.spike(0)
+            self.record_spike(0)
             weakref.finalize(storage, self._drop, key)
 
     def _drop(self, key: int) -> None:
         self.live -= self._sizes.pop(key)
 
-    def spike(self, extra: int) -> None:
-        """For a moment there are ``extra`` bytes more than are live."""
+    def record_spike(self, extra: int) -> None:
+        """Raise the peaks as if ``extra`` bytes were live for a moment, in addition to those counted."""
         now = self.live + extra
         if self._phases and self._phases[-1]:
             name = self._phases[-1]
             self.peaks[name] = max(self.peaks.get(name, 0), now)
         for peak in self._watched:
-            peak.whole, peak.less = max(peak.whole, now), max(peak.less, now - self.credit)
+            peak.whole, peak.uncredited = max(peak.whole, now), max(peak.uncredited, now - self.credit)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Inside, peaks are booked under ``name``; the innermost phase counts."""
+        """Record peaks under ``name`` inside this context; of nested phases, under the innermost."""
         self._phases.append(name)
-        self.spike(0)
+        self.record_spike(0)
         try:
             yield
         finally:
@@ -80,7 +81,7 @@ class Ledger(TorchDispatchMode):
 
     @contextmanager
     def watch(self) -> Iterator[Peak]:
-        """Gives the peak inside, which no phase is charged with."""
+        """Yield the peak inside this context, which counts for no phase."""
         self._watched.append(Peak(self.live, self.live - self.credit))
         try:
             with self.phase(""):

@@ -1,19 +1,19 @@
-"""What to pull where memory is short: settings in the order of what they cost, each tried by planning again."""
+"""Search for settings that lower the memory peaks: levers, cheapest first, each tried with a new forecast."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from grpaint.commands.estimate.forecast import Forecast, forecast, overhead
-from grpaint.commands.estimate.rehearsal import Known
+from grpaint.commands.estimate.rehearsal import TraceCache
 from grpaint.core.errors import ConfigError
 from grpaint.core.runtime import Device
 from grpaint.recipe.build import Plain
 from grpaint.recipe.config import SftRecipe, TrainRecipe, override
 
-REAL = 0.98  # a lever that leaves more than this of the peak is not worth its price
+REAL = 0.98  # a lever that leaves a larger share of the peak is not worth its price
 Sets = tuple[str, ...]
-PARTS = {  # a run's phase, and what of it is planned for on its own
+PARTS = {  # a run's phase, and the phases of a forecast that it consists of
     "rollout": ("encode", "rollout"),
     "reward": ("decode", "reward"),
     "update": ("encode", "update"),
@@ -22,19 +22,20 @@ PARTS = {  # a run's phase, and what of it is planned for on its own
 
 
 @dataclass(frozen=True)
-class Pull:
-    """A lever: the ``--set`` items, and the recipe's forecast with it and all before it."""
+class Lever:
+    """``--set`` items that lower a peak, and the recipe's forecast with them and all levers before them."""
 
     sets: Sets
     forecast: Forecast
 
     @property
     def line(self) -> str:
-        """To paste."""
+        """The items as command-line arguments."""
         return " ".join(f"--set {item}" for item in self.sets)
 
 
 def _halves(key: str, start: int, least: int = 1) -> list[Sets]:
+    """Settings of half of ``start``, a quarter and so on, down to ``least``."""
     values: list[Sets] = []
     while start // 2 >= least:
         start //= 2
@@ -42,11 +43,11 @@ def _halves(key: str, start: int, least: int = 1) -> list[Sets]:
     return values
 
 
-def choices(now: Forecast) -> Iterator[list[Sets]]:
-    """Levers that are not pulled, cheapest first; each a list of settings, from the mildest to the strongest.
+def available_levers(now: Forecast) -> Iterator[list[Sets]]:
+    """Levers that the recipe does not use yet, cheapest first; each a list of settings from weakest to strongest.
 
-    The first only split work into smaller parts; then come those that compute more, those that round or learn
-    otherwise, and last those that change what is asked for.
+    The first ones only split work into smaller parts; then come those that compute more, those that round or train
+    differently, and last those that change what the run produces.
     """
     recipe, train = now.recipe, now.recipe.train
     model: Any = recipe.model
@@ -81,61 +82,61 @@ def choices(now: Forecast) -> Iterator[list[Sets]]:
 
 
 def _smaller(model: object) -> list[Sets]:
-    """Images of three quarters, half and a quarter of each side."""
+    """Sides of three quarters, a half and a quarter of the image's, in multiples of 64."""
     sides = getattr(model, "pixels", None) or (0, 0)
     smaller = [tuple(int(side * share) // 64 * 64 for side in sides) for share in (0.75, 0.5, 0.25)]
     return [(f"model.height={high}", f"model.width={width}") for high, width in smaller if high and width]
 
 
 class _Search:
-    """Levers pulled so far, and what is still too large."""
+    """The recipe's table and forecast with the levers accepted so far."""
 
     def __init__(self, table: Plain, stage: str, device: Device | None, now: Forecast) -> None:
         self.table, self.stage, self.device, self.now = table, stage, device, now
-        self.known = Known()
+        self.cache = TraceCache()
 
     def attempt(self, sets: Sequence[str]) -> Forecast | None:
-        """The forecast with further settings; None where the recipe does not allow them."""
+        """The forecast with further settings; None if the recipe does not allow them."""
         try:
-            return forecast(override(self.table, sets), self.stage, self.device, self.known)
+            return forecast(override(self.table, sets), self.stage, self.device, self.cache)
         except ConfigError:
             return None
 
-    def lowers(self, tried: Forecast, phases: Sequence[str]) -> bool:
-        """Whether it takes something off a phase that is too large, and the highest peak is not raised for it."""
-        old, new = self.now.memory.peaks, tried.memory.peaks
-        return tried.peak <= self.now.peak and any(new.get(phase, 0) < REAL * old[phase] for phase in phases)
+    def lowers(self, candidate: Forecast, phases: Sequence[str]) -> bool:
+        """Whether a forecast lowers one of ``phases`` by a worthwhile amount without raising the highest peak."""
+        old, new = self.now.memory.peaks, candidate.memory.peaks
+        return candidate.peak <= self.now.peak and any(new.get(phase, 0) < REAL * old[phase] for phase in phases)
 
-    def accept(self, sets: Sets, found: Forecast) -> Pull:
-        """Go on from here."""
-        self.table, self.now = override(self.table, sets), found
-        return Pull(sets, found)
+    def accept(self, sets: Sets, forecast_with: Forecast) -> Lever:
+        """Continue the search with these settings."""
+        self.table, self.now = override(self.table, sets), forecast_with
+        return Lever(sets, forecast_with)
 
 
-def levers(
+def find_levers(
     table: Plain, stage: str, now: Forecast, *, limit: int = 0, phase: str = "", device: Device | None = None
-) -> Iterator[Pull]:
-    """Levers that lower what is too large, one after another.
+) -> Iterator[Lever]:
+    """Yield levers that lower peaks which are too large, each on top of those before it.
 
-    With ``limit``, bytes: until every phase fits, each pulled as little as that allows. With ``phase``, which ran out
-    of memory nobody knows how far: each once, by half where it is a number.
+    With ``limit`` in bytes: until every phase fits, each lever at the weakest setting that is enough. With ``phase``,
+    which ran out of memory by an unknown amount: every lever at its weakest setting that helps.
     """
     search = _Search(table, stage, device, now)
-    for options in list(choices(now)):
+    for options in list(available_levers(now)):
         large = (
-            [largest(search.now, phase)]
+            [largest_part(search.now, phase)]
             if phase
             else [n for n, v in search.now.memory.peaks.items() if _exceeds(search.now, v, limit)]
         )
         if not large:
             return
-        pulled = _mildest(search, options, large, limit) if limit else _first(search, options, large)
-        if pulled:
-            yield search.accept(*pulled)
+        best = _weakest(search, options, large, limit) if limit else _first(search, options, large)
+        if best:
+            yield search.accept(*best)
 
 
-def largest(now: Forecast, phase: str) -> str:
-    """The part of a run's phase with the highest peak."""
+def largest_part(now: Forecast, phase: str) -> str:
+    """The forecast's phase with the highest peak of those that a run's phase consists of."""
     parts = [part for part in PARTS.get(phase, (phase,)) if part in now.memory.peaks]
     return max(parts, key=lambda part: now.memory.peaks[part])
 
@@ -145,28 +146,29 @@ def _exceeds(now: Forecast, peak: int, limit: int) -> bool:
 
 
 def _first(search: _Search, options: Sequence[Sets], large: Sequence[str]) -> tuple[Sets, Forecast] | None:
+    """The weakest setting that lowers one of the phases; None if none does."""
     for sets in options:
-        tried = search.attempt(sets)
-        if tried and search.lowers(tried, large):
-            return sets, tried
+        candidate = search.attempt(sets)
+        if candidate and search.lowers(candidate, large):
+            return sets, candidate
     return None
 
 
-def _mildest(
+def _weakest(
     search: _Search, options: Sequence[Sets], large: Sequence[str], limit: int
 ) -> tuple[Sets, Forecast] | None:
-    """The mildest choice after which what it concerns fits; the strongest where none is enough."""
+    """The weakest setting that makes the affected phases fit, or the strongest if none does; None if none helps."""
     strongest = search.attempt(options[-1]) if options else None
     if not strongest or not search.lowers(strongest, large):
         return None
     best = options[-1], strongest
-    concerned = [n for n in large if strongest.memory.peaks.get(n, 0) < REAL * search.now.memory.peaks[n]]
-    low, high = 0, len(options) - 1  # what lies at high is enough, or all there is
+    affected = [n for n in large if strongest.memory.peaks.get(n, 0) < REAL * search.now.memory.peaks[n]]
+    low, high = 0, len(options) - 1  # the option at high is enough, or the strongest
     while low < high:
         middle = (low + high) // 2
-        tried = search.attempt(options[middle])
-        if tried and not any(_exceeds(tried, tried.memory.peaks[name], limit) for name in concerned):
-            best, high = (options[middle], tried), middle
+        candidate = search.attempt(options[middle])
+        if candidate and not any(_exceeds(candidate, candidate.memory.peaks[name], limit) for name in affected):
+            best, high = (options[middle], candidate), middle
         else:
             low = middle + 1
     return best

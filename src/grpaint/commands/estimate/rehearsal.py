@@ -1,4 +1,4 @@
-"""A recipe's own loop, run through twice on hollow networks: what it holds, when, and how much of it."""
+"""Run a recipe's own loop for two iterations on fake networks, to predict its memory by phase."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grpaint.backends.fake import Hollow, conducted
+from grpaint.backends.fake import FakeRuntime, emulate_device
 from grpaint.backends.scenes import ScenePolicy
 from grpaint.commands.estimate.ledger import Ledger, size
-from grpaint.commands.estimate.replay import Recall, RecalledFamily, Traces
+from grpaint.commands.estimate.replay import Replay, ReplayedFamily, Traces
 from grpaint.core.policy import Prompt
 from grpaint.judge import sample
 from grpaint.learn.objective import Term
@@ -31,7 +31,7 @@ PHASES = ("load", "encode", "rollout", "decode", "reward", "update", "evaluate")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: ``peaks`` by phase, and what stays through all of them."""
+    """Bytes: ``peaks`` by phase, what is held through all of them, and files by name; ``parameters`` are numbers."""
 
     peaks: dict[str, int]
     weights: int
@@ -42,8 +42,8 @@ class Memory:
     trainable: int
 
 
-class Unwritten(Loop):
-    """A loop that writes nothing and goes through ``turns`` iterations."""
+class UnsavedLoop(Loop):
+    """A loop that writes nothing and ends after ``turns`` iterations."""
 
     turns = 2
 
@@ -56,15 +56,15 @@ class Unwritten(Loop):
             yield number
 
     def record(self, numbers: Line) -> None:
-        """Nobody reads them."""
+        """Drop the metrics."""
 
 
-class Rehearsal(Unwritten):
-    """The loop of a hollow model: no decision on a gradient's value, and the held-out prompts between iterations."""
+class Rehearsal(UnsavedLoop):
+    """The loop of a fake model: takes no decision by a gradient's value, and evaluates between its iterations."""
 
     def __init__(self, recipe: Recipe, policy: Model, ledger: Ledger) -> None:
         super().__init__(recipe, policy)
-        self.ledger, self.scaler = ledger, torch.amp.GradScaler("cpu", enabled=False)  # it reads values
+        self.ledger, self.scaler = ledger, torch.amp.GradScaler("cpu", enabled=False)  # an enabled one reads values
 
     def iterations(self) -> Iterator[int]:
         for number in super().iterations():
@@ -88,39 +88,39 @@ class Rehearsal(Unwritten):
 
 
 @dataclass(frozen=True)
-class Stand:
-    """In a reward's place: scores that differ within every group, after ``asked`` was asked, where there is one."""
+class StandInReward:
+    """Returns scores that differ within every group; ``reward``, if given, is computed and its scores dropped."""
 
     needs_reference: bool
-    asked: Callable[[Tensor, Sequence[Prompt]], Any] | None = None
+    reward: Callable[[Tensor, Sequence[Prompt]], Any] | None = None
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        if self.asked:
-            self.asked(images, prompts)
+        if self.reward:
+            self.reward(images, prompts)
         return torch.arange(len(prompts)) * 0.618 % 1
 
 
-class Blank:
-    """A recipe's captions with hollow images of the model's own size."""
+class FakeImages:
+    """A recipe's data with fake images of the model's own size in place of its own."""
 
-    def __init__(self, data: Data, pixels: tuple[int, ...], runtime: Hollow) -> None:
+    def __init__(self, data: Data, pixels: tuple[int, ...], runtime: FakeRuntime) -> None:
         self._data, self._pixels, self._runtime = data, pixels, runtime
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._data, name)
 
     def batch(self, count: int, iteration: int, seed: int) -> tuple[Tensor, list[Prompt]]:
-        """Captioned images."""
+        """FakeRuntime images ``[count, 3, h, w]`` with captions."""
         return self._runtime.blank((count, *self._pixels)), self._data.prompts(count, iteration, seed)
 
 
-def unrewarded(recipe: Recipe, *, ask: bool) -> Recipe:
-    """The recipe with scores of no meaning; ``ask``: its rewards are asked all the same."""
+def with_stand_in_rewards(recipe: Recipe, *, call: bool) -> Recipe:
+    """The recipe with meaningless scores; with ``call`` its rewards are computed all the same."""
     if isinstance(recipe, SftRecipe):
         return recipe
     rewards = {
         name: dataclasses.replace(
-            item, reward=Stand(getattr(item.reward, "needs_reference", False), item.reward if ask else None)
+            item, reward=StandInReward(getattr(item.reward, "needs_reference", False), item.reward if call else None)
         )
         for name, item in recipe.rewards.items()
     }
@@ -128,67 +128,68 @@ def unrewarded(recipe: Recipe, *, ask: bool) -> Recipe:
 
 
 @dataclass
-class Known:
-    """What rehearsals have learned of models, for those that come after: how work is split changes no trace."""
+class TraceCache:
+    """The traces of models for later rehearsals; how work is split into batches changes no trace."""
 
     traces: dict[str, Traces] = field(default_factory=dict)
 
-    def of(self, model: Any, runtime: Hollow) -> Traces:
-        """The traces of a model."""
+    def of(self, model: Any, runtime: FakeRuntime) -> Traces:
+        """The traces of a model on a runtime."""
         parts = {name: 1 for name in ("batch", "vae_batch") if hasattr(model, name)}
         key = f"{dataclasses.replace(model, **parts)} {runtime}"
         return self.traces.setdefault(key, {})
 
 
-def rehearse(recipe: Recipe, runtime: Hollow, known: Known) -> Memory:
-    """Run the recipe's own loop without contents.
+def rehearse(recipe: Recipe, runtime: FakeRuntime, cache: TraceCache) -> Memory:
+    """Run the recipe's own loop on tensors without storage, and return the memory that it would take.
 
     Raises:
-        ConfigError, CheckpointError: where the model's settings are missing, damaged or do not go together.
+        ConfigError, CheckpointError: the model's settings are missing, damaged or incompatible.
     """
-    with Ledger() as ledger, conducted(runtime.target):
+    with Ledger() as ledger, emulate_device(runtime.target):
         policy = recipe.model.load(runtime)
-        _follow(policy, runtime, ledger, known.of(recipe.model, runtime))
+        _instrument(policy, runtime, ledger, cache.of(recipe.model, runtime))
         with torch.no_grad():
             pixels = policy.decode(runtime.blank((1, *recipe.model.sample_shape))).shape[1:]
         ledger.peaks.clear()
-        data: Any = Blank(recipe.data, tuple(pixels), runtime)
+        data: Any = FakeImages(recipe.data, tuple(pixels), runtime)
         recipe.data.prepare(lambda _: None)
-        recipe = dataclasses.replace(unrewarded(recipe, ask=False), data=data)
+        recipe = dataclasses.replace(with_stand_in_rewards(recipe, call=False), data=data)
         loop = Rehearsal(recipe, policy, ledger)
         sft(recipe, loop) if isinstance(recipe, SftRecipe) else train(recipe, loop)
         return _memory(policy, loop, ledger)
 
 
-def _follow(policy: Any, runtime: Hollow, ledger: Ledger, traces: Traces) -> None:
-    """Give the parts of a policy's work phases of their own, and run a pipeline's networks once for each shape."""
+def _instrument(policy: Any, runtime: FakeRuntime, ledger: Ledger, traces: Traces) -> None:
+    """Record encoding and decoding as separate phases, and replay the networks after the first call of each shape."""
     shape = policy.spec.sample_shape
     policy.noise = lambda _, rows: runtime.blank((len(rows), *shape))
     for name in ("encode", "encode_images", "decode"):
         phase = "decode" if name == "decode" else "encode"
-        setattr(policy, name, booked(getattr(policy, name), partial(ledger.phase, phase)))
-    recall = Recall(policy.parameters(), runtime, ledger, traces)
+        setattr(policy, name, in_phase(getattr(policy, name), partial(ledger.phase, phase)))
+    replay = Replay(policy.parameters(), runtime, ledger, traces)
     if isinstance(policy, ScenePolicy):
         clean = policy._clean
-        policy._clean = lambda x, level, cond: recall.run(  # type: ignore[method-assign]
+        policy._clean = lambda x, level, cond: replay.run(  # type: ignore[method-assign]
             "call", (x, cond.tokens.shape), lambda: clean(x, level, cond)
         )
     else:
-        policy.family = RecalledFamily(policy.family, recall)
-        made: dict[Any, Any] = {}  # embeddings: one for every length in tokens, which is all that shapes go by
-        policy._embed = lambda texts: [_embedding(policy, text, made) for text in texts]
+        policy.family = ReplayedFamily(policy.family, replay)
+        embeddings: dict[Any, Any] = {}  # by length in tokens, on which alone their shapes depend
+        policy._embed = lambda texts: [_embedding(policy, text, embeddings) for text in texts]
 
 
-def _embedding(policy: Any, text: str, made: dict[Any, Any]) -> Any:
-    found = policy.family.room(policy.pipe, policy.spec.tokens)
-    key = len(found[0](text, add_special_tokens=False, verbose=False).input_ids) if found else text
-    if key not in made:
-        made[key] = next(iter(policy._encoded([text])))
-    return made[key]
+def _embedding(policy: Any, text: str, embeddings: dict[Any, Any]) -> Any:
+    """The embedding of a caption, or an earlier one of as many tokens if the family has a tokenizer to count them."""
+    room = policy.family.room(policy.pipe, policy.spec.tokens)
+    key = len(room[0](text, add_special_tokens=False, verbose=False).input_ids) if room else text
+    if key not in embeddings:
+        embeddings[key] = next(iter(policy._encode_each([text])))
+    return embeddings[key]
 
 
-def booked(work: Callable[..., Any], phase: Callable[[], AbstractContextManager[None]]) -> Callable[..., Any]:
-    """``work``, charged to a phase of its own."""
+def in_phase(work: Callable[..., Any], phase: Callable[[], AbstractContextManager[None]]) -> Callable[..., Any]:
+    """Wrap ``work`` so that it runs inside a phase."""
 
     @wraps(work)
     def inside(*args: Any) -> Any:
@@ -199,23 +200,26 @@ def booked(work: Callable[..., Any], phase: Callable[[], AbstractContextManager[
 
 
 def _modules(policy: Any) -> Iterator[nn.Module]:
+    """The modules of a pipeline, or the network of another policy."""
     pipe = getattr(policy, "pipe", None)
     parts = pipe.components.values() if pipe else [policy.weights.module]
     return (part for part in parts if isinstance(part, nn.Module))
 
 
 def _memory(policy: Model, loop: Rehearsal, ledger: Ledger) -> Memory:
-    tensors = [t for module in _modules(policy) for t in (*module.parameters(), *module.buffers())]
+    network = [t for module in _modules(policy) for t in (*module.parameters(), *module.buffers())]
     states = [t for optimizer in loop.optimizers for state in optimizer.state.values() for t in state.values()]
-    copies = [t for kept in policy.weights.copies.values() for t in kept.values()]
+    copies = [t for tensors in policy.weights.copies.values() for t in tensors.values()]
     every = {id(p): p.numel() for module in _modules(policy) for p in module.parameters()}
-    files = {name: sum(t.numel() * t.element_size() for t in kept.values()) for name, (kept, _) in loop.files().items()}
-    weights, kept_copies = size(tensors), size(copies)
-    peaks = {"load": weights + kept_copies} | ledger.peaks
+    files = {
+        name: sum(t.numel() * t.element_size() for t in tensors.values()) for name, (tensors, _) in loop.files().items()
+    }
+    weights, copied = size(network), size(copies)
+    peaks = {"load": weights + copied} | ledger.peaks
     return Memory(
         {name: peaks[name] for name in PHASES if name in peaks},
         weights,
-        kept_copies,
+        copied,
         size(t for t in states if isinstance(t, Tensor)),
         files,
         sum(every.values()),

@@ -1,57 +1,101 @@
-"""The command: check, make what is missing, then evaluation.json and evaluation.html from all that is there."""
+"""Evaluate one model and print its scores, or several on the same prompts with records and a page."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpaint.commands.evaluate.parts import REFERENCE, SHOWN, Parts
-from grpaint.commands.evaluate.result import FREE, RECONSTRUCTION, Assessed
-from grpaint.commands.evaluate.sources import Judging, Source
+from rich.console import Console
+from typer import echo
+
+from grpaint.commands.evaluate.candidates import Candidate, Judging, parse_candidates
+from grpaint.commands.evaluate.parts import REFERENCE, SHOWN, EvaluationParts
+from grpaint.commands.evaluate.result import FREE, RECONSTRUCTION, Assessment
 from grpaint.core.errors import ConfigError
-from grpaint.report.evaluation_page import page
+from grpaint.judge import evaluate, judging_rewards
+from grpaint.report.pages.evaluation import alarm_lines, evaluation_page, measure_tables
+from grpaint.report.terminal import evaluation_table, hacking_line
+from grpaint.run.folder import RunFolder, find_checkpoint
+from grpaint.run.saved import open_model
+from grpaint.storage.atomic import write_atomic
 
 Log = Callable[[str], None]
 
 
-def _alike(sources: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """The names of sources whose weights are the same."""
-    by: dict[str, list[str]] = {}
-    for name, known in sources.items():
-        by.setdefault(known["weights"], []).append(name)
-    return [names for names in by.values() if len(names) > 1]
+def run(sources: list[str], sets: list[str], out: Path | None, *, few: bool, keep: bool, as_json: bool) -> None:
+    """Evaluate the models of ``sources`` and print the result; several, or one with ``out``, get records and a page.
+
+    Raises:
+        ConfigError, CheckpointError: a model cannot be evaluated.
+    """
+    if len(sources) == 1 and out is None and not sources[0].endswith(":base"):
+        _judge_one(sources[0], sets, as_json=as_json)
+        return
+    folder, console = out or Path("evaluation"), Console()
+    log = Console(stderr=True).print
+    result = assess(parse_candidates(sources), sets, folder, few=few, keep=keep, log=log)
+    if as_json:
+        echo(json.dumps(result))
+        return
+    for part in (*measure_tables(result), *alarm_lines(result)):
+        console.print(part)
+    console.print(f"page  {folder / 'evaluation.html'}", soft_wrap=True)
+
+
+def _judge_one(source: str, sets: list[str], *, as_json: bool) -> None:
+    """Evaluate one model and print its scores by category, and an alarm of reward hacking that its run raised."""
+    policy, recipe = open_model(source, sets)
+    line = evaluate(policy, recipe.data, recipe.evaluate, rewards=judging_rewards(recipe))
+    if as_json:
+        echo(json.dumps(line))
+        return
+    console = Console()
+    console.print(evaluation_table(line))
+    for folder in find_checkpoint(source).parents:
+        if alarm := hacking_line(RunFolder(folder).facts()):
+            console.print(alarm, soft_wrap=True)
+
+
+def _with_equal_weights(candidates: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Lists of the names of candidates that have the same weights."""
+    by_hash: dict[str, list[str]] = {}
+    for name, facts in candidates.items():
+        by_hash.setdefault(facts["weights"], []).append(name)
+    return [names for names in by_hash.values() if len(names) > 1]
 
 
 def assess(
-    sources: Sequence[Source], sets: Sequence[str], out: Path, *, few: bool, keep: bool, log: Log
+    candidates: Sequence[Candidate], sets: Sequence[str], out: Path, *, few: bool, keep: bool, log: Log
 ) -> dict[str, Any]:
-    """Judge every source on the same prompts and noise; repeat it to go on.
+    """Evaluate every candidate on the same prompts and noise; a repeated call continues from the records in ``out``.
 
     Raises:
-        ConfigError, CheckpointError: for what cannot be judged, before any weight is opened.
+        ConfigError, CheckpointError: a model cannot be evaluated; raised before any weight is opened.
     """
-    if any(source.name == REFERENCE for source in sources):
+    if any(candidate.name == REFERENCE for candidate in candidates):
         raise ConfigError(f'"{REFERENCE}" is the name of the true images; call the model something else.')
-    judging = Judging.of(sources[-1].recipe(sets))
-    judging.check(sources, sets)
+    judging = Judging.of(candidates[-1].recipe(sets))
+    judging.check(candidates, sets)
     held_out = judging.held_out()
     judging.check_references(held_out, few=few)
-    parts = Parts(judging, out, held_out, log, keep)
+    parts = EvaluationParts(judging, out, held_out, log, keep)
     if judging.referenced:
-        parts.reference()
-    found = Assessed(parts, {source.name: parts.make(source, sets) for source in sources})
-    for names in _alike(found.sources):
+        parts.record_references()
+    facts = {candidate.name: parts.record_candidate(candidate, sets) for candidate in candidates}
+    assessment = Assessment(parts, facts)
+    for names in _with_equal_weights(facts):
         log(f"{' and '.join(names)} have the same weights; what an earlier RUN began from is RUN:base.")
-    result = found.result()
-    true = {REFERENCE: found.reference["shown/free"]} if judging.referenced else {}
-    shown = {
-        protocol: true | {name: scores[f"shown/{part}"] for name, scores in found.scores.items()}
+    result = assessment.result()
+    references = {REFERENCE: assessment.reference["shown/free"]} if judging.referenced else {}
+    images = {
+        protocol: references | {name: scores[f"shown/{part}"] for name, scores in assessment.scores.items()}
         for protocol, part in ((FREE, "free"), (RECONSTRUCTION, "reconstruction"))
-        if part == "free" or true
+        if part == "free" or references
     }
     captions = [prompt.text for prompt in parts.prompts[:SHOWN]]
-    for name, text in (("json", json.dumps(result, indent=1) + "\n"), ("html", page(result, shown, captions))):
-        aside = out / f".evaluation.{name}.part"
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(out / f"evaluation.{name}")
+    for name, text in (
+        ("json", json.dumps(result, indent=1) + "\n"),
+        ("html", evaluation_page(result, images, captions)),
+    ):
+        write_atomic(out / f"evaluation.{name}", text)
     return result

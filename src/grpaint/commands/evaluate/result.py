@@ -1,4 +1,4 @@
-"""Numbers from scores: values, differences from the first source with bootstrap intervals, and a card beside each."""
+"""Turn scores into measures: values, differences from the first candidate with intervals, and a card for each."""
 
 import importlib.metadata
 from collections import defaultdict
@@ -10,47 +10,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpaint.commands.evaluate.parts import REFERENCE, Parts, Tensors
-from grpaint.commands.evaluate.sources import NEIGHBOURS, STANDS_FOR, described
-from grpaint.measures.distances import KernelDistance, Moments, frechet_distance, pairwise_distance, recalled
+from grpaint.commands.evaluate.candidates import NEIGHBOURS, STANDS_FOR, piece_settings
+from grpaint.commands.evaluate.parts import REFERENCE, EvaluationParts, Tensors
+from grpaint.measures.distances import KernelDistance, Moments, frechet_distance, pairwise_distance, recall_hits
 from grpaint.measures.features import file_hash
-from grpaint.measures.hacking import Watch, hacking
-from grpaint.measures.intervals import resampled_mean_interval, resamples
+from grpaint.measures.hacking import Watch, hacking_alarm
+from grpaint.measures.intervals import resample_counts, resampled_mean_interval
 from grpaint.recipe.build import dump
 from grpaint.rewards.scenes import SceneCleanliness, SceneDistance, SceneScorer
 from grpaint.scenes.scorer import SHIPPED
 
 FREE, RECONSTRUCTION = "free generation", "reconstruction"
-LOWER = ("fid", "kid", "background", "patch_energy", "image/grid_energy", "denoising_loss")  # is better
+LOWER_IS_BETTER = ("fid", "kid", "background", "patch_energy", "image/grid_energy", "denoising_loss")
 NORMAL_95 = 1.959964
 PIXELS = {"ssim": "torchmetrics", "psnr": "torchmetrics"}
 
 
 @dataclass(frozen=True)
-class Assessed:
-    """All records of a command, and what follows from them; the first source is what the others are compared with."""
+class Assessment:
+    """The measures computed from all records of a command; the first candidate is the one to compare with."""
 
-    parts: Parts
-    sources: Mapping[str, Mapping[str, Any]]  # what is known of each, in order
+    parts: EvaluationParts
+    candidates: Mapping[str, Mapping[str, Any]]  # facts by name, as EvaluationParts.record_candidate returns them
 
     @cached_property
     def scores(self) -> dict[str, Tensors]:
-        """The tensors of each source."""
-        return {name: self.parts.load(name) for name in self.sources}
+        """The tensors of each candidate."""
+        return {name: self.parts.load(name) for name in self.candidates}
 
     @cached_property
     def reference(self) -> Tensors:
-        """Those of the reference images, where there are any."""
+        """The tensors of the reference images; empty if there are none."""
         return self.parts.load(REFERENCE) if self.parts.judging.referenced else {}
 
     @property
     def first(self) -> str:
-        """The source that the others are compared with."""
-        return next(iter(self.sources))
+        """The name of the candidate that the others are compared with."""
+        return next(iter(self.candidates))
 
     @cached_property
     def categories(self) -> dict[str, Tensor]:
-        """Rows by category of their prompts."""
+        """The rows of each category of prompts."""
         rows: dict[str, list[int]] = defaultdict(list)
         for row, prompt in enumerate(self.parts.prompts):
             rows[self.parts.judging.recipe.data.category(prompt)].append(row)
@@ -60,100 +60,108 @@ class Assessed:
 
     def measures(self) -> list[dict[str, Any]]:
         """Every measure with its protocol, card, values and differences."""
-        known = self.scores[self.first]
-        rows = [self._by_image(*key.split("/", 1)) for key in known if key.startswith(("free/", "reconstruction/"))]
+        keys = self.scores[self.first]
+        rows = [self._by_image(*key.split("/", 1)) for key in keys if key.startswith(("free/", "reconstruction/"))]
         return [*self._distances(), *self._diversity(), *rows, *self._denoising()]
 
     def _by_image(self, part: str, name: str) -> dict[str, Any]:
-        """A measure of single images: means, by category too, their differences over the same prompts."""
-        columns = {source: scores[f"{part}/{name}"].double() for source, scores in self.scores.items()}
+        """A measure of single images: means and paired differences, over all prompts and by category."""
+        columns = {candidate: scores[f"{part}/{name}"].double() for candidate, scores in self.scores.items()}
         protocol = FREE if part == "free" else RECONSTRUCTION
         every = torch.arange(len(self.parts.prompts))
         by = {kind: self._means(columns, rows) for kind, rows in self.categories.items()}
         return self._entry(name, protocol, self._own_card(name)) | self._means(columns, every) | {"by_category": by}
 
     def _means(self, columns: Mapping[str, Tensor], rows: Tensor) -> dict[str, Any]:
+        """Means of some rows and paired differences from the first candidate, with bootstrap intervals."""
         draws, base = self.parts.judging.measure.draws, columns[self.first][rows]
 
-        def said(values: Tensor) -> dict[str, Any]:
+        def mean_value(values: Tensor) -> dict[str, Any]:
             mean, ends = values.mean().item(), resampled_mean_interval(values, draws)
             return {"value": mean, "interval": ends, "images": len(values)}
 
-        values = {source: said(column[rows]) for source, column in columns.items()}
-        moved = {source: said(column[rows] - base) for source, column in columns.items() if source != self.first}
-        return {"values": values, "differences": moved}
+        values = {name: mean_value(column[rows]) for name, column in columns.items()}
+        differences = {name: mean_value(column[rows] - base) for name, column in columns.items() if name != self.first}
+        return {"values": values, "differences": differences}
 
     def _distances(self) -> list[dict[str, Any]]:
-        """FID and KID; their intervals are resampled over generated images, alike for all sources."""
+        """FID and KID; the generated images are resampled for the intervals, with the same draws for all candidates."""
         if "features" not in self.reference:
             return []
         measure, reference = self.parts.judging.measure, self.reference["features"]
         count = len(reference)
-        times = resamples(count, measure.image_draws)
+        times = resample_counts(count, measure.image_draws)
         moments = Moments.of(reference)
         fid, kid = {}, {}
-        for source, scores in self.scores.items():
+        for name, scores in self.scores.items():
             features, kernel = scores["features"], KernelDistance(scores["features"], reference)
-            drawn = [torch.arange(count).repeat_interleave(row.long()) for row in times]
-            fid[source] = torch.tensor(
-                [frechet_distance(Moments.of(features[rows]), moments) for rows in (torch.arange(count), *drawn)]
+            resampled = [torch.arange(count).repeat_interleave(row.long()) for row in times]
+            fid[name] = torch.tensor(
+                [frechet_distance(Moments.of(features[rows]), moments) for rows in (torch.arange(count), *resampled)]
             )
-            kid[source] = torch.tensor([kernel(None), *(kernel(row) for row in times)])
+            kid[name] = torch.tensor([kernel(None), *(kernel(row) for row in times)])
         card = {"references": count, "few": measure.features is not None and count <= measure.features.width}
         return [
-            self._entry("fid", FREE, card) | self._spread(fid),
-            self._entry("kid", FREE, card | {"kernel": "(x y / d + 1)^3, all images"}) | self._spread(kid),
+            self._entry("fid", FREE, card) | self._with_normal_intervals(fid),
+            self._entry("kid", FREE, card | {"kernel": "(x y / d + 1)^3, all images"})
+            | self._with_normal_intervals(kid),
         ]
 
-    def _spread(self, found: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Values with 1.96 bootstrap standard deviations either way.
+    def _with_normal_intervals(self, samples: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Values and differences with intervals of 1.96 bootstrap standard deviations on each side.
 
-        Percentiles would not do: a resample repeats images, so its distance lies above that of all images.
+        ``samples``: by candidate, the value of all images, then those of the resamples. Percentiles of these would be
+        biased: a resample repeats images, so its distance lies above that of all images.
         """
 
-        def said(column: Tensor) -> dict[str, Any]:
+        def value_of(column: Tensor) -> dict[str, Any]:
             value, half = column[0].item(), NORMAL_95 * column[1:].std().item()
             return {"value": value, "interval": [value - half, value + half], "images": len(self.parts.prompts)}
 
-        base = found[self.first]
-        moved = {source: said(column - base) for source, column in found.items() if source != self.first}
-        return {"values": {source: said(column) for source, column in found.items()}, "differences": moved}
+        base = samples[self.first]
+        differences = {name: value_of(column - base) for name, column in samples.items() if name != self.first}
+        return {"values": {name: value_of(column) for name, column in samples.items()}, "differences": differences}
 
     def _diversity(self) -> list[dict[str, Any]]:
-        """Distance within a prompt, and recall over the reference images."""
+        """The mean feature distance between images of one prompt, and recall over the reference images."""
         measure = self.parts.judging.measure
         if not measure.features:
             return []
         within = {}
-        for source, scores in self.scores.items():
+        for name, scores in self.scores.items():
             groups = scores["groups"]
-            number = torch.arange(len(groups)).repeat_interleave(groups.shape[1])
-            within[source] = pairwise_distance(groups.flatten(0, 1), number)
+            prompt_of = torch.arange(len(groups)).repeat_interleave(groups.shape[1])
+            within[name] = pairwise_distance(groups.flatten(0, 1), prompt_of)
         prompts = len(next(iter(within.values())))
         card = {"prompts": prompts, "images": prompts * measure.group, "images_a_prompt": measure.group}
         out = [self._entry("diversity", FREE, card) | self._means(within, torch.arange(prompts))]
         if "features" in self.reference:
             reference = self.reference["features"]
-            recall = {name: recalled(known["features"], reference, NEIGHBOURS) for name, known in self.scores.items()}
+            recall = {
+                name: recall_hits(scores["features"], reference, NEIGHBOURS) for name, scores in self.scores.items()
+            }
             entry = self._entry("recall", FREE, {"neighbours": NEIGHBOURS, "references": len(reference)})
             out.append(entry | self._means(recall, torch.arange(len(reference))))
         return out
 
     def _denoising(self) -> list[dict[str, Any]]:
-        """The supervised loss: one number a model, without an interval; none without captioned images."""
+        """The supervised loss: one number per model without an interval; left out if the data has no images."""
         if not self.parts.judging.referenced:
             return []
-        loss = {name: known["denoising_loss"] for name, known in self.sources.items()}
+        loss = {name: facts["denoising_loss"] for name, facts in self.candidates.items()}
         probe = self.parts.judging.recipe.evaluate.probe
-        moved = {
+        differences = {
             name: {"value": v - loss[self.first], "images": probe} for name, v in loss.items() if name != self.first
         }
         entry = self._entry("denoising_loss", "held-out captioned images", {"images": probe})
-        return [entry | {"values": {n: {"value": v, "images": probe} for n, v in loss.items()}, "differences": moved}]
+        return [
+            entry | {"values": {n: {"value": v, "images": probe} for n, v in loss.items()}, "differences": differences}
+        ]
 
     # -- cards ---------------------------------------------------------------------------------------------------
 
     def _entry(self, name: str, protocol: str, card: Mapping[str, Any]) -> dict[str, Any]:
+        """The head of a measure: name, protocol, direction and card, with what all cards have in common."""
         recipe, measure = self.parts.judging.recipe, self.parts.judging.measure
         settings, shape = recipe.evaluate, self.scores[self.first]["shown/free"].shape
         common: dict[str, Any] = {
@@ -170,12 +178,12 @@ class Assessed:
             common["strength"] = measure.strength
         if name in ("fid", "kid", "diversity", "recall") and measure.features:
             common["features"] = measure.features.card()
-        better = "lower" if name in LOWER else None if name.startswith("image/") else "higher"
-        found = {"measure": name, "protocol": protocol, "better": better, "card": common | dict(card)}
-        return found | ({"stands_for": STANDS_FOR[name]} if name in STANDS_FOR else {})
+        better = "lower" if name in LOWER_IS_BETTER else None if name.startswith("image/") else "higher"
+        entry = {"measure": name, "protocol": protocol, "better": better, "card": common | dict(card)}
+        return entry | ({"stands_for": STANDS_FOR[name]} if name in STANDS_FOR else {})
 
     def _own_card(self, name: str) -> dict[str, Any]:
-        """What a measure says of itself: a reward its settings and weights, a library its version."""
+        """The card of one measure: the settings and weights of a reward, or the version of a library."""
         if name in PIXELS:
             return {"metric": f"{PIXELS[name]} {importlib.metadata.version(PIXELS[name])}"}
         judging = self.parts.judging
@@ -184,39 +192,41 @@ class Assessed:
             return {}
         own = getattr(reward, "card", None)
         weights = {"weights": file_hash(SHIPPED)} if isinstance(reward, SceneScorer | SceneDistance) else {}
-        return {"reward": described(reward)} | weights | (own() if callable(own) else {})
+        return {"reward": piece_settings(reward)} | weights | (own() if callable(own) else {})
 
     # -- hacking -------------------------------------------------------------------------------------------------
 
     def hacking(self) -> dict[str, Any]:
-        """The alarm of reward hacking, by source, where one is raised against the first."""
+        """The alarms of reward hacking against the first candidate, by candidate; only those that are raised."""
         watch = getattr(self.parts.judging.recipe, "watch", Watch())
-        silent = [f"reward/{n}" for n, r in getattr(self.parts.judging.recipe, "rewards", {}).items() if not r.weight]
-        asked = self.parts.judging.measure.rewards
-        silent += [
-            n for n, r in asked.items() if not isinstance(r, SceneCleanliness)
+        untrained = [
+            f"reward/{n}" for n, r in getattr(self.parts.judging.recipe, "rewards", {}).items() if not r.weight
+        ]
+        measured = self.parts.judging.measure.rewards
+        untrained += [
+            n for n, r in measured.items() if not isinstance(r, SceneCleanliness)
         ]  # background has a rule of its own
-        lines = {name: self._line(name) for name in self.sources}
-        found = {name: hacking(lines[self.first], line, watch, silent) for name, line in lines.items()}
-        return {name: alarm for name, alarm in found.items() if alarm}
+        lines = {name: self._evaluation_line(name) for name in self.candidates}
+        alarms = {name: hacking_alarm(lines[self.first], line, watch, untrained) for name, line in lines.items()}
+        return {name: alarm for name, alarm in alarms.items() if alarm}
 
-    def _line(self, source: str) -> dict[str, Any]:
-        """A source's scores as an evaluation of a run has them."""
-        scores = {key.removeprefix("free/"): v for key, v in self.scores[source].items() if key.startswith("free/")}
+    def _evaluation_line(self, candidate: str) -> dict[str, Any]:
+        """A candidate's scores in the form of a line of a run's evaluations.jsonl."""
+        scores = {key.removeprefix("free/"): v for key, v in self.scores[candidate].items() if key.startswith("free/")}
         line: dict[str, Any] = {name: values.double().mean().item() for name, values in scores.items()}
         line |= {f"{name}_by_prompt": values.tolist() for name, values in scores.items()}
-        known = self.sources[source]
-        line |= {"denoising_loss": known["denoising_loss"]} if "denoising_loss" in known else {}
+        facts = self.candidates[candidate]
+        line |= {"denoising_loss": facts["denoising_loss"]} if "denoising_loss" in facts else {}
         return line | {"score": self.parts.judging.recipe.data.score}
 
     def result(self) -> dict[str, Any]:
-        """Everything, as plain values."""
+        """Everything as plain values, as evaluation.json has it."""
         return {
             "protocols": [FREE, RECONSTRUCTION] if self.parts.judging.referenced else [FREE],
             "prompts": len(self.parts.prompts),
             "strength": self.parts.judging.measure.strength,
             "first": self.first,
-            "sources": {name: dict(known) for name, known in self.sources.items()},
+            "sources": {name: dict(facts) for name, facts in self.candidates.items()},
             "measures": self.measures(),
             "hacking": self.hacking(),
         }

@@ -1,4 +1,4 @@
-"""``grpaint export --push OWNER/NAME``: an exported folder onto a hub, with a page that says what it is."""
+"""``grpaint export --push OWNER/NAME``: upload an exported folder to a hub, with a model card."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ LOADING = {
 }
 
 
-def check(repository: str) -> str:
-    """Refuse what cannot be pushed before anything is computed; the name of who is logged in.
+def check_login(repository: str) -> str:
+    """Check that an upload will be possible, before anything is computed; return the name of the user.
 
     Raises:
-        ConfigError: where the name is none, the network is forbidden, or nobody is logged in.
+        ConfigError: ``repository`` is not OWNER/NAME, the network is forbidden, or nobody is logged in.
     """
     try:
         from huggingface_hub import HfApi, constants
@@ -44,16 +44,16 @@ def check(repository: str) -> str:
         raise ConfigError(f"--push {repository}: the hub does not know this login ({_line(error)}).") from error
 
 
-def listing(folder: Path) -> list[tuple[str, int]]:
-    """The files that would be uploaded, and their bytes."""
+def files_to_upload(folder: Path) -> list[tuple[str, int]]:
+    """Return the files that would be uploaded, each with its size in bytes."""
     return [(str(f.relative_to(folder)), f.stat().st_size) for f in sorted(folder.rglob("*")) if f.is_file()]
 
 
 def push(folder: Path, repository: str) -> str:
-    """Upload a folder into a repository, made private where it is new; the address of the commit.
+    """Upload a folder into a repository, which is private if it is new; return the address of the commit.
 
     Raises:
-        RunError: where the hub refuses; the folder stays.
+        RunError: the hub refuses; the folder stays.
     """
     from huggingface_hub import HfApi
 
@@ -65,7 +65,7 @@ def push(folder: Path, repository: str) -> str:
         )
     except Exception as error:  # its HTTP client's, too
         raise RunError(
-            f"--push {repository}: the hub refuses ({_line(error)}). {folder} stays; when that is mended: "
+            f"--push {repository}: the hub refuses ({_line(error)}). {folder} stays; when that is fixed: "
             f"hf upload {repository} {folder}"
         ) from error
 
@@ -75,24 +75,21 @@ def _line(error: Exception) -> str:
 
 
 def card(repository: str, target: str, about: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str:
-    """The page: base, license, how to load it, what was measured, and the recipe.
+    """Return the model card: base, license, how to load it, what was measured, and the recipe.
 
-    ``about`` is what the exported files say of themselves; ``evaluations`` are lines of evaluations.jsonl, or none.
+    ``about`` is what the exported files record; ``evaluations`` are the lines of evaluations.jsonl, or none.
     """
     base, _, commit = str(about["base"]).partition("@")
     on_hub = is_hub_id(base)
-    head = {"license": about["license"]} if about["license"] else {}
-    head |= {"base_model": base} if on_hub else {}
-    head |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    name = repository.partition("/")[2]
     origin = f"{base} at commit {commit}" if commit else base if on_hub else f"a local copy, {Path(base).name}"
     loading = LOADING[target].format(base=base if on_hub else "BASE", name=repository)
     return "\n".join(
         [
             "---",
-            *(f"{key}: {value}" for key, value in head.items()),
-            "tags: [text-to-image, grpaint]",
+            _metadata(name, base if on_hub else None, about, evaluations),
             "---",
-            f"# {repository.partition('/')[2]}",
+            f"# {name}",
             "",
             f"{'A pipeline' if target == 'merged' else 'An adapter'}, post-trained with grpaint.",
             "",
@@ -116,6 +113,40 @@ def card(repository: str, target: str, about: Mapping[str, Any], evaluations: Se
     )
 
 
+def _metadata(name: str, base: str | None, about: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """Return the YAML at the top of the card, with the last evaluation as results; ``base`` is a hub id."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    data = Path(str(about["recipe"].get("data", {}).get("kind", "prompts"))).name
+    results = [
+        EvalResult(
+            task_type="text-to-image",
+            dataset_type=data,
+            dataset_name=f"held-out prompts of {data}",
+            metric_type=metric,
+            metric_value=evaluations[-1][metric],
+        )
+        for metric in _metrics(evaluations)
+    ]
+    metadata = ModelCardData(
+        base_model=base,
+        eval_results=results or None,
+        library_name="diffusers",
+        license=about["license"] or None,
+        model_name=name if results else None,
+        pipeline_tag="text-to-image",
+        tags=["text-to-image", "grpaint"],
+    )
+    return metadata.to_yaml()
+
+
+def _metrics(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of measures with an interval that the first and the last evaluation have."""
+    if not evaluations:
+        return []
+    return [name for name in evaluations[-1] if f"{name}_interval" in evaluations[-1] and name in evaluations[0]]
+
+
 def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe with the paths of this machine cut to their last name."""
     model = dict(recipe.get("model", {}))
@@ -130,7 +161,6 @@ def _measured(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     if not evaluations:
         return []
     first, last = evaluations[0], evaluations[-1]
-    names = [name for name in last if f"{name}_interval" in last and name in first]
     where = f"{last['prompts']} held-out prompts, {last['steps']} steps, guidance {last['guidance']:g}"
     return [
         "## Measured",
@@ -139,7 +169,7 @@ def _measured(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
         "",
         f"| | before | after {last['iteration']} iterations |",
         "|---|---|---|",
-        *(f"| {name} | {_value(first, name)} | {_value(last, name)} |" for name in names),
+        *(f"| {name} | {_value(first, name)} | {_value(last, name)} |" for name in _metrics(evaluations)),
         "",
     ]
 

@@ -1,0 +1,1 @@
+"""``grpaint sample``: draw captions with a trained model; ``provenance`` writes and reads how a picture was drawn."""

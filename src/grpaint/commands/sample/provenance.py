@@ -1,4 +1,4 @@
-"""What a saved picture says of itself, so that it can be drawn again, by us or by diffusers alone."""
+"""The metadata of a saved picture, with which it can be drawn again by grpaint or by diffusers alone."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from grpaint.backends.base_model import SCHEDULER
 from grpaint.backends.diffusers_policy import DiffusersPolicy
-from grpaint.backends.families.schedule import stock_steps
+from grpaint.backends.families.schedule import stock_grid_matches
 from grpaint.core.errors import ConfigError
 from grpaint.core.rng import seed_of
 from grpaint.core.step import Ode
@@ -24,11 +24,11 @@ PACKING = """b, c, h, w = latents.shape
 latents = latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
 latents = latents.reshape(b, h * w // 4, 4 * c)
 """
-NEEDED = {"source", "weights_sha256", "prompt", "seed", "steps", "sampler", "tuned_share", "guidance", "model"}
+REQUIRED_KEYS = {"source", "weights_sha256", "prompt", "seed", "steps", "sampler", "tuned_share", "guidance", "model"}
 
 
-def facts(source: str, weights: str, recipe: Recipe, prompt: str, seed: int) -> dict[str, Any]:
-    """Sampler, steps, guidance, seed, model and weights of one picture."""
+def drawing_facts(source: str, weights: str, recipe: Recipe, prompt: str, seed: int) -> dict[str, Any]:
+    """Everything that determines a picture: prompt, seed, sampler, steps, guidance, model settings and weights."""
     return {
         "source": source,
         "weights_sha256": weights,
@@ -42,91 +42,96 @@ def facts(source: str, weights: str, recipe: Recipe, prompt: str, seed: int) -> 
     }
 
 
-def info(said: dict[str, Any]) -> PngInfo:
-    """As a PNG keeps it."""
+def png_metadata(facts: dict[str, Any]) -> PngInfo:
+    """Pack the facts into a text chunk of a PNG."""
     out = PngInfo()
-    out.add_text(KEY, json.dumps(said))
+    out.add_text(KEY, json.dumps(facts))
     return out
 
 
-def read(file: Path) -> dict[str, Any]:
-    """What a picture says of itself.
+def read_provenance(file: Path) -> dict[str, Any]:
+    """Read how a picture was drawn.
 
     Raises:
-        ConfigError: where it is no picture, or says nothing.
+        ConfigError: it is not a picture, or its metadata is missing, damaged or incomplete.
     """
     try:
         with Image.open(file) as picture:
-            said = picture.info.get(KEY)
+            text = picture.info.get(KEY)
     except (OSError, UnidentifiedImageError) as error:
         raise ConfigError(f"--like {file}: not a picture that can be read ({error}).") from error
-    if not said:
+    if not text:
         raise ConfigError(f"--like {file}: it does not say how it was drawn; only pictures of `grpaint sample` do.")
     try:
-        found: dict[str, Any] = json.loads(said)
-        missing = sorted(NEEDED - found.keys())
-        refuse_code(found, f"--like {file}")
+        facts: dict[str, Any] = json.loads(text)
+        missing = sorted(REQUIRED_KEYS - facts.keys())
+        refuse_code(facts, f"--like {file}")
     except (ValueError, AttributeError) as error:
-        raise ConfigError(f"--like {file}: what it says of itself cannot be read ({error}).") from error
+        raise ConfigError(f"--like {file}: its metadata cannot be read ({error}).") from error
     if missing:
-        raise ConfigError(f"--like {file}: it does not say its {', '.join(missing)}.")
-    return found
+        raise ConfigError(f"--like {file}: its metadata lacks {', '.join(missing)}.")
+    return facts
 
 
-def sets(said: dict[str, Any]) -> list[str]:
-    """The ``--set`` arguments that draw alike."""
-    sampler = {f"sampler.{key}": value for key, value in said["sampler"].items()}
-    values = {"guidance": said["guidance"], "steps": said["steps"], "tuned_share": said["tuned_share"], **sampler}
+def sampling_sets(facts: dict[str, Any]) -> list[str]:
+    """The ``--set`` items that repeat a picture's sampler, steps, guidance and tuned share."""
+    sampler = {f"sampler.{key}": value for key, value in facts["sampler"].items()}
+    values = {
+        "guidance": facts["guidance"],
+        "steps": facts["steps"],
+        "tuned_share": facts["tuned_share"],
+        **sampler,
+    }
     return [f"evaluate.{key}={json.dumps(value)}" for key, value in values.items()]
 
 
-def check(picture: Path, said: dict[str, Any], file: Path, recipe: Recipe) -> None:
-    """Hold the weights and the model's settings to what a picture was drawn with.
+def check_provenance(picture: Path, facts: dict[str, Any], file: Path, recipe: Recipe) -> None:
+    """Check that the weights and the model's settings are those that a picture was drawn with.
 
     Raises:
-        ConfigError: where they are others.
+        ConfigError: a setting of the model or the weights differ.
     """
     model = dump(recipe.model)
     settings = dataclasses.fields(recipe.model)  # type: ignore[arg-type]
-    drawn = {field.name: field.default for field in settings if not dataclasses.is_dataclass(field.default)}
-    drawn |= said["model"]  # an older picture says nothing of settings that have come since
-    for key in sorted((said["model"].keys() | model.keys()) - {"base", "config", "start", "adapter"}):
-        if drawn.get(key) != model.get(key):
+    picture_settings = {field.name: field.default for field in settings if not dataclasses.is_dataclass(field.default)}
+    picture_settings |= facts["model"]  # an older picture lacks settings that are newer than it
+    for key in sorted((facts["model"].keys() | model.keys()) - {"base", "config", "start", "adapter"}):
+        if picture_settings.get(key) != model.get(key):
             raise ConfigError(
-                f"--like {picture}: drawn with model.{key} = {drawn.get(key)!r}, here it is "
+                f"--like {picture}: drawn with model.{key} = {picture_settings.get(key)!r}, here it is "
                 f"{model.get(key)!r}; give it by --set model.{key}=.."
             )
-    found = digest(file)
-    if found != said["weights_sha256"]:
+    weights = digest(file)
+    if weights != facts["weights_sha256"]:
         raise ConfigError(
             f"--like {picture}: drawn with other weights than {file} holds (SHA-256 "
-            f"{said['weights_sha256'][:12]}.., here {found[:12]}..); name the checkpoint that has them."
+            f"{facts['weights_sha256'][:12]}.., here {weights[:12]}..); name the checkpoint that has them."
         )
 
 
-def snippet(policy: Any, recipe: Recipe, prompt: str, seed: int, weights: Path) -> str:
-    """A script that draws the picture with diffusers alone.
+def diffusers_script(policy: Any, recipe: Recipe, prompt: str, seed: int, weights: Path) -> str:
+    """Return a Python script that draws the picture with diffusers alone.
 
     Raises:
-        ConfigError: where diffusers has no such model or sampler.
+        ConfigError: no stock pipeline draws with this model, sampler or setting.
     """
     _check_snippet(policy, recipe)
     spec, family, distilled = policy.spec, policy.family, policy.distilled
     guidance = (spec.guidance, "distilled") if distilled else (recipe.evaluate.guidance, "cfg")
     height, width = spec.pixels
-    called = {
+    arguments = {
         "num_inference_steps": recipe.evaluate.steps,
         "height": height,
         "width": width,
         **family.arguments(*guidance),
         **family.length(spec.tokens),
     }
-    words = "".join(f"    {key}={value!r},\n" for key, value in called.items())
+    words = "".join(f"    {key}={value!r},\n" for key, value in arguments.items())
     without = "".join(f", {key}={value!r}" for key, value in family.WITHOUT.items())
     return (
         "import torch\n"
         "from diffusers import DiffusionPipeline\n\n"
-        f"pipe = DiffusionPipeline.from_pretrained({str(spec.local)!r}, dtype={policy.runtime.dtype}{without})\n"
+        f"pipe = DiffusionPipeline.from_pretrained({str(spec.local_folder)!r}, dtype={policy.runtime.dtype}{without})\n"
         f"{_scheduler_lines(policy)}"
         f'pipe.to("{policy.runtime.device}")\n'
         f"{_weight_lines(policy, weights)}"
@@ -144,6 +149,7 @@ def snippet(policy: Any, recipe: Recipe, prompt: str, seed: int, weights: Path) 
 
 
 def _check_snippet(policy: Any, recipe: Recipe) -> None:
+    """Raise ConfigError if no stock pipeline draws the same picture."""
     if not isinstance(policy, DiffusersPolicy):
         raise ConfigError("--snippet: diffusers cannot draw the built-in model.")
     if not isinstance(recipe.evaluate.sampler, Ode) or recipe.evaluate.tuned_share < 1:
@@ -152,12 +158,12 @@ def _check_snippet(policy: Any, recipe: Recipe) -> None:
     if spec.origin.single:
         raise ConfigError(f"--snippet: the base is one file, {spec.base}; export the run --for merged and name that.")
     if not policy.distilled and weight < 1:
-        raise ConfigError(f"--snippet: stock pipelines know no guidance between 0 and 1, and it is {weight}.")
+        raise ConfigError(f"--snippet: stock pipelines have no guidance between 0 and 1, and it is {weight}.")
     if policy.family.NETWORK == "unet" and spec.tokens > pipe_tokens(policy):
         raise ConfigError(
             f"--snippet: model.tokens = {spec.tokens}, and the stock pipeline reads {pipe_tokens(policy)}."
         )
-    if not stock_steps(policy.path, recipe.evaluate.steps):
+    if not stock_grid_matches(policy.path, recipe.evaluate.steps):
         raise ConfigError(
             f"--snippet: the stock DDIM steps by 1000 // {recipe.evaluate.steps}, and would draw another picture; take "
             "a number of steps that divides 1000."
@@ -169,9 +175,12 @@ def _check_snippet(policy: Any, recipe: Recipe) -> None:
 
 
 def _scheduler_lines(policy: DiffusersPolicy) -> str:
+    """Lines that give the stock pipeline the policy's scheduler settings."""
     own, ours = policy.pipe.scheduler, policy.family.deterministic(policy.pipe.scheduler)
-    told = dict(policy.spec.origin.settings.changes.get(SCHEDULER, {}))
-    lines = f"pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{told!r})\n" if told else ""
+    changes = dict(policy.spec.origin.settings.changes.get(SCHEDULER, {}))
+    lines = (
+        f"pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{changes!r})\n" if changes else ""
+    )
     if ours is own:
         return lines
     return lines + (
@@ -183,6 +192,7 @@ def _scheduler_lines(policy: DiffusersPolicy) -> str:
 
 
 def _weight_lines(policy: DiffusersPolicy, file: Path) -> str:
+    """Lines that load the adapter or the network's weights."""
     if policy.spec.lora:
         return f"pipe.load_lora_weights({str(file.parent)!r}, weight_name={file.name!r})\n"
     return (
@@ -192,5 +202,5 @@ def _weight_lines(policy: DiffusersPolicy, file: Path) -> str:
 
 
 def pipe_tokens(policy: DiffusersPolicy) -> int:
-    """Tokens of a caption that a U-Net's stock pipeline reads."""
+    """The number of caption tokens that a U-Net's stock pipeline reads."""
     return int(policy.pipe.tokenizer.model_max_length) - 2

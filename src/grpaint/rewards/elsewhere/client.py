@@ -1,16 +1,18 @@
-"""Asking a web server once, within a time and a size, and asking again: the client of every reward over HTTP."""
+"""The HTTP client of rewards: one request within limits of time and size, and retries over several servers."""
 
-import contextlib
-import http.client
 import json
 import os
-import socket
-import threading
+import re
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+
+import anyio
+import httpx2
+from anyio.from_thread import start_blocking_portal
 
 from grpaint.core.errors import ConfigError, RewardError
 
@@ -19,18 +21,18 @@ LONGEST_WAIT_S = 60.0
 
 
 class Failed(Exception):
-    """A question that got no answer. ``again``: asking the same once more may help."""
+    """A request failed. ``retryable``: the same request may succeed later."""
 
-    def __init__(self, reason: str, *, again: bool = True) -> None:
+    def __init__(self, reason: str, *, retryable: bool = True) -> None:
         super().__init__(reason)
-        self.again = again
+        self.retryable = retryable
 
 
 def check_url(url: str) -> None:
-    """Refuse what is no plain address.
+    """Check that ``url`` is a plain http or https address.
 
     Raises:
-        ValueError: with what is wrong with it.
+        ValueError: it is not; the message says why.
     """
     try:
         parts = urlsplit(url)
@@ -42,10 +44,10 @@ def check_url(url: str) -> None:
 
 
 def bearer(token_env: str | None) -> dict[str, str]:
-    """The header that shows the token which an environment variable holds.
+    """Return the Authorization header for the token in an environment variable; no header without a variable.
 
     Raises:
-        ConfigError: where it holds none.
+        ConfigError: the variable is not set or holds no token.
     """
     if not token_env:
         return {}
@@ -59,7 +61,7 @@ def bearer(token_env: str | None) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Question:
-    """A request: GET without a ``body``. ``seconds`` for all of it; an answer over ``limit`` bytes is not read."""
+    """A request: GET without a ``body``, else POST. ``seconds`` limits all of it, ``limit`` the bytes of the answer."""
 
     url: str
     headers: dict[str, str]
@@ -68,117 +70,93 @@ class Question:
     limit: int
 
     def ask(self) -> bytes:
-        """The body of a 200 answer.
+        """Send the request and return the body of the answer, which must have status 200.
 
         Raises:
-            Failed: for whatever else happens.
+            Failed: anything else happened.
         """
-        parts = urlsplit(self.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.hostname or "", parts.port, timeout=self.seconds)
-        deadline = _Deadline(self.seconds)
         try:
-            connection.connect()  # bounded by the connection's own timeout
-            deadline.guard(connection.sock)
-            self._send(connection, parts.path or "/")
-            body = self._receive(connection.getresponse())
-            if deadline.passed:  # without a length, a cut answer looks like a whole one
-                raise TimeoutError
-            return body
-        except (OSError, http.client.HTTPException) as error:
-            raise Failed(self._reason(error, late=deadline.passed)) from error
-        finally:
-            deadline.off()
-            connection.close()
+            with start_blocking_portal() as portal:  # an event loop of its own: the caller may run in one already
+                return portal.call(self._ask)
+        except (TimeoutError, OSError, httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise Failed(self._reason(error)) from error
 
-    def _send(self, connection: http.client.HTTPConnection, path: str) -> None:
-        try:
-            connection.request("GET" if self.body is None else "POST", path, self.body, self.headers)
-        except (BrokenPipeError, ConnectionResetError):
-            if connection.sock is None:
-                raise
-            # a server may refuse before it has read all, and has then said why
+    async def _ask(self) -> bytes:
+        method = "GET" if self.body is None else "POST"
+        headers = {"Accept-Encoding": "identity"} | self.headers
+        verify = False if urlsplit(self.url).scheme == "http" else ssl.create_default_context()  # costs 20 ms
+        async with httpx2.AsyncClient(timeout=None, trust_env=False, verify=verify) as client:
+            with anyio.fail_after(self.seconds):
+                async with client.stream(method, self.url, content=self.body, headers=headers) as answer:
+                    return await self._receive(answer)
 
-    def _receive(self, answer: http.client.HTTPResponse) -> bytes:
+    async def _receive(self, answer: httpx2.Response) -> bytes:
         body = b""
-        while len(body) <= self.limit and (chunk := answer.read(1 << 16)):
+        async for chunk in answer.aiter_raw():
             body += chunk
-        if len(body) > self.limit or (answer.length or 0) > self.limit:
-            raise Failed(f"its answer is longer than {self.limit} bytes")
-        if answer.length:
-            raise http.client.IncompleteRead(body, answer.length)
-        if answer.status != 200:
-            final = 300 <= answer.status < 500 and answer.status not in (408, 425, 429)
-            raise Failed(f"it answered {answer.status}{_said(body)}", again=not final)
+            if len(body) > self.limit:
+                raise Failed(f"its answer is longer than {self.limit} bytes")
+        if answer.status_code != 200:
+            final = 300 <= answer.status_code < 500 and answer.status_code not in (408, 425, 429)
+            raise Failed(f"it answered {answer.status_code}{_refusal(body)}", retryable=not final)
         return body
 
-    def _reason(self, error: Exception, *, late: bool) -> str:
-        if late or isinstance(error, TimeoutError):
-            return f"no whole answer within {self.seconds:g} s"
-        if isinstance(error, ConnectionRefusedError | socket.gaierror):
-            return f"cannot be reached ({error.strerror})"
-        if isinstance(error, http.client.IncompleteRead | http.client.RemoteDisconnected | ConnectionError):
-            return "it closed the connection before its answer was whole"
-        if isinstance(error, http.client.HTTPException):
-            return f"its answer is no HTTP ({type(error).__name__})"
+    def _reason(self, error: Exception) -> str:
+        match error:
+            case TimeoutError():
+                return f"no whole answer within {self.seconds:g} s"
+            case httpx2.ConnectError():
+                return f"cannot be reached ({_system_reason(error)})"
+            case httpx2.NetworkError():
+                return "it closed the connection before its answer was whole"
+            case httpx2.RemoteProtocolError() if re.search("closed|disconnected", str(error)):
+                return "it closed the connection before its answer was whole"
+            case httpx2.RemoteProtocolError():
+                return f"its answer is no HTTP ({printable(str(error), 60)})"
         return f"{type(error).__name__}: {error}"
 
 
-class _Deadline:
-    """Cuts a socket once its time is over, however busily the other side goes on."""
-
-    def __init__(self, seconds: float) -> None:
-        self.passed, self._until = False, time.monotonic() + seconds
-        self._timer: threading.Timer | None = None
-
-    def guard(self, connected: socket.socket) -> None:
-        """From now on."""
-        self._timer = threading.Timer(max(0, self._until - time.monotonic()), self._cut, [connected])
-        self._timer.daemon = True
-        self._timer.start()
-
-    def off(self) -> None:
-        """Not any more."""
-        if self._timer:
-            self._timer.cancel()
-
-    def _cut(self, connected: socket.socket) -> None:
-        self.passed = True
-        with contextlib.suppress(OSError):  # it may have been closed in the meantime
-            connected.shutdown(socket.SHUT_RDWR)
+def _system_reason(error: BaseException) -> str:
+    """Return the system's reason why a connection failed; of several addresses, that of the first."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause
+    if not isinstance(error, OSError):
+        return str(error)
+    in_asyncio_words = "Connect call failed" in str(error)  # whatever the reason
+    return os.strerror(error.errno or 0) if in_asyncio_words else error.strerror or str(error)
 
 
-def _said(body: bytes) -> str:
-    """What a refusal gives as its reason, cut short; nothing where it gives none."""
+def _refusal(body: bytes) -> str:
+    """Return the reason in the JSON body of a refusal, shortened and with a colon before it; empty if it has none."""
     try:
-        told = json.loads(body)["error"]
+        reason = json.loads(body)["error"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return ""
-    told = told.get("message", "") if isinstance(told, dict) else told
-    return f": {printable(str(told))}" if told else ""
+    reason = reason.get("message", "") if isinstance(reason, dict) else reason
+    return f": {printable(str(reason))}" if reason else ""
 
 
 def printable(text: str, most: int = 300) -> str:
-    """A foreign text as one line, cut short."""
+    """Return a text from elsewhere as one printable line of at most ``most`` characters."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 2 * most]).split())
     return line[:most] + " .." * (len(line) > most)
 
 
 def read_object(body: bytes) -> dict[str, Any]:
-    """A JSON object without NaN and infinities.
+    """Parse a JSON object that may not hold NaN or infinities.
 
     Raises:
-        Failed: where it is none.
+        Failed: it is none.
     """
     try:
-        found = json.loads(body, parse_constant=_refuse)
+        value = json.loads(body, parse_constant=_refuse)
     except _NoNumberError as error:
         raise Failed(f"its answer holds {error}, which is no score") from error
     except (ValueError, RecursionError) as error:
         raise Failed(f'its answer is no JSON: "{printable(body[:200].decode("utf-8", "replace"), 60)}"') from error
-    if not isinstance(found, dict):
-        raise Failed(f"its answer is no JSON object but {type(found).__name__}")
-    return found
+    if not isinstance(value, dict):
+        raise Failed(f"its answer is no JSON object but {type(value).__name__}")
+    return value
 
 
 class _NoNumberError(Exception):
@@ -189,27 +167,27 @@ def _refuse(constant: str) -> None:
     raise _NoNumberError(constant)
 
 
-def insist(servers: Sequence[str], ask: Callable[[str], T], retries: int, backoff_s: float) -> T:
-    """Ask the servers in turn, all of them up to ``retries`` times more, and wait between such rounds.
+def ask_with_retries(servers: Sequence[str], ask: Callable[[str], T], retries: int, backoff_s: float) -> T:
+    """Try the servers in turn, then all of them again up to ``retries`` times, with a pause before each round.
 
-    The wait doubles from ``backoff_s`` on, up to a minute. A server that asking again cannot help is left out.
+    The pause doubles from ``backoff_s`` up to a minute. A server whose failure is not retryable is not tried again.
 
     Raises:
-        RewardError: with the last server's reason.
+        RewardError: all failed; it has the last server's reason.
     """
-    left, tries, reason = list(servers), 0, ""
+    remaining, tries, reason = list(servers), 0, ""
     for number in range(retries + 1):
         if number:
             time.sleep(min(LONGEST_WAIT_S, backoff_s * 2 ** (number - 1)))
-        for server in list(left):
+        for server in list(remaining):
             tries += 1
             try:
                 return ask(server)
             except Failed as error:
                 reason = f"{server}: {error}"
-                if not error.again:
-                    left.remove(server)
-        if not left:
+                if not error.retryable:
+                    remaining.remove(server)
+        if not remaining:
             break
     times = "once" if tries == 1 else f"{tries} times"
-    raise RewardError(f"{reason}; asked {times}, and nobody answered. Mend the server and go on with --resume.")
+    raise RewardError(f"{reason}; asked {times}, and nobody answered. Fix the server and continue with --resume.")

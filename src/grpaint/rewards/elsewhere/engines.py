@@ -1,6 +1,7 @@
-"""Readers of text in images, for a worker process: loaded by path under its interpreter, where grpaint need not be.
+"""OCR engines for a worker process, whose interpreter loads this file by path and need not have grpaint.
 
-Each is ``text_of(image) -> str`` of a PIL image, over a program or package that must be installed there.
+Each is a function ``text_of(image) -> str`` of a PIL image. Its program or package must be installed for that
+interpreter.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from typing import Any
 
 
 def tesseract(image: Any) -> str:
-    """Through the ``tesseract`` program (Debian: apt install tesseract-ocr), English, text anywhere in the image."""
-    into = io.BytesIO()
-    image.save(into, "PNG")
-    words = ["tesseract", "stdin", "stdout", "-l", "eng", "--psm", "11"]
-    done = subprocess.run(words, input=into.getvalue(), capture_output=True, check=False)
-    if done.returncode:
-        raise RuntimeError("tesseract: " + done.stderr.decode("utf-8", "replace")[-200:])
-    return " ".join(done.stdout.decode("utf-8", "replace").split())
+    """Read English text anywhere in the image by the ``tesseract`` program (Debian: apt install tesseract-ocr)."""
+    png = io.BytesIO()
+    image.save(png, "PNG")
+    command = ["tesseract", "stdin", "stdout", "-l", "eng", "--psm", "11"]
+    process = subprocess.run(command, input=png.getvalue(), capture_output=True, check=False)
+    if process.returncode:
+        raise RuntimeError("tesseract: " + process.stderr.decode("utf-8", "replace")[-200:])
+    return " ".join(process.stdout.decode("utf-8", "replace").split())
 
 
 @functools.lru_cache(maxsize=1)
@@ -30,7 +31,7 @@ def _easyocr() -> Any:
 
 
 def easyocr(image: Any) -> str:
-    """Through easyocr, English; lines in its order."""
+    """Read English text by easyocr; lines in its order."""
     import numpy
 
     return " ".join(text for _, text, _ in _easyocr().readtext(numpy.asarray(image)))
@@ -44,7 +45,7 @@ def _paddleocr() -> Any:
 
 
 def paddleocr(image: Any) -> str:
-    """Through paddleocr 3, English; lines in its order."""
+    """Read English text by paddleocr 3; lines in its order."""
     import numpy
 
     return " ".join(text for page in _paddleocr().predict(numpy.asarray(image)) for text in page["rec_texts"])

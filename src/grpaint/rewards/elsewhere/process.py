@@ -1,4 +1,4 @@
-"""A process under an interpreter of its own that answers questions, started and watched by us."""
+"""A process under an interpreter of its own that computes rewards, started and supervised by this one."""
 
 import contextlib
 import os
@@ -17,21 +17,26 @@ MAIN = Path(__file__).with_name("worker_main.py")
 STOP_S = 5.0
 
 
-class Died(Failed):
-    """The process ended, or was ended for being late."""
+class WorkerDied(Failed):
+    """The process ended, or was killed because it was late."""
 
 
 class Process:
-    """One life of a worker: ``worker_main.py`` under ``python``, told what to run by ``words``.
+    """One life of a worker: ``worker_main.py`` under the interpreter ``python``, with the command-line ``arguments``.
 
-    It has a session of its own, so that Ctrl-C reaches the run alone; it ends when its standard input closes, which
-    the end of this process, however sudden, brings about.
+    It has a session of its own, so that Ctrl-C reaches only the run. It ends when its standard input closes, which
+    happens when this process ends, however suddenly. ``greeting`` is its first message: Python's version under "ready"
+    and a digest of the reward's file. Loading may take ``start_s`` seconds.
+
+    Raises:
+        RewardError: if the interpreter cannot be started.
+        Failed: if the worker does not load its function.
     """
 
-    def __init__(self, python: str, words: list[str], start_s: float) -> None:
+    def __init__(self, python: str, arguments: list[str], start_s: float) -> None:
         try:
             self._process = subprocess.Popen(
-                [python, str(MAIN), *words],
+                [python, str(MAIN), *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -41,33 +46,34 @@ class Process:
             raise RewardError(
                 f'python = "{python}": cannot be started ({error.strerror}); name an interpreter.'
             ) from error
-        self._tail: deque[str] = deque(maxlen=8)
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
-        self.about = self._answer(start_s, 1 << 16, "start")
+        self._stderr_lines: deque[str] = deque(maxlen=8)
+        self._stderr_reader = threading.Thread(target=self._read_stderr, daemon=True)
+        self._stderr_reader.start()
+        self.greeting = self._receive(start_s, 1 << 16, "start")
 
-    def ask(self, body: bytes, seconds: float, limit: int) -> list[Any]:
-        """The values that the worker's function gives.
+    def call(self, body: bytes, seconds: float, limit: int) -> list[Any]:
+        """The values that the worker's function returns for a batch; its answer may have ``limit`` bytes.
 
         Raises:
-            Died: where the process ended, or had to be.
-            Failed: where the function raised, or the answer is none.
+            WorkerDied: if the process ended, or was killed because it took longer than ``seconds``.
+            Failed: if the function raised, or returned something other than a list.
         """
-        said = self._answer(seconds, limit, "answer", body)
-        if "error" in said:
-            raise Failed(f"it raised {printable(str(said['error']))}{self.tail()}", again=False)
-        if not isinstance(said.get("values"), list):
-            raise Failed("its function must give a list, one value an image", again=False)
-        return said["values"]
+        answer = self._receive(seconds, limit, "answer", body)
+        if "error" in answer:
+            raise Failed(f"it raised {printable(str(answer['error']))}{self.stderr_tail()}", retryable=False)
+        if not isinstance(answer.get("values"), list):
+            raise Failed("its function must return a list, one value an image", retryable=False)
+        return answer["values"]
 
-    def _answer(self, seconds: float, limit: int, what: str, body: bytes | None = None) -> dict[str, Any]:
+    def _receive(self, seconds: float, limit: int, what: str, body: bytes | None = None) -> dict[str, Any]:
+        """Send ``body``, if there is one, and read one answer; ``what`` names the exchange in error messages."""
         late = threading.Event()
 
-        def end() -> None:
+        def expire() -> None:
             late.set()
             self.kill()
 
-        timer = threading.Timer(seconds, end)
+        timer = threading.Timer(seconds, expire)
         timer.daemon = True
         timer.start()
         stdin, stdout = _pipes(self._process)
@@ -76,46 +82,46 @@ class Process:
                 stdin.write(struct.pack("<Q", len(body)))
                 stdin.write(body)
                 stdin.flush()
-            (length,) = struct.unpack("<Q", _whole(stdout, 8))
+            (length,) = struct.unpack("<Q", _read_exactly(stdout, 8))
             if length > limit:
                 self.kill()
-                raise Died(f"its answer is longer than {limit} bytes")
-            return read_object(_whole(stdout, length))
+                raise WorkerDied(f"its answer is longer than {limit} bytes")
+            return read_object(_read_exactly(stdout, length))
         except (OSError, EOFError, ValueError) as error:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # its pipes close a little before it has ended
+            with contextlib.suppress(subprocess.TimeoutExpired):  # its pipes close shortly before it ends
                 self._process.wait(2)
             self.kill()
             if late.is_set():
-                raise Died(f"it did not {what} within {seconds:g} s and was ended{self.tail()}") from error
-            raise Died(f"it ended{self._how()}{self.tail()}") from error
+                raise WorkerDied(f"it did not {what} within {seconds:g} s and was ended{self.stderr_tail()}") from error
+            raise WorkerDied(f"it ended{self._exit_reason()}{self.stderr_tail()}") from error
         finally:
             timer.cancel()
 
-    def _how(self) -> str:
+    def _exit_reason(self) -> str:
         code = self._process.wait()
         if code >= 0:
             return f" with exit code {code}"
         return f" by {signal.Signals(-code).name}"
 
-    def _listen(self) -> None:
+    def _read_stderr(self) -> None:
         """Keep the last lines of standard error."""
         stderr = self._process.stderr
         while stderr and (line := stderr.readline(4096)):
-            self._tail.append(line.decode("utf-8", "replace"))
+            self._stderr_lines.append(line.decode("utf-8", "replace"))
 
-    def tail(self) -> str:
-        """What it said last on standard error."""
-        self._listener.join(0.2)  # what is still in the pipe
-        said = printable(" ".join("".join(self._tail).split())[-300:])
-        return f" (it said: {said})" if said else ""
+    def stderr_tail(self) -> str:
+        """The end of the worker's standard error in brackets, for error messages; "" if there is none."""
+        self._stderr_reader.join(0.2)  # what is still in the pipe
+        tail = printable(" ".join("".join(self._stderr_lines).split())[-300:])
+        return f" (it said: {tail})" if tail else ""
 
     def kill(self) -> None:
-        """End it and what it started, at once."""
+        """Kill the process and the processes it started, at once."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        """Close its standard input, and end it where that is not enough."""
+        """Close the worker's standard input, and kill it if it does not end within ``STOP_S`` seconds."""
         stdin, stdout = _pipes(self._process)
         with contextlib.suppress(OSError):
             stdin.close()
@@ -124,7 +130,7 @@ class Process:
         self.kill()
         self._process.wait()
         stdout.close()
-        self._listener.join(STOP_S)
+        self._stderr_reader.join(STOP_S)
         if self._process.stderr:
             self._process.stderr.close()
 
@@ -135,7 +141,7 @@ def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
     return process.stdin, process.stdout
 
 
-def _whole(stream: IO[bytes], length: int) -> bytes:
+def _read_exactly(stream: IO[bytes], length: int) -> bytes:
     body = stream.read(length)
     if len(body) < length:
         raise EOFError

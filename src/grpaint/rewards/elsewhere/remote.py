@@ -1,4 +1,4 @@
-"""A reward that other machines or processes hold: ``grpaint serve-reward`` there, ``kind = "remote"`` here."""
+"""A reward on another machine or in another process, served there by ``grpaint serve-reward``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,15 +9,27 @@ from torch import Tensor
 
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt
-from grpaint.parallel.background import Later
-from grpaint.rewards.elsewhere.client import Failed, Question, bearer, check_url, insist, printable, read_object
-from grpaint.rewards.elsewhere.wire import TENSORS, Pixels, answer_limit, pack, scores
+from grpaint.parallel.background import BackgroundCall
+from grpaint.rewards.elsewhere.client import (
+    Failed,
+    Question,
+    ask_with_retries,
+    bearer,
+    check_url,
+    printable,
+    read_object,
+)
+from grpaint.rewards.elsewhere.wire import SAFETENSORS_TYPE, PixelFormat, answer_limit, pack, read_scores
 
 HEALTH_LIMIT = 1 << 16
 
 
 def check_patience(timeout_s: float, retries: int, backoff_s: float) -> None:
-    """Refuse waiting for ever, and not at all."""
+    """Check the settings of waiting for an answer.
+
+    Raises:
+        ValueError: if one of them is out of its range.
+    """
     if not 0 < timeout_s <= 86_400:
         raise ValueError(f"timeout_s must lie in (0, 86400], got {timeout_s}")
     if not 0 <= retries <= 100:
@@ -28,12 +40,13 @@ def check_patience(timeout_s: float, retries: int, backoff_s: float) -> None:
 
 @dataclass
 class Remote:
-    """A reward served over HTTP (``grpaint serve-reward``), by one server or several alike.
+    """A reward served over HTTP by ``grpaint serve-reward``, on one server or on several that serve the same reward.
 
-    Images go in batches of ``batch``, whoever is asked, so the servers' number changes no score; ``pixels`` "uint8"
-    sends a quarter and rounds to 256 levels. A batch that a server fails on goes to the next one, all of them
-    ``retries`` times more, waiting ``backoff_s`` and twice as long each time. ``token_env`` names the environment
-    variable with the token; ``identity``, where given, is the only one accepted (servers print theirs).
+    Images are sent in batches of ``batch``, so the number of servers changes no score. ``pixels`` "uint8" sends a
+    quarter of the bytes and rounds to 256 levels. A batch on which a server fails goes to the next one; if all fail,
+    they are tried again up to ``retries`` times, after ``backoff_s`` seconds and twice as long each time. ``token_env``
+    names the environment variable with the token. If ``identity`` is set, no other one is accepted (servers print
+    theirs). ``concurrency`` times the number of servers is the number of batches under way at once.
     """
 
     urls: tuple[str, ...]
@@ -43,7 +56,7 @@ class Remote:
     backoff_s: float = 0.5
     batch: int = 64
     concurrency: int = 1
-    pixels: Pixels = "float32"
+    pixels: PixelFormat = "float32"
     identity: str | None = None
     needs_reference: bool = False
     _identity: str = field(default="", init=False, repr=False, compare=False)
@@ -62,38 +75,42 @@ class Remote:
         check_patience(self.timeout_s, self.retries, self.backoff_s)
 
     def start(self) -> list[str]:
-        """Ask who serves: all that answer must be one reward, and somebody must answer."""
-        found: dict[str, dict[str, str]] = {}
-        lost: dict[str, RewardError] = {}
+        """Ask every server which reward it serves, and return notes for the run's log.
+
+        Raises:
+            RewardError: if no server answers, or they serve different rewards.
+        """
+        servers: dict[str, dict[str, str]] = {}
+        failures: dict[str, RewardError] = {}
         for url in self.urls:
             try:
-                found[url] = insist([url], self._health, self.retries, self.backoff_s)
+                servers[url] = ask_with_retries([url], self._health, self.retries, self.backoff_s)
             except RewardError as error:
-                lost[url] = error
-        if not found:
-            raise next(iter(lost.values()))
-        first, said = next(iter(found.items()))
-        wanted = self.identity or said["identity"]
-        for url, other in found.items():
-            if other["identity"] != wanted:
+                failures[url] = error
+        if not servers:
+            raise next(iter(failures.values()))
+        first, health = next(iter(servers.items()))
+        identity = self.identity or health["identity"]
+        for url, other in servers.items():
+            if other["identity"] != identity:
                 whose = "the recipe asks for" if self.identity else f"{first} serves"
                 raise RewardError(
-                    f"{url} serves {other['name']} with identity {other['identity']}, and {whose} {wanted}; serve the "
-                    "same reward with the same settings and version everywhere, and go on with --resume."
+                    f"{url} serves {other['name']} with identity {other['identity']}, and {whose} {identity}; serve "
+                    "the same reward with the same settings and version everywhere, and continue with --resume."
                 )
-        self._identity = wanted
-        notes = [f"{url} serves {other['name']}, identity {other['identity']}" for url, other in found.items()]
-        return notes + [f"goes on without one server: {error}" for error in lost.values()]
+        self._identity = identity
+        notes = [f"{url} serves {other['name']}, identity {other['identity']}" for url, other in servers.items()]
+        return notes + [f"continues without one server: {error}" for error in failures.values()]
 
     def stop(self) -> None:
-        """Nothing is kept open between questions."""
+        """Do nothing: no connection stays open between requests."""
 
     def _health(self, url: str) -> dict[str, str]:
         question = Question(_join(url, "health"), bearer(self.token_env), None, min(self.timeout_s, 10), HEALTH_LIMIT)
-        said = read_object(question.ask())
-        if not all(isinstance(said.get(key), str) for key in ("name", "version", "identity")):
-            raise Failed("it does not say what it serves; is this `grpaint serve-reward`?")
-        return {key: printable(str(said[key]), 80) for key in ("name", "version", "identity")}
+        health = read_object(question.ask())
+        if not all(isinstance(health.get(key), str) for key in ("name", "version", "identity")):
+            raise Failed("its answer does not name its reward; is this `grpaint serve-reward`?")
+        return {key: printable(str(health[key]), 80) for key in ("name", "version", "identity")}
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
         if not self._identity:
@@ -105,31 +122,32 @@ class Remote:
 
         def lane(first: int) -> None:
             for number in range(first, len(batches), lanes):
-                if self._failed:  # another lane's batch is lost already
+                if self._failed:  # a batch of another lane has failed already
                     return
                 rows = batches[number]
-                theirs = [prompts[i] for i in rows.tolist()]
-                parts[number] = self._insist(number, pack(images[rows], theirs, self.pixels), len(rows))
+                batch_prompts = [prompts[i] for i in rows.tolist()]
+                parts[number] = self._score(number, pack(images[rows], batch_prompts, self.pixels), len(rows))
 
-        under_way = [Later(partial(lane, first)) for first in range(lanes)]
-        for error in [later.error() for later in under_way]:
+        running = [BackgroundCall(partial(lane, first)) for first in range(lanes)]
+        for error in [call.error() for call in running]:
             if error:
                 raise error
         return torch.tensor([score for number in range(len(batches)) for score in parts[number]])
 
-    def _insist(self, number: int, body: bytes, count: int) -> list[float]:
+    def _score(self, number: int, body: bytes, count: int) -> list[float]:
+        """The scores of batch ``number``, which goes first to another server than the batch before."""
         turn = number % len(self.urls)
 
-        def once(url: str) -> list[float]:
-            headers = {"Content-Type": TENSORS} | bearer(self.token_env)
+        def ask(url: str) -> list[float]:
+            headers = {"Content-Type": SAFETENSORS_TYPE} | bearer(self.token_env)
             question = Question(_join(url, "score"), headers, body, self.timeout_s, answer_limit(count))
             answer = read_object(question.ask())
             if answer.get("identity") != self._identity:
-                raise Failed(f"it now serves another reward, identity {answer.get('identity')!r:.40}", again=False)
-            return scores(answer, count)
+                raise Failed(f"it now serves another reward, identity {answer.get('identity')!r:.40}", retryable=False)
+            return read_scores(answer, count)
 
         try:
-            return insist([*self.urls[turn:], *self.urls[:turn]], once, self.retries, self.backoff_s)
+            return ask_with_retries([*self.urls[turn:], *self.urls[:turn]], ask, self.retries, self.backoff_s)
         except RewardError:
             self._failed = True
             raise

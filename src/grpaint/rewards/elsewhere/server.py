@@ -1,37 +1,50 @@
-"""A reward behind HTTP: ``POST /score`` and ``GET /health``, one request a connection, a token for both."""
+"""The reward server: ``POST /score`` and ``GET /health`` behind a token, one request per connection."""
 
+import asyncio
 import contextlib
 import hashlib
 import hmac
 import inspect
 import json
+import math
 import socket
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from socketserver import TCPServer
+from types import FrameType
 from typing import Any
 
+import anyio.to_thread
 import torch
+import uvicorn
+from starlette.applications import Starlette
+from starlette.authentication import AuthenticationBackend, AuthenticationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 from torch import Tensor
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt, Reward
 from grpaint.rewards.elsewhere.client import printable
 from grpaint.rewards.elsewhere.wire import Malformed, unpack
 
-Ask = Callable[[Tensor, Sequence[Prompt]], Tensor]
+Score = Callable[[Tensor, Sequence[Prompt]], Tensor]
 
 
 def identity(reward: Reward, settings: dict[str, Any]) -> str:
-    """Sixteen digits of what decides a reward's scores: its settings, its source file and our version.
+    """Return 16 hexadecimal digits of what decides a reward's scores: settings, source file and grpaint's version.
 
-    It does not see what that file imports or loads.
+    What the source file imports or loads is not covered.
     """
     digest = hashlib.sha256(json.dumps([version("grpaint"), settings], sort_keys=True, default=str).encode())
     source = inspect.getsourcefile(reward if inspect.isfunction(reward) else type(reward))
@@ -42,9 +55,9 @@ def identity(reward: Reward, settings: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server bears: ``bytes`` of a request, ``seconds`` for it to arrive and for its scores.
+    """Limits of a server: ``bytes`` of a request, ``seconds`` for it to arrive and again to be scored.
 
-    ``batch``: images that requests waiting together may make up (0: each is scored alone); ``connections`` at a time.
+    ``batch``: images of waiting requests that are scored together (0: each alone). ``connections``: at one time.
     """
 
     bytes: int = 256 << 20
@@ -57,28 +70,28 @@ class Limits:
 class _Job:
     images: Tensor
     prompts: list[Prompt]
-    over: threading.Event = field(default_factory=threading.Event)
-    given_up: bool = False
+    finished: threading.Event = field(default_factory=threading.Event)
+    abandoned: bool = False
     scores: list[float] | None = None
     error: str = ""
 
 
-class Bench:
-    """Asks the reward in one thread, request after request: a reward need not know of threads."""
+class ScoringQueue:
+    """Scores requests one after another in one thread, so that a reward need not be thread-safe."""
 
-    def __init__(self, ask: Ask, batch: int) -> None:
-        self._ask, self._batch = ask, batch
+    def __init__(self, score: Score, batch: int) -> None:
+        self._score, self._batch = score, batch
         self._jobs: deque[_Job] = deque()
-        self._some = threading.Condition()
+        self._arrived = threading.Condition()
         threading.Thread(target=self._work, daemon=True).start()
 
     def score(self, images: Tensor, prompts: list[Prompt], seconds: float) -> _Job:
-        """Wait for a turn and for the scores; ``over`` is not set where ``seconds`` were not enough."""
+        """Queue a request and wait for its scores; ``finished`` is not set if ``seconds`` were not enough."""
         job = _Job(images, prompts)
-        with self._some:
+        with self._arrived:
             self._jobs.append(job)
-            self._some.notify()
-        job.given_up = not job.over.wait(seconds)
+            self._arrived.notify()
+        job.abandoned = not job.finished.wait(seconds)
         return job
 
     def _work(self) -> None:
@@ -90,13 +103,13 @@ class Bench:
                 self._try([job])
 
     def _next(self) -> list[_Job]:
-        """The first in the queue, and those behind it that go into one batch with it."""
-        with self._some:
-            self._some.wait_for(lambda: self._jobs)
+        """Wait for a request; return it with those behind it that fit into the same batch."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._jobs)
             jobs = [self._jobs.popleft()]
             while self._jobs and self._fits([*jobs, self._jobs[0]]):
                 jobs.append(self._jobs.popleft())
-        return [job for job in jobs if not job.given_up]
+        return [job for job in jobs if not job.abandoned]
 
     def _fits(self, jobs: list[_Job]) -> bool:
         sizes = {job.images.shape[1:] for job in jobs}
@@ -105,174 +118,161 @@ class Bench:
     def _try(self, jobs: list[_Job]) -> bool:
         try:
             prompts = [prompt for job in jobs for prompt in job.prompts]
-            scores = self._ask(torch.cat([job.images for job in jobs]), prompts).tolist()
+            scores = self._score(torch.cat([job.images for job in jobs]), prompts).tolist()
         except RewardError as error:
             jobs[0].error = str(error)
             if len(jobs) == 1:
-                jobs[0].over.set()
+                jobs[0].finished.set()
             return False
         for job in jobs:
             job.scores, scores, job.error = scores[: len(job.prompts)], scores[len(job.prompts) :], ""
-            job.over.set()
+            job.finished.set()
         return True
 
 
-class RewardServer(ThreadingHTTPServer):
-    """Serves ``ask``; ``about`` has its name, version and identity. :meth:`stop` lets end what is under way."""
-
-    daemon_threads = True
-    request_queue_size = 64
+class RewardServer(uvicorn.Server):
+    """Serves the scores of ``score``; ``about`` has its name, version and identity. Listens as soon as it is made."""
 
     def __init__(
         self,
         address: tuple[str, int],
-        ask: Ask,
+        score: Score,
         about: dict[str, str],
         token: str,
         limits: Limits,
         log: Callable[[str], None],
     ) -> None:
-        super().__init__(address, _Handler)
-        self.about, self.token, self.limits, self.log = about, token, limits, log
-        self.bench = Bench(ask, limits.batch)
-        self._free = threading.Semaphore(limits.connections)
-        self._open = 0
-        self._changed = threading.Condition()
+        self._socket = socket.create_server(address, backlog=64)
+        self.server_port = int(self._socket.getsockname()[1])
+        self.about, self.limits, self.log = about, limits, log
+        self.queue = ScoringQueue(score, limits.batch)
+        self._threads = anyio.CapacityLimiter(limits.connections)
 
-    def server_bind(self) -> None:
-        """Without asking the network for this machine's name, as the library would."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        def refuse(_: HTTPConnection, error: AuthenticationError) -> Response:
+            return _Answer(401, {"error": str(error)})
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """A thread for each connection, up to so many."""
-        if not self._free.acquire(blocking=False):
-            with contextlib.suppress(OSError):
-                request.sendall(b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
-            self.shutdown_request(request)
-            return
-        self._count(1)
-        super().process_request(request, client_address)
+        guard = Middleware(AuthenticationMiddleware, backend=_Token(token), on_error=refuse)
+        routes = [Route("/health", self._health), Route("/score", self._score, methods=["POST"])]
+        app = Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: _refuse})
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=type("Connection", (_Connection,), {"limits": limits}),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                headers=[("Server", "grpaint"), ("Connection", "close")],
+                timeout_graceful_shutdown=math.ceil(limits.seconds),
+            )
+        )
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-            self._count(-1)
-
-    def _count(self, more: int) -> None:
-        with self._changed:
-            self._open += more
-            self._changed.notify_all()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no error of ours."""
+    def serve_forever(self) -> None:
+        """Serve until :meth:`stop` is called or, in the main thread, until SIGTERM or Ctrl-C."""
+        self.run([self._socket])
 
     def stop(self) -> None:
-        """Take no more, let what is under way end, and close."""
-        self.shutdown()
-        with self._changed:
-            self._changed.wait_for(lambda: not self._open, self.limits.seconds)
-        self.server_close()
+        """Accept no more requests; :meth:`serve_forever` returns when those under way have ended."""
+        self.should_exit = True
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop, however often the signal comes: uvicorn alone would abort requests at the second one."""
+        self.stop()
 
-class _Handler(BaseHTTPRequestHandler):
-    """One request."""
+    async def _health(self, request: Request) -> Response:
+        return _Answer(200, self.about)
 
-    server: RewardServer
+    async def _score(self, request: Request) -> Response:
+        body = await self._body(request)
+        scored = partial(self._scored, body, request.headers.get("Content-Type", ""))
+        return await anyio.to_thread.run_sync(scored, limiter=self._threads)
 
-    def setup(self) -> None:
-        super().setup()
-        self.connection.settimeout(self.server.limits.seconds)  # for each read; the timer is for all of them together
-        self._timer = threading.Timer(self.server.limits.seconds, self._cut)
-        self._timer.daemon = True
-        self._timer.start()
+    async def _body(self, request: Request) -> bytes:
+        """Read the body within ``limits``.
 
-    def finish(self) -> None:
-        self._timer.cancel()
-        super().finish()
+        Raises:
+            HTTPException: it has no length, is too long, or does not arrive in time.
+        """
+        length = request.headers.get("Content-Length", "")
+        if not length or "Transfer-Encoding" in request.headers:
+            raise HTTPException(411, "Content-Length is missing")
+        if int(length) > self.limits.bytes:  # the protocol lets 20 digits through, and nothing else
+            most = self.limits.bytes >> 20
+            raise HTTPException(413, f"the body is larger than {most} MiB; send smaller batches")
+        request.state.arrival.cancel()
+        with anyio.CancelScope(deadline=request.state.arrival.when()), contextlib.suppress(ClientDisconnect):
+            return await request.body()
+        raise HTTPException(408, "the body did not arrive whole in time")
 
-    def _cut(self) -> None:
-        with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RD)
-
-    def do_GET(self) -> None:
-        if self._allowed():
-            found = self.path == "/health"
-            self._answer(200 if found else 404, self.server.about if found else {"error": "there is GET /health"})
-
-    def do_POST(self) -> None:
-        if not self._allowed():
-            return
-        if self.path != "/score":
-            self._answer(404, {"error": "there is POST /score"})
-            return
-        body = self._body()
-        if body is None:
-            return
-        self._timer.cancel()
+    def _scored(self, body: bytes, kind: str) -> Response:
         try:
-            images, prompts = unpack(body, self.headers.get("Content-Type", ""))
+            images, prompts = unpack(body, kind)
         except Malformed as error:
-            self._answer(400, {"error": str(error)})
-            return
-        job = self.server.bench.score(images, prompts, self.server.limits.seconds)
+            return _Answer(400, {"error": str(error)})
+        job = self.queue.score(images, prompts, self.limits.seconds)
         if job.scores is not None:
-            self._answer(200, {"scores": job.scores, "identity": self.server.about["identity"]})
-        elif job.error:
-            self.server.log(printable(job.error))
-            self._answer(500, {"error": job.error})
-        else:
-            self._answer(504, {"error": f"no scores within {self.server.limits.seconds:g} s"})
+            return _Answer(200, {"scores": job.scores, "identity": self.about["identity"]})
+        if job.error:
+            self.log(printable(job.error))
+            return _Answer(500, {"error": job.error})
+        return _Answer(504, {"error": f"no scores within {self.limits.seconds:g} s"})
 
-    def _allowed(self) -> bool:
-        given = self.headers.get("Authorization", "").encode("utf-8", "replace")
-        if hmac.compare_digest(given, f"Bearer {self.server.token}".encode()):
-            return True
-        self._answer(401, {"error": "wrong or no token; send it as Authorization: Bearer TOKEN"})
-        return False
 
-    def _body(self) -> bytes | None:
-        """The body, or None where it was refused."""
-        length = self.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdecimal():
-            self._answer(411, {"error": "Content-Length is missing"})
-            return None
-        if len(length) > 15 or int(length) > self.server.limits.bytes:
-            most = self.server.limits.bytes >> 20
-            self._answer(413, {"error": f"the body is larger than {most} MiB; send smaller batches"})
-            return None
-        try:
-            body = self.rfile.read(int(length))
-        except TimeoutError:  # the read's own limit: on a busy machine it may come before the timer
-            body = b""
-        if len(body) < int(length):
-            self._answer(408, {"error": "the body did not arrive whole in time"})
-            return None
-        return body
+class _Connection(H11Protocol):
+    """A connection with time limits, which uvicorn does not have, refused if there are too many.
 
-    def _answer(self, status: int, said: dict[str, Any]) -> None:
-        body = json.dumps(said, allow_nan=False).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-        if status >= 400:
-            self._drain()
+    The header must arrive within ``limits.seconds``, or the connection is aborted; ``RewardServer._body`` takes over
+    the same deadline for the body and answers 408. The whole connection may last four times as long.
+    """
 
-    def _drain(self) -> None:
-        """Read on for a while: a socket closed on unread bytes takes the answer with it."""
-        self.connection.shutdown(socket.SHUT_WR)
-        self.connection.settimeout(1)
-        until = time.monotonic() + 2
-        with contextlib.suppress(OSError):
-            while time.monotonic() < until and self.rfile.read1(1 << 16):
+    limits: Limits
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # reason: as uvicorn does
+        super().connection_made(transport)
+        arrival = self.loop.call_later(self.limits.seconds, transport.abort)
+        whole = self.loop.call_later(4 * self.limits.seconds, transport.abort)
+        self._timers, self.app_state = (arrival, whole), {"arrival": arrival}
+        if len(self.connections) > self.limits.connections or len(self.tasks) >= self.limits.connections:
+            transport.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        super().connection_lost(exc)
+
+
+class _Token(AuthenticationBackend):
+    """Accepts requests that carry the token."""
+
+    def __init__(self, token: str) -> None:
+        self._header = f"Bearer {token}".encode()
+
+    async def authenticate(self, conn: HTTPConnection) -> None:
+        if not hmac.compare_digest(conn.headers.get("Authorization", "").encode(), self._header):
+            raise AuthenticationError("wrong or no token; send it as Authorization: Bearer TOKEN")
+
+
+class _Answer(Response):
+    """A JSON answer. After a refusal the rest of the request is read for a while: closing earlier loses the answer."""
+
+    def __init__(self, status: int, content: dict[str, Any]) -> None:
+        super().__init__(json.dumps(content, allow_nan=False), status, media_type="application/json")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with anyio.move_on_after(2):
+            while self.status_code >= 400 and (await receive())["type"] == "http.request":
                 pass
+        await send({"type": "http.response.body"})
 
-    def version_string(self) -> str:
-        return "grpaint"
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
-        """Requests are not news."""
+async def _refuse(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    nowhere = error.status_code in (404, 405)
+    reason = "there are GET /health and POST /score" if nowhere else error.detail
+    return _Answer(error.status_code, {"error": reason})

@@ -1,12 +1,10 @@
-"""How images and prompts travel: a safetensors file, or JSON with PNGs; never pickle. Answers are JSON.
+"""The format of reward requests and answers: safetensors, or JSON with PNGs; never pickle. Answers are JSON.
 
-In a safetensors body ``images`` is ``[b, 3, h, w]``, uint8 or float in [0, 1]; ``reference.N`` is one
-``[3, h, w]``; the header's metadata holds ``prompts``, a JSON list of ``{"text", "metadata", "reference": N}``.
+In a safetensors body ``images`` is ``[b, 3, h, w]``, uint8 or float in [0, 1], and each ``reference.N`` is one image
+``[3, h, w]``; the header's metadata contains ``prompts``, a JSON list of ``{"text", "metadata", "reference": N}``.
 """
 
 import base64
-import binascii
-import io
 import json
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -17,40 +15,42 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from grpaint.core.policy import Prompt
+from grpaint.images.encoding import eight_bit
+from grpaint.images.pictures import BadImage, read_picture, to_tensor
 from grpaint.rewards.elsewhere.client import Failed
 
-Pixels = Literal["float32", "uint8"]
-TENSORS, JSON = "application/x-safetensors", "application/json"
-LARGEST = 3e38  # what fp32 holds
-MOST_PIXELS = 1 << 26  # of one PNG: a small file may unfold to gigabytes
+PixelFormat = Literal["float32", "uint8"]
+SAFETENSORS_TYPE, JSON_TYPE = "application/x-safetensors", "application/json"
+LARGEST = 3e38  # a score must fit into fp32
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 class Malformed(ValueError):
-    """A request that is not what the protocol says; the message says how."""
+    """A request that does not follow the protocol; the message says what is wrong."""
 
 
-def pack(images: Tensor, prompts: Sequence[Prompt], pixels: Pixels) -> bytes:
-    """Images in [0, 1] and their prompts as a safetensors file.
+def pack(images: Tensor, prompts: Sequence[Prompt], pixels: PixelFormat) -> bytes:
+    """Write images in [0, 1] and their prompts as a safetensors file.
 
-    ``uint8`` rounds to 256 levels. Metadata that JSON cannot hold stays behind.
+    ``uint8`` rounds to 256 levels. Metadata that JSON cannot hold is left out.
     """
-    tensors, said, known = {"images": _pixels(images, pixels)}, list[dict[str, Any]](), dict[int, int]()
+    tensors, entries, numbers = {"images": _pixels(images, pixels)}, list[dict[str, Any]](), dict[int, int]()
     for prompt in prompts:
-        entry: dict[str, Any] = {"text": prompt.text, "metadata": _plain(prompt.metadata)}
-        if prompt.reference is not None:  # one for its whole group
-            number = known.setdefault(id(prompt.reference), len(known))
+        entry: dict[str, Any] = {"text": prompt.text, "metadata": _json_metadata(prompt.metadata)}
+        if prompt.reference is not None:  # a group shares one reference, which is sent once
+            number = numbers.setdefault(id(prompt.reference), len(numbers))
             tensors[f"reference.{number}"] = _pixels(prompt.reference, pixels)
             entry["reference"] = number
-        said.append(entry)
-    return save(tensors, {"prompts": json.dumps(said)})
+        entries.append(entry)
+    return save(tensors, {"prompts": json.dumps(entries)})
 
 
-def _pixels(images: Tensor, pixels: Pixels) -> Tensor:
+def _pixels(images: Tensor, pixels: PixelFormat) -> Tensor:
     images = images.detach().cpu().float().contiguous()
-    return (images.clamp(0, 1) * 255).round().byte() if pixels == "uint8" else images
+    return eight_bit(images) if pixels == "uint8" else images
 
 
-def _plain(metadata: Any) -> dict[str, Any]:
+def _json_metadata(metadata: Any) -> dict[str, Any]:
     out = {}
     for name, value in metadata.items():
         try:
@@ -60,18 +60,18 @@ def _plain(metadata: Any) -> dict[str, Any]:
     return out
 
 
-def unpack(body: bytes, kind: str) -> tuple[Tensor, list[Prompt]]:
-    """What :func:`pack` wrote, or the same as JSON with PNGs in base64; images ``[b, 3, h, w]``, fp32 in [0, 1].
+def unpack(body: bytes, content_type: str) -> tuple[Tensor, list[Prompt]]:
+    """Read a body of :func:`pack`, or its equivalent in JSON; images ``[b, 3, h, w]``, fp32 in [0, 1].
 
     Raises:
-        Malformed: for anything else.
+        Malformed: if it is neither.
     """
-    match kind.partition(";")[0].strip().lower():
+    match content_type.partition(";")[0].strip().lower():
         case "application/x-safetensors":
             return _from_tensors(body)
         case "application/json":
             return _from_json(body)
-    raise Malformed(f"content type {kind!r:.60}: send {TENSORS} or {JSON}")
+    raise Malformed(f"content type {content_type!r:.60}: send {SAFETENSORS_TYPE} or {JSON_TYPE}")
 
 
 def _from_tensors(body: bytes) -> tuple[Tensor, list[Prompt]]:
@@ -83,8 +83,8 @@ def _from_tensors(body: bytes) -> tuple[Tensor, list[Prompt]]:
         raise Malformed(f"the body is no safetensors file with prompts ({type(error).__name__}: {error})") from error
     if "images" not in tensors:
         raise Malformed('the body has no tensor "images"')
-    images = _unit("images", tensors["images"], 4)
-    references = {name: _unit(name, tensor, 3) for name, tensor in tensors.items() if name != "images"}
+    images = _to_float("images", tensors["images"], 4)
+    references = {name: _to_float(name, tensor, 3) for name, tensor in tensors.items() if name != "images"}
     prompts = [_prompt(entry) for entry in _list(entries, len(images))]
     numbers = [entry.get("reference") if isinstance(entry, dict) else None for entry in entries]
     try:
@@ -94,10 +94,10 @@ def _from_tensors(body: bytes) -> tuple[Tensor, list[Prompt]]:
     return images, [Prompt(p.text, p.metadata, r) for p, r in zip(prompts, pictures, strict=True)]
 
 
-def _unit(name: str, tensor: Tensor, dimensions: int) -> Tensor:
-    """Pixels as fp32 in [0, 1]."""
+def _to_float(name: str, tensor: Tensor, dimensions: int) -> Tensor:
+    """Pixels as fp32 in [0, 1]; ``dimensions`` is 4 for a batch and 3 for one image."""
     if tensor.ndim != dimensions or tensor.shape[-3] != 3 or not tensor.numel():
-        raise Malformed(f"{name} has shape {tuple(tensor.shape)}; [b, 3, h, w] is wanted, a reference without b")
+        raise Malformed(f"{name} has shape {tuple(tensor.shape)}; it must be [b, 3, h, w], a reference [3, h, w]")
     if tensor.dtype == torch.uint8:
         return tensor.float() / 255
     if not tensor.is_floating_point() or not tensor.isfinite().all():
@@ -107,24 +107,24 @@ def _unit(name: str, tensor: Tensor, dimensions: int) -> Tensor:
 
 def _from_json(body: bytes) -> tuple[Tensor, list[Prompt]]:
     try:
-        said = json.loads(body)
-        pictures, entries = said["images"], said["prompts"]
+        request = json.loads(body)
+        pictures, entries = request["images"], request["prompts"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Malformed(f'the body is no JSON object with "images" and "prompts" ({type(error).__name__})') from error
-    images = [_picture(text) for text in _list(pictures, None)]
+    images = [_decode_png(text) for text in _list(pictures, None)]
     if not images or len({image.shape for image in images}) > 1:
         raise Malformed("images must be one or more, all of one size")
     prompts = []
     for entry in _list(entries, len(images)):
         prompt, reference = _prompt(entry), entry.get("reference") if isinstance(entry, dict) else None
-        prompts.append(Prompt(prompt.text, prompt.metadata, None if reference is None else _picture(reference)))
+        prompts.append(Prompt(prompt.text, prompt.metadata, None if reference is None else _decode_png(reference)))
     return torch.stack(images), prompts
 
 
-def _list(found: Any, count: int | None) -> list[Any]:
-    if not isinstance(found, list) or count not in (None, len(found)):
+def _list(value: Any, count: int | None) -> list[Any]:
+    if not isinstance(value, list) or count not in (None, len(value)):
         raise Malformed("images and prompts must be lists of one length")
-    return found
+    return value
 
 
 def _prompt(entry: Any) -> Prompt:
@@ -138,45 +138,43 @@ def _prompt(entry: Any) -> Prompt:
     return Prompt(entry["text"], metadata)
 
 
-def _picture(text: Any) -> Tensor:
-    from PIL import Image
-
+def _decode_png(text: Any) -> Tensor:
+    """A PNG in base64 as ``[3, h, w]`` in [0, 1], its pixels as training reads them."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as picture:
-            if picture.width * picture.height > MOST_PIXELS:
-                raise Malformed(f"an image has {picture.width} x {picture.height} pixels; at most {MOST_PIXELS}")
-            raw = bytearray(picture.convert("RGB").tobytes())
-            flat = torch.frombuffer(raw, dtype=torch.uint8).view(picture.height, picture.width, 3)
-    except (OSError, ValueError, TypeError, SyntaxError, binascii.Error, Image.DecompressionBombError) as error:
-        if isinstance(error, Malformed):
-            raise
-        raise Malformed(f"an image is no PNG in base64 ({type(error).__name__})") from error
-    return flat.permute(2, 0, 1).float() / 255
+        raw = base64.b64decode(text, validate=True)
+    except (ValueError, TypeError) as error:  # binascii.Error is a ValueError
+        raise Malformed(f"an image is no PNG in base64 ({error})") from error
+    if not raw.startswith(PNG_SIGNATURE):  # other decoders stay out of a stranger's reach
+        raise Malformed("an image is no PNG in base64 (other first bytes)")
+    try:
+        return to_tensor([read_picture(raw)])[0]
+    except BadImage as bad:
+        raise Malformed(f"an image cannot be read: {bad}") from None
 
 
-def scores(answer: dict[str, Any], count: int) -> list[float]:
-    """The ``count`` finite scores of an answer.
+def read_scores(answer: dict[str, Any], count: int) -> list[float]:
+    """The scores of an answer to ``count`` images.
 
     Raises:
-        Failed: where they are not what a reward may say.
+        Failed: if they are not ``count`` finite numbers that fp32 can hold.
     """
-    found = answer.get("scores")
-    if not isinstance(found, list):
+    scores = answer.get("scores")
+    if not isinstance(scores, list):
         raise Failed('its answer has no list "scores"')
-    if len(found) != count:
-        raise Failed(f"it gave {len(found)} scores for {count} images")
-    for value in found:
+    if len(scores) != count:
+        raise Failed(f"it gave {len(scores)} scores for {count} images")
+    for value in scores:
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
-            raise Failed(f"it gave {printable_value(value)} for a score")
-    return [float(value) for value in found]
+            raise Failed(f"it gave {_shortened(value)} for a score")
+    return [float(value) for value in scores]
 
 
-def printable_value(value: Any) -> str:
-    """A value of a foreign answer, cut short."""
+def _shortened(value: Any) -> str:
+    """A value of another program's answer as at most 40 characters."""
     text = repr(value)
     return text if len(text) <= 40 else text[:40] + " .."
 
 
 def answer_limit(count: int) -> int:
-    """Bytes that an answer for ``count`` images may have."""
+    """The number of bytes that an answer for ``count`` images may have."""
     return (1 << 16) + 64 * count

@@ -1,4 +1,4 @@
-"""Rewards in a worker process with an interpreter, and so with packages, of its own."""
+"""Rewards in a worker process with an interpreter, and therefore packages, of its own."""
 
 import sys
 from collections.abc import Sequence
@@ -12,30 +12,32 @@ from torch import Tensor
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt
 from grpaint.rewards.elsewhere.client import Failed
-from grpaint.rewards.elsewhere.process import Died, Process
-from grpaint.rewards.elsewhere.wire import answer_limit, pack, scores
+from grpaint.rewards.elsewhere.process import Process, WorkerDied
+from grpaint.rewards.elsewhere.wire import answer_limit, pack, read_scores
 
-Form = Literal["pil", "numpy", "raw"]
+ImageForm = Literal["pil", "numpy", "raw"]
 
 
 @dataclass(kw_only=True)
-class Hosted:
-    """What rewards over a worker process share.
+class WorkerReward:
+    """Base class of rewards that are computed in a worker process.
 
-    ``python`` is the interpreter (ours where unset); ``images`` the form in which its function wants them: PIL images,
-    numpy ``[h, w, 3]`` uint8, or (width, height, bytes). A worker that dies, or is later than ``timeout_s`` and is
-    therefore ended, is started again and asked again, ``restarts`` times a batch; ``start_s`` is for loading.
+    ``python`` is the interpreter, by default this process's own. ``images`` is the form in which the function takes
+    them: PIL images, numpy ``[h, w, 3]`` uint8, or (width, height, bytes). A worker that dies, or takes longer than
+    ``timeout_s`` for a batch and is therefore killed, is started again and gets the batch again, up to ``restarts``
+    times. Loading may take ``start_s``. ``call_mode``: "batch" calls function(images, prompts, metadata), "each"
+    function(image).
     """
 
     python: str | None = None
-    images: Form = "pil"
+    images: ImageForm = "pil"
     batch: int = 32
     timeout_s: float = 300.0
     start_s: float = 600.0
     restarts: int = 2
     _process: Process | None = field(default=None, init=False, repr=False, compare=False)
 
-    how: ClassVar[Literal["batch", "each"]] = "each"
+    call_mode: ClassVar[Literal["batch", "each"]] = "each"
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -47,23 +49,27 @@ class Hosted:
                 raise ValueError(f"{name} must lie in (0, 86400], got {getattr(self, name)}")
 
     def target(self) -> str:
-        """The function to run, as file.py:name or module:name."""
+        """The function that the worker runs, as file.py:name or module:name."""
         raise NotImplementedError
 
     def start(self) -> list[str]:
-        """Start the process and wait until its function is loaded."""
+        """Start the process, wait until its function is loaded, and return a note for the run's log.
+
+        Raises:
+            RewardError: if it does not start.
+        """
         self.stop()
-        place, _, name = self.target().rpartition(":")
-        if place.endswith(".py"):
-            place = str(Path(place).resolve())
+        module, _, name = self.target().rpartition(":")
+        if module.endswith(".py"):
+            module = str(Path(module).resolve())
         python = self.python or sys.executable
         try:
-            self._process = Process(python, [f"{place}:{name}", self.how, self.images], self.start_s)
+            self._process = Process(python, [f"{module}:{name}", self.call_mode, self.images], self.start_s)
         except Failed as error:
             raise RewardError(
-                f"its worker ({python}) did not start: {error}. Mend that and go on with --resume."
+                f"its worker ({python}) did not start: {error}. Fix that and continue with --resume."
             ) from error
-        return [f"worker runs {self.target()} under Python {self._process.about.get('ready')} ({python})"]
+        return [f"worker runs {self.target()} under Python {self._process.greeting.get('ready')} ({python})"]
 
     def stop(self) -> None:
         """End the process."""
@@ -72,51 +78,51 @@ class Hosted:
             process.stop()
 
     def values(self, images: Tensor, prompts: Sequence[Prompt], limit: int = 1 << 20) -> list[Any]:
-        """What the worker's function says about each image; ``limit`` bytes an image at most.
+        """The worker's value for each image, in batches; an answer may have ``limit`` bytes an image.
 
         Raises:
-            RewardError: where it raises, or does not last.
+            RewardError: if the function raises, or the worker fails more than ``restarts`` times on a batch.
         """
-        out: list[Any] = []
+        values: list[Any] = []
         for rows in torch.arange(len(images)).split(self.batch):
-            theirs = [Prompt(prompts[i].text, prompts[i].metadata) for i in rows.tolist()]
-            body = pack(images[rows], theirs, "uint8")
-            found = self._insist(body, answer_limit(len(rows)) + limit * len(rows))
-            if len(found) != len(rows):
-                raise RewardError(f"its worker gave {len(found)} values for {len(rows)} images")
-            out += found
-        return out
+            batch_prompts = [Prompt(prompts[i].text, prompts[i].metadata) for i in rows.tolist()]
+            body = pack(images[rows], batch_prompts, "uint8")
+            batch_values = self._call(body, answer_limit(len(rows)) + limit * len(rows))
+            if len(batch_values) != len(rows):
+                raise RewardError(f"its worker gave {len(batch_values)} values for {len(rows)} images")
+            values += batch_values
+        return values
 
-    def _insist(self, body: bytes, limit: int) -> list[Any]:
-        for left in reversed(range(self.restarts + 1)):
+    def _call(self, body: bytes, limit: int) -> list[Any]:
+        for restarts_left in reversed(range(self.restarts + 1)):
             if not self._process:
                 self.start()
             assert self._process
             try:
-                return self._process.ask(body, self.timeout_s, limit)
-            except Died as error:
+                return self._process.call(body, self.timeout_s, limit)
+            except WorkerDied as error:
                 self.stop()
-                if not left:
+                if not restarts_left:
                     raise RewardError(
-                        f"its worker failed {self.restarts + 1} times on the same batch: {error}. Mend it and go on "
-                        "with --resume."
+                        f"its worker failed {self.restarts + 1} times on the same batch: {error}. Fix it and "
+                        "continue with --resume."
                     ) from error
             except Failed as error:
-                raise RewardError(f"its worker: {error}. Mend it and go on with --resume.") from error
+                raise RewardError(f"its worker: {error}. Fix it and continue with --resume.") from error
         raise AssertionError("restarts is not negative")
 
 
 @dataclass(kw_only=True)
-class Worker(Hosted):
-    """A function ``f(images, prompts, metadata)`` of yours under an interpreter of its own: one score an image.
+class Worker(WorkerReward):
+    """Your function ``f(images, prompts, metadata)`` under an interpreter of its own; it returns one score an image.
 
-    ``reward`` is ``file.py:f`` or ``module:f``. Images are rounded to 256 levels; ``prompts`` are texts and
-    ``metadata`` what the prompts carry, as far as JSON holds it.
+    ``reward`` is ``file.py:f`` or ``module:f``. Images are rounded to 256 levels; ``prompts`` are texts, and
+    ``metadata`` is that of the prompts, without what JSON cannot hold.
     """
 
     reward: str
 
-    how: ClassVar[Literal["batch", "each"]] = "batch"
+    call_mode: ClassVar[Literal["batch", "each"]] = "batch"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,19 +133,19 @@ class Worker(Hosted):
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
         try:
-            return torch.tensor(scores({"scores": self.values(images, prompts, 64)}, len(images)))
+            return torch.tensor(read_scores({"scores": self.values(images, prompts, 64)}, len(images)))
         except Failed as error:
             raise RewardError(f"its worker: {error}") from error
 
 
 def check_target(name: str, target: str) -> None:
-    """Refuse what names no function, or a file that is not there.
+    """Refuse a setting ``name`` whose value ``target`` names no function.
 
     Raises:
-        ValueError: with the reason.
+        ValueError: if it is not file.py:function or module:function, or the file does not exist.
     """
-    place, _, function = target.rpartition(":")
-    if not place or not function.isidentifier():
+    module, _, function = target.rpartition(":")
+    if not module or not function.isidentifier():
         raise ValueError(f'{name} = "{target}": write file.py:function or module:function')
-    if place.endswith(".py") and not Path(place).is_file():
-        raise ValueError(f'{name} = "{target}": there is no file {place}')
+    if module.endswith(".py") and not Path(module).is_file():
+        raise ValueError(f'{name} = "{target}": there is no file {module}')

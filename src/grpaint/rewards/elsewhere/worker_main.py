@@ -1,14 +1,14 @@
-"""The other end of a worker reward: runs under the interpreter that a recipe names, where grpaint need not be.
+"""The program of a worker reward; it runs under the interpreter that a recipe names, which need not have grpaint.
 
-The standard library alone, from Python 3.8 on; Pillow or numpy only where images are wanted as theirs. Frames of eight
-bytes of length and a body go over standard input (safetensors, as ``rewards/elsewhere/wire.py`` writes it, pixels
-uint8) and standard output (JSON). What the reward itself prints goes to standard error. When standard
-input closes, it ends.
+It uses the standard library alone, from Python 3.8 on, and imports Pillow or numpy only if images are to have that
+form. Messages are frames, a length of eight bytes and a body: batches arrive on standard input (safetensors as
+``rewards/elsewhere/wire.py`` writes it, pixels uint8), answers leave on standard output (JSON). The reward's own prints
+go to standard error. The program ends when standard input closes.
 
     python worker_main.py TARGET batch|each pil|numpy|raw
 
-TARGET is file.py:function or module:function. ``batch``: function(images, prompts, metadata) gives one value an image;
-``each``: function(image) gives the value of one.
+TARGET is file.py:function or module:function. ``batch``: function(images, prompts, metadata) returns one value an
+image; ``each``: function(image) returns the value of one image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # the folder of this file, whose modules must not pass for others of the same name
+    sys.path.pop(0)  # this file's folder: its modules must not hide others of the same name
 
 import hashlib
 import importlib
@@ -34,32 +34,32 @@ from typing import Any, BinaryIO, Callable  # noqa: UP035 - reason: Python 3.8
 
 
 def load(target: str) -> tuple[Callable[..., Any], str]:
-    """The function that ``target`` names, and a digest of its file."""
-    place, _, name = target.rpartition(":")
-    if place.endswith(".py"):
-        sys.path.insert(0, str(Path(place).resolve().parent))
-        spec = importlib.util.spec_from_file_location("reward_" + Path(place).stem, place)
-        if spec is None or spec.loader is None or not Path(place).is_file():
-            raise ImportError("no file " + place)
+    """Import the function that ``target`` names; returns it and a digest of its file."""
+    source, _, name = target.rpartition(":")
+    if source.endswith(".py"):
+        sys.path.insert(0, str(Path(source).resolve().parent))
+        spec = importlib.util.spec_from_file_location("reward_" + Path(source).stem, source)
+        if spec is None or spec.loader is None or not Path(source).is_file():
+            raise ImportError("no file " + source)
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
     else:
-        module = importlib.import_module(place)
-    source = getattr(module, "__file__", None)
-    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else ""
+        module = importlib.import_module(source)
+    file = getattr(module, "__file__", None)
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
     return getattr(module, name), digest
 
 
-def frames(stream: io.FileIO, into: queue.Queue[bytes]) -> None:
-    """Put every frame of ``stream`` into a queue; end the process where the stream ends."""
+def read_frames(stream: io.FileIO, bodies: queue.Queue[bytes]) -> None:
+    """Put the body of every frame of ``stream`` into a queue; end the process at the end of the stream."""
     while True:
-        (length,) = struct.unpack("<Q", whole(stream, 8))
-        into.put(whole(stream, length))
+        (length,) = struct.unpack("<Q", read_exactly(stream, 8))
+        bodies.put(read_exactly(stream, length))
 
 
-def whole(stream: io.FileIO, length: int) -> bytes:
-    """So many bytes; where there are fewer, whoever started this is gone, maybe in the midst of a question."""
+def read_exactly(stream: io.FileIO, length: int) -> bytes:
+    """Read ``length`` bytes; end the process if the stream ends, because the process that started it is gone."""
     body = bytearray()
     while len(body) < length:
         chunk = stream.read(min(length - len(body), 1 << 20))
@@ -69,21 +69,21 @@ def whole(stream: io.FileIO, length: int) -> bytes:
     return bytes(body)
 
 
-def write(stream: BinaryIO, said: dict[str, Any]) -> None:
-    """One frame."""
-    body = json.dumps(said, allow_nan=False).encode()
+def write_frame(stream: BinaryIO, answer: dict[str, Any]) -> None:
+    """Write an answer as one frame of JSON."""
+    body = json.dumps(answer, allow_nan=False).encode()
     stream.write(struct.pack("<Q", len(body)) + body)
     stream.flush()
 
 
-def unpack(body: bytes, kind: str) -> tuple[list[Any], list[dict[str, Any]]]:
-    """Images and prompts of a frame."""
+def unpack(body: bytes, form: str) -> tuple[list[Any], list[dict[str, Any]]]:
+    """The images, in the form that the function takes, and the prompts of a frame."""
     (size,) = struct.unpack("<Q", body[:8])
     header = json.loads(body[8 : 8 + size])
     prompts = json.loads(header["__metadata__"]["prompts"])
-    about = header["images"]
-    count, _, height, width = about["shape"]
-    first, last = about["data_offsets"]
+    entry = header["images"]
+    count, _, height, width = entry["shape"]
+    first, last = entry["data_offsets"]
     planes = memoryview(body)[8 + size + first : 8 + size + last]
     area = height * width
     images = []
@@ -91,59 +91,59 @@ def unpack(body: bytes, kind: str) -> tuple[list[Any], list[dict[str, Any]]]:
         red, green, blue = (bytes(planes[(3 * number + c) * area : (3 * number + c + 1) * area]) for c in range(3))
         pixels = bytearray(3 * area)
         pixels[0::3], pixels[1::3], pixels[2::3] = red, green, blue
-        images.append(picture(bytes(pixels), width, height, kind))
+        images.append(make_image(bytes(pixels), width, height, form))
     return images, prompts
 
 
-def picture(pixels: bytes, width: int, height: int, kind: str) -> Any:
-    """An RGB image as ``kind`` says; raw: (width, height, bytes)."""
-    if kind == "pil":
+def make_image(pixels: bytes, width: int, height: int, form: str) -> Any:
+    """An RGB image as a PIL image, a numpy array, or the tuple (width, height, bytes)."""
+    if form == "pil":
         from PIL import Image
 
         return Image.frombytes("RGB", (width, height), pixels)
-    if kind == "numpy":
+    if form == "numpy":
         import numpy
 
         return numpy.frombuffer(pixels, dtype=numpy.uint8).reshape(height, width, 3)
     return width, height, pixels
 
 
-def plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: tensors, arrays and numpy numbers as Python's."""
+def to_plain(value: Any) -> Any:
+    """Convert tensors, arrays and numpy numbers, also in lists, to Python's numbers and lists, for JSON."""
     if hasattr(value, "tolist"):
-        return plain(value.tolist())
+        return to_plain(value.tolist())
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     return value
 
 
-def answer(function: Callable[..., Any], how: str, kind: str, body: bytes) -> list[Any]:
-    """What the reward says about a frame."""
-    images, prompts = unpack(body, kind)
-    if how == "each":
-        return [plain(function(image)) for image in images]
-    return plain(function(images, [p["text"] for p in prompts], [p["metadata"] for p in prompts]))
+def compute(function: Callable[..., Any], call_mode: str, form: str, body: bytes) -> list[Any]:
+    """Call the function on the images and prompts of a frame."""
+    images, prompts = unpack(body, form)
+    if call_mode == "each":
+        return [to_plain(function(image)) for image in images]
+    return to_plain(function(images, [p["text"] for p in prompts], [p["metadata"] for p in prompts]))
 
 
 def main() -> None:
     """Answer frames until standard input closes."""
-    target, how, kind = sys.argv[1:]
+    target, call_mode, form = sys.argv[1:]
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    waiting: queue.Queue[bytes] = queue.Queue()
-    unbuffered = io.FileIO(0, closefd=False)  # a buffer's lock, held at the end, would abort Python
-    threading.Thread(target=frames, args=(unbuffered, waiting), daemon=True).start()
+    bodies: queue.Queue[bytes] = queue.Queue()
+    unbuffered = io.FileIO(0, closefd=False)  # the lock of a buffer, if held at exit, would abort Python
+    threading.Thread(target=read_frames, args=(unbuffered, bodies), daemon=True).start()
     function, digest = load(target)
-    write(out, {"ready": platform.python_version(), "digest": digest})
+    write_frame(out, {"ready": platform.python_version(), "digest": digest})
     while True:
-        body = waiting.get()
+        body = bodies.get()
         try:
-            said: dict[str, Any] = {"values": answer(function, how, kind, body)}
-            json.dumps(said, allow_nan=False)
-        except Exception as error:  # noqa: BLE001 - reason: the asker is told
+            answer: dict[str, Any] = {"values": compute(function, call_mode, form, body)}
+            json.dumps(answer, allow_nan=False)
+        except Exception as error:  # noqa: BLE001 - reason: the error is sent as the answer
             traceback.print_exc()
-            said = {"error": type(error).__name__ + ": " + str(error)}
-        write(out, said)
+            answer = {"error": type(error).__name__ + ": " + str(error)}
+        write_frame(out, answer)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Who is judged, and by what: NAME=RUN-OR-CHECKPOINT, and the recipe that all of them are held to."""
+"""The models of an evaluation, NAME=RUN-OR-CHECKPOINT, and the recipe by which all of them are judged."""
 
 import dataclasses
 import hashlib
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.policy import Captioned, Reward, Weights
+from grpaint.core.policy import CaptionedImages, Reward, Weights
 from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.images.data import DrawnImages
-from grpaint.loops import rewards_of
+from grpaint.judge import judging_rewards
 from grpaint.measures.features import ScenesFeatures
 from grpaint.measures.likeness import check_installed
 from grpaint.recipe.build import dump
@@ -26,23 +26,23 @@ from grpaint.rollout.start import Reference
 from grpaint.run.saved import find_model, open_model
 from grpaint.scenes.world import SceneData
 
-NEIGHBOURS = 3  # by which recall is told
+NEIGHBOURS = 3  # for recall
 STANDS_FOR = {"scenes-scorer": "CLIP-Score", "scenes-cleanliness": "aesthetic", "scenes-distance": "LPIPS"}
 
 
 @dataclass(frozen=True)
-class Source:
-    """A model under a name; ``base`` means the reference weights of a run, from which it began."""
+class Candidate:
+    """A named model: of a run, a checkpoint or a file, or with ``base`` the weights from which a run began."""
 
     name: str
     source: str
     base: bool = False
 
     def open(self, sets: Sequence[str]) -> tuple[Model, Recipe]:
-        """The model, and its recipe.
+        """Load the model, and return it with its recipe.
 
         Raises:
-            ConfigError, CheckpointError: where it cannot be read.
+            ConfigError, CheckpointError: it cannot be read.
         """
         if not self.base:
             return open_model(self.source, sets)
@@ -50,10 +50,10 @@ class Source:
         return recipe.model.load(resolve_runtime(recipe.device, recipe.precision)), recipe
 
     def recipe(self, sets: Sequence[str]) -> Recipe:
-        """Its recipe, before any weight is opened.
+        """Read its recipe without opening weights.
 
         Raises:
-            ConfigError: where there is none, or ``base`` is asked of what is no run.
+            ConfigError: it has no recipe, or ``base`` is set and it is not a run.
         """
         file, table = find_model(self.source)
         if self.base and not any((parent / "run.toml").is_file() for parent in file.parents):
@@ -61,43 +61,49 @@ class Source:
         return resolve(override(table, sets), table.get("stage", "train"))[0]
 
 
-def read_sources(words: Sequence[str]) -> tuple[Source, ...]:
-    """``NAME=SOURCE`` or ``SOURCE``; ``RUN:base`` is what the run began from, and ``base`` alone that of the last one.
+def parse_candidates(words: Sequence[str]) -> tuple[Candidate, ...]:
+    """Parse ``NAME=SOURCE`` or ``SOURCE`` arguments.
+
+    ``RUN:base`` is the model that a run began from; ``base`` alone is that of the last argument.
 
     Raises:
-        ConfigError: where two have one name.
+        ConfigError: two have the same name.
     """
-    found = []
+    candidates = []
     for word in words:
         name, equals, rest = word.partition("=")
         if not (equals and re.fullmatch(r"[\w.-]+", name)):
             name, rest = "", word
         source, base = rest.removesuffix(":base"), rest.endswith(":base")
         if rest == "base" and word != words[-1]:
-            source, base = _of_last(words[-1]), True
-        found.append(Source(name or ("base" if base else Path(source).stem), source, base))
-    names = [source.name for source in found]
+            source, base = _source_of(words[-1]), True
+        candidates.append(Candidate(name or ("base" if base else Path(source).stem), source, base))
+    names = [candidate.name for candidate in candidates]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{name}: two sources of one name; write NAME=RUN-OR-CHECKPOINT.")
-    return tuple(found)
+    return tuple(candidates)
 
 
-def _of_last(word: str) -> str:
+def _source_of(word: str) -> str:
+    """The run or file that an argument names."""
     name, equals, rest = word.partition("=")
     return (rest if equals and re.fullmatch(r"[\w.-]+", name) else word).removesuffix(":base")
 
 
 @dataclass(frozen=True)
 class Judging:
-    """What all sources are held to: the recipe of the last one, with stand-ins on scenes where it names nothing."""
+    """The recipe and measures by which all candidates are judged: those of the last one.
+
+    On scenes, a measure that the recipe does not name has a stand-in from the embedded world.
+    """
 
     recipe: Recipe
     measure: Measuring
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Judging":
-        """Of a recipe."""
+        """Judge by a recipe."""
         measure = recipe.measure
         if isinstance(recipe.data, SceneData | DrawnImages):
             stand_ins: dict[str, Reward] = {
@@ -112,81 +118,82 @@ class Judging:
 
     @property
     def start(self) -> Reference:
-        """Where reconstructions begin."""
+        """The start of reconstructions: the reference image, noised to ``measure.strength``."""
         return Reference(self.measure.strength, 1.0)
 
     @property
     def referenced(self) -> bool:
-        """Whether there are reference images; with prompts alone nothing is asked that looks at one."""
+        """Whether the data has reference images; without them no measure that needs one is used."""
         return self.recipe.data.captioned
 
-    def held_out(self) -> Captioned:
-        """The prompts, and the reference images where the data have any."""
+    def held_out(self) -> CaptionedImages:
+        """The held-out prompts with their reference images; empty images if the data has none."""
         data, settings = self.recipe.data, self.recipe.evaluate
         if self.referenced:
             return data.held_out_images(settings.prompts, settings.seed)
-        return Captioned(data.held_out(settings.prompts, settings.seed), lambda _: torch.empty(0))
+        return CaptionedImages(data.held_out(settings.prompts, settings.seed), lambda _: torch.empty(0))
 
     def rewards(self, *, referenced: bool) -> dict[str, Reward]:
-        """All rewards that are asked, by the names of their numbers: those that look at a reference, or the others."""
-        own = rewards_of(self.recipe)
+        """The rewards of the recipe and of ``[measure]`` by metric name: those that need a reference, or all others."""
+        own = judging_rewards(self.recipe)
         every = {f"reward/{name}": reward for name, reward in own.rewards.items()} if own else {}
         every |= self.measure.rewards
         alone = {name: r for name, r in every.items() if not getattr(r, "needs_group", False)}
         return {name: r for name, r in alone.items() if getattr(r, "needs_reference", False) == referenced}
 
-    def check(self, sources: Sequence[Source], sets: Sequence[str]) -> None:
-        """Refuse models that cannot be judged beside each other, before any weight is opened.
+    def check(self, candidates: Sequence[Candidate], sets: Sequence[str]) -> None:
+        """Refuse models that cannot be judged together, before any weight is opened.
 
         Raises:
-            ConfigError: with the reason and the way out.
+            ConfigError: sample shapes differ, a number of steps or a strength does not fit a model, or a measure needs
+                references that the data lacks.
         """
         shape = self.recipe.model.sample_shape
-        for source in sources:
-            model = source.recipe(sets).model
+        for candidate in candidates:
+            model = candidate.recipe(sets).model
             if model.sample_shape != shape:
                 raise ConfigError(
-                    f"{source.name}: samples of {model.sample_shape}, {sources[-1].name}'s are {shape}; what is "
-                    "compared draws alike."
+                    f"{candidate.name}: samples of {model.sample_shape}, {candidates[-1].name}'s are {shape}; models "
+                    "that are compared need samples of one shape."
                 )
             try:
                 grid = model.path.grid(self.recipe.evaluate.steps)
             except ValueError as error:
                 raise ConfigError(f"evaluate.steps: {error}.") from error
             try:
-                self.start.enter(grid)
+                self.start.entry_step(grid)
             except ValueError as error:
                 raise ConfigError(f"measure.strength: {error}.") from error
         if self.measure.features:
             self.measure.features.card()
         if self.referenced:
             check_installed()
-        elif asked := self.rewards(referenced=True):
+        elif referenced := self.rewards(referenced=True):
             raise ConfigError(
-                f"measure.rewards.{next(iter(asked))} looks at a reference image, and this data has prompts alone; "
-                "leave it out."
+                f"measure.rewards.{next(iter(referenced))} looks at a reference image, and this data has prompts "
+                "alone; leave it out."
             )
 
-    def check_references(self, held_out: Captioned, *, few: bool) -> None:
-        """Refuse references that are too few, or of another size than what is drawn, before any weight is opened.
+    def check_references(self, held_out: CaptionedImages, *, few: bool) -> None:
+        """Refuse references that are too few or of another size than the model's images, before any weight is opened.
 
         Raises:
-            ConfigError: with the reason and the way out.
+            ConfigError: their size differs, or there are too few for recall or, unless ``few``, for a Frechet distance.
         """
         if not self.referenced:
             return
         high, width = held_out.images(slice(1)).shape[-2:]
         if (high, width) != self.recipe.model.pixels:
-            drawn = " x ".join(str(side) for side in reversed(self.recipe.model.pixels))
+            model_size = " x ".join(str(side) for side in reversed(self.recipe.model.pixels))
             raise ConfigError(
-                f"the held-out images have {width} x {high} pixels, and the model draws {drawn}: reconstructions need "
-                "one size. Set data.resolution to the model's, without buckets, or model.height and model.width."
+                f"the held-out images have {width} x {high} pixels, and the model draws {model_size}: reconstructions "
+                "need one size. Set data.resolution to the model's, without buckets, or model.height and model.width."
             )
-        features, count, asked = self.measure.features, len(held_out.prompts), self.recipe.evaluate.prompts
+        features, count, setting = self.measure.features, len(held_out.prompts), self.recipe.evaluate.prompts
         if not features or count > features.width:
             return
-        have = f"evaluate.prompts = {count}" if count == asked else f"{count} held-out images, {asked} asked for"
-        more = f"--set evaluate.prompts={features.width + 1} or more" if count == asked else "hold out more"
+        have = f"evaluate.prompts = {count}" if count == setting else f"{count} held-out images, {setting} asked for"
+        more = f"--set evaluate.prompts={features.width + 1} or more" if count == setting else "hold out more"
         if count <= NEIGHBOURS:
             raise ConfigError(f"{have}: recall looks at {NEIGHBOURS} neighbours, and needs more images; {more}.")
         if not few:
@@ -197,7 +204,7 @@ class Judging:
 
 
 def weights_hash(policy: Model, weights: Weights) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of the tensors that answer: names, shapes, fp32 values."""
+    """The first 16 hexadecimal digits of the SHA-256 of a weight set: names, shapes and fp32 values."""
     digest = hashlib.sha256()
     with policy.weights.use(weights):
         for name, tensor in sorted(policy.weights.module.state_dict().items()):
@@ -206,8 +213,8 @@ def weights_hash(policy: Model, weights: Weights) -> str:
     return digest.hexdigest()[:16]
 
 
-def described(piece: Any) -> Any:
-    """The settings of a piece as plain values, whosever it is."""
+def piece_settings(piece: Any) -> Any:
+    """The class and settings of a piece as plain values, also of a user's own piece."""
     named = piece if hasattr(piece, "__qualname__") else type(piece)
     plain = dump(piece) if dataclasses.is_dataclass(piece) else {}
     return {"kind": f"{named.__module__}:{named.__qualname__}"} | plain

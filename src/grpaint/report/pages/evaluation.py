@@ -1,8 +1,6 @@
-"""What an assessment shows a person: a table on the terminal, and one self-contained HTML page."""
+"""The result of ``grpaint evaluate`` of several models: tables on the terminal, and one self-contained HTML page."""
 
-import base64
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,11 +10,14 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from grpaint.measures.hacking import told
-from grpaint.report.comparison_page import STYLE
-from grpaint.report.terminal import CELL
+from grpaint.images.encoding import eight_bit_picture, png_data_url
+from grpaint.measures.hacking import alarm_text
+from grpaint.report.figures import CELL
+from grpaint.report.pages.style import STYLE
 
-Entry = Mapping[str, Any]
+Measure = Mapping[str, Any]  # an item of the result's "measures"
+Result = Mapping[str, Any]
+Value = Mapping[str, Any]  # value, interval, images
 
 ARROWS = {"higher": "\u2191", "lower": "\u2193", None: ""}
 PAGE_STYLE = (
@@ -38,22 +39,25 @@ def _number(value: float, digits: int = 4) -> str:
     return f"{value:.0f}" if 10**digits <= abs(value) < 1e6 else f"{value:.{digits}g}"
 
 
-def _said(found: Entry | None, *, sign: bool = False, digits: int = 4) -> str:
-    """A value and its interval."""
-    if not found:
+def _with_interval(value: Value | None, *, sign: bool = False, digits: int = 4) -> str:
+    """A value and its interval as text; empty without a value."""
+    if not value:
         return ""
-    mark = "+" if sign and found["value"] >= 0 else ""
-    ends = [_number(end, digits) for end in found.get("interval", ())]
-    return mark + _number(found["value"], digits) + (f" [{', '.join(ends)}]" if ends else "")
+    mark = "+" if sign and value["value"] >= 0 else ""
+    ends = [_number(end, digits) for end in value.get("interval", ())]
+    return mark + _number(value["value"], digits) + (f" [{', '.join(ends)}]" if ends else "")
 
 
-def _title(entry: Entry) -> str:
-    stands = f" for {entry['stands_for']}" if "stands_for" in entry else ""
-    return f"{entry['measure']}{stands} {ARROWS[entry['better']]}".strip()
+def _title(measure: Measure) -> str:
+    stands = f" for {measure['stands_for']}" if "stands_for" in measure else ""
+    return f"{measure['measure']}{stands} {ARROWS[measure['better']]}".strip()
 
 
-def terminal(result: Entry) -> list[Table]:
-    """A table a protocol; below each value its difference from the first source. The page has all intervals."""
+def measure_tables(result: Result) -> list[Table]:
+    """One table per protocol, for the terminal; below each value its difference from the first source.
+
+    Intervals of the values themselves are on the page only.
+    """
     out = []
     protocols = dict.fromkeys(entry["protocol"] for entry in result["measures"])
     for protocol in protocols:
@@ -63,70 +67,73 @@ def terminal(result: Entry) -> list[Table]:
             table.add_column(name, justify="right", min_width=10)
         for entry in (entry for entry in result["measures"] if entry["protocol"] == protocol):
             table.add_row(_title(entry), *(_number(entry["values"][name]["value"]) for name in result["sources"]))
-            moved = [_said(entry["differences"].get(name), sign=True, digits=2) for name in result["sources"]]
-            if any(moved):
-                table.add_row("", *moved, style="dim")
+            differences = [
+                _with_interval(entry["differences"].get(name), sign=True, digits=2) for name in result["sources"]
+            ]
+            if any(differences):
+                table.add_row("", *differences, style="dim")
         out.append(table)
     return out
 
 
-def _heading(result: Entry, protocol: str) -> str:
+def _heading(result: Result, protocol: str) -> str:
     strength = f" from strength {result['strength']:g}" if protocol == "reconstruction" else ""
     return (
         f"{protocol.capitalize()}{strength}, {result['prompts']} prompts; below: minus {result['first']}, bootstrap 95%"
     )
 
 
-def alarms(result: Entry) -> list[str]:
-    """The alarms of reward hacking, in words."""
+def alarm_lines(result: Result) -> list[str]:
+    """One line for each source that raises the alarm of reward hacking."""
     return [
-        f"{name}: reward hacking? against {result['first']}: {told(found)}" for name, found in result["hacking"].items()
+        f"{name}: reward hacking? against {result['first']}: {alarm_text(alarm)}"
+        for name, alarm in result["hacking"].items()
     ]
 
 
-def _cell(value: Entry, moved: Entry | None) -> str:
-    """A value, its interval, and its difference from the first source."""
+def _cell(value: Value, difference: Value | None) -> str:
+    """A table cell: a value, its interval, and its difference from the first source."""
     lines = [_number(value["value"])]
     if "interval" in value:
         lines.append(f"[{', '.join(_number(end) for end in value['interval'])}]")
-    if moved:
-        lines.append(f"\u0394 {_said(moved, sign=True, digits=3)}")
+    if difference:
+        lines.append(f"\u0394 {_with_interval(difference, sign=True, digits=3)}")
     head, *rest = lines
     return f"<td>{head}{''.join(f'<span>{html.escape(line)}</span>' for line in rest)}</td>"
 
 
-def _table(sources: Sequence[str], rows: Mapping[str, Entry]) -> str:
-    """A column a source; ``rows`` have values and differences by title."""
+def _table(sources: Sequence[str], rows: Mapping[str, Measure]) -> str:
+    """One column per source; ``rows`` maps titles to measures with values and differences."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in sources)
     body = "".join(
         f"<tr><td>{html.escape(title)}</td>"
-        + "".join(_cell(found["values"][name], found["differences"].get(name)) for name in sources)
+        + "".join(_cell(measure["values"][name], measure["differences"].get(name)) for name in sources)
         + "</tr>"
-        for title, found in rows.items()
+        for title, measure in rows.items()
     )
     return f'<div class="wide"><table class="numbers"><tr><th></th>{head}</tr>{body}</table></div>'
 
 
-def _protocol(result: Entry, protocol: str) -> str:
+def _protocol(result: Result, protocol: str) -> str:
     strength = f" from strength {result['strength']:g}" if protocol == "reconstruction" else ""
     rows = {_title(entry): entry for entry in result["measures"] if entry["protocol"] == protocol}
     return f"<h2>{html.escape(protocol.capitalize())}{strength}</h2>{_table(list(result['sources']), rows)}"
 
 
-def _categories(result: Entry) -> str:
-    """The measures that have them, category by category."""
+def _categories(result: Result) -> str:
+    """A folded table by category for each measure that has categories."""
     out = []
     for entry in (entry for entry in result["measures"] if entry.get("by_category")):
         rows = {
-            f"{kind} ({found['values'][result['first']]['images']})": found
-            for kind, found in entry["by_category"].items()
+            f"{kind} ({measure['values'][result['first']]['images']})": measure
+            for kind, measure in entry["by_category"].items()
         }
         title = f"{html.escape(_title(entry))}, {entry['protocol']}"
         out.append(f"<details><summary>{title}</summary>{_table(list(result['sources']), rows)}</details>")
     return "".join(out)
 
 
-def _cards(result: Entry) -> str:
+def _cards(result: Result) -> str:
     return "".join(
         f"<details><summary>{html.escape(_title(entry))}, {entry['protocol']}</summary>"
         f"<pre>{html.escape(json.dumps(entry['card'], indent=1, ensure_ascii=False))}</pre></details>"
@@ -134,21 +141,19 @@ def _cards(result: Entry) -> str:
     )
 
 
-def inlined(image: Tensor) -> str:
-    """A picture ``[3, h, w]`` of bytes as the text of a data address, at least ``CELL`` pixels wide."""
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+def _data_url(image: Tensor) -> str:
+    """A picture, uint8 ``[3, h, w]``, as a PNG in a ``data:`` URL, at least ``CELL`` pixels wide."""
+    picture = eight_bit_picture(image)
     if picture.width < CELL:
         picture = picture.resize((CELL, CELL * picture.height // picture.width), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return png_data_url(picture, optimize=True)
 
 
 def _pictures(rows: Mapping[str, Tensor], captions: Sequence[str]) -> str:
-    """A row a source, a column a prompt."""
+    """One row per source, one column per prompt."""
     lines = [
         f"<tr><td>{html.escape(name)}</td>"
-        + "".join(f'<td><img alt="{html.escape(name)}" src="{inlined(image)}"></td>' for image in images)
+        + "".join(f'<td><img alt="{html.escape(name)}" src="{_data_url(image)}"></td>' for image in images)
         + "</tr>"
         for name, images in rows.items()
     ]
@@ -156,14 +161,14 @@ def _pictures(rows: Mapping[str, Tensor], captions: Sequence[str]) -> str:
     return f'<div class="wide"><table class="rows">{"".join(lines)}<tr><td></td>{foot}</tr></table></div>'
 
 
-def page(result: Entry, shown: Mapping[str, Mapping[str, Tensor]], captions: Sequence[str]) -> str:
-    """The whole page; ``shown`` has the pictures of each protocol by source."""
+def evaluation_page(result: Result, images: Mapping[str, Mapping[str, Tensor]], captions: Sequence[str]) -> str:
+    """Return the page as HTML; ``images`` has uint8 ``[b, 3, h, w]`` by protocol and source."""
     protocols = dict.fromkeys(entry["protocol"] for entry in result["measures"])
     tables = "".join(_protocol(result, name) for name in protocols)
     pictures = "".join(
-        f"<h3>{protocol.capitalize()}</h3>{_pictures(rows, captions)}" for protocol, rows in shown.items()
+        f"<h3>{protocol.capitalize()}</h3>{_pictures(rows, captions)}" for protocol, rows in images.items()
     )
-    alarm = "".join(f'<p class="alarm">{html.escape(line)}</p>' for line in alarms(result))
+    alarm = "".join(f'<p class="alarm">{html.escape(line)}</p>' for line in alarm_lines(result))
     sources = html.escape(json.dumps(result["sources"], indent=1, ensure_ascii=False))
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>grpaint: models evaluated</title>
 <meta name="viewport" content="width=device-width"><style>{PAGE_STYLE}</style>

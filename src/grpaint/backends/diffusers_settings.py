@@ -1,0 +1,190 @@
+"""The settings of a diffusers pipeline, and what follows from them before any weight is opened."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path as FilePath
+from typing import Literal, Self
+
+from grpaint.backends.adapters import Lora
+from grpaint.backends.base_model import BaseModel, PredictionSetting, find_base
+from grpaint.backends.embeddings import default_folder, text_parts_hash
+from grpaint.backends.families import FAMILIES, Family, Guidance, PipelineFolder, find_family
+from grpaint.backends.pipeline import is_adapter
+from grpaint.backends.pipeline_files import pin_commit
+from grpaint.backends.quantize import BasePrecision
+from grpaint.core.errors import ConfigError
+from grpaint.core.path import Path
+from grpaint.core.prediction import Parametrisation
+
+
+@dataclass(frozen=True)
+class DiffusersSettings:
+    """The settings of :class:`grpaint.backends.diffusers.Diffusers`.
+
+    - ``base``: a local folder in the diffusers layout, a hub id (``owner/name`` or ``owner/name@revision``), or one
+      ``.safetensors`` file. For a single file, ``config`` names the folder or hub id with its settings and tokenizers.
+    - ``family``: "auto" chooses by the pipeline class, or by the single file's layout; "module:Name" is your own class.
+    - ``prediction``: "auto" uses what the single file or the scheduler's settings state.
+    - ``guidance`` w: with ``guidance_kind`` "cfg", extrapolate from the empty caption (1 is no guidance; any other
+      value needs two network calls per prediction). "distilled" models take w as an input and need one call. "auto"
+      uses what the model supports.
+    - ``height``, ``width``: in pixels; 0 is the model's own size. ``tokens``: how many of a caption are read; 0 is as
+      many as the stock pipeline reads. SD and SDXL read more than 75 tokens in windows of 75.
+    - ``batch``: rows per network call; ``vae_batch``: images per VAE call; ``vae_tiling``: decode in tiles.
+      ``checkpointing``: recompute activations in the backward pass instead of storing them.
+    - ``base_precision``: precision of the frozen network's linear layers under an adapter; see ``quantizer``.
+    - ``embeddings`` "cache": store every caption's embedding in a file of the folder ``cache`` (empty: the user's cache
+      folder); the text encoders are in memory only while captions without such a file are encoded.
+    - ``start``: a ``.safetensors`` file or checkpoint folder of an earlier run, a whole network or an adapter. An
+      adapter is trained further, and the reference is the base with that adapter. ``adapter``: an adapter for a
+      ``start`` that is a whole network.
+    """
+
+    base: str
+    config: str = ""
+    family: str = "auto"
+    prediction: PredictionSetting = "auto"
+    guidance: float = 1.0
+    guidance_kind: Literal["auto", "none", "cfg", "distilled"] = "auto"
+    height: int = 0
+    width: int = 0
+    lora: Lora | None = None
+    tokens: int = 0
+    batch: int = 8
+    vae_batch: int = 4
+    vae_tiling: bool = False
+    checkpointing: bool = False
+    base_precision: BasePrecision = "full"
+    embeddings: Literal["encode", "cache"] = "encode"
+    cache: str = ""
+    start: str = ""
+    adapter: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.base:
+            raise ValueError("base must name a folder in the diffusers layout, a hub id or a .safetensors file")
+        if self.family not in ("auto", *FAMILIES) and ":" not in self.family:
+            names = ", ".join(("auto", *FAMILIES))
+            raise ValueError(f'family must be {names}, or your own as module:Name, got "{self.family}"')
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance must not be negative, got {self.guidance}")
+        if self.guidance_kind == "none" and self.guidance != 1:
+            raise ValueError(f'guidance must be 1 with guidance_kind = "none", got {self.guidance}')
+        if self.base_precision != "full" and not self.lora:
+            raise ValueError(
+                f'base_precision = "{self.base_precision}" is for a frozen base: set model.lora, or leave it "full"'
+            )
+        if self.cache and self.embeddings != "cache":
+            raise ValueError(f'cache = "{self.cache}" goes with embeddings = "cache"; set both or neither')
+        for key in ("batch", "vae_batch"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+        for key in ("height", "width", "tokens"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
+
+    def from_file(self, file: str) -> Self:
+        """The same model, starting from weights that a run of it saved."""
+        starts_whole = self.lora and self.start and not is_adapter(FilePath(self.start))
+        return replace(self, adapter=file) if starts_whole else replace(self, start=file)
+
+    def pinned(self) -> Self:
+        """The same model, with each hub id extended by the commit that it refers to now."""
+        return replace(self, base=pin_commit(self.base), config=pin_commit(self.config, "model.config"))
+
+    @cached_property
+    def origin(self) -> BaseModel:
+        """The folder and the single file that the parts come from, found without opening weights."""
+        return find_base(self.base, self.config, self.prediction)
+
+    @property
+    def _folder(self) -> PipelineFolder:
+        return self.origin.settings
+
+    @property
+    def local_folder(self) -> FilePath:
+        """The pipeline's folder on this machine."""
+        return self._folder.path
+
+    @property
+    def about(self) -> str:
+        """One line: what the model is, the files it is read from, and what it predicts."""
+        return f"{self.origin.about(self.named_family[0])}, predicts {self.parametrisation}"
+
+    @cached_property
+    def named_family(self) -> tuple[str, Family]:
+        """The family's name and the family.
+
+        Raises:
+            ConfigError, CheckpointError: if the folder is missing, or no family supports the pipeline.
+        """
+        return self.origin.family(*find_family(self.family, self._folder))
+
+    @cached_property
+    def guided_by(self) -> Guidance:
+        """The kind of guidance in use, with "auto" resolved.
+
+        Raises:
+            ConfigError: if the model does not support ``guidance_kind``.
+        """
+        name, family = self.named_family
+        kinds = family.guidance(self._folder)
+        if self.guidance_kind == "auto":
+            return kinds[0] if kinds == ("distilled",) or self.guidance == 1 else "cfg"
+        if self.guidance_kind not in kinds:
+            raise ConfigError(
+                f'model.guidance_kind = "{self.guidance_kind}": this {name} model supports {" or ".join(kinds)}. '
+                'Leave it at "auto".'
+            )
+        return self.guidance_kind
+
+    @property
+    def calls(self) -> int:
+        """Network calls per prediction."""
+        return 2 if self.guided_by == "cfg" and self.guidance != 1 else 1
+
+    @cached_property
+    def path(self) -> Path:
+        """The noising path, read from the scheduler's settings without opening weights.
+
+        Raises:
+            ConfigError, CheckpointError: if the settings are missing, or no path can express them.
+        """
+        _ = self.guided_by  # raises here too, before weights are opened
+        most = self.named_family[1].MOST_TOKENS
+        if most and self.tokens > most:
+            raise ConfigError(f"model.tokens = {self.tokens}: this model's pipeline reads {most} at most.")
+        return self.named_family[1].path(self._folder, self.sample_shape)
+
+    @cached_property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one latent, read without opening weights."""
+        return self.named_family[1].latent_shape(self._folder, self.height, self.width)
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of an image."""
+        factor = self.named_family[1].factor(self._folder)
+        return self.sample_shape[-2] * factor, self.sample_shape[-1] * factor
+
+    @property
+    def side_multiple(self) -> int:
+        """The number of pixels by which both sides of an image must be divisible."""
+        family = self.named_family[1]
+        return family.factor(self._folder) * family.PATCH
+
+    @cached_property
+    def text_parts_hash(self) -> str:
+        """A hash of the pipeline's text encoders and tokenizers."""
+        return text_parts_hash(self.origin)
+
+    @property
+    def cache_folder(self) -> FilePath:
+        """The folder of the cached embeddings."""
+        return FilePath(self.cache).expanduser() if self.cache else default_folder()
+
+    @property
+    def parametrisation(self) -> Parametrisation:
+        """What the network's raw output means, read from the scheduler's settings."""
+        return self.named_family[1].parametrisation(self._folder)

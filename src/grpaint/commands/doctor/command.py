@@ -1,0 +1,72 @@
+"""Run the checks of ``grpaint doctor`` and print their findings."""
+
+import json
+from collections.abc import Iterator, Sequence
+
+from typer import Exit, echo
+
+from grpaint.commands.doctor.examination import Check, Examination, Finding
+from grpaint.commands.doctor.learning import (
+    export_reloads,
+    gradients,
+    grpo_raises_reward,
+    running_average,
+    sft_lowers_loss,
+    weights_move,
+)
+from grpaint.commands.doctor.sampling import initial_ratio, noise_floor, sampler_parity, step_noise
+from grpaint.core.errors import ConfigError
+from grpaint.core.runtime import Runtime, resolve
+from grpaint.recipe.config import TrainRecipe, open_recipe
+from grpaint.recipe.pieces import model_description
+
+VERDICTS = {True: "PASS", False: "FAIL", None: "  - "}
+CHECKS: tuple[Check, ...] = (
+    sampler_parity,
+    step_noise,
+    initial_ratio,
+    noise_floor,
+    gradients,
+    weights_move,
+    running_average,
+    sft_lowers_loss,
+    grpo_raises_reward,
+    export_reloads,
+)
+
+
+def examine(recipe: TrainRecipe, runtime: Runtime, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
+    """Load the recipe's model and yield the finding of each check in turn.
+
+    Raises:
+        ConfigError, CheckpointError: the model cannot be opened.
+    """
+    case = Examination(recipe, recipe.model.load(runtime), runtime)
+    with case.policy.meter.account("doctor"):
+        for check in checks:
+            try:
+                yield check(case)
+            except ConfigError:
+                raise
+            except Exception as error:  # noqa: BLE001 - reason: a check that raises is a finding too
+                reason = " ".join(str(error).split())[:200]
+                yield Finding(check.__name__, False, f"{type(error).__name__}: {reason}", "it could not be carried out")
+
+
+def run(name: str | None, sets: list[str], *, as_json: bool) -> None:
+    """Check a recipe and print PASS or FAIL, the likely cause and the fix; exit with 1 if a check failed."""
+    recipe, _ = open_recipe(name, "train", sets)
+    assert isinstance(recipe, TrainRecipe)
+    if not as_json and (about := model_description(recipe.model)):
+        echo(f"model  {about}")
+    failures = 0
+    for finding in examine(recipe, resolve(recipe.device, recipe.precision)):
+        failures += finding.passed is False
+        if as_json:
+            echo(json.dumps(finding.plain()))
+            continue
+        echo(f"{VERDICTS[finding.passed]}  {finding.check}: {finding.evidence}")
+        if finding.passed is False:
+            echo(f"      likely: {finding.fix}")
+    if failures:
+        raise Exit(1)

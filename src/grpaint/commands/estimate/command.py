@@ -1,0 +1,52 @@
+"""Print the forecast of a recipe, and the settings to change if it does not fit a GPU."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from typer import echo
+
+from grpaint.commands.estimate import terminal
+from grpaint.commands.estimate.calibration import calibrate
+from grpaint.commands.estimate.forecast import forecast, parse_bytes
+from grpaint.commands.estimate.levers import find_levers
+from grpaint.core.runtime import Device
+from grpaint.recipe.config import DEFAULT, locate, override, read_toml, stage_of
+
+
+def run(name: str | None, sets: list[str], gpu: str | None, *, measure: bool, as_json: bool) -> None:
+    """Print what a recipe needs; with ``gpu``, such as "24GB", also whether it fits and which settings make it fit.
+
+    With ``measure`` the weights are opened and two iterations are timed.
+
+    Raises:
+        ConfigError, CheckpointError: the recipe could not run, or its model is not one of grpaint's own.
+    """
+    name = name or DEFAULT["train"]
+    table, stage, limit = override(read_toml(locate(name)), sets), stage_of(name), parse_bytes(gpu) if gpu else 0
+    device: Device | None = "cuda" if gpu else None
+    prediction = forecast(table, stage, device)
+    times = calibrate(prediction) if measure else None
+    fits = not limit or prediction.fits(limit)
+    levers = [] if fits else list(find_levers(table, stage, prediction, limit=limit, device=device))
+    if as_json:
+        plain = prediction.plain() | ({"limit": limit, "fits": fits} if limit else {})
+        plain |= {"times": vars(times)} if times else {}
+        echo(json.dumps(plain | {"levers": [{"sets": lever.sets, "peak": lever.forecast.peak} for lever in levers]}))
+        return
+    for line in terminal.forecast_lines(prediction, times):
+        echo(line)
+    if limit:
+        verdict = "fits" if fits else "does not fit. The peak after each of, in this order:"
+        echo(f"{terminal.gib(limit)} GiB: {verdict}")
+        for line in terminal.lever_lines(levers):
+            echo(line)
+        if not (fits or (levers and levers[-1].forecast.fits(limit))):
+            echo("  and that is not enough: take a smaller model")
+
+
+def advice(settings: Mapping[str, Any], stage: str, phase: str) -> Iterator[str]:
+    """Yield lines with the settings that would have lowered the peak of ``phase``, which ran out of memory."""
+    prediction = forecast(dict(settings), stage)
+    yield f"Each of these lowers the peak in {phase}, the cheapest first; the predicted peak with those before it:"
+    yield from terminal.lever_lines(find_levers(dict(settings), stage, prediction, phase=phase), phase)

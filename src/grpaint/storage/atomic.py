@@ -1,0 +1,86 @@
+"""Atomic writes: a file or folder is written under a temporary name, and renamed when it is complete.
+
+A reader sees the old content or the new one, never a part. The temporary name lies in the same folder, because a rename
+is atomic within one file system only, and begins with a dot.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+# what fsync of a folder raises on file systems that do not offer it (some network and FUSE mounts)
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
+
+
+def write_atomic(file: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
+    """Write a file, replacing an existing one in a single step that survives a power failure.
+
+    ``content``: text (stored as UTF-8), bytes, or a function that writes to the open binary file it receives. Each call
+    has its own temporary name, so processes may write the same file at once: the last rename wins. If writing raises or
+    is interrupted, the temporary file is removed and ``file`` stays as it was.
+
+    Raises:
+        OSError: if the file cannot be written, for example because its folder is missing or the disk is full.
+    """
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
+    try:
+        with temporary.open("xb") as stream:
+            if callable(content):
+                content(stream)
+            else:
+                stream.write(content.encode() if isinstance(content, str) else content)
+            stream.flush()
+            os.fsync(stream.fileno())  # before the rename: else a power failure may leave the new name without content
+        temporary.replace(file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(file.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty folder to write into, which takes the name ``folder`` when the ``with`` block ends.
+
+    If the block raises or is interrupted, the temporary folder is removed and an existing ``folder`` stays as it was;
+    with ``replace`` an existing one is removed just before the rename. The temporary name is always ``.NAME.part``:
+    what a killed process left under it may be large, and is removed first. So only one process at a time may write a
+    folder. The files inside are not flushed to the disk here; those that :func:`write_atomic` wrote are.
+
+    Raises:
+        OSError: if the folder cannot be created or renamed, or exists, is not empty and ``replace`` is not set.
+    """
+    temporary = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        _sync_folder(temporary)
+        if replace:
+            shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a folder's list of names to the disk, so that a rename in it survives a power failure."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows and some network mounts do not open folders, and offer no other way to flush one
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
