@@ -67,12 +67,12 @@ class Hub(BaseHTTPRequestHandler):
             return self._json({"transfer": "basic", "objects": objects})
         repository = "/".join(path.split("/")[3:5])
         for line in body.decode().splitlines():
-            said = json.loads(line)
-            if said["key"] == "file":
-                content = base64.b64decode(said["value"]["content"])
-                self.uploaded[repository][said["value"]["path"]] = content
-            if said["key"] == "lfsFile":
-                self.uploaded[repository][said["value"]["path"]] = self.blobs[said["value"]["oid"]]
+            entry = json.loads(line)
+            if entry["key"] == "file":
+                content = base64.b64decode(entry["value"]["content"])
+                self.uploaded[repository][entry["value"]["path"]] = content
+            if entry["key"] == "lfsFile":
+                self.uploaded[repository][entry["value"]["path"]] = self.blobs[entry["value"]["oid"]]
         return self._json({"commitUrl": f"{self._self()}/{repository}/commit/{SECOND}", "commitOid": SECOND})
 
     def do_PUT(self) -> None:

@@ -40,9 +40,9 @@ def test_the_example_runs_and_its_ratio_is_one(
     monkeypatch.setattr(example, "PROMPTS", 2)
     monkeypatch.setattr(example, "GROUP", 4)
     example.main(1)
-    found = re.search(r"^before: .*\n +1  reward .* \|ratio - 1\| (\S+)\nafter: ", capsys.readouterr().out)
-    assert found
-    assert float(found[1]) <= 1e-6
+    match = re.search(r"^before: .*\n +1  reward .* \|ratio - 1\| (\S+)\nafter: ", capsys.readouterr().out)
+    assert match
+    assert float(match[1]) <= 1e-6
     assert len(file.read_text(encoding="utf-8").splitlines()) <= 130
 
 

@@ -85,9 +85,9 @@ def _kill_when(running, lines_wanted, more):
 def test_kill_9_at_random_moments_changes_nothing(straight):
     draw = random.Random()
     words = [*RECIPE["train"], "--name", "it"]
-    for wanted in (0, 1, 4):  # 0: in the first evaluation or the first iteration
+    for line_count in (0, 1, 4):  # 0: in the first evaluation or the first iteration
         began = process(*words, sets=SETS if "--resume" not in words else [])
-        _kill_when(began, wanted, draw.uniform(0, 0.5))
+        _kill_when(began, line_count, draw.uniform(0, 0.5))
         assert status(IT)["status"] in ("running", "finished")
         words = ["train", "--name", "it", "--resume"]
     _resumed(straight)
@@ -138,17 +138,17 @@ def test_a_process_asked_twice_says_so_twice():
     running.send_signal(signal.SIGINT)
     assert running.stderr.readline().startswith("grpaint: stopping after what is under way")
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=600)
+    _, errors = running.communicate(timeout=600)
     assert running.returncode == 130
-    assert said == "grpaint: stopped at once; what was saved before stays.\n"
+    assert errors == "grpaint: stopped at once; what was saved before stays.\n"
 
 
 def test_a_process_stopped_from_outside_as_soon_as_it_runs(short):
     running = _under_way()
     running.send_signal(signal.SIGTERM)
-    _, said = running.communicate(timeout=600)
+    _, errors = running.communicate(timeout=600)
     assert running.returncode == 143
-    first, last = said.splitlines()
+    first, last = errors.splitlines()
     assert first.startswith("grpaint: stopping after what is under way")
     assert last == "grpaint: stopped by SIGTERM after saving; continue with --resume."
     assert status(IT)["status"] == "interrupted"

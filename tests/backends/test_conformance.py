@@ -21,9 +21,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def failures(folder: Path, runtime: Runtime, checks: tuple[Check, ...] = CHECKS, **model: Any) -> list[str]:
-    found = list(examine(recipe(folder, **model), runtime, checks))
-    assert len(found) == len(checks)
-    return [f"{finding.check}: {finding.evidence}" for finding in found if not finding.passed]
+    findings = list(examine(recipe(folder, **model), runtime, checks))
+    assert len(findings) == len(checks)
+    return [f"{finding.check}: {finding.evidence}" for finding in findings if not finding.passed]
 
 
 FAST = tuple(check for check in CHECKS if check not in (grpo_raises_reward, sft_lowers_loss))

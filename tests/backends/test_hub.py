@@ -168,7 +168,7 @@ WEIGHTS = Path("unet/diffusion_pytorch_model.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a git-lfs pointer of"),
         (b"<!DOCTYPE html><html></html>", "an HTML page of"),
@@ -176,9 +176,9 @@ WEIGHTS = Path("unet/diffusion_pytorch_model.safetensors")
         (b"\x80\x04garbage that is no header", "without a header"),
     ],
 )
-def test_files_that_are_no_weights(copy: Path, content: bytes, said: str) -> None:
+def test_files_that_are_no_weights(copy: Path, content: bytes, message: str) -> None:
     (copy / WEIGHTS).write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"diffusion_pytorch_model.safetensors: .*{said}") as refusal:
+    with pytest.raises(CheckpointError, match=f"diffusion_pytorch_model.safetensors: .*{message}") as refusal:
         Diffusers(str(copy)).load(Runtime())
     assert "\n" not in str(refusal.value)
 

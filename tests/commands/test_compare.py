@@ -172,7 +172,7 @@ def test_a_dry_run_says_and_does_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["flow-grpo-fats", "--budget-evaluations", "9"], "flow-grpo-fast"),
         (["sft", "--budget-evaluations", "9"], "grpaint sft"),
@@ -188,12 +188,12 @@ def test_a_dry_run_says_and_does_nothing(tmp_path):
         (["short=flow-grpo-fast:plan.stops=4", "--budget-evaluations", "9"], "plan.stops: no such setting"),
     ],
 )
-def test_bad_input_is_one_line(words, said, tmp_path):
+def test_bad_input_is_one_line(words, message, tmp_path):
     with tiny_runs.folder(tmp_path):
         end = command("compare", *words)
     assert end.code == 2
     assert end.err.count("\n") == 1
-    assert said in end.err
+    assert message in end.err
 
 
 def test_the_search_decides_the_settings_of_the_runs(tmp_path):

@@ -63,11 +63,11 @@ def test_no_weight_file_is_opened(tmp_path):
 def test_cached_embeddings_leave_no_encoder_in_memory(tmp_path):
     """Beside the embeddings, and while a caption is encoded, the encoders are there; afterwards they are not."""
     folder = tiny_pipelines.save("sd3", tmp_path)
-    kept = forecast(small(folder), "train").memory
+    held = forecast(small(folder), "train").memory
     freed = forecast(small(folder, embeddings="cache"), "train").memory
-    encoders = kept.weights - freed.weights
+    encoders = held.weights - freed.weights
     assert encoders > 0
-    assert freed.peaks["update"] == kept.peaks["update"] - encoders
+    assert freed.peaks["update"] == held.peaks["update"] - encoders
     assert freed.peaks["encode"] > freed.peaks["load"] + encoders
 
 
@@ -79,12 +79,16 @@ def test_the_commands_lines_and_its_json():
     end = command(
         "plan", "flow-grpo-fast", "--gpu", "24GB", "--calibrate", "--json", sets=[*TINY, "precision=fp32", *SHORT]
     )
-    said = json.loads(end.out)
-    assert said["fits"]
-    assert said["device"] == "cuda"
-    assert said["limit"] == 24 * 10**9
-    assert said["peak"] == max(said["peaks"].values()) + max(said["overhead"].values())
-    assert said["times"]["whole"] > said["times"]["iteration"] == pytest.approx(sum(said["times"]["phases"].values()))
+    report = json.loads(end.out)
+    assert report["fits"]
+    assert report["device"] == "cuda"
+    assert report["limit"] == 24 * 10**9
+    assert report["peak"] == max(report["peaks"].values()) + max(report["overhead"].values())
+    assert (
+        report["times"]["whole"]
+        > report["times"]["iteration"]
+        == pytest.approx(sum(report["times"]["phases"].values()))
+    )
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -99,10 +103,10 @@ def test_what_rewards_take_is_part_of_an_iteration(parts):
 
 def test_judging_costs_what_the_plan_says():
     sets = [*TINY, tiny_runs.REWARD, "evaluate.guidance=2", "model.guidance=1"]
-    said = json.loads(command("plan", "flow-grpo-fast", "--json", sets=sets).out)
+    report = json.loads(command("plan", "flow-grpo-fast", "--json", sets=sets).out)
     assert command("train", "flow-grpo-fast", "--name", "it", sets=sets).code == 0
     last = max(Path("runs/it/checkpoints").iterdir())
-    assert said["evaluations"]["judging"] == json.loads((last / "state.json").read_text())["counts"]["evaluation"]
+    assert report["evaluations"]["judging"] == json.loads((last / "state.json").read_text())["counts"]["evaluation"]
 
 
 @pytest.mark.parametrize(("text", "size"), [("24GB", 24 * 10**9), ("24GiB", 24 * 2**30), ("1.5 mib", 3 * 2**19)])

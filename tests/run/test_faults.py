@@ -237,8 +237,8 @@ def test_a_flat_batch_between_others_keeps_the_optimizer_and_the_average_still()
     assert command("train", "flow-grpo-fast", "--name", "once", sets=sets).code == 0
     metrics = lines(Path("runs/once/metrics.jsonl"))
     assert [line.get("train/skipped_updates", 0) for line in metrics] == [0, 0, 1, 0]
-    kept = [Path(f"runs/once/checkpoints/{n:06d}") for n in (2, 3, 4)]
-    training = [(folder / "training.safetensors").read_bytes() for folder in kept]
+    checkpoints = [Path(f"runs/once/checkpoints/{n:06d}") for n in (2, 3, 4)]
+    training = [(folder / "training.safetensors").read_bytes() for folder in checkpoints]
     assert training[0] == training[1] != training[2]
 
 
@@ -264,9 +264,9 @@ def test_after_some_in_a_row_the_run_stops_with_the_batch_and_the_place(monkeypa
     assert len(lines(Path("runs/wild/metrics.jsonl"))) == 1  # the iteration that stopped it has none
     files = sorted(Path("runs/wild/nonfinite").iterdir())
     assert [file.name for file in files] == ["000000-0.safetensors", "000001-0.safetensors"]
-    with safe_open(files[1], "pt") as kept:
-        about = json.loads(kept.metadata()["grpaint"])
-        assert kept.get_tensor("x0").shape[0] == len(about["captions"])
+    with safe_open(files[1], "pt") as stored:
+        about = json.loads(stored.metadata()["grpaint"])
+        assert stored.get_tensor("x0").shape[0] == len(about["captions"])
     assert about["first"].startswith("the gradient of")
 
 

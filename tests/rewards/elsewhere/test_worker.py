@@ -87,10 +87,10 @@ def worker(foreign):
 
 def test_a_foreign_interpreter_scores_images_with_their_metadata(worker):
     one = worker("score", batch=2)
-    found = one(IMAGES, prompts())
-    torch.testing.assert_close(found, IMAGES.mean((1, 2, 3)) + torch.arange(5), atol=1e-5, rtol=0)
+    scores = one(IMAGES, prompts())
+    torch.testing.assert_close(scores, IMAGES.mean((1, 2, 3)) + torch.arange(5), atol=1e-5, rtol=0)
     assert "under Python 3." in one.start()[0]
-    assert torch.equal(one(IMAGES, prompts()), found)
+    assert torch.equal(one(IMAGES, prompts()), scores)
 
 
 def test_pixels_come_as_they_were(worker):
@@ -100,7 +100,7 @@ def test_pixels_come_as_they_were(worker):
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("raise", "raised ValueError: no such weights"),
         ("die", "failed 3 times on the same batch: it ended with exit code 3 (it said: Fatal: driver mismatch)"),
@@ -111,10 +111,10 @@ def test_pixels_come_as_they_were(worker):
         ("text", "it gave '1' for a score"),
     ],
 )
-def test_what_goes_wrong_is_said(worker, word, said):
+def test_what_goes_wrong_is_said(worker, word, message):
     with pytest.raises(RewardError) as raised:
         worker()(IMAGES, prompts(word))
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
