@@ -51,7 +51,7 @@ def record(name: str, seed: int, out: Path) -> dict:
     )
     lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()]
     work = [json.loads(line)["time/cpu_s"] for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    found = {
+    outcome = {
         "reward": name,
         "seed": seed,
         "strict": [line["strict"] for line in lines],
@@ -61,24 +61,24 @@ def record(name: str, seed: int, out: Path) -> dict:
         "wall_s": round(time.monotonic() - began),
     }
     aside = file.with_suffix(".part")
-    aside.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    aside.write_text(json.dumps(outcome) + "\n", encoding="utf-8")
     aside.replace(file)
-    return found
+    return outcome
 
 
 def main() -> None:
     """Run what is missing, then print the table."""
-    asked = argparse.ArgumentParser()
-    asked.add_argument("--out", type=Path, default=Path("hacking"))
-    asked.add_argument("--seeds", default="0,1,2,3,4")
-    asked.add_argument("--only", choices=sorted(REWARDS))
-    given = asked.parse_args()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, default=Path("hacking"))
+    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--only", choices=sorted(REWARDS))
+    given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     seeds = [int(word) for word in given.seeds.split(",")]
-    found = [record(name, seed, given.out) for seed in seeds for name in REWARDS if given.only in (None, name)]
+    records = [record(name, seed, given.out) for seed in seeds for name in REWARDS if given.only in (None, name)]
     print("| reward | seed | its mean, before and after | strict, before and after | alarm from | judges |")
     print("|---|---|---|---|---|---|")
-    for one in sorted(found, key=lambda one: (one["reward"], one["seed"])):
+    for one in sorted(records, key=lambda one: (one["reward"], one["seed"])):
         alarm = one["hacking"]
         began, judges = (str(alarm["began"]), ", ".join(alarm["judges"])) if alarm else ("none", "")
         proxy, strict = (f"{one[key][0]:.3f}, {one[key][-1]:.3f}" for key in ("proxy", "strict"))

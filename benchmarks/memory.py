@@ -100,9 +100,9 @@ class Measured(Unwritten):
         reset(device)
 
 
-def measure(said: Forecast) -> dict[str, int]:
+def measure(plan: Forecast) -> dict[str, int]:
     """Bytes by phase, of this process."""
-    recipe: Any = said.recipe
+    recipe: Any = plan.recipe
     torch.set_num_threads(recipe.threads or 1)
     runtime = resolve(recipe.device, recipe.precision)
     reset(runtime.device)
@@ -128,15 +128,15 @@ def main() -> None:
         sys.exit(subprocess.run([sys.executable, *sys.argv, ASKED], env=os.environ | MALLOC, check=False).returncode)
     with tempfile.TemporaryDirectory() as place:
         base = (save_settings if args.plan else save)(args.size, Path(place) / args.size)
-        asked = override(table(base, args.size, args.pixels or SIZES[args.size].pixels), args.sets)
-        said = forecast(asked, "train", "cuda" if args.plan else None)
+        settings = override(table(base, args.size, args.pixels or SIZES[args.size].pixels), args.sets)
+        plan = forecast(settings, "train", "cuda" if args.plan else None)
         print(f"{args.size}, {args.pixels or SIZES[args.size].pixels} pixels")
-        for line in page.lines(said):
+        for line in page.lines(plan):
             print(line)
         if args.plan:
             return
-        for name, peak in measure(said).items():
-            planned = said.memory.peaks[name]
+        for name, peak in measure(plan).items():
+            planned = plan.memory.peaks[name]
             print(f"  {name:10} measured {peak / GIB:.3f}, planned {planned / GIB:.3f} GiB, ratio {peak / planned:.3f}")
 
 

@@ -96,8 +96,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.published and args.methods:
         parser.error("--published has methods of its own")
-    asked = PUBLISHED if args.published else dict.fromkeys(args.methods or _trained(), ())
-    recipes = {name: open_recipe(name, "train", [*sets, *args.sets])[0] for name, sets in asked.items()}
+    methods = PUBLISHED if args.published else dict.fromkeys(args.methods or _trained(), ())
+    recipes = {name: open_recipe(name, "train", [*sets, *args.sets])[0] for name, sets in methods.items()}
     policies = {name: _load(recipe) for name, recipe in recipes.items()}
     seconds: dict[tuple[str, str], list[float]] = {}
     evaluations: dict[tuple[str, str], list[int]] = {}

@@ -51,11 +51,11 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=4)
     parser.add_argument("--delay", type=float, default=0.02)
     parser.add_argument("--set", action="append", default=[], dest="sets")
-    asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place, contextlib.chdir(place), server(asked.delay) as (url, environment):
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place, contextlib.chdir(place), server(arguments.delay) as (url, environment):
         reward = f'rewards={{slow={{kind="remote",urls=["{url}"],token_env="SLOW_TOKEN"}}}}'
         sets = [reward, "train.iterations=6", "evaluate.every=6", "evaluate.prompts=4", "evaluate.guided=[]"]
-        sets += ["threads=1", f"train.parts={asked.parts}", *asked.sets]
+        sets += ["threads=1", f"train.parts={arguments.parts}", *arguments.sets]
         for overlap in ("true", "false"):
             words = ["train", "flow-grpo-fast", "--name", overlap]
             for item in [*sets, f"train.overlap={overlap}"]:
@@ -65,8 +65,8 @@ def main() -> None:
             phases = ("rollout", "reward", "reward_wait", "update")
             means = {name: sum(line[f"time/{name}_s"] for line in seen) / len(seen) for name in phases}
             whole = means["rollout"] + means["reward_wait"] + means["update"]
-            said = ", ".join(f"{name} {seconds:.2f}" for name, seconds in means.items())
-            print(f"overlap = {overlap:5}  {whole:.2f} s an iteration ({said})")
+            summary = ", ".join(f"{name} {seconds:.2f}" for name, seconds in means.items())
+            print(f"overlap = {overlap:5}  {whole:.2f} s an iteration ({summary})")
         plain = [[{k: v for k, v in line.items() if "time/" not in k} for line in lines(n)] for n in ("true", "false")]
         print("the same numbers" if plain[0] == plain[1] else "OTHER NUMBERS")
 

@@ -83,8 +83,8 @@ def judge(work: Path, seed: int, prompts: int) -> dict[str, Any]:
     """All measures of one seed's models on the same prompts and noise."""
     out = work / f"evaluation-{seed}"
     grpaint(work, "evaluate", *sources(seed), "--out", str(out), "--set", f"evaluate.prompts={prompts}")
-    found: dict[str, Any] = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
-    return found
+    report: dict[str, Any] = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
+    return report
 
 
 Values = dict[str, dict[str, list[float]]]  # by source without its seed, then by measure: a value a seed
@@ -92,20 +92,20 @@ Values = dict[str, dict[str, list[float]]]  # by source without its seed, then b
 
 def values_of(results: list[dict[str, Any]]) -> Values:
     """What was measured, seed by seed."""
-    signs, found = {name: sign for name, _, sign in MEASURES}, Values()
+    signs, values = {name: sign for name, _, sign in MEASURES}, Values()
     for entry in (entry for result in results for entry in result["measures"] if entry["measure"] in signs):
-        for source, said in entry["values"].items():
-            cells = found.setdefault(re.sub(r"-s\d+$", "", source), {})
-            cells.setdefault(entry["measure"], []).append(signs[entry["measure"]] * said["value"])
-    return found
+        for source, estimate in entry["values"].items():
+            cells = values.setdefault(re.sub(r"-s\d+$", "", source), {})
+            cells.setdefault(entry["measure"], []).append(signs[entry["measure"]] * estimate["value"])
+    return values
 
 
 def table(rows: Values) -> str:
     """Markdown: means over seeds, with Student's 95% interval where they differ."""
     lines = ["| | " + " | ".join(f"{title} ({name})" for name, title, _ in MEASURES) + " |"]
     lines.append("|---" * (len(MEASURES) + 1) + "|")
-    for source, found in rows.items():
-        lines.append(f"| {source} | " + " | ".join(_cell(found.get(name, [])) for name, _, _ in MEASURES) + " |")
+    for source, values in rows.items():
+        lines.append(f"| {source} | " + " | ".join(_cell(values.get(name, [])) for name, _, _ in MEASURES) + " |")
     return "\n".join(lines)
 
 
@@ -146,9 +146,9 @@ def main() -> None:
     (given.out / "evaluation.json").write_text(text + "\n", encoding="utf-8")
     shutil.copy(work / f"evaluation-{SEEDS[0]}" / "evaluation.html", given.out / "evaluation.html")
     rows = values_of(results)
-    said = f"{table(rows)}\n\n{table(differences(rows))}"
-    (given.out / "table.md").write_text(said + "\n", encoding="utf-8")
-    print(said)
+    page = f"{table(rows)}\n\n{table(differences(rows))}"
+    (given.out / "table.md").write_text(page + "\n", encoding="utf-8")
+    print(page)
 
 
 if __name__ == "__main__":

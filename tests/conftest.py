@@ -4,7 +4,7 @@ import os
 import runpy
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
@@ -33,6 +33,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="module")
+def small_network() -> Iterator[None]:
+    """The built-in model in a small size, for a module whose tests are about runs; see ``small_network.py``."""
+    from small_network import small_network  # after the hook below
+
+    with small_network():
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_bases(small_network: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """And small bases in the place of the shipped ones."""
+    from small_network import small_bases
+
+    with small_bases(tmp_path_factory.mktemp("bases")):
+        yield
 
 
 _WHOLE_NUMBERS_ARE_FLOATS = beartype(conf=BeartypeConf(is_pep484_tower=True))

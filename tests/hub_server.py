@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -67,12 +67,12 @@ class Hub(BaseHTTPRequestHandler):
             return self._json({"transfer": "basic", "objects": objects})
         repository = "/".join(path.split("/")[3:5])
         for line in body.decode().splitlines():
-            said = json.loads(line)
-            if said["key"] == "file":
-                content = base64.b64decode(said["value"]["content"])
-                self.uploaded[repository][said["value"]["path"]] = content
-            if said["key"] == "lfsFile":
-                self.uploaded[repository][said["value"]["path"]] = self.blobs[said["value"]["oid"]]
+            entry = json.loads(line)
+            if entry["key"] == "file":
+                content = base64.b64decode(entry["value"]["content"])
+                self.uploaded[repository][entry["value"]["path"]] = content
+            if entry["key"] == "lfsFile":
+                self.uploaded[repository][entry["value"]["path"]] = self.blobs[entry["value"]["oid"]]
         return self._json({"commitUrl": f"{self._self()}/{repository}/commit/{SECOND}", "commitOid": SECOND})
 
     def do_PUT(self) -> None:
@@ -143,16 +143,51 @@ def serving(folder: Path) -> Iterator[str]:
     server.shutdown()
 
 
+def _environment(hub: str, cwd: Path, token: str = "") -> dict[str, str]:
+    there = {"HF_ENDPOINT": hub, "HF_HOME": str(cwd), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    return os.environ | there | ({"HF_TOKEN": token} if token else {})
+
+
+SHELL = """
+import json, sys
+sys.path.append({folder!r})
+from tiny_runs import command
+for line in sys.stdin:
+    end = command(*json.loads(line))
+    print(json.dumps([end.code, end.out, end.err]), flush=True)
+"""
+
+
+@contextmanager
+def shell(hub: str, cwd: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Commands one after another in one process with this hub, since a process takes seconds to import everything."""
+    program = SHELL.format(folder=str(Path(__file__).parent))
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env=_environment(hub, cwd),
+    ) as process:
+
+        def run(*words: str) -> subprocess.CompletedProcess[str]:
+            assert process.stdin
+            assert process.stdout
+            print(json.dumps(words), file=process.stdin, flush=True)
+            return subprocess.CompletedProcess(words, *json.loads(process.stdout.readline()))
+
+        yield run
+
+
 def grpaint(hub: str, cwd: Path, *words: str, token: str = "") -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, with this hub and its cache under ``cwd``."""
     program = "from grpaint.cli import main; main()"
-    there = {"HF_ENDPOINT": hub, "HF_HOME": str(cwd), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    there |= {"HF_TOKEN": token} if token else {}
     return subprocess.run(
         [sys.executable, "-c", program, *words],
         capture_output=True,
         text=True,
         check=False,
         cwd=cwd,
-        env=os.environ | there,
+        env=_environment(hub, cwd, token),
     )

@@ -47,11 +47,11 @@ def unet(model: Any) -> dict[str, Tensor]:
     attends = {int(name.split(".")[1]) for name in state if re.match(r"up_blocks\.\d+\.attentions", name)}
 
     def name_of(name: str) -> str:
-        found = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)", name)
-        if not found:
+        match = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)", name)
+        if not match:
             ours = next(ours for ours in UNET if name.startswith(ours))
             return UNET[ours] + name.removeprefix(ours)
-        way, block, kind, layer, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
+        way, block, kind, layer, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
         number = step * block + layer + (way == "down")
         blocks = "input_blocks" if way == "down" else "output_blocks"
         if kind == "downsamplers":
@@ -71,8 +71,8 @@ def vae(model: Any, begin: str = "first_stage_model.") -> dict[str, Tensor]:
 
     def name_of(name: str) -> str:
         name = re.sub(r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block.", name)
-        name = re.sub(r"up_blocks\.(\d+)\.", lambda found: f"up.{last - int(found[1])}.", name)
-        name = re.sub(r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}", name)
+        name = re.sub(r"up_blocks\.(\d+)\.", lambda match: f"up.{last - int(match[1])}.", name)
+        name = re.sub(r"mid_block\.resnets\.(\d)", lambda match: f"mid.block_{int(match[1]) + 1}", name)
         return replaced(
             name,
             {
@@ -118,9 +118,9 @@ def open_clip(model: Any, begin: str) -> dict[str, Tensor]:
     joined: dict[str, dict[str, Tensor]] = {}
     for ours, tensor in model.state_dict().items():
         name = replaced(ours.removeprefix("text_model."), table)
-        found = re.match(r"(.*attn)\.([qkv])_proj\.(weight|bias)", name)
-        if found:
-            joined.setdefault(f"{begin}{found[1]}.in_proj_{found[3]}", {})[found[2]] = tensor
+        match = re.match(r"(.*attn)\.([qkv])_proj\.(weight|bias)", name)
+        if match:
+            joined.setdefault(f"{begin}{match[1]}.in_proj_{match[3]}", {})[match[2]] = tensor
         elif name == "text_projection.weight":
             out[f"{begin}text_projection"] = tensor.T.contiguous()
         else:

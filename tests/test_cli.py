@@ -18,6 +18,8 @@ from grpaint.recipe.config import recipe_names
 from grpaint.report.terminal import before_after_table
 from tiny_runs import EMBEDDED, TINY, command, flags
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 COMMANDS = {
     "train": "recipe --set --name --runs --resume",
     "sft": "recipe --set --name --runs --resume",
@@ -61,11 +63,11 @@ def test_the_commands_and_their_flags_are_pinned():
         for name, sub in group.commands.items()
         for more, command in ([([n], c) for n, c in sub.commands.items()] if hasattr(sub, "commands") else [([], sub)])
     }
-    found = {
+    flags_found = {
         name: " ".join(param.opts[0] for param in command.params if param.name != "help")
         for name, command in commands.items()
     }
-    assert found == COMMANDS
+    assert flags_found == COMMANDS
 
 
 @pytest.mark.parametrize(
@@ -85,19 +87,19 @@ def test_help_imports_nothing_heavy(words):
 
 @pytest.mark.parametrize("topic", ["methods", "recipes", "models", "rewards", "samplers"])
 def test_list_says_a_line_about_each(topic):
-    plain, found = command("list", topic), json.loads(command("list", topic, "--json").out)
+    plain, listing = command("list", topic), json.loads(command("list", topic, "--json").out)
     assert plain.code == 0
-    assert [line.split()[0] for line in plain.out.splitlines()] == list(found)
+    assert [line.split()[0] for line in plain.out.splitlines()] == list(listing)
     spoken = [" ".join(line.split()) for line in plain.out.splitlines()]
-    assert spoken == [" ".join([name, *about.split()]) for name, about in found.items()]
+    assert spoken == [" ".join([name, *about.split()]) for name, about in listing.items()]
 
 
 def test_list_has_what_the_catalog_has():
-    found = {t: json.loads(command("list", t, "--json").out) for t in ("recipes", "models", "rewards", "samplers")}
-    assert list(found["recipes"]) == recipe_names()
-    assert {"scenes", "diffusers"} <= found["models"].keys()
-    assert "scenes-checker" in found["rewards"]
-    assert {"flow-sde", "cps", "ddim", "ode"} <= found["samplers"].keys()
+    listings = {t: json.loads(command("list", t, "--json").out) for t in ("recipes", "models", "rewards", "samplers")}
+    assert list(listings["recipes"]) == recipe_names()
+    assert {"scenes", "diffusers"} <= listings["models"].keys()
+    assert "scenes-checker" in listings["rewards"]
+    assert {"flow-sde", "cps", "ddim", "ode"} <= listings["samplers"].keys()
     methods = json.loads(command("list", "--json").out)
     assert "default" in methods["awm"]
     assert "sft" not in methods
@@ -134,7 +136,7 @@ def test_show_has_steps_batches_costs_and_memory():
     assert costs["evaluations_update"] == 3 * 2 * 12 + 5 * 3 * 48  # and the anchor, in every update
     assert costs["evaluations_iteration"] == costs["evaluations_rollout"] + costs["evaluations_update"]
     assert costs["kept_mib"] == pytest.approx(12 * 3072 * 4 * (3 * 2 + 1) / 2**20, abs=0.01)
-    said = command(
+    output = command(
         "show", "flow-grpo-fast", sets=[*sets, "train.prompts=3", "train.group_size=4", "train.updates=5"]
     ).out
     for word in (
@@ -147,7 +149,7 @@ def test_show_has_steps_batches_costs_and_memory():
         "kept mib",
         "[train.optimizer]",
     ):
-        assert word in said
+        assert word in output
 
 
 def test_show_reads_every_packaged_recipe():
@@ -275,20 +277,20 @@ def test_the_table_of_a_run_fits_a_terminal():
     line |= {"background": 0.0042, "patch_energy": 1e-12, "denoising_loss": 0.04}
     console = Console(width=80, file=io.StringIO())
     console.print(before_after_table(line | {"base_guided": line | {"guidance": 1.5}}, line, (0.5, [0.41, 0.59])))
-    said = console.file.getvalue()
-    assert "…" not in said
+    output = console.file.getvalue()
+    assert "…" not in output
     for word in ("at guidance 1.5", "100.0% [99.0, 100.0]", "+50.0 [+41.0, +59.0]", "x 1.00", "denoising"):
-        assert word in said
+        assert word in output
 
 
 def test_a_run_judged_by_its_loss_alone_shows_it_once():
     line = {"prompts": 20, "steps": 3, "iteration": 4, "score": "denoising_loss", "denoising_loss": 1.115}
     console = Console(width=80, file=io.StringIO())
     console.print(before_after_table(line, line, None))
-    said = console.file.getvalue()
-    assert said.count("denoising") == 1
-    assert said.count("1.115") == 2
-    assert "95%" not in said
+    output = console.file.getvalue()
+    assert output.count("denoising") == 1
+    assert output.count("1.115") == 2
+    assert "95%" not in output
 
 
 def test_run_folders_lie_where_they_are_asked_for(tmp_path):
@@ -309,8 +311,10 @@ def test_threads_do_not_spin_for_long_unless_told(given, spins):
         "import os\nfrom grpaint.cli import main\n"
         "try: main()\nexcept SystemExit: print(os.environ.get('GOMP_SPINCOUNT'))"
     )
-    kept = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
     done = subprocess.run(
-        [sys.executable, "-c", program, "list"], capture_output=True, text=True, check=True, env=kept | given
+        [sys.executable, "-c", program, "list"], capture_output=True, text=True, check=True, env=environment | given
     )
     assert done.stdout.splitlines()[-1] == str(spins)

@@ -40,8 +40,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_family_has_both_methods_and_ssd_1b_its_first_stage() -> None:
-    wanted = {f"{family}/{method}" for family in PIPELINES for method in ("flow-grpo", "mix-grpo")}
-    assert set(RECIPES) == wanted | {"ssd-1b/sft"}
+    pairs = {f"{family}/{method}" for family in PIPELINES for method in ("flow-grpo", "mix-grpo")}
+    assert set(RECIPES) == pairs | {"ssd-1b/sft"}
 
 
 def test_a_bare_name_is_still_a_recipe_of_the_embedded_world() -> None:

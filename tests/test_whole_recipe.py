@@ -77,8 +77,8 @@ def test_sft_then_grpo_then_every_measure(here):
     words = ("evaluate", "base=flow-grpo:base", "sft=runs/sft", "tuned=flow-grpo", "--few", "--json")
     end = command(*words, sets=[*features, "measure.draws=20", "measure.image_draws=2"])
     assert end.code == 0, end.err
-    said = json.loads(end.out)
-    found = {item["measure"]: item for item in said["measures"]}
+    report = json.loads(end.out)
+    measures = {item["measure"]: item for item in report["measures"]}
     assert {
         "fid",
         "kid",
@@ -88,9 +88,11 @@ def test_sft_then_grpo_then_every_measure(here):
         "ssim",
         "psnr",
         "denoising_loss",
-    } <= found.keys()
-    assert all(found[name]["protocol"] == "reconstruction" for name in ("reward/lpips", "ssim", "psnr"))
-    assert found["fid"]["card"]["features"]["name"].startswith("CLIP")
+    } <= measures.keys()
+    assert all(measures[name]["protocol"] == "reconstruction" for name in ("reward/lpips", "ssim", "psnr"))
+    assert measures["fid"]["card"]["features"]["name"].startswith("CLIP")
     assert (
-        said["sources"]["base"]["weights"] == said["sources"]["sft"]["weights"] != said["sources"]["tuned"]["weights"]
+        report["sources"]["base"]["weights"]
+        == report["sources"]["sft"]["weights"]
+        != report["sources"]["tuned"]["weights"]
     )

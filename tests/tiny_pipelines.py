@@ -383,6 +383,6 @@ def recipe(folder: Path, **model: Any) -> TrainRecipe:
         "rewards": {"checker": {"kind": "scenes-checker"}},
         "train": {"iterations": 1, "learning_rate": 1e-3},
     }
-    found = resolve(table, "train")[0]
-    assert isinstance(found, TrainRecipe)
-    return found
+    settings = resolve(table, "train")[0]
+    assert isinstance(settings, TrainRecipe)
+    return settings

@@ -76,7 +76,7 @@ def score(images, prompts):
         for name in fault.split():
             os.kill(os.getpid(), getattr(signal, name))
     if fault == "small files":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (12 << 20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200 << 10, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     return scores
 """
 
@@ -174,9 +174,19 @@ class _Text:
         return self._into.getvalue()
 
 
+SMALL_MAIN = """
+import sys
+sys.path.append({folder!r})
+from grpaint.cli import main
+from small_network import small_network
+with small_network():
+    main()
+"""
+
+
 def process(*words: str, sets: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """``grpaint`` as a process of its own, in the current folder."""
-    program = "from grpaint.cli import main; main()"
+    """``grpaint`` as a process of its own, in the current folder, its built-in model small."""
+    program = SMALL_MAIN.format(folder=str(Path(__file__).parent))
     return subprocess.Popen(
         [sys.executable, "-c", program, *words, *flags(*sets)],
         stdout=subprocess.PIPE,
@@ -210,6 +220,17 @@ def timeless(path: Path) -> list[dict[str, Any]]:
 def status(run: Path) -> dict[str, Any]:
     """What run.json says."""
     return json.loads((run / "run.json").read_text())
+
+
+def copy_cut_after(checkpoint: int, run: Path, copy: Path) -> None:
+    """A copy of a run as a kill leaves it: no later checkpoint, lines past the last one, one of them half written."""
+    shutil.copytree(run, copy)
+    for place in copy.glob("checkpoints/*"):
+        if int(place.name) > checkpoint:
+            shutil.rmtree(place)
+    (copy / "run.json").write_text(json.dumps(status(copy) | {"status": "running", "end": None}))
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 9, "train/lear')
 
 
 def same(one: Path, other: Path) -> None:

@@ -60,14 +60,14 @@ def stirred(policy: DiffusersPolicy) -> DiffusersPolicy:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_bucket_trains_as_a_policy_of_its_size_does(folders: dict[str, Path], name: str) -> None:
     policy = stirred(load(folders[name], 16, 16))
-    found = {size: learned(policy, size) for size in (*BUCKETS, (16, 16))}
+    weights = {size: learned(policy, size) for size in (*BUCKETS, (16, 16))}
     for size in BUCKETS:
         loss, gradients = learned(stirred(load(folders[name], *size)), size)
-        assert found[size][0] == loss
-        assert len(gradients) == len(found[size][1]) == len(list(policy.parameters()))
-        assert all(torch.equal(a, b) for a, b in zip(gradients, found[size][1], strict=True))
+        assert weights[size][0] == loss
+        assert len(gradients) == len(weights[size][1]) == len(list(policy.parameters()))
+        assert all(torch.equal(a, b) for a, b in zip(gradients, weights[size][1], strict=True))
         assert any(gradient.any() for gradient in gradients)
-    assert len({loss for loss, _ in found.values()}) == 3
+    assert len({loss for loss, _ in weights.values()}) == 3
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux-dev"])
@@ -83,12 +83,12 @@ def test_supervised_iterations_go_from_bucket_to_bucket(folders: dict[str, Path]
 
 
 def test_the_network_of_sdxl_is_told_the_size_of_the_batch(folders: dict[str, Path]) -> None:
-    policy, told = load(folders["sdxl"], 16, 16), []
-    keep: Any = lambda _m, _a, kwargs: told.append(kwargs["added_cond_kwargs"]["time_ids"])  # noqa: E731
+    policy, sizes = load(folders["sdxl"], 16, 16), []
+    keep: Any = lambda _m, _a, kwargs: sizes.append(kwargs["added_cond_kwargs"]["time_ids"])  # noqa: E731
     policy.pipe.unet.register_forward_pre_hook(keep, with_kwargs=True)
     for size in BUCKETS:
         learned(policy, size)
-    for (height, width), ids in zip(BUCKETS, told, strict=True):
+    for (height, width), ids in zip(BUCKETS, sizes, strict=True):
         assert ids.tolist() == [[height, width, 0, 0, height, width]] * len(PROMPTS)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from grpaint.commands.doctor.command import CHECKS, examine
 from grpaint.commands.doctor.examination import Check, Examination, update
-from grpaint.commands.doctor.learning import grpo_raises_reward, sft_lowers_loss
+from grpaint.commands.doctor.learning import export_reloads, gradients, grpo_raises_reward, sft_lowers_loss
 from grpaint.commands.doctor.sampling import initial_ratio, noise_floor, sampler_parity, step_noise
 from grpaint.core.runtime import Runtime
 from grpaint.judge import captioned, natural_loss
@@ -21,29 +21,43 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def failures(folder: Path, runtime: Runtime, checks: tuple[Check, ...] = CHECKS, **model: Any) -> list[str]:
-    found = list(examine(recipe(folder, **model), runtime, checks))
-    assert len(found) == len(checks)
-    return [f"{finding.check}: {finding.evidence}" for finding in found if not finding.passed]
+    findings = list(examine(recipe(folder, **model), runtime, checks))
+    assert len(findings) == len(checks)
+    return [f"{finding.check}: {finding.evidence}" for finding in findings if not finding.passed]
 
 
 FAST = tuple(check for check in CHECKS if check not in (grpo_raises_reward, sft_lowers_loss))
+GUIDED = (sampler_parity, initial_ratio, gradients)  # what may differ where the network is called twice a prediction
+# A network learns once: these have that of sd15, of sdxl and of flux-dev.
+ALIKE = ("sd15-pndm", "ssd-1b", "flux-schnell")
+LEARNING = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in PIPELINES]
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.5])
-@pytest.mark.parametrize("folder", PIPELINES, indirect=True)
-def test_a_family_conforms(folder: Path, guidance: float) -> None:
-    assert not failures(folder, Runtime(), FAST, guidance=guidance)
+@pytest.mark.parametrize("folder", LEARNING, indirect=True)
+def test_a_family_conforms(folder: Path) -> None:
+    assert not failures(folder, Runtime(), FAST, guidance=3.5)
 
 
-@pytest.mark.parametrize("folder", PIPELINES, indirect=True)
+@pytest.mark.parametrize("folder", ALIKE, indirect=True)
+def test_a_pipeline_with_the_network_of_another_conforms_in_what_is_its_own(folder: Path) -> None:
+    assert not failures(folder, Runtime(), (sampler_parity, initial_ratio, gradients, export_reloads), guidance=3.5)
+
+
+@pytest.mark.parametrize("folder", LEARNING, indirect=True)
+def test_a_family_conforms_without_guidance(folder: Path) -> None:
+    assert not failures(folder, Runtime(), GUIDED, guidance=1.0)
+
+
+@pytest.mark.parametrize("folder", LEARNING, indirect=True)
 def test_a_family_learns(folder: Path) -> None:
+    """The gains lie above 10 of their errors, where 2 are asked for."""
     case = Examination(recipe(folder), recipe(folder).model.load(Runtime()), Runtime())
-    updates = 48 if folder.name.startswith("flux") else 12  # its random network hardly reaches the mean of an image
-    for finding in (sft_lowers_loss(case), grpo_raises_reward(case, updates, group=32)):
+    updates = 24 if folder.name.startswith("flux") else 6  # its random network hardly reaches the mean of an image
+    for finding in (sft_lowers_loss(case, 6), grpo_raises_reward(case, updates, group=16)):
         assert finding.passed, finding
 
 
-@pytest.mark.parametrize("folder", PIPELINES, indirect=True)
+@pytest.mark.parametrize("folder", LEARNING, indirect=True)
 def test_sft_makes_images_brighter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On latents along the gradient of brightness: a random VAE would encode white images to what is not bright."""
     case = Examination(recipe(folder, lora=None), recipe(folder, lora=None).model.load(Runtime()), Runtime())
@@ -56,19 +70,22 @@ def test_sft_makes_images_brighter(folder: Path, monkeypatch: pytest.MonkeyPatch
     prompts, white, nothing = (case.prompts * 8)[:16], torch.ones(16, 3, 8, 8), torch.zeros(16)
     loss, optimizer, scaler = natural_loss(case.policy.path), case.optimizer(), case.scaler()
     before = case.images(count=16).mean((1, 2, 3))
-    for iteration in range(36):
+    for iteration in range(36 if folder.name in ("sdxl", "ssd-1b") else 12):  # those darken first
         batch = captioned(case.policy, white, prompts, iteration=iteration, seed=0)
         update(optimizer, scaler, loss(case.policy, batch, nothing))
     gain = case.images(count=16).mean((1, 2, 3)) - before
     assert gain.mean() > 3 * gain.std() / len(gain) ** 0.5
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.5])
 @pytest.mark.parametrize("folder", PIPELINES, indirect=True)
-def test_a_family_conforms_in_bf16(folder: Path, guidance: float) -> None:
-    assert not failures(
-        folder, Runtime(precision="bf16"), (sampler_parity, step_noise, initial_ratio), guidance=guidance
-    )
+def test_a_family_conforms_in_bf16(folder: Path) -> None:
+    assert not failures(folder, Runtime(precision="bf16"), (sampler_parity, step_noise, initial_ratio), guidance=3.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", PIPELINES, indirect=True)
+def test_a_family_conforms_in_bf16_without_guidance(folder: Path) -> None:
+    assert not failures(folder, Runtime(precision="bf16"), (sampler_parity, step_noise, initial_ratio), guidance=1.0)
 
 
 @pytest.mark.gpu
@@ -78,7 +95,7 @@ def test_a_family_conforms_on_a_gpu(folder: Path) -> None:
     assert not failures(folder, Runtime("cuda", "bf16"), checks, guidance=3.5)
 
 
-@pytest.mark.parametrize("folder", ["sd15", "sd3", "qwen-image"], indirect=True)
+@pytest.mark.parametrize("folder", ["sd15", "sd3", pytest.param("qwen-image", marks=pytest.mark.slow)], indirect=True)
 def test_a_whole_network_conforms(folder: Path) -> None:
     assert not failures(folder, Runtime(), FAST, lora=None)
     assert not failures(folder, Runtime(precision="bf16"), (sampler_parity, step_noise, initial_ratio), lora=None)
@@ -91,7 +108,7 @@ def test_a_strangers_family_conforms(folder: Path, tmp_path: Path) -> None:
         "from grpaint.backends.families.sd15 import StableDiffusion\n\n\n"
         "class Mine(StableDiffusion):\n    TARGETS = ('to_q', 'to_v')\n"
     )
-    assert not failures(folder, Runtime(), FAST, family=f"{file}:Mine")
+    assert not failures(folder, Runtime(), (*GUIDED, export_reloads), family=f"{file}:Mine")
     policy = recipe(folder, family=f"{file}:Mine").model.load(Runtime())
     names = [name for name, p in policy.weights.trainable.items() if isinstance(p, torch.Tensor)]
     assert names

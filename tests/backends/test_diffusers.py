@@ -163,8 +163,8 @@ def test_checkpointing_changes_no_gradient(folders: Folders) -> None:
         policy.predict(policy.noise((1,), range(2)), Point(0.5, 0.5, 0.5), policy.encode(PROMPTS)).x0.sum().backward()
         return [p.grad for p in policy.parameters() if p.grad is not None]
 
-    for kept, computed in zip(gradients(False), gradients(True), strict=True):
-        torch.testing.assert_close(kept, computed)
+    for stored, computed in zip(gradients(False), gradients(True), strict=True):
+        torch.testing.assert_close(stored, computed)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -449,7 +449,7 @@ def test_a_resumed_policy_answers_as_before(folders: Folders, settings: dict[str
     policy, again = load(folders["sd15"], **settings), load(folders["sd15"], **settings)
     update(policy, Ddim(), torch.optim.Adam(policy.parameters(), lr=0.01))
     policy.blend("average", 0.5)
-    kept = {name: tensors for name, tensors in policy.weights.tensors().items() if name != "reference"}
-    again.weights.load(kept)
+    tensors_saved = {name: tensors for name, tensors in policy.weights.tensors().items() if name != "reference"}
+    again.weights.load(tensors_saved)
     for weights in ("current", "average", "reference"):
         assert torch.equal(predictions(again, weights), predictions(policy, weights))

@@ -34,9 +34,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(folder: Path, cache: Path | None = None, precision: Any = "fp32", **settings: Any) -> DiffusersPolicy:
-    kept = {"embeddings": "cache", "cache": str(cache)} if cache else {}
+    caching = {"embeddings": "cache", "cache": str(cache)} if cache else {}
     tokens = {"tokens": 16} if folder.name in ("sd3", "flux-dev") else {}
-    settings = {"height": 16, "width": 16, **tokens, **kept, **settings}
+    settings = {"height": 16, "width": 16, **tokens, **caching, **settings}
     return Diffusers(str(folder), **settings).load(Runtime("cpu", precision))
 
 
@@ -125,20 +125,20 @@ def test_what_would_be_encoded_otherwise_is_kept_apart(folders: dict[str, Path],
 def test_a_damaged_file_is_said_to_be_and_made_again(
     folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wanted = load(folders["sd15"], tmp_path).encode(PROMPTS).parts[0]
+    expected = load(folders["sd15"], tmp_path).encode(PROMPTS).parts[0]
     whole = {file: file.read_bytes() for file in files(tmp_path)}
     cut, turned, page = whole
     cut.write_bytes(whole[cut][:-100])
     turned.write_bytes(whole[turned][:-1] + bytes([whole[turned][-1] ^ 1]))
     page.write_text("<html>")
     with caplog.at_level(logging.WARNING):
-        found = load(folders["sd15"], tmp_path).encode(PROMPTS).parts[0]
-    assert torch.equal(found, wanted)
+        embedding = load(folders["sd15"], tmp_path).encode(PROMPTS).parts[0]
+    assert torch.equal(embedding, expected)
     assert {file: file.read_bytes() for file in files(tmp_path)} == whole
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 3
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 3
     for file in whole:
-        (line,) = [line for line in said if str(file) in line]
+        (line,) = [line for line in warnings if str(file) in line]
         assert line.startswith("grpaint: ")
         assert "\n" not in line
         assert line.endswith("encoded again.")
@@ -151,11 +151,11 @@ def test_a_folder_that_cannot_be_written_is_one_line(folders: dict[str, Path], t
 
 
 def test_a_bounded_number_of_bytes_stays_at_hand(tmp_path: Path) -> None:
-    asked: list[str] = []
+    captions: list[str] = []
 
     def encode(texts: Any) -> Any:
         for text in texts:
-            asked.append(text)
+            captions.append(text)
             yield (torch.full((1, 10), float(len(text))),)  # 40 bytes
 
     cache = EmbeddingCache(tmp_path, "tests", encode, memory=100)
@@ -167,7 +167,7 @@ def test_a_bounded_number_of_bytes_stays_at_hand(tmp_path: Path) -> None:
     assert cache._recent_bytes == 80
     again = EmbeddingCache(tmp_path, "tests", encode)
     assert again.prepare([*texts, "other", "other"]) == 1
-    assert asked == [*texts, "other"]
+    assert captions == [*texts, "other"]
 
 
 def test_writers_may_share_a_folder(tmp_path: Path) -> None:
@@ -190,9 +190,9 @@ def test_captions_that_are_not_read_to_their_end_are_counted_and_told_of_once(
 ) -> None:
     """A longer caption says more to the network until the room that the family states is used up, and no further."""
     policy = load(folders[name], **({"tokens": 350} if name in ("qwen-image", "z-image") else {}))  # with a template
-    found = policy.family.room(policy.pipe, policy.spec.tokens)
-    assert found
-    tokenizer, room = found
+    limits = policy.family.room(policy.pipe, policy.spec.tokens)
+    assert limits
+    tokenizer, room = limits
     fits = "a" * room
     fits = fits[: 2 * room - len(tokenizer(fits, add_special_tokens=False).input_ids)]  # T5's begin with a mark
     assert len(tokenizer(fits, add_special_tokens=False).input_ids) == room
@@ -259,7 +259,7 @@ learning_rate = 1e-3
 [evaluate]
 steps = 2
 """
-SETS = (*tiny_runs.QUICK, "evaluate.prompts=2", "evaluate.probe=2")
+SETS = (*tiny_runs.QUICK, "evaluate.prompts=2", "evaluate.probe=2", "train.iterations=3")
 
 
 def test_a_run_is_resumed_bit_for_bit_with_a_cold_cache_a_warm_one_and_none(tmp_path: Path) -> None:
@@ -270,16 +270,16 @@ def test_a_run_is_resumed_bit_for_bit_with_a_cold_cache_a_warm_one_and_none(tmp_
         end = command("train", "recipe.toml", "--name", "cold", sets=SETS)
         assert end.code == 0, end.err
         assert "captions encoded, and kept" in end.out
-        kept = len(files(Path("embeddings")))
+        file_count = len(files(Path("embeddings")))
         end = command("train", "recipe.toml", "--name", "halves", sets=[*SETS, "train.iterations=2"])
         assert end.code == 0, end.err
         assert "captions encoded" not in end.out
-        assert len(files(Path("embeddings"))) == kept  # warm, and now cold again
+        assert len(files(Path("embeddings"))) == file_count  # warm, and now cold again
         shutil.rmtree("embeddings")
-        assert command("train", "--name", "halves", "--resume", sets=["train.iterations=4"]).code == 0
+        assert command("train", "--name", "halves", "--resume", sets=["train.iterations=3"]).code == 0
         plain = [*SETS, 'model={kind="diffusers",base="pipe",height=32,width=32,tokens=14,lora={rank=2}}']
         assert command("train", "recipe.toml", "--name", "plain", sets=plain).code == 0
         for other in ("halves", "plain"):
             tiny_runs.same(Path("runs/cold"), Path("runs") / other)
         shares = [line["prompts/truncated"] for line in lines(Path("runs/cold/metrics.jsonl"))]
-        assert shares == [1.0] * 4  # letters are tokens here, and 14 of them are read
+        assert shares == [1.0] * 3  # letters are tokens here, and 14 of them are read

@@ -181,10 +181,10 @@ def test_images_of_qwen_go_through_its_video_autoencoder(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("family", "said"), [("nowhere:Mine", "cannot be imported"), ("json:loads", "not a subclass|cannot be imported")]
+    ("family", "message"), [("nowhere:Mine", "cannot be imported"), ("json:loads", "not a subclass|cannot be imported")]
 )
-def test_families_that_are_none_are_refused(tmp_path: Path, family: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_families_that_are_none_are_refused(tmp_path: Path, family: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         assert Diffusers(str(save("sd15", tmp_path)), family=family).path
 
 

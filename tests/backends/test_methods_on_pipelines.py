@@ -87,7 +87,7 @@ def _update(
 @pytest.mark.parametrize("name", ["sd3", "sd15"])
 def test_kept_graphs_give_the_gradients_of_a_second_forward(folders: dict[str, Path], name: str) -> None:
     policy = Diffusers(str(folders[name]), lora=Lora(4)).load(Runtime())
-    found = []
+    gradients = []
     for retain in (False, True):
         rollout = roll(policy, PROMPTS, GROUP, MIX, iteration=1, seed=0, retain=retain)
         gains = PerReward()(RewardTable({"bright": brightness(policy.decode(rollout.x0))}), rollout)
@@ -95,9 +95,9 @@ def test_kept_graphs_give_the_gradients_of_a_second_forward(folders: dict[str, P
             parameter.grad = None
         for term in PolicyGradient()(policy, rollout, gains):
             term.loss.backward()
-        found.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
-    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6 * float(found[0].abs().max()))
-    assert found[0].abs().max() > 0
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6 * float(gradients[0].abs().max()))
+    assert gradients[0].abs().max() > 0
 
 
 @pytest.mark.parametrize("name", ["sd3", "sd15"])

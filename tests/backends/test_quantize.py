@@ -102,8 +102,8 @@ def test_its_adapter_opens_on_the_whole_base_and_is_exported_from_there(
 def test_a_layers_weights_take_a_quarter_of_fp32_or_less(folders: dict[str, Path], precision: str) -> None:
     layer = load(folders["sd3"], precision).pipe.transformer.transformer_blocks[0].ff.net[2]
     weight = getattr(layer, "base_layer", layer).weight
-    kept = weight.qdata.nbytes if precision == "int8" else weight.nbytes
-    assert kept == 32 * 128 // {"int8": 1, "nf4": 2}[precision]
+    stored_bytes = weight.qdata.nbytes if precision == "int8" else weight.nbytes
+    assert stored_bytes == 32 * 128 // {"int8": 1, "nf4": 2}[precision]
 
 
 def test_a_base_that_is_trained_is_not_held_in_few_bits() -> None:

@@ -19,13 +19,13 @@ from tiny_pipelines import stock
 )
 def test_real_sizes(name: str, network: float, vae: float) -> None:
     pipe = pipeline(SIZES[name], device="meta")
-    found = {
+    statistics = {
         part: sum(p.numel() for p in module.parameters()) / 1e6
         for part, module in pipe.components.items()
         if isinstance(module, nn.Module)
     }
-    assert found["unet" if "unet" in found else "transformer"] == pytest.approx(network, abs=1)
-    assert found["vae"] == pytest.approx(vae, abs=1)
+    assert statistics["unet" if "unet" in statistics else "transformer"] == pytest.approx(network, abs=1)
+    assert statistics["vae"] == pytest.approx(vae, abs=1)
 
 
 def test_the_demo_reads_words_and_opens(tmp_path: Path) -> None:

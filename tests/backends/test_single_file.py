@@ -119,20 +119,20 @@ def header(root: Path, shapes: Mapping[str, tuple[int, ...]], metadata: dict[str
 
 
 @pytest.mark.parametrize(
-    ("size", "said"),
+    ("size", "family"),
     [
         ("sdxl", "SDXL, transformer layers 0 0 2 2 10 10 down, 10 in the middle, 10 10 10 2 2 2 0 0 0 up"),
         ("ssd-1b", "SSD-1B, transformer layers 0 0 2 2 4 4 down, 0 in the middle, 4 4 10 2 1 1 0 0 0 up"),
     ],
 )
-def test_block_layouts_of_full_size_are_told_apart(size: str, said: str) -> None:
+def test_block_layouts_of_full_size_are_told_apart(size: str, family: str) -> None:
     tensors = unet(random_weights.pipeline(random_weights.SIZES[size], device="meta").unet)
     shapes = {name.removeprefix("model.diffusion_model."): tuple(t.shape) for name, t in tensors.items()}
-    assert describe_unet(shapes) == said
+    assert describe_unet(shapes) == family
 
 
 @pytest.mark.parametrize(
-    ("name", "family", "said"),
+    ("name", "family", "about"),
     [
         ("sd1", "sd15", "Stable Diffusion 1.x"),
         ("ssd-1b", "sdxl", "SDXL-type, transformer layers 0 2 down, 0 in the middle, 2 1 0 0 up"),
@@ -141,18 +141,18 @@ def test_block_layouts_of_full_size_are_told_apart(size: str, said: str) -> None
         ("flux-schnell", "flux", "FLUX.1 schnell, 1 + 1 blocks, no guidance embedded"),
     ],
 )
-def test_what_a_file_is_comes_from_its_header(tmp_path: Path, name: str, family: str, said: str) -> None:
+def test_what_a_file_is_comes_from_its_header(tmp_path: Path, name: str, family: str, about: str) -> None:
     make, tensors, _, _ = CASES[name]
     save_file(tensors(make()), tmp_path / "a.safetensors")
-    found = read_single_file(str(tmp_path / "a.safetensors"))
-    assert (found.family, found.about) == (family, said)
+    reading = read_single_file(str(tmp_path / "a.safetensors"))
+    assert (reading.family, reading.about) == (family, about)
 
 
 V_PRED, SPEC = {"v_pred": torch.zeros(0)}, "modelspec.prediction_type"
 
 
 @pytest.mark.parametrize(
-    ("layout_of", "marks", "metadata", "wanted", "kind"),
+    ("layout_of", "marks", "metadata", "expected", "kind"),
     [
         (original, {}, {}, "auto", "epsilon"),  # the scheduler's word
         (original, V_PRED, {}, "auto", "v"),
@@ -165,12 +165,12 @@ V_PRED, SPEC = {"v_pred": torch.zeros(0)}, "modelspec.prediction_type"
     ],
 )
 def test_what_it_predicts_is_said_or_asked(
-    tmp_path: Path, layout_of: Any, marks: dict[str, Tensor], metadata: dict[str, str], wanted: Any, kind: str | None
+    tmp_path: Path, layout_of: Any, marks: dict[str, Tensor], metadata: dict[str, str], expected: Any, kind: str | None
 ) -> None:
     pipe = sd2()
     pipe.save_pretrained(tmp_path / "config")
     save_file(layout_of(pipe) | marks, tmp_path / "a.safetensors", metadata)
-    spec = Diffusers(str(tmp_path / "a.safetensors"), config=str(tmp_path / "config"), prediction=wanted)
+    spec = Diffusers(str(tmp_path / "a.safetensors"), config=str(tmp_path / "config"), prediction=expected)
     if kind is None:
         with pytest.raises(ConfigError, match=r'Set model\.prediction = "epsilon" .* or "v"'):
             _ = spec.path
@@ -186,7 +186,7 @@ UNET = {"input_blocks.0.0.weight": (8, 4, 3, 3), "out.2.weight": (4, 8, 3, 3)}
 
 
 @pytest.mark.parametrize(
-    ("shapes", "said"),
+    ("shapes", "message"),
     [
         ({"lora_unet_down.lora_down.weight": (1,)}, "an adapter, .*name its base here"),
         ({"control_model.input_blocks.0.0.weight": (1,)}, "a ControlNet"),
@@ -201,9 +201,9 @@ UNET = {"input_blocks.0.0.weight": (8, 4, 3, 3), "out.2.weight": (4, 8, 3, 3)}
     ],
 )
 def test_files_of_other_kinds_are_refused_with_the_way_out(
-    tmp_path: Path, shapes: dict[str, tuple[int, ...]], said: str
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f'model.base = ".*": .*{said}') as refusal:
+    with pytest.raises(ConfigError, match=f'model.base = ".*": .*{message}') as refusal:
         read_single_file(header(tmp_path, shapes))
     assert "\n" not in str(refusal.value)
 
@@ -263,15 +263,15 @@ def test_with_a_cache_only_encoders_are_opened_again_and_let_go(
 ) -> None:
     _, file, settings = write(tmp_path, name)
     settings |= {"height": 16, "width": 16, "tokens": 0 if name == "sd1" else 16}
-    wanted = latents(Diffusers(str(file), **settings).load(Runtime()))
+    expected = latents(Diffusers(str(file), **settings).load(Runtime()))
     read, plain = [], base_model._load_part
     monkeypatch.setattr(base_model, "_load_part", lambda *given: read.append(given[2]) or plain(*given))  # type: ignore[func-returns-value]
-    kept = {"embeddings": "cache", "cache": str(tmp_path / "cache")}
-    policy = Diffusers(str(file), **settings, **kept).load(Runtime())  # type: ignore[arg-type]
+    caching = {"embeddings": "cache", "cache": str(tmp_path / "cache")}
+    policy = Diffusers(str(file), **settings, **caching).load(Runtime())  # type: ignore[arg-type]
     encoders = sorted(part for part in CASES[name][3] if part.startswith("text_encoder"))
     network = sorted(set(CASES[name][3]) - set(encoders))
     assert (sorted(read[: len(network)]), sorted(read[len(network) :])) == (network, encoders)
-    assert torch.equal(latents(policy), wanted)
+    assert torch.equal(latents(policy), expected)
     assert not any(part for key, part in policy.pipe.components.items() if key.startswith("text_encoder"))
 
 
@@ -290,7 +290,7 @@ def test_a_file_is_held_in_few_bits_like_its_folder(tmp_path: Path, precision: A
     pytest.importorskip(library)
     folder, file, settings = write(tmp_path, "ssd-1b")
     few: dict[str, Any] = {"height": 16, "width": 16, "lora": Lora(4), "base_precision": precision}
-    ours, theirs = (Diffusers(str(base), **few, **said) for base, said in ((file, settings), (folder, {})))
+    ours, theirs = (Diffusers(str(base), **few, **more) for base, more in ((file, settings), (folder, {})))
     assert torch.equal(latents(ours.load(Runtime())), latents(theirs.load(Runtime())))
 
 

@@ -1,14 +1,19 @@
 """Comparing methods: what runs, what is kept, what is not repeated, and what the page says."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import html.parser
 import json
 import re
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import tiny_runs
+from grpaint.commands.compare import jobs
 from grpaint.commands.compare.command import Comparison, parse_seeds
 from grpaint.commands.compare.jobs import RECORDED_SCORES, Contender, _own_files
 from grpaint.core.errors import ConfigError
@@ -17,6 +22,36 @@ from grpaint.report.method_summary import seed_differences, summarise_methods
 from grpaint.report.pages.comparison import comparison_page
 from grpaint.report.pages.curves import plot_curves
 from tiny_runs import command
+
+pytestmark = pytest.mark.usefixtures("small_network")
+
+
+class _Now(concurrent.futures.Executor):
+    """Does at once what a pool of threads would do later: a run listens for signals, which threads cannot."""
+
+    def __init__(self, workers):
+        pass
+
+    def submit(self, function, *args):
+        done = concurrent.futures.Future()
+        done.set_result(function(*args))
+        return done
+
+
+def _train(words, **options):
+    """What the process of a run would do, here."""
+    end = command(*words[words.index("train") :])
+    return subprocess.CompletedProcess(words, end.code, end.out, end.err)
+
+
+@contextlib.contextmanager
+def runs_in_this_process():
+    """Make the runs of a comparison here; the first test below leaves them to processes of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "ThreadPoolExecutor", _Now)
+        patch.setattr(jobs, "subprocess", SimpleNamespace(run=_train))
+        yield
+
 
 METHODS = ("flow-grpo-fast", "diffusion-nft")
 SMALL = (
@@ -38,7 +73,7 @@ SMALL = (
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Two methods, two seeds, made in two shards, and what each command said."""
-    with tiny_runs.folder(tmp_path_factory.mktemp("compare")) as here:
+    with tiny_runs.folder(tmp_path_factory.mktemp("compare")) as here, runs_in_this_process():
         sets = [item.replace("FILE", str(here / "reward.py")) for item in SMALL]
         words = ["compare", *METHODS, "--seeds", "0,1", "--budget-evaluations", "500", "--out", "out"]
         first = command(*words, "--shard", "1/2", sets=sets)
@@ -137,7 +172,7 @@ def test_a_dry_run_says_and_does_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["flow-grpo-fats", "--budget-evaluations", "9"], "flow-grpo-fast"),
         (["sft", "--budget-evaluations", "9"], "grpaint sft"),
@@ -153,37 +188,37 @@ def test_a_dry_run_says_and_does_nothing(tmp_path):
         (["short=flow-grpo-fast:plan.stops=4", "--budget-evaluations", "9"], "plan.stops: no such setting"),
     ],
 )
-def test_bad_input_is_one_line(words, said, tmp_path):
+def test_bad_input_is_one_line(words, message, tmp_path):
     with tiny_runs.folder(tmp_path):
         end = command("compare", *words)
     assert end.code == 2
     assert end.err.count("\n") == 1
-    assert said in end.err
+    assert message in end.err
 
 
 def test_the_search_decides_the_settings_of_the_runs(tmp_path):
     twice = ("train.updates=2",)
     comparison = Comparison((Contender.parse("flow-grpo-fast"),), "scenes", (0,), 1000, 0.0, tmp_path, twice)
-    jobs = comparison.search()
-    assert len(jobs) == 6
+    rates = comparison.search()
+    assert len(rates) == 6
     assert len(dataclasses.replace(comparison, sets=()).search()) == 3  # with one update no clip range ever binds
-    assert {job.seed for job in jobs} == {100}
-    assert {job.evaluations for job in jobs} == {250}
+    assert {job.seed for job in rates} == {100}
+    assert {job.evaluations for job in rates} == {250}
     plain = comparison.runs()[0]
-    for place, job in enumerate(jobs):
+    for place, job in enumerate(rates):
         job.record.parent.mkdir(exist_ok=True)
         scores = [{"strict": 0.9 if place == 4 else 0.5}]
         job.record.write_text(json.dumps({"fingerprint": job.fingerprint(), "scores": scores}))
     chosen = comparison.runs()[0]
     assert chosen.fingerprint() != plain.fingerprint()
-    assert chosen.open()[0].train.learning_rate == jobs[4].open()[0].train.learning_rate
-    jobs[0].record.unlink()
+    assert chosen.open()[0].train.learning_rate == rates[4].open()[0].train.learning_rate
+    rates[0].record.unlink()
     assert comparison.runs()[0].fingerprint() == plain.fingerprint()  # an unfinished search decides nothing
 
 
 def test_minutes_become_evaluations_by_a_calibration(made):
     here, *_, sets = made
-    with tiny_runs.folder(here):
+    with tiny_runs.folder(here), runs_in_this_process():
         words = ["compare", "flow-grpo-fast", "--seeds", "0", "--budget-minutes", "0.01", "--out", "timed"]
         end = command(*words, sets=sets)
         assert end.code == 0, end.err

@@ -30,7 +30,7 @@ MEASURES = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, small_network):
     """A finished run from the shipped base, and its assessment against what it began from."""
     with tiny_runs.folder(tmp_path_factory.mktemp("assess")) as here:
         sets = [item for item in TINY if not item.startswith("model.")]
@@ -53,16 +53,16 @@ def _here(run, monkeypatch):
 
 
 def entry(result, name):
-    (found,) = (item for item in result["measures"] if item["measure"] == name)
-    return found
+    (only,) = (item for item in result["measures"] if item["measure"] == name)
+    return only
 
 
 def test_every_measure_has_its_protocol_and_its_card(result):
-    found = {}
+    protocols = {}
     for item in result["measures"]:
-        found.setdefault(item["protocol"], set()).add(item["measure"])
+        protocols.setdefault(item["protocol"], set()).add(item["measure"])
         assert {"metric", "images", "resolution", "sampler", "steps", "guidance", "seed"} <= item["card"].keys()
-    assert found == {protocol: set(names.split()) for protocol, names in MEASURES.items()}
+    assert protocols == {protocol: set(names.split()) for protocol, names in MEASURES.items()}
     assert entry(result, "fid")["card"]["features"]["name"] == "scenes-scorer features"
     assert entry(result, "fid")["card"]["few"] is True
     assert entry(result, "ssim")["card"]["strength"] == 0.6
@@ -77,10 +77,10 @@ def test_values_are_those_of_evaluate_and_differences_are_paired(result):
     line = json.loads(command("evaluate", "one", "--json").out)
     first = tiny_runs.lines(Path("runs/one/evaluations.jsonl"))[0]
     for name in ("strict", "soft", "background", "reward/bright", "image/saturation", "denoising_loss"):
-        found = entry(result, name)
-        assert found["values"]["tuned"]["value"] == pytest.approx(line[name], abs=1e-6), name
-        assert found["values"]["base"]["value"] == pytest.approx(first[name], abs=1e-6), name
-        assert found["differences"]["tuned"]["value"] == pytest.approx(line[name] - first[name], abs=1e-6)
+        measure = entry(result, name)
+        assert measure["values"]["tuned"]["value"] == pytest.approx(line[name], abs=1e-6), name
+        assert measure["values"]["base"]["value"] == pytest.approx(first[name], abs=1e-6), name
+        assert measure["differences"]["tuned"]["value"] == pytest.approx(line[name] - first[name], abs=1e-6)
     moved = entry(result, "background")["differences"]["tuned"]
     assert moved["value"] != 0
     assert moved["interval"][0] <= moved["value"] <= moved["interval"][1]
@@ -99,8 +99,8 @@ def test_the_page_is_one_file_and_has_every_picture(result):
     assert "color-scheme: light dark" in text
     for name in ("fid", "ssim", "reference", "difference from base"):
         assert name in text
-    kept = Path("evaluation/images/tuned/free")
-    assert [path.name for path in sorted(kept.iterdir())] == [f"{n:06d}.png" for n in range(6)]
+    pictures = Path("evaluation/images/tuned/free")
+    assert [path.name for path in sorted(pictures.iterdir())] == [f"{n:06d}.png" for n in range(6)]
 
 
 def test_parts_and_interruptions_change_nothing(result, monkeypatch, tmp_path):
@@ -130,9 +130,9 @@ def test_a_table_for_a_person_and_a_model_against_itself(tmp_path):
     assert "one and two have the same weights; what an earlier RUN began from is RUN:base." in end.err
     for word in ("Free generation", "Reconstruction from strength 0.6", "scenes-distance for LPIPS", "evaluation.html"):
         assert word in end.out
-    found = json.loads((tmp_path / "same/evaluation.json").read_text())
-    assert all(item["differences"]["two"]["value"] == 0 for item in found["measures"])
-    assert found["hacking"] == {}
+    report = json.loads((tmp_path / "same/evaluation.json").read_text())
+    assert all(item["differences"]["two"]["value"] == 0 for item in report["measures"])
+    assert report["hacking"] == {}
 
 
 REFUSED = {
@@ -149,10 +149,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("words", REFUSED, ids=str)
 def test_what_cannot_be_judged_is_refused_in_one_line(words, tmp_path):
-    sets, said = REFUSED[words]
+    sets, message = REFUSED[words]
     end = command("evaluate", *filter(None, words), "--out", str(tmp_path / "no"), sets=sets)
     assert (end.code, end.err.count("\n")) == (2, 1)
-    assert said in end.err
+    assert message in end.err
     assert not (tmp_path / "no").exists()
 
 
@@ -171,18 +171,18 @@ def test_a_base_alone_is_judged(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "side", "said"),
+    ("count", "side", "message"),
     [
         (20, 32, "20 held-out images, 256 asked for: a Frechet distance on 192 features .* hold out more, or --few"),
         (2, 32, "2 held-out images, 256 asked for: recall looks at 3 neighbours"),
         (200, 16, "the held-out images have 16 x 16 pixels, and the model draws 32 x 32"),
     ],
 )
-def test_references_that_are_too_few_or_of_another_size_are_refused(count, side, said):
+def test_references_that_are_too_few_or_of_another_size_are_refused(count, side, message):
     judging = Judging.of(open_recipe("flow-grpo-fast", "train", [])[0])
     judging = dataclasses.replace(judging, recipe=dataclasses.replace(judging.recipe, evaluate=Evaluation(prompts=256)))
     images = torch.zeros(count, 3, side, side)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         judging.check_references(CaptionedImages([Prompt("")] * count, images.__getitem__), few=False)
 
 
@@ -212,13 +212,13 @@ def test_prompts_alone_are_judged_by_what_needs_no_reference(tmp_path):
         assert (one.code, "Held-out prompts (4), 2-step ode" in one.out) == (0, True), one.err
         end = command("evaluate", "base", "tuned=it", "--json", "--keep", sets=FEW)
         assert end.code == 0, end.err
-        found = json.loads(end.out)
-        assert found["protocols"] == ["free generation"]
-        names = [entry["measure"] for entry in found["measures"]]
+        report = json.loads(end.out)
+        assert report["protocols"] == ["free generation"]
+        names = [entry["measure"] for entry in report["measures"]]
         assert names[:1] == ["diversity"]
         assert {"reward", "reward/bright", "image/dark_fraction"} <= set(names)
         assert not {"fid", "kid", "recall", "ssim", "denoising_loss"} & set(names)
-        assert all("tuned" in entry["differences"] for entry in found["measures"])
+        assert all("tuned" in entry["differences"] for entry in report["measures"])
         page = Path("evaluation/evaluation.html").read_text()
         assert "reconstruction" not in page.lower()
         assert sorted(path.name for path in Path("evaluation/images/tuned").iterdir()) == ["free"]

@@ -47,8 +47,8 @@ def test_half_precision_is_half() -> None:
     runtime = FakeRuntime("cpu", "bf16")
     with Ledger() as ledger:
         runtime.blank((8, 8))
-        kept = runtime.blank((8, 8), torch.bfloat16)
-        assert ledger.live == size([kept]) == 128
+        stored = runtime.blank((8, 8), torch.bfloat16)
+        assert ledger.live == size([stored]) == 128
 
 
 def test_cuda_normalises_in_fp32_and_a_cpu_does_not() -> None:

@@ -32,9 +32,9 @@ def data(path, **settings):
 
 
 def lines_of(source):
-    said = []
-    source.prepare(said.append)
-    return said
+    log = []
+    source.prepare(log.append)
+    return log
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,9 +47,9 @@ def test_every_kind_of_place_gives_the_same_images_and_captions(tmp_path, kind):
     assert len({prompt.text for prompt in prompts}) == 8
     if kind in ("metadata.jsonl", "parquet", "on disk"):
         assert all(prompt.text == f"picture {prompt.metadata['number']}" for prompt in prompts)
-    told, others = ({p.text for p in prompts} for prompts in (source.prompts(50, 0, 0), source.held_out(50, 0)))
-    assert len(told) + len(others) == 12
-    assert not told & others
+    training, others = ({p.text for p in prompts} for prompts in (source.prompts(50, 0, 0), source.held_out(50, 0)))
+    assert len(training) + len(others) == 12
+    assert not training & others
     held_out = source.held_out_images(50, 0)
     assert {p.text for p in held_out.prompts} == others
     pictured = [f"picture {making.number_of(image)}" for image in held_out.images()]
@@ -87,8 +87,8 @@ def test_an_epoch_shows_every_image_once_and_repeats_itself_exactly(tmp_path):
     assert torch.equal(late[0], same[0])
     assert late[1] == same[1]
     assert [p.text for p in source.batch(3, 0, 8)[1]] != seen[:3]
-    told = [prompt.text for n in range(count) for prompt in source.prompts(3, n, 7)]
-    assert set(Counter(told).values()) == {3}
+    drawn = [prompt.text for n in range(count) for prompt in source.prompts(3, n, 7)]
+    assert set(Counter(drawn).values()) == {3}
 
 
 def test_streams_and_turns_count_on_where_they_were():
@@ -135,10 +135,10 @@ def test_bad_files_are_left_out_by_name_and_counted(tmp_path):
     (path / "003.png").write_bytes(b"")
     (path / "007.png").write_bytes(making.png(7)[:50])
     source = data(path)
-    said = "\n".join(lines_of(source))
-    assert "12 images" in said
-    assert "1 left out: empty file" in said
-    assert "left out: 007.png: cut short or corrupt" in said
+    log = "\n".join(lines_of(source))
+    assert "12 images" in log
+    assert "1 left out: empty file" in log
+    assert "left out: 007.png: cut short or corrupt" in log
     assert {"picture 3", "picture 7"}.isdisjoint(prompt.text for prompt in source.prompts(40, 0, 0))
 
 
@@ -324,8 +324,8 @@ def test_a_tagged_prompt_carries_its_tags_and_a_sentence(tmp_path):
     path = making.folder(tmp_path / "set")
     for n in range(12):
         (path / f"{n:03d}.txt").unlink()
-        said = {"tags_general": ["1girl", "long_hair", f"t{n}"], "tags_meta": ["scan"], "score": n, "rating": "g"}
-        (path / f"{n:03d}.json").write_text(json.dumps(said))
+        facts = {"tags_general": ["1girl", "long_hair", f"t{n}"], "tags_meta": ["scan"], "score": n, "rating": "g"}
+        (path / f"{n:03d}.json").write_text(json.dumps(facts))
     tags = TagSettings(categories=("quality", "rating", "general"), quality={"good": 0.0}, shuffle="all")
     source = data(path, tags=tags)
     prompt = source.held_out(1, 0)[0]
@@ -334,10 +334,10 @@ def test_a_tagged_prompt_carries_its_tags_and_a_sentence(tmp_path):
     assert prompt.metadata["tags"] == ["1girl", "long hair", f"t{number}"]
     assert prompt.metadata["sentence"] == f"one girl, with long hair and t{number}"
     assert prompt.metadata["rating"] == "g"
-    told = source.prompts(9, 0, 3)
-    assert told == data(path, tags=tags).prompts(9, 0, 3)
-    assert any(not p.text.startswith("good, general") for p in told)
-    assert {p.text for p in told} != {p.text for p in source.prompts(9, 1, 3)}
+    training = source.prompts(9, 0, 3)
+    assert training == data(path, tags=tags).prompts(9, 0, 3)
+    assert any(not p.text.startswith("good, general") for p in training)
+    assert {p.text for p in training} != {p.text for p in source.prompts(9, 1, 3)}
     (path / "004.json").write_text('{"tags_meta": ["scan"], "score": 1, "rating": "g"}')
     with pytest.raises(ConfigError, match=r"1 of 12 images have no caption: 004.png"):
         data(path, tags=tags).prepare(str)

@@ -69,10 +69,10 @@ def test_every_picture_shows_what_its_sidecar_says(drawn):
 
 def test_no_caption_of_training_is_held_out_and_the_model_reads_them_all(drawn):
     source = tagged(drawn)
-    told, judged = source.prompts(200, 0, 0), source.held_out(24, 0)
-    assert not any(caption_of(prompt).held_out for prompt in told)
+    training, judged = source.prompts(200, 0, 0), source.held_out(24, 0)
+    assert not any(caption_of(prompt).held_out for prompt in training)
     assert all(caption_of(prompt).held_out for prompt in judged)
-    for prompt in told + judged:
+    for prompt in training + judged:
         assert any(tokens(prompt.text))  # raises at a word that the model does not know, or at too many
 
 
@@ -83,14 +83,14 @@ def test_tags_say_all_that_the_sentence_says_in_any_order():
 
 
 def test_the_sidecars_have_every_category_rating_and_score(drawn):
-    said = [json.loads(file.read_text()) for file in sorted((drawn / "train").glob("*.json"))]
-    assert {one["rating"] for one in said} == {"g", "s", "q", "e"}
-    assert len({one["score"] for one in said}) > 20
-    assert all(one["tag_string_artist"] and one["tag_string_copyright"] for one in said)
+    facts = [json.loads(file.read_text()) for file in sorted((drawn / "train").glob("*.json"))]
+    assert {one["rating"] for one in facts} == {"g", "s", "q", "e"}
+    assert len({one["score"] for one in facts}) > 20
+    assert all(one["tag_string_artist"] and one["tag_string_copyright"] for one in facts)
     source = tagged(drawn, tags=TagSettings(categories=("rating", "general"), ratings=("general",), least_score=10))
-    kept = sum(one["rating"] == "g" and one["score"] >= 10 for one in said)
-    assert len(source.training) == kept
-    assert sum(source.collections[0].left_out_by_tags.values()) == 200 - kept
+    count = sum(one["rating"] == "g" and one["score"] >= 10 for one in facts)
+    assert len(source.training) == count
+    assert sum(source.collections[0].left_out_by_tags.values()) == 200 - count
     assert all(prompt.text.startswith("general, ") for prompt in source.prompts(9, 0, 0))
     assert survey(source, {"words": len})["collections"][0]["left_out_by_tags"]["rated explicit"] > 0
 
@@ -98,9 +98,9 @@ def test_the_sidecars_have_every_category_rating_and_score(drawn):
 def test_draw_scan_sft_grpo_evaluate(tmp_path):
     with tiny_runs.folder(tmp_path):
         assert command("data", "draw", "--out", "drawn", "--count", "200", "--held-out", "20").code == 0
-        said = json.loads(command("data", "scan", str(EXAMPLES / "sft.toml"), "--json", "--sheet", "sheet.png").out)
-        assert said["captioned"] == 220
-        assert said["buckets"] == {"32x32": 220}
+        report = json.loads(command("data", "scan", str(EXAMPLES / "sft.toml"), "--json", "--sheet", "sheet.png").out)
+        assert report["captioned"] == 220
+        assert report["buckets"] == {"32x32": 220}
         assert Path("sheet.png").read_bytes().startswith(b"\x89PNG")
         end = command("data", "captions", str(EXAMPLES / "sft.toml"), "--out", "captions.txt", "--draws", "2")
         assert "400 captions of 200 images" in end.out

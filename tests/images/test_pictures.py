@@ -79,8 +79,8 @@ def test_of_a_cameras_pictures_the_first_is_read():
 def test_alpha_is_laid_on_white_in_every_mode_that_has_it():
     clear = Image.new("RGBA", (2, 1), (200, 0, 0, 0))
     clear.putpixel((1, 0), (200, 0, 0, 255))
-    wanted = [(255, 255, 255), (200, 0, 0)]
-    assert [read_picture(encoded(clear)).getpixel((x, 0)) for x in (0, 1)] == wanted
+    expected = [(255, 255, 255), (200, 0, 0)]
+    assert [read_picture(encoded(clear)).getpixel((x, 0)) for x in (0, 1)] == expected
     half = read_picture(encoded(Image.new("RGBA", (1, 1), (0, 0, 0, 128)))).getpixel((0, 0))
     assert half == (127, 127, 127)
     grey = Image.new("LA", (1, 1), (0, 0))
@@ -88,7 +88,7 @@ def test_alpha_is_laid_on_white_in_every_mode_that_has_it():
     palette = Image.new("P", (2, 1))
     palette.putpalette([9, 9, 9, 200, 0, 0])
     palette.putpixel((1, 0), 1)
-    assert [read_picture(encoded(palette, transparency=0)).getpixel((x, 0)) for x in (0, 1)] == wanted
+    assert [read_picture(encoded(palette, transparency=0)).getpixel((x, 0)) for x in (0, 1)] == expected
     assert read_picture(encoded(palette)).getpixel((0, 0)) == (9, 9, 9)
 
 
@@ -136,10 +136,10 @@ def test_near_duplicates_have_near_hashes():
 
 @pytest.mark.parametrize(("resolution", "step"), [(512, 64), (1024, 64), (64, 16), (32, 32)])
 def test_buckets_have_about_the_area_and_whole_steps(resolution, step):
-    found = sizes(resolution, step)
-    assert (resolution, resolution) in found
-    assert all((high, width) in found for width, high in found)
-    for width, high in found:
+    buckets = sizes(resolution, step)
+    assert (resolution, resolution) in buckets
+    assert all((high, width) in buckets for width, high in buckets)
+    for width, high in buckets:
         assert width % step == high % step == 0
         assert max(width, high) <= 2 * resolution
         # never larger, and smaller by less than one step of the shorter side
@@ -147,8 +147,8 @@ def test_buckets_have_about_the_area_and_whole_steps(resolution, step):
 
 
 def test_an_image_goes_to_the_shape_that_is_nearest():
-    found = sizes(512, 64)
-    assert nearest((700, 700), found) == (512, 512)
-    assert nearest((1920, 1080), found) == (640, 384)
-    assert nearest((1080, 1920), found) == (384, 640)
-    assert nearest((4000, 100), found) == (1024, 256)
+    buckets = sizes(512, 64)
+    assert nearest((700, 700), buckets) == (512, 512)
+    assert nearest((1920, 1080), buckets) == (640, 384)
+    assert nearest((1080, 1920), buckets) == (384, 640)
+    assert nearest((4000, 100), buckets) == (1024, 256)

@@ -31,14 +31,14 @@ def write(path, suffix):
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv"])
 def test_every_kind_of_file_gives_the_same_prompts(tmp_path, suffix):
     source = PromptData(str(write(tmp_path, suffix)), report_by="kind")
-    told, judged = source.prompts(len(source.training), 0, 0), source.held_out(99, 0)
-    assert {prompt.text for prompt in told + judged} == {line["prompt"] for line in LINES}
-    assert len(told) + len(judged) == 30
-    assert told != source.prompts(len(source.training), 1, 0)
-    assert told == PromptData(source.train, report_by="kind").prompts(len(told), 0, 0)
+    training, judged = source.prompts(len(source.training), 0, 0), source.held_out(99, 0)
+    assert {prompt.text for prompt in training + judged} == {line["prompt"] for line in LINES}
+    assert len(training) + len(judged) == 30
+    assert training != source.prompts(len(source.training), 1, 0)
+    assert training == PromptData(source.train, report_by="kind").prompts(len(training), 0, 0)
     if suffix != ".txt":
-        assert all(str(p.metadata["level"]) == p.text.split()[1] for p in told)
-        assert {source.category(prompt) for prompt in told} == {"odd", "even"}
+        assert all(str(p.metadata["level"]) == p.text.split()[1] for p in training)
+        assert {source.category(prompt) for prompt in training} == {"odd", "even"}
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv"])
@@ -114,14 +114,14 @@ def test_dead_prompts_are_told_apart():
         return {"prompt": "p", "mean": (least + most) / 2, "std": (most - least) / 2, "least": least, "most": most}
 
     lines = [line(0.2, 0.8), line(1, 1), line(0, 0), line(0.5, 0.5)]
-    assert [found["dead"] for found in mark_dead_prompts(lines)] == ["", "all right", "all wrong", "flat"]
-    assert [found["dead"] for found in mark_dead_prompts([line(1, 1)])] == ["flat"]
+    assert [verdict["dead"] for verdict in mark_dead_prompts(lines)] == ["", "all right", "all wrong", "flat"]
+    assert [verdict["dead"] for verdict in mark_dead_prompts([line(1, 1)])] == ["flat"]
 
 
 def test_overlap_goes_by_words():
     others = ["1girl, long_hair, smile, blue sky", "a dog"]
-    found = overlaps(["Blue sky, 1girl, smile, long hair", "a cat", "two dogs"], others)
-    assert found == [("Blue sky, 1girl, smile, long hair", others[0], 1.0)]
+    shared = overlaps(["Blue sky, 1girl, smile, long hair", "a cat", "two dogs"], others)
+    assert shared == [("Blue sky, 1girl, smile, long hair", others[0], 1.0)]
     assert overlaps(["completely new"], others) == []
     swapped = ["a red cross and a blue circle", "a blue cross and a red circle", "A red cross and a blue circle."]
     assert near_duplicate_prompts([*swapped, swapped[0]]) == [(swapped[2], swapped[0], 1.0)]
@@ -156,12 +156,12 @@ def test_a_scan_finds_the_dead_prompts_and_the_overlap(tmp_path):
             "prompts", "scan", "flow-grpo-fast", "--prompts", "8", "--captions", "sft.toml", "--json", sets=sets
         )
         assert end.code == 0, end.err
-        said = json.loads(end.out)
-        assert {line["prompt"] for line in said["prompts"] if line["dead"]} == {f"a red {shape}" for shape in shapes}
-        assert {line["dead"] for line in said["prompts"]} == {"", "all wrong"}
-        assert said["dead"] == 4
-        assert [pair[:2] for pair in said["held_out_in_training"]] == [["a blue cross", "a blue cross"]]
-        assert {pair[0] for pair in said["training_in_captions"]} == set(train)  # single things, all in scenes
+        report = json.loads(end.out)
+        assert {line["prompt"] for line in report["prompts"] if line["dead"]} == {f"a red {shape}" for shape in shapes}
+        assert {line["dead"] for line in report["prompts"]} == {"", "all wrong"}
+        assert report["dead"] == 4
+        assert [pair[:2] for pair in report["held_out_in_training"]] == [["a blue cross", "a blue cross"]]
+        assert {pair[0] for pair in report["training_in_captions"]} == set(train)  # single things, all in scenes
         plain = command("prompts", "scan", "flow-grpo-fast", "--prompts", "4", sets=sets).out
         assert "DEAD: all wrong" in plain
         assert "1 held-out prompts that training has, nearly" in plain

@@ -47,15 +47,15 @@ def mixed(tmp_path):
 
 
 def test_duplicates_and_bad_files_are_found(mixed):
-    said = survey(ImageData(str(mixed), held_out_share=0.3, resolution=64), {"words": len})
-    (one,) = said["collections"]
-    assert (one["images"], said["captioned"]) == (16, 14)
+    report = survey(ImageData(str(mixed), held_out_share=0.3, resolution=64), {"words": len})
+    (one,) = report["collections"]
+    assert (one["images"], report["captioned"]) == (16, 14)
     assert one["bad"] == {"empty file": 1, "not an image that Pillow reads": 1}
     assert one["bad_files"]["bad.png"] == "empty file"
-    assert said["duplicates"] == {"exact": [["00.png", "again.png"]], "near": [("01.png", "like.jpg")]}
-    assert said["sides"]["width"] == [64, 64, 96]
-    assert said["captions"]["different"] == 12
-    assert said["captions"]["lengths"]["words"][0] == len("motif 0")
+    assert report["duplicates"] == {"exact": [["00.png", "again.png"]], "near": [("01.png", "like.jpg")]}
+    assert report["sides"]["width"] == [64, 64, 96]
+    assert report["captions"]["different"] == 12
+    assert report["captions"]["lengths"]["words"][0] == len("motif 0")
 
 
 def test_a_scan_reports_missing_captions_and_goes_on(mixed):
@@ -67,8 +67,8 @@ def test_a_scan_reports_missing_captions_and_goes_on(mixed):
             assert word in end.out
         assert "the same bytes: 00.png, again.png" in end.out
         assert "look alike: 01.png, like.jpg" in end.out
-        said = json.loads(command("data", "scan", "set", "--json", sets=["data.resolution=64"]).out)
-        assert said["buckets"] == {"64x64": 13}
+        report = json.loads(command("data", "scan", "set", "--json", sets=["data.resolution=64"]).out)
+        assert report["buckets"] == {"64x64": 13}
         (mixed.parent / "none").mkdir()
         end = command("data", "scan", "none")
         assert (end.code, "0 whole" in end.out) == (1, True)
@@ -147,8 +147,8 @@ def test_a_pipeline_trains_in_buckets(mixed, pipelines):
             shapes.add(tuple(images.shape[-2:]))
             assert all(term.loss.isfinite() for term in recipe.objective(policy, batch, torch.zeros(2)))
         assert len(shapes) > 1
-        said = json.loads(command("data", "scan", "a.toml", "--json").out)
-        assert "tokenizer" in said["captions"]["lengths"]
+        report = json.loads(command("data", "scan", "a.toml", "--json").out)
+        assert "tokenizer" in report["captions"]["lengths"]
 
 
 def test_images_of_another_size_than_the_built_in_models_are_refused_in_a_line(tmp_path):

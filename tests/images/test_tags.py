@@ -65,8 +65,8 @@ def test_what_a_sidecar_may_not_say_is_named(fields, message):
 def test_rating_and_quality_are_tags_that_are_made():
     settings = {"categories": ("quality", "rating", "general"), "quality": {"best": 0.9, "good": 0.5, "worst": 0.0}}
     scores = list(range(100))
-    said = [caption(DANBOORU | {"score": score}, scores=scores, **settings).split(", ")[:2] for score in (90, 89, 49)]
-    assert said == [["best", "sensitive"], ["good", "sensitive"], ["worst", "sensitive"]]
+    words = [caption(DANBOORU | {"score": score}, scores=scores, **settings).split(", ")[:2] for score in (90, 89, 49)]
+    assert words == [["best", "sensitive"], ["good", "sensitive"], ["worst", "sensitive"]]
     assert caption(DANBOORU | {"score": -9}, scores=scores, **settings).startswith("worst")  # lower than all training
     by_score = settings | {"quality": {"liked": 40}, "quality_by": "score"}
     assert caption(DANBOORU, **by_score).startswith("liked, sensitive")

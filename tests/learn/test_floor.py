@@ -95,11 +95,11 @@ def made(columns: dict[str, list[float]], weights: dict[str, float]) -> tuple[Re
 
 def test_shares_sum_to_one_and_follow_the_weights() -> None:
     columns = {"a": [0.0, 1.0, 3.0, 2.0], "b": [1000.0, 0.0, 500.0, 600.0]}
-    found = advantage_shares(PerReward(), *made(columns, {"a": 3.0, "b": 1.0}))
-    assert found == pytest.approx({"a": 0.75, "b": 0.25}, abs=1e-4)
+    shares = advantage_shares(PerReward(), *made(columns, {"a": 3.0, "b": 1.0}))
+    assert shares == pytest.approx({"a": 0.75, "b": 0.25}, abs=1e-4)
     # of a weighted sum: the mean distances to the group's mean are 0.5 x 3 and (500 + 50) / 2
     assert advantage_shares(GroupNorm(), *made(columns, {"a": 3.0, "b": 1.0})) == pytest.approx(
         {"a": 1.5 / 276.5, "b": 275 / 276.5}
     )
-    assert advantage_shares(BestWorst(2), *made(columns, {"a": 3.0, "b": 1.0})) == pytest.approx(found)
+    assert advantage_shares(BestWorst(2), *made(columns, {"a": 3.0, "b": 1.0})) == pytest.approx(shares)
     assert advantage_shares(PerReward(), *made({"a": [1.0] * 4, "b": [2.0] * 4}, {})) == {}

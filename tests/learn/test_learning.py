@@ -52,7 +52,7 @@ def trained(
     plan: Plan,
     advantage: Advantage,
     objective: Objective | None = None,
-    updates: int = 40,
+    updates: int = 30,
     prompts: list[Prompt] = PROMPTS,
     score: Callable[[Tensor], Tensor] = reward,
 ) -> tuple[float, float]:

@@ -105,7 +105,7 @@ def gradient(policy: GaussianPolicy, loss: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("penalty", PENALTIES, ids=str)
 def test_the_gradient_of_a_penalty_is_that_of_current_weights_against_fixed_ones(penalty: Penalty) -> None:
     policy, rollout = drifted(FlowPath(3), FlowSde())
-    kept = {name: copy.clone() for name, copy in policy.weights.copies["reference"].items()}
+    reference = {name: copy.clone() for name, copy in policy.weights.copies["reference"].items()}
     advantage = torch.full((6,), 1e-30)  # moves, but pushes nowhere
     terms = list(PolicyGradient(Reinforce(), penalty)(policy, rollout, advantage))
     ours = gradient(policy, sum((term.loss for term in terms), torch.zeros(())))
@@ -116,7 +116,7 @@ def test_the_gradient_of_a_penalty_is_that_of_current_weights_against_fixed_ones
         assert one.abs().max() > 1e-4
         torch.testing.assert_close(one, other)
     for name, copy in policy.weights.copies["reference"].items():
-        assert torch.equal(copy, kept[name])
+        assert torch.equal(copy, reference[name])
         assert not copy.requires_grad
 
 

@@ -80,14 +80,14 @@ def test_an_answer_that_is_no_tensor_is_named(answer: object) -> None:
 
 
 def test_a_reward_is_asked_without_gradients() -> None:
-    asked = []
+    calls = []
 
     def watching(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        asked.append(torch.is_grad_enabled())
+        calls.append(torch.is_grad_enabled())
         return brightness(images, prompts)
 
     table = RewardSet({"w": watching}, {}).score(IMAGES.clone().requires_grad_(), PROMPTS)
-    assert asked == [False]
+    assert calls == [False]
     assert not table.columns["w"].requires_grad
 
 

@@ -30,8 +30,8 @@ def test_filtering_keeps_the_subset_of_largest_variance_and_its_own_statistics(s
     advantage = OptimalVariance(keep, GroupNorm())(RewardTable({"r": reward}), ROLLOUT)
     for values, gained in zip(halves(reward), halves(advantage), strict=True):
         best = max(itertools.combinations(range(7), keep), key=lambda rows: values[list(rows)].var(correction=0).item())
-        kept = values[list(best)]
-        expected = (kept - kept.mean()) / (kept.std(correction=0) + 1e-4) * 7 / keep
+        chosen = values[list(best)]
+        expected = (chosen - chosen.mean()) / (chosen.std(correction=0) + 1e-4) * 7 / keep
         torch.testing.assert_close(gained[list(best)], expected)
         assert (gained != 0).sum() == keep
 
@@ -46,9 +46,9 @@ def test_the_best_and_the_worst_are_judged_by_the_whole_groups_statistics() -> N
     table = RewardTable({"r": scores(3), "s": scores(4)})
     plain = PerReward()(table, ROLLOUT)
     chosen = BestWorst(4)(table, ROLLOUT)
-    for whole, kept in zip(halves(plain), halves(chosen), strict=True):
+    for whole, part in zip(halves(plain), halves(chosen), strict=True):
         order = whole.argsort()
-        assert sorted(kept.nonzero()[:, 0].tolist()) == sorted([*order[:2].tolist(), *order[-2:].tolist()])
+        assert sorted(part.nonzero()[:, 0].tolist()) == sorted([*order[:2].tolist(), *order[-2:].tolist()])
     rows = chosen.nonzero()[:, 0]
     torch.testing.assert_close(chosen[rows], plain[rows] * 14 / 8)
 

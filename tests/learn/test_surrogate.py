@@ -143,7 +143,7 @@ def test_guard_weighs_every_step_of_flow_sde_alike() -> None:
         torch.randn(4, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (1, 2, 3)
     )
     for here, there in pairwise(grid[1:]):
-        for make, found in sizes.items():
+        for make, size in sizes.items():
             leaf = v.clone().requires_grad_()
             now = step(FlowSde(0.7), Prediction(x - here.sigma * leaf, x + here.alpha * leaf), here, there)
             mean, std = now.mean.detach(), now.std
@@ -151,7 +151,7 @@ def test_guard_weighs_every_step_of_flow_sde_alike() -> None:
             logp = Gaussian(mean, std).log_prob(x_next)
             action = Transition(1, torch.arange(4), here, there, x, x_next, logp, mean, std)
             (gradient,) = torch.autograd.grad(make()(now, action, ADVANTAGE).sum(), leaf)
-            found.append(gradient)
+            size.append(gradient)
     expected = ADVANTAGE.view(4, 1, 1, 1) * noise * (1 + 0.7**2 / 2) / 9
     for gradient in sizes[Guard]:
         torch.testing.assert_close(gradient, expected)

@@ -44,8 +44,8 @@ def test_fid_is_its_formula_with_singular_covariances_too(n, m):
 def test_fid_of_scaled_and_shifted_features_is_known(n):
     a, shift = drawn(n, 12, 3), torch.arange(12.0).double()
     mean, spread = a.mean(0), torch.cov(a.T).trace()
-    wanted = (mean - (3 * mean + shift)).square().sum() + 4 * spread
-    assert fid(a, 3 * a + shift) == pytest.approx(wanted.item(), rel=1e-12)
+    expected = (mean - (3 * mean + shift)).square().sum() + 4 * spread
+    assert fid(a, 3 * a + shift) == pytest.approx(expected.item(), rel=1e-12)
     assert abs(fid(a, a)) < 1e-12
 
 

@@ -30,10 +30,10 @@ def clip(tmp_path_factory):
 def test_scenes_features_are_those_of_the_shipped_scorer():
     images = SceneData().held_out_images(3, 0).images()
     features = ScenesFeatures()
-    found = features(images)
-    assert found.shape == (3, features.width) == (3, 192)
-    length = found.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(found / length, shipped_scorer().image_features(images))
+    ours = features(images)
+    assert ours.shape == (3, features.width) == (3, 192)
+    length = ours.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(ours / length, shipped_scorer().image_features(images))
     card = features.card()
     assert card["weights"] == hashlib.sha256(SHIPPED.read_bytes()).hexdigest()[:16]
     assert (card["name"], card["resize"], card["input"]) == ("scenes-scorer features", "none", "32x32")
@@ -53,8 +53,8 @@ def test_clip_features_are_the_models_own(clip):
     pixels = (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     model = CLIPModel.from_pretrained(clip)
     with torch.no_grad():
-        wanted = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
-    torch.testing.assert_close(features(images), wanted, rtol=0, atol=1e-4)
+        expected = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
+    torch.testing.assert_close(features(images), expected, rtol=0, atol=1e-4)
     card = features.card()
     assert card["weights"] == hashlib.sha256((clip / "model.safetensors").read_bytes()).hexdigest()[:16]
     assert card["resize"] == "8 bits, bicubic by Pillow, shortest side, centre crop"

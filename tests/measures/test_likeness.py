@@ -33,14 +33,14 @@ def ssim(a, b):
     ma, mb = mean(a), mean(b)
     va, vb, both = mean(a * a) - ma * ma, mean(b * b) - mb * mb, mean(a * b) - ma * mb
     c1, c2 = 0.01**2, 0.03**2
-    found = (2 * ma * mb + c1) * (2 * both + c2) / ((ma * ma + mb * mb + c1) * (va + vb + c2))
-    return found.mean((1, 2, 3))
+    value = (2 * ma * mb + c1) * (2 * both + c2) / ((ma * ma + mb * mb + c1) * (va + vb + c2))
+    return value.mean((1, 2, 3))
 
 
 def test_ssim_and_psnr_are_their_formulas(pair):
-    found, (a, b) = likeness(*pair), (x.double() for x in pair)
-    torch.testing.assert_close(found["ssim"], ssim(a, b), rtol=0, atol=1e-6)
-    torch.testing.assert_close(found["psnr"], -10 * (a - b).square().mean((1, 2, 3)).log10(), rtol=1e-6, atol=0)
+    value, (a, b) = likeness(*pair), (x.double() for x in pair)
+    torch.testing.assert_close(value["ssim"], ssim(a, b), rtol=0, atol=1e-6)
+    torch.testing.assert_close(value["psnr"], -10 * (a - b).square().mean((1, 2, 3)).log10(), rtol=1e-6, atol=0)
     same = likeness(pair[1], pair[1])
     assert same["ssim"].tolist() == pytest.approx([1] * 4)
     assert same["psnr"].isinf().all()
@@ -58,8 +58,8 @@ def test_the_stand_in_for_lpips_is_its_formula(pair):
     for x, y in zip(shipped_scorer().image.maps(a), shipped_scorer().image.maps(b), strict=True):
         one, other = (z.double() / z.double().square().sum(1, keepdim=True).sqrt() for z in (x, y))
         layers.append(((one - other) ** 2).sum(1).mean((1, 2)))
-    found = SceneDistance()(a, [Prompt("", {}, image) for image in b])
-    torch.testing.assert_close(found.double(), -torch.stack(layers).mean(0), rtol=0, atol=1e-6)
+    distances = SceneDistance()(a, [Prompt("", {}, image) for image in b])
+    torch.testing.assert_close(distances.double(), -torch.stack(layers).mean(0), rtol=0, atol=1e-6)
 
 
 def flat(*colour):

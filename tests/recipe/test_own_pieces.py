@@ -7,6 +7,8 @@ import pytest
 import tiny_runs
 from tiny_runs import TINY, command, status
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 PIECES = """
 from dataclasses import dataclass, field
 
@@ -216,9 +218,9 @@ def test_settings_without_a_kind_are_those_of_the_kind_in_force():
     sets = ["objective.minibatch=5", "plan.window.skip_last=2", "objective.surrogate.low=0.5"]
     end = command("show", "bare.toml", sets=sets)
     assert end.err == ""
-    said = end.out
+    output = end.out
     for line in ('kind = "policy-gradient"', "minibatch = 5", 'kind = "whole"', "skip_last = 2", 'kind = "ppo-clip"'):
-        assert line in said
+        assert line in output
     sets = [*(item for item in TINY if "window" not in item), "train.iterations=1"]
     assert command("train", "bare.toml", "--name", "it", sets=sets).code == 0
     more = ["train.iterations=2", "objective.minibatch=5"]

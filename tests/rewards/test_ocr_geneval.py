@@ -78,11 +78,11 @@ def test_an_engine_of_your_own_reads(tmp_path):
 def test_tesseract_reads_what_is_written():
     reward = Ocr(engine="tesseract")
     try:
-        found = reward(*signs("GRPAINT", "GRPALNT", "zebra"))
+        scores = reward(*signs("GRPAINT", "GRPALNT", "zebra"))
     finally:
         reward.stop()
-    assert found[0] == 1
-    assert found[0] > found[1] > found[2]
+    assert scores[0] == 1
+    assert scores[0] > scores[1] > scores[2]
 
 
 def test_a_missing_engine_says_so(monkeypatch):

@@ -36,19 +36,19 @@ WITHOUT_WEIGHTS = [
 
 @pytest.mark.parametrize("reward", WITHOUT_WEIGHTS, ids=str)
 def test_a_reward_without_weights_passes_its_own_test(reward: RewardBase) -> None:
-    found = self_test("it", reward, IMAGES, PROMPTS)
-    assert found
-    better, worse = found[1].tolist()
+    outcome = self_test("it", reward, IMAGES, PROMPTS)
+    assert outcome
+    better, worse = outcome[1].tolist()
     assert better > worse
 
 
 def test_lpips_passes_whatever_its_weights(tmp_path: Path) -> None:
     for name, tensors in zip(("alexnet-owt-7be5be79.pth", "alex.pth"), lpips_tensors(), strict=True):
         torch.save(tensors, tmp_path / name)
-    found = self_test("like", LpipsToReference(weights=str(tmp_path), heads=str(tmp_path)), IMAGES, PROMPTS)
-    assert found
-    assert found[1][0] == 0
-    assert found[1][1] < 0
+    outcome = self_test("like", LpipsToReference(weights=str(tmp_path), heads=str(tmp_path)), IMAGES, PROMPTS)
+    assert outcome
+    assert outcome[1][0] == 0
+    assert outcome[1][1] < 0
 
 
 FOREIGN = {"geneval", "ocr", "remote", "tag-recall", "vlm-judge", "worker"}  # what answers is somebody else's
@@ -79,7 +79,7 @@ class Says(RewardBase):
 
 
 @pytest.mark.parametrize(
-    ("better", "worse", "said"),
+    ("better", "worse", "message"),
     [
         (0.3, 0.4, r"better image scored 0\.3 and the worse 0\.4, which is not lower"),
         (0.3, 0.3, "which is not lower"),
@@ -88,13 +88,13 @@ class Says(RewardBase):
         (float("nan"), 0.2, "returned nan"),
     ],
 )
-def test_a_self_test_that_fails_says_what_it_saw(better: float, worse: float, said: str) -> None:
-    with pytest.raises(RewardError, match=said) as refusal:
+def test_a_self_test_that_fails_says_what_it_saw(better: float, worse: float, message: str) -> None:
+    with pytest.raises(RewardError, match=message) as refusal:
         self_test("cat", Says(better, worse), IMAGES, PROMPTS)
     text = str(refusal.value)
     assert "reward cat" in text
     assert "a cat" in text
-    if "nan" not in said:
+    if "nan" not in message:
         assert "rewards.cat.self_test = false" in text
 
 
@@ -198,12 +198,12 @@ def test_jpeg_sizes_are_those_of_files() -> None:
     import numpy as np
     from PIL import Image
 
-    for image, found in zip(IMAGES, Jpeg("large")(IMAGES, PROMPTS).tolist(), strict=True):
+    for image, score in zip(IMAGES, Jpeg("large")(IMAGES, PROMPTS).tolist(), strict=True):
         file = io.BytesIO()
         Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy().astype(np.uint8)).save(
             file, "JPEG", quality=95
         )
-        assert found == pytest.approx(len(file.getvalue()) / 1000)
+        assert score == pytest.approx(len(file.getvalue()) / 1000)
     torch.testing.assert_close(Jpeg()(IMAGES, PROMPTS), -Jpeg("large")(IMAGES, PROMPTS))
     with pytest.raises(ValueError, match="quality"):
         Jpeg(quality=0)

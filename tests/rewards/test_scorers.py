@@ -227,33 +227,33 @@ SIZES = [(40, 56), (56, 31), (20, 20)]
 def test_clip_score_and_pick_score(here: Path, size: tuple[int, int]) -> None:
     images, (ids, _) = pictures(*size), numbers(here / "clip", 20)
     pixels = torch.stack([resize_and_cut(image) for image in images])
-    wanted = cosine(*clip(load_file(here / "clip/model.safetensors"), pixels, ids))
+    expected = cosine(*clip(load_file(here / "clip/model.safetensors"), pixels, ids))
     settings = {"weights": str(here / "clip"), "tokenizer": str(here / "clip")}
-    found = ClipScore(**settings, batch=3)(images, PROMPTS)
-    torch.testing.assert_close(found, 100 * wanted, atol=1e-4, rtol=0)
+    scores = ClipScore(**settings, batch=3)(images, PROMPTS)
+    torch.testing.assert_close(scores, 100 * expected, atol=1e-4, rtol=0)
     pick = PickScore(**settings)(images, PROMPTS)
-    torch.testing.assert_close(pick, wanted * torch.tensor(2.0).exp(), atol=1e-4, rtol=0)
-    assert found.std() > 1  # it tells them apart
+    torch.testing.assert_close(pick, expected * torch.tensor(2.0).exp(), atol=1e-4, rtol=0)
+    assert scores.std() > 1  # it tells them apart
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_hps(here: Path, size: tuple[int, int]) -> None:
     images, (ids, _) = pictures(*size), numbers(here / "tokens", 77)
     pixels = torch.stack([resize_and_pad(image) for image in images])
-    wanted = cosine(*open_clip(open_clip_tensors(), pixels, ids))
-    found = Hps(weights=str(here), tokenizer=str(here / "tokens"), batch=3)(images, PROMPTS)
-    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
-    assert found.std() > 0.01
+    expected = cosine(*open_clip(open_clip_tensors(), pixels, ids))
+    scores = Hps(weights=str(here), tokenizer=str(here / "tokens"), batch=3)(images, PROMPTS)
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=0)
+    assert scores.std() > 0.01
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_image_reward(here: Path, size: tuple[int, int]) -> None:
     images, (ids, mask) = pictures(*size), numbers(here / "bert", 35)
     pixels = torch.stack([resize_and_cut(image, torchvision=True) for image in images])
-    wanted = blip(image_reward_tensors(), pixels, ids, mask)
-    found = ImageReward(weights=str(here / "ImageReward.pt"), tokenizer=str(here / "bert"), batch=3)(images, PROMPTS)
-    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
-    assert found.std() > 0.01
+    expected = blip(image_reward_tensors(), pixels, ids, mask)
+    scores = ImageReward(weights=str(here / "ImageReward.pt"), tokenizer=str(here / "bert"), batch=3)(images, PROMPTS)
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=0)
+    assert scores.std() > 0.01
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -261,23 +261,23 @@ def test_the_aesthetic_predictor_shares_its_clip(here: Path, size: tuple[int, in
     images, (ids, _) = pictures(*size), numbers(here / "clip", 20)
     pixels = torch.stack([resize_and_cut(image) for image in images])
     seen, _ = clip(load_file(here / "clip/model.safetensors"), pixels, ids)
-    wanted = linear_head(head_tensors(16), F.normalize(seen, dim=1))
+    expected = linear_head(head_tensors(16), F.normalize(seen, dim=1))
     before = load_clip_network.cache_info().misses
     settings = {"weights": str(here / "clip"), "tokenizer": str(here / "clip")}
     ClipScore(**settings)(images, PROMPTS)
-    found = Aesthetic(weights=str(here), clip=str(here / "clip"))(images, PROMPTS)
-    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    scores = Aesthetic(weights=str(here), clip=str(here / "clip"))(images, PROMPTS)
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=0)
     assert load_clip_network.cache_info().misses <= before + 1
 
 
 @pytest.mark.parametrize("size", [(40, 56), (64, 64), (32, 32)])
 def test_lpips(here: Path, size: tuple[int, int]) -> None:
     images, others = pictures(*size), pictures(*size).roll(1, 0)
-    wanted = lpips(*lpips_tensors(), images, others)
+    expected = lpips(*lpips_tensors(), images, others)
     reward = LpipsToReference(weights=str(here), heads=str(here))
     prompts = [Prompt("", reference=other) for other in others]
-    torch.testing.assert_close(reward(images, prompts), -wanted, atol=1e-4, rtol=0)
-    assert wanted.min() > 0.01
+    torch.testing.assert_close(reward(images, prompts), -expected, atol=1e-4, rtol=0)
+    assert expected.min() > 0.01
     assert reward(others, prompts).abs().max() == 0
     with pytest.raises(ValueError, match="pixels"):
         reward(images[:, :, :-1], prompts)

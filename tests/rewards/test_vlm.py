@@ -17,9 +17,11 @@ from grpaint.core.errors import ConfigError
 from grpaint.rewards.vlm import VlmJudge, comparisons, group_rows
 from tiny_runs import TINY, command, lines
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 IMAGES = torch.stack([torch.full((3, 4, 4), level) for level in (0.2, 0.8, 0.5, 0.4)])
 PROMPTS = [Prompt("a {red} circle")] * 4
-QUICK = {"timeout_s": 60.0, "retries": 1, "backoff_s": 0.01}
+QUICK = {"timeout_s": 600.0, "retries": 1, "backoff_s": 0.01}
 
 
 class Judge(BaseHTTPRequestHandler):

@@ -53,17 +53,17 @@ def test_the_kept_scores_have_the_largest_variance_of_all_subsets(kind: str) -> 
         size = int(rng.integers(2, 10))
         keep = int(rng.integers(2, size + 1))
         scores = DRAW[kind](rng, size)
-        kept = optimal_variance(torch.tensor(scores), keep).tolist()
-        assert len(kept) == keep
-        assert kept == sorted(set(kept))
-        assert scores[kept].var() == pytest.approx(brute_force(scores, keep), rel=1e-9, abs=1e-12)
+        chosen = optimal_variance(torch.tensor(scores), keep).tolist()
+        assert len(chosen) == keep
+        assert chosen == sorted(set(chosen))
+        assert scores[chosen].var() == pytest.approx(brute_force(scores, keep), rel=1e-9, abs=1e-12)
 
 
 @given(scores=st.lists(st.integers(-5, 5), min_size=3, max_size=8), offset=st.sampled_from([0.0, 1e4, -1e8]))
 def test_a_large_common_offset_does_not_spoil_the_choice(scores: list[int], offset: float) -> None:
     values = np.array(scores, dtype=float)
-    kept = optimal_variance(torch.tensor(values + offset, dtype=torch.float64), 2).tolist()
-    assert values[kept].var() == pytest.approx(brute_force(values, 2), rel=1e-9, abs=1e-12)
+    chosen = optimal_variance(torch.tensor(values + offset, dtype=torch.float64), 2).tolist()
+    assert values[chosen].var() == pytest.approx(brute_force(values, 2), rel=1e-9, abs=1e-12)
 
 
 def test_it_is_not_half_best_and_half_worst() -> None:
@@ -158,13 +158,13 @@ def test_a_funnel_keeps_what_the_previews_of_the_whole_rollout_say() -> None:
 def test_a_survivor_walks_as_if_nobody_had_been_pruned() -> None:
     policy = model()
     whole, pruned = rolled(policy, None), rolled(policy, FUNNEL)
-    kept = numbers(policy, pruned)
-    torch.testing.assert_close(pruned.x0, whole.x0[kept])
+    counts = numbers(policy, pruned)
+    torch.testing.assert_close(pruned.x0, whole.x0[counts])
     assert [t.step for t in pruned.transitions] == [t.step for t in whole.transitions]
     for ours, theirs in zip(pruned.transitions, whole.transitions, strict=True):
         assert ours.rows.tolist() == list(range(6))
         for name in ("x", "x_next", "mean", "logp"):
-            torch.testing.assert_close(getattr(ours, name), getattr(theirs, name)[kept])
+            torch.testing.assert_close(getattr(ours, name), getattr(theirs, name)[counts])
 
 
 def test_nothing_of_the_dead_is_left() -> None:
@@ -186,17 +186,17 @@ def test_a_checkpoint_costs_nothing_but_the_prediction_of_those_that_die() -> No
 
 
 def test_the_score_sees_the_clean_prediction_of_every_live_row_and_its_prompt() -> None:
-    asked: list[tuple[int, list[str]]] = []
+    calls: list[tuple[int, list[str]]] = []
 
     def score(images: Tensor, prompts: list[Prompt], references: object) -> Tensor:
         assert images.shape[1:] == (3, 4, 4)
-        asked.append((len(images), [prompt.text for prompt in prompts]))
+        calls.append((len(images), [prompt.text for prompt in prompts]))
         return brightness(images, prompts)
 
     plan = Plan(steps=6, sampler=Cps(), prune=FUNNEL)
     roll(model(), PROMPTS, 8, plan, iteration=0, seed=0, score=score)
     texts = [prompt.text for prompt in PROMPTS]
-    assert asked == [(3 * n, [text for text in texts for _ in range(n)]) for n in (8, 4)]
+    assert calls == [(3 * n, [text for text in texts for _ in range(n)]) for n in (8, 4)]
 
 
 def test_a_funnel_that_prunes_nobody_changes_no_bit() -> None:

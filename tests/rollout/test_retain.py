@@ -55,16 +55,16 @@ def gradient(policy: Policy, objective: PolicyGradient, rollout: Rollout) -> Ten
 @pytest.mark.parametrize("name", PLANS)
 def test_the_same_actions_and_the_same_gradient(name: str, make: object) -> None:
     policy = make()  # type: ignore[operator]
-    kept, plain = (rolled(policy, PLANS[name], retain=retain) for retain in (True, False))
-    assert torch.equal(kept.x0, plain.x0)
-    for ours, theirs in zip(kept.transitions, plain.transitions, strict=True):
+    retained, plain = (rolled(policy, PLANS[name], retain=retain) for retain in (True, False))
+    assert torch.equal(retained.x0, plain.x0)
+    for ours, theirs in zip(retained.transitions, plain.transitions, strict=True):
         assert ours.live
         assert ours.live[0].mean.requires_grad
         assert theirs.live is None
         for part in ("rows", "x", "x_next", "mean", "logp"):
             assert torch.equal(getattr(ours, part), getattr(theirs, part))
             assert not getattr(ours, part).requires_grad
-    one, other = (gradient(policy, PolicyGradient(), rollout) for rollout in (kept, plain))
+    one, other = (gradient(policy, PolicyGradient(), rollout) for rollout in (retained, plain))
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6 * other.abs().max().item())
     assert one.abs().max() > 0
 
@@ -77,17 +77,17 @@ def test_a_penalty_reads_the_kept_prediction(penalty: StepKl | VelocityMse) -> N
         for parameter in policy.parameters():
             parameter.add_(0.1)
     objective = PolicyGradient(penalty=penalty)
-    kept, plain = (rolled(policy, PLANS["whole"], retain=retain) for retain in (True, False))
-    one, other = (gradient(policy, objective, rollout) for rollout in (kept, plain))
+    retained, plain = (rolled(policy, PLANS["whole"], retain=retain) for retain in (True, False))
+    one, other = (gradient(policy, objective, rollout) for rollout in (retained, plain))
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
 def test_no_forward_is_repeated() -> None:
     policy = gaussian()
-    kept = rolled(policy, PLANS["shared window"], retain=True)
+    retained = rolled(policy, PLANS["shared window"], retain=True)
     after = policy.meter.counts["training"]
     assert after == 2 * 2 + 8 * (2 * 3 + 2)  # forward and backward of the window's steps are booked where they run
-    gradient(policy, PolicyGradient(), kept)
+    gradient(policy, PolicyGradient(), retained)
     assert policy.meter.counts["training"] == after
     gradient(policy, PolicyGradient(), rolled(policy, PLANS["shared window"], retain=False))
     moving = int((ADVANTAGE != 0).sum())
@@ -96,14 +96,14 @@ def test_no_forward_is_repeated() -> None:
 
 def test_rows_without_advantage_give_no_gradient() -> None:
     policy = gaussian()
-    kept = rolled(policy, PLANS["whole"], retain=True)
-    assert list(PolicyGradient()(policy, kept, torch.zeros(8))) == []
+    retained = rolled(policy, PLANS["whole"], retain=True)
+    assert list(PolicyGradient()(policy, retained, torch.zeros(8))) == []
 
 
 def test_show_says_what_the_graphs_hold_and_what_the_iteration_costs() -> None:
     sets = ["train.retain=true", "train.prompts=2", "train.group_size=4", "precision=fp32", "model.start=random"]
     recipe, _ = open_recipe("mix-grpo", "train", sets)
-    said = costs(recipe)
+    expenses = costs(recipe)
     seen: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -115,6 +115,6 @@ def test_show_says_what_the_graphs_hold_and_what_the_iteration_costs() -> None:
         rollout = roll(policy, recipe.data.prompts(2, 0, 0), 4, recipe.plan, iteration=0, seed=0, retain=True)
     for parameter in policy.parameters():
         seen.pop(parameter.data_ptr(), None)
-    assert sum(seen.values()) / 2**20 == pytest.approx(said["retained_mib"], rel=0.1)
-    assert policy.meter.counts["training"] == said["evaluations_rollout"]
+    assert sum(seen.values()) / 2**20 == pytest.approx(expenses["retained_mib"], rel=0.1)
+    assert policy.meter.counts["training"] == expenses["evaluations_rollout"]
     assert len(rollout.transitions) == 2

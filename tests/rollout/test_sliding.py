@@ -9,21 +9,21 @@ from grpaint.rollout import Plan, Shared, Sliding, Subset
 
 
 def starts(window: Sliding, total: int, iterations: int) -> list[int]:
-    found = [window.steps(total, iteration, 0) for iteration in range(iterations)]
-    assert all(len(steps) == window.size and steps[-1] < total - window.skip_last for steps in found)
-    return [steps[0] for steps in found]
+    chosen_steps = [window.steps(total, iteration, 0) for iteration in range(iterations)]
+    assert all(len(steps) == window.size and steps[-1] < total - window.skip_last for steps in chosen_steps)
+    return [steps[0] for steps in chosen_steps]
 
 
 def test_the_published_window_stands_25_iterations_and_moves_by_one() -> None:
-    found = starts(Sliding(4, 25, 1), 25, 300)
-    assert found == [iteration // 25 for iteration in range(300)]
-    assert set(found) == set(range(12))
+    places = starts(Sliding(4, 25, 1), 25, 300)
+    assert places == [iteration // 25 for iteration in range(300)]
+    assert set(places) == set(range(12))
 
 
 def test_the_last_place_leaves_out_the_last_step_and_then_it_begins_again() -> None:
-    found = starts(Sliding(4, 1, 1), 25, 50)
-    assert found[:21] == list(range(21))
-    assert found[21:42] == list(range(21))
+    places = starts(Sliding(4, 1, 1), 25, 50)
+    assert places[:21] == list(range(21))
+    assert places[21:42] == list(range(21))
     assert list(Sliding(4, 1, 1).reach(25)) == list(range(24))
 
 

@@ -185,13 +185,13 @@ def test_reference_rows_of_a_group_can_share_their_noise() -> None:
 
 
 def test_a_funnel_is_told_which_rows_have_a_reference() -> None:
-    policy, told = model(), []
+    policy, log = model(), []
 
     def score(images: Tensor, _: object, references: Tensor) -> Tensor:
-        told.append(references)
+        log.append(references)
         return images.mean((1, 2, 3))
 
     plan = Plan(8, Cps(0.7), Whole(), Funnel((5,), (2,)), Reference(0.8, 0.5))
     rollout = roll(policy, prompts(4), 3, plan, iteration=0, seed=0, score=score)
-    assert [mask.sum().item() for mask in told] == [2 * 3]
+    assert [mask.sum().item() for mask in log] == [2 * 3]
     assert rollout.references.sum() == 2 * 2

@@ -12,6 +12,8 @@ from grpaint.core.runtime import Runtime
 from grpaint.storage.files import read_weights, write_weights
 from tiny_runs import TINY, command
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 PAGE = b"\n<!DOCTYPE html>\n<html><body>Not found</body></html>\n"
 

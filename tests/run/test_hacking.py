@@ -9,6 +9,8 @@ import tiny_runs
 from grpaint.measures.hacking import JUDGES, Watch, alarm_text, hacking_alarm
 from tiny_runs import REWARD, TINY, command, status
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 RECORDED = Path(__file__).parent / "hacking"
 
 
@@ -44,10 +46,10 @@ BASE = {"reward": 0.5, "strict": 0.5, "image/edge_density": 0.1, "background": 0
     ids=str,
 )
 def test_a_judge_must_leave_the_base_while_the_reward_rises(after, alarm):
-    found = hacking_alarm(line(**BASE), line(**BASE | after), Watch())
-    assert list(found["judges"]) == alarm if alarm else found is None
-    if found:
-        assert f"reward 0.5 -> 0.6 while {alarm[0]}" in alarm_text(found)
+    alarm_raised = hacking_alarm(line(**BASE), line(**BASE | after), Watch())
+    assert list(alarm_raised["judges"]) == alarm if alarm else alarm_raised is None
+    if alarm_raised:
+        assert f"reward 0.5 -> 0.6 while {alarm[0]}" in alarm_text(alarm_raised)
 
 
 def test_what_moves_by_chance_alone_raises_nothing():
@@ -93,25 +95,25 @@ def test_the_best_before_it_stays_and_the_run_may_stop(stop, monkeypatch):
     strict, edges = {0: 0.5, 1: 0.7, 2: 0.6, 3: 0.9, 4: 0.95}, {0: 0.1, 1: 0.1, 2: 0.1, 3: 0.02, 4: 0.01}
 
     def judge(recipe, policy, iteration):
-        said = {"reward": 0.5 + 0.1 * iteration, "strict": strict[iteration], "image/edge_density": edges[iteration]}
+        means = {"reward": 0.5 + 0.1 * iteration, "strict": strict[iteration], "image/edge_density": edges[iteration]}
         rest = {"strict_interval": [0, 1], "soft": 0.5, "background": 0.1, "denoising_loss": 0.04, "steps": 2}
-        return line(**said) | rest
+        return line(**means) | rest
 
     monkeypatch.setattr("grpaint.commands.train._evaluation", judge)
     sets = [*TINY, REWARD, "evaluate.every=1", "evaluate.pictures=0", "checkpoint.every=9", "checkpoint.keep=1"]
     end = command("train", "flow-grpo-fast", "--name", "it", sets=[*sets, f"watch.stop={str(stop).lower()}"])
     run = Path("runs/it")
-    kept = [path.name for path in sorted((run / "checkpoints").iterdir())]
-    found = status(run)["hacking"]
-    assert (found["began"], found["clean"], found["best_before"]) == (3, 2, 1)
+    checkpoints = [path.name for path in sorted((run / "checkpoints").iterdir())]
+    alarm = status(run)["hacking"]
+    assert (alarm["began"], alarm["clean"], alarm["best_before"]) == (3, 2, 1)
     judged = tiny_runs.lines(run / "evaluations.jsonl")
     assert ["hacking" in old for old in judged] == [False, False, False, True, True][: len(judged)]
     if stop:
         assert (end.code, end.err.count("\n"), len(judged)) == (1, 1, 4)
         assert "reward hacking since iteration 3: reward 0.5 -> 0.8 while image/edge_density 0.1 -> 0.02" in end.err
         assert "runs/it/checkpoints/000001" in end.err
-        assert kept == ["000001", "000003"]
+        assert checkpoints == ["000001", "000003"]
     else:
-        assert (end.code, kept) == (0, ["000001", "000004"])
+        assert (end.code, checkpoints) == (0, ["000001", "000004"])
         assert "reward hacking? from iteration 3 (none at 2)" in end.out
         assert judged[-1]["hacking"]["began"] == 3

@@ -18,6 +18,8 @@ from grpaint.rollout.rollout import Roller
 from grpaint.rollout.solver import Tail
 from tiny_runs import TINY, command, lines
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 PROMPTS = [Prompt(f"prompt {n}", reference=torch.full((3, 4, 4), n / 5)) for n in range(5)]
 PLANS = {
     "independent": Plan(6, Cps(), Prefix(3), start=Independent()),
@@ -128,7 +130,7 @@ class Away:
         pass
 
     def __call__(self, images, prompts):
-        self.meeting.wait(60)
+        self.meeting.wait(600)
         if self.fails:
             raise RewardError("it is gone")
         return images.mean((1, 2, 3))
@@ -136,7 +138,7 @@ class Away:
 
 def test_rewards_elsewhere_are_asked_side_by_side():
     meeting = threading.Barrier(3)  # passes only where all three are asked at once
-    here = lambda images, prompts: meeting.wait(60) * 0 + images.mean((1, 2, 3))  # noqa: E731
+    here = lambda images, prompts: meeting.wait(600) * 0 + images.mean((1, 2, 3))  # noqa: E731
     images = torch.rand(5, 3, 2, 2)
     rewards = RewardSet({"a": Away(meeting), "here": here, "b": Away(meeting)}, {})
     assert list(rewards.score(images, PROMPTS).columns) == ["a", "here", "b"]

@@ -13,6 +13,8 @@ from grpaint.recipe.pieces import stateful
 from tiny_runs import TINY, command, lines, status
 from tiny_scorers import clip_folder
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 REWARDS = """
 import torch
 from grpaint.core import Prompt
@@ -109,8 +111,8 @@ def test_a_function_of_three_gets_texts_and_metadata_and_a_third_setting_is_no_m
     recipe, plain = open_recipe("flow-grpo-fast", "train", [*TINY, *sets])
     assert plain["rewards"]["kinds"] == {"kind": "rewards.py:kinds", "weight": 1.0, "self_test": True}
     prompts = recipe.data.prompts(3, 0, 0)
-    wanted = [len(prompts[row // 4].metadata["kind"]) + 0.1 * (row % 4) for row in range(12)]
-    assert lines(Path("runs/it/metrics.jsonl"))[0]["reward/kinds"] == pytest.approx(sum(wanted) / 12)
+    expected = [len(prompts[row // 4].metadata["kind"]) + 0.1 * (row % 4) for row in range(12)]
+    assert lines(Path("runs/it/metrics.jsonl"))[0]["reward/kinds"] == pytest.approx(sum(expected) / 12)
 
 
 def test_captions_cut_are_in_the_metrics(tmp_path):
@@ -137,10 +139,10 @@ def test_reward_try_scores_a_folder():
     _folder()
     end = command("reward", "try", "rewards.py:red", "--images", "pictures", "--json")
     assert end.code == 0, end.err
-    found = json.loads(end.out)
-    assert found["scores"] == {"0.png": 0, "1.png": 1, "2.png": 1, "3.png": 1, "4.png": 1}
-    assert (found["images"], found["mean"], found["worst"]) == (5, 0.8, "0.png")
-    assert found["self_test"] is None
+    report = json.loads(end.out)
+    assert report["scores"] == {"0.png": 0, "1.png": 1, "2.png": 1, "3.png": 1, "4.png": 1}
+    assert (report["images"], report["mean"], report["worst"]) == (5, 0.8, "0.png")
+    assert report["self_test"] is None
     end = command("reward", "try", "jpeg", "--images", "pictures", sets=["want=large"])
     assert end.code == 0
     for word in ("self-test", "better", "mean", "std", "best", "worst"):
@@ -174,15 +176,15 @@ def test_reward_try_reads_captions_beside_pictures_and_from_files():
     Path("drawn/0.txt").write_text("a green cross\n" if texts[0] != "a green cross" else "a red cross\n")
     for number in (1, 2):
         Path(f"drawn/{number}.txt").write_text(texts[number])
-    found = json.loads(command("reward", "try", "scenes-checker", "--images", "drawn", "--json").out)
-    assert found["worst"] == "0.png"
-    assert found["scores"]["0.png"] < 1 == found["scores"]["1.png"]
+    report = json.loads(command("reward", "try", "scenes-checker", "--images", "drawn", "--json").out)
+    assert report["worst"] == "0.png"
+    assert report["scores"]["0.png"] < 1 == report["scores"]["1.png"]
     end = command("reward", "try", "scenes-distance", "--images", "drawn", "--references", "drawn", "--json")
     assert json.loads(end.out)["mean"] == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["jpge", "--images", "pictures"], 'Did you mean "jpeg"'),
         (["jpeg", "--images", "nowhere"], "no such file or folder"),
@@ -193,14 +195,14 @@ def test_reward_try_reads_captions_beside_pictures_and_from_files():
         (["lpips", "--images", "pictures"], "reward.weights"),
     ],
 )
-def test_reward_try_refuses_in_one_line(words, said):
+def test_reward_try_refuses_in_one_line(words, message):
     _folder(2)
     Path("empty").mkdir()
     Path("broken").mkdir()
     Path("broken/0.png").write_bytes(b"\x89PNG\r\n\x1a\nnot much")
     end = command("reward", "try", *words)
     assert end.code == 2
-    assert said in end.err
+    assert message in end.err
     assert end.err.count("\n") == 1
 
 

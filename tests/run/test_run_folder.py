@@ -14,6 +14,8 @@ from grpaint.core.runtime import Runtime
 from grpaint.recipe.config import open_recipe, read_toml
 from tiny_runs import REWARD, TINY, TINY_SFT, command, lines, status
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 PENALTY = 'objective.penalty={kind="step-kl",beta=0.1}'
 SETS = [*TINY, REWARD, PENALTY]
 
@@ -126,11 +128,13 @@ def test_evaluations_judge_the_average_weights(run):
 )  # fmt: skip
 def test_costs_are_what_show_predicts(sets):
     sets = [*TINY, REWARD, "train.iterations=2", 'plan.window={kind="prefix",size=2}', "evaluate.every=9", *sets]
-    wanted = json.loads(command("show", "flow-grpo-fast", "--json", sets=sets).out)["costs"]["evaluations_iteration"]
+    evaluations = json.loads(command("show", "flow-grpo-fast", "--json", sets=sets).out)["costs"][
+        "evaluations_iteration"
+    ]
     assert command("train", "flow-grpo-fast", "--name", "cost", sets=sets).code == 0
     metrics = lines(Path("runs/cost/metrics.jsonl"))
     assert [line["advantage/zero_spread_groups"] for line in metrics] == [0, 0]
-    assert [line["cost/model_evaluations"] for line in metrics] == [wanted, 2 * wanted]
+    assert [line["cost/model_evaluations"] for line in metrics] == [evaluations, 2 * evaluations]
     assert metrics[0]["cost/evaluation_model_evaluations"] == 6 * 2 + 6
 
 
@@ -165,8 +169,8 @@ def test_run_toml_repeats_the_run(run, tmp_path):
 def test_a_guided_run_is_judged_without_guidance(run):
     judged = [lines(path / "evaluations.jsonl")[0] for path in (run, _guided())]
     assert judged[0] == judged[1]
-    found = json.loads(command("evaluate", "runs/guided", "--json").out)
-    assert found["denoising_loss"] == lines(Path("runs/guided/evaluations.jsonl"))[-1]["denoising_loss"]
+    report = json.loads(command("evaluate", "runs/guided", "--json").out)
+    assert report["denoising_loss"] == lines(Path("runs/guided/evaluations.jsonl"))[-1]["denoising_loss"]
 
 
 def _guided():

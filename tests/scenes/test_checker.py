@@ -261,14 +261,14 @@ def test_a_verdict_does_not_depend_on_the_batch() -> None:
 def test_components_are_found_where_they_were_drawn() -> None:
     captions = scenes("count").captions[:100]
     layout = lay_out(captions, ("find",))
-    found = find_components(draw(layout))
-    assert torch.equal(found.total, (layout.radius > 0).sum(1).float())
+    shapes = find_components(draw(layout))
+    assert torch.equal(shapes.total, (layout.radius > 0).sum(1).float())
     for row in range(100):
         for n in (layout.radius[row] > 0).nonzero()[:, 0].tolist():
-            near = ((found.x[row] - layout.x[row, n]) ** 2 + (found.y[row] - layout.y[row, n]) ** 2).argmin()
-            assert found.x[row, near].item() == pytest.approx(layout.x[row, n].item(), abs=0.15)
-            assert found.y[row, near].item() == pytest.approx(layout.y[row, n].item(), abs=0.2)
-            assert found.radius[row, near].item() == pytest.approx(layout.radius[row, n].item(), rel=0.05)
+            near = ((shapes.x[row] - layout.x[row, n]) ** 2 + (shapes.y[row] - layout.y[row, n]) ** 2).argmin()
+            assert shapes.x[row, near].item() == pytest.approx(layout.x[row, n].item(), abs=0.15)
+            assert shapes.y[row, near].item() == pytest.approx(layout.y[row, n].item(), abs=0.2)
+            assert shapes.radius[row, near].item() == pytest.approx(layout.radius[row, n].item(), rel=0.05)
 
 
 @pytest.mark.parametrize("shape", range(len(SHAPES)), ids=SHAPES)

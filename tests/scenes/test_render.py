@@ -17,9 +17,9 @@ def captions(kind: str, count: int) -> list[Caption]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_layout_holds_what_the_caption_says(kind: str) -> None:
-    wanted = captions(kind, 100)
-    layout = lay_out(wanted, (0, kind))
-    for row, caption in enumerate(wanted):
+    texts = captions(kind, 100)
+    layout = lay_out(texts, (0, kind))
+    for row, caption in enumerate(texts):
         expected = [(thing.colour, thing.shape, thing) for thing in caption.things for _ in range(thing.count)]
         there = int((layout.radius[row] > 0).sum())
         assert there == len(expected)
@@ -54,27 +54,27 @@ def test_objects_lie_apart_and_inside(kind: str) -> None:
     ("relation", "axis", "sign"), [("left of", "x", 1), ("right of", "x", -1), ("above", "y", 1), ("below", "y", -1)]
 )
 def test_relations_hold(relation: str, axis: str, sign: int) -> None:
-    wanted = [parse(f"two red squares {relation} a blue circle"), parse(f"a red cross {relation} a cyan triangle")] * 30
-    layout = lay_out(wanted, (2, relation))
+    scenes = [parse(f"two red squares {relation} a blue circle"), parse(f"a red cross {relation} a cyan triangle")] * 30
+    layout = lay_out(scenes, (2, relation))
     place = getattr(layout, axis) * sign
-    for row, caption in enumerate(wanted):
+    for row, caption in enumerate(scenes):
         first = caption.things[0].count
         assert place[row, :first].max() + GAP < place[row, first]
 
 
 def test_an_image_depends_on_its_caption_and_its_place_in_the_key_alone() -> None:
-    wanted = [caption for kind in KINDS for caption in captions(kind, 6)]
-    whole = render(wanted, (3,))
-    assert torch.equal(render(wanted[:7], (3,)), whole[:7])
-    others = [*wanted[:20][::-1], *wanted[20:]]
+    texts = [caption for kind in KINDS for caption in captions(kind, 6)]
+    whole = render(texts, (3,))
+    assert torch.equal(render(texts[:7], (3,)), whole[:7])
+    others = [*texts[:20][::-1], *texts[20:]]
     assert torch.equal(render(others, (3,))[20:], whole[20:])
-    assert torch.equal(render(wanted, (3,)), whole)
+    assert torch.equal(render(texts, (3,)), whole)
 
 
 def test_other_keys_draw_other_images() -> None:
-    wanted = captions("single", 20)
-    assert not any(map(torch.equal, render(wanted, (4,)), render(wanted, (5,))))
-    same = render([wanted[0]] * 20, (4,))
+    texts = captions("single", 20)
+    assert not any(map(torch.equal, render(texts, (4,)), render(texts, (5,))))
+    same = render([texts[0]] * 20, (4,))
     assert len({image.numpy().tobytes() for image in same}) == 20
 
 

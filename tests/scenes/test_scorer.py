@@ -61,8 +61,8 @@ def test_a_bad_file_is_refused_with_its_reason(fault: str, tmp_path: Path, whole
             write_weights(file, tensors, header | {"model": "scenes"})
         case "lacking":
             write_weights(file, {name: t for name, t in tensors.items() if name != "log_scale"}, header)
-    said = {"missing": "no weights there", "cut": "cut short", "pointer": "git-lfs", "other": 'model is "scenes"'}
-    with pytest.raises(CheckpointError, match=said.get(fault, "1 tensors missing")):
+    messages = {"missing": "no weights there", "cut": "cut short", "pointer": "git-lfs", "other": 'model is "scenes"'}
+    with pytest.raises(CheckpointError, match=messages.get(fault, "1 tensors missing")):
         load_scorer(file)
 
 
@@ -89,11 +89,11 @@ def test_it_reads_through_the_grain_of_a_model_in_training() -> None:
 def test_a_score_is_the_cosine_of_unit_features() -> None:
     scorer, texts = shipped_scorer(), ["a red circle", "a blue cross", "two green squares"]
     images = render([parse(text) for text in texts], (0,))
-    seen, said = scorer.image_features(images), scorer.text_features(texts)
+    seen, text_states = scorer.image_features(images), scorer.text_features(texts)
     torch.testing.assert_close(seen.norm(dim=1), torch.ones(3))
-    torch.testing.assert_close(said.norm(dim=1), torch.ones(3))
-    torch.testing.assert_close(scorer.score(images, texts), (seen @ said.T).diagonal())
-    assert (seen @ said.T).argmax(1).tolist() == [0, 1, 2]
+    torch.testing.assert_close(text_states.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(scorer.score(images, texts), (seen @ text_states.T).diagonal())
+    assert (seen @ text_states.T).argmax(1).tolist() == [0, 1, 2]
 
 
 def test_an_unknown_word_is_refused() -> None:
@@ -182,10 +182,10 @@ def test_the_loss_is_infonce_in_both_directions() -> None:
     images, scorer = render(captions, (0,)), shipped_scorer()
     with torch.autocast("cpu", torch.bfloat16):
         seen = scorer.image_features(images).float()
-    said = scorer.text_features([str(c) for c in captions])
+    text_states = scorer.text_features([str(c) for c in captions])
     scale, total = scorer.log_scale.exp(), 0.0
     for i in range(6):
-        cosine = scale * seen @ said.T
+        cosine = scale * seen @ text_states.T
         rivals = [j for j in range(6) if {i, j} != {0, 5}]
         own = scale * seen[i] @ scorer.text_features([str(c) for c in wrong[i]]).T
         total += torch.cat([cosine[i, rivals], own]).logsumexp(0) + cosine[rivals, i].logsumexp(0) - 2 * cosine[i, i]

@@ -79,7 +79,7 @@ def slow(tmp_path_factory):
 
 
 def ask(port, method="POST", path="/score", body=None, **headers):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
     headers = {"Authorization": f"Bearer {TOKEN}"} | {name.replace("_", "-"): text for name, text in headers.items()}
     try:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -150,7 +150,7 @@ def test_a_picture_that_unfolds_to_gigabytes_is_not_unfolded():
 @contextlib.contextmanager
 def dawdling(port):
     """A connection whose body never comes."""
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as idle:
+    with socket.create_connection(("127.0.0.1", port), timeout=600) as idle:
         head = f"POST /score HTTP/1.0\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9\r\n\r\n"
         idle.sendall(head.encode())
         yield idle
@@ -302,9 +302,9 @@ def test_it_ends_when_asked_after_what_is_under_way(tmp_path, number):
         for _ in range(2):  # the second changes nothing
             process.send_signal(number)
             time.sleep(0.2)
-        asking.join(60)
+        asking.join(600)
         assert answers[0][1]["scores"] == [0.75]
-        assert process.wait(60) == 0
+        assert process.wait(600) == 0
         assert process.stderr.read() == ""
 
 
@@ -332,7 +332,7 @@ def test_requests_that_wait_together_are_scored_together_and_fail_apart():
     bench, jobs = ScoringQueue(score, 4), {}
 
     def send(number, text):
-        jobs[number] = bench.score(torch.full((2, 3, 2, 2), number / 8), [Prompt(text)] * 2, 20)
+        jobs[number] = bench.score(torch.full((2, 3, 2, 2), number / 8), [Prompt(text)] * 2, 600)
 
     threads = []
     for number, text in enumerate(["first", "a", "b", "broken", "c"]):

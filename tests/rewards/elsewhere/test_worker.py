@@ -17,6 +17,8 @@ from grpaint.core import Prompt, RewardError
 from grpaint.rewards.elsewhere.worker import Worker
 from tiny_runs import TINY, command
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 REWARD = """
 import importlib.util, os, subprocess, sys, time
 from pathlib import Path
@@ -39,9 +41,9 @@ def fault(images, prompts, metadata):
     if word == "abort":
         os.abort()
     if word == "hang":
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
         Path("child").write_text(str(child.pid))
-        time.sleep(60)
+        time.sleep(3600)
     if word == "once" and not Path("died").exists():
         Path("died").touch()
         os._exit(1)
@@ -85,10 +87,10 @@ def worker(foreign):
 
 def test_a_foreign_interpreter_scores_images_with_their_metadata(worker):
     one = worker("score", batch=2)
-    found = one(IMAGES, prompts())
-    torch.testing.assert_close(found, IMAGES.mean((1, 2, 3)) + torch.arange(5), atol=1e-5, rtol=0)
+    scores = one(IMAGES, prompts())
+    torch.testing.assert_close(scores, IMAGES.mean((1, 2, 3)) + torch.arange(5), atol=1e-5, rtol=0)
     assert "under Python 3." in one.start()[0]
-    assert torch.equal(one(IMAGES, prompts()), found)
+    assert torch.equal(one(IMAGES, prompts()), scores)
 
 
 def test_pixels_come_as_they_were(worker):
@@ -98,7 +100,7 @@ def test_pixels_come_as_they_were(worker):
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("raise", "raised ValueError: no such weights"),
         ("die", "failed 3 times on the same batch: it ended with exit code 3 (it said: Fatal: driver mismatch)"),
@@ -109,18 +111,16 @@ def test_pixels_come_as_they_were(worker):
         ("text", "it gave '1' for a score"),
     ],
 )
-def test_what_goes_wrong_is_said(worker, word, said):
+def test_what_goes_wrong_is_said(worker, word, message):
     with pytest.raises(RewardError) as raised:
         worker()(IMAGES, prompts(word))
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_one_that_hangs_is_ended_with_all_that_it_started(worker):
-    start = time.monotonic()
     with pytest.raises(RewardError, match=r"did not answer within 2 s and was ended"):
         worker(timeout_s=2.0, restarts=0)(IMAGES, prompts("hang"))
-    assert time.monotonic() - start < 60
     gone(int(Path("child").read_text()))
 
 
@@ -153,11 +153,9 @@ def test_one_that_does_not_start_says_why(foreign):
         Worker(reward="bad.py")
 
 
-def gone(pid, patience=60):
-    """Assert that a process ends soon."""
-    until = time.monotonic() + patience
+def gone(pid):
+    """Wait until a process has ended; where it lives on, the limit of every test says so."""
     while alive(pid):
-        assert time.monotonic() < until, f"{pid} lives on"
         time.sleep(0.02)
 
 

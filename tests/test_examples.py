@@ -1,0 +1,65 @@
+"""What a reader is shown: the example of a whole run, and the README's own words."""
+
+import contextlib
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grpaint.scenes.world import SceneData
+from tiny_runs import command
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.usefixtures("small_bases")
+
+
+@pytest.mark.slow
+def test_the_example_runs_at_its_size() -> None:
+    done = subprocess.run(
+        [sys.executable, "examples/whole_run.py", "1"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^before: .*\n +1  reward .*\nafter: ", done.stdout)
+
+
+def test_the_example_runs_and_its_ratio_is_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = ROOT / "examples/whole_run.py"
+    spec = importlib.util.spec_from_file_location("whole_run", file)
+    assert spec
+    assert spec.loader
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    held_out = SceneData.held_out
+    monkeypatch.setattr(SceneData, "held_out", lambda self, count, seed: held_out(self, 4, seed))
+    monkeypatch.setattr(example, "PROMPTS", 2)
+    monkeypatch.setattr(example, "GROUP", 4)
+    example.main(1)
+    match = re.search(r"^before: .*\n +1  reward .* \|ratio - 1\| (\S+)\nafter: ", capsys.readouterr().out)
+    assert match
+    assert float(match[1]) <= 1e-6
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 130
+
+
+def test_the_reward_in_the_readme_trains(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n# my_reward\.py\n(.*?)```", text, re.S)
+    assert code
+    assert code[1].strip().count("\n") < 10
+    (tmp_path / "my_reward.py").write_text(code[1], encoding="utf-8")
+    sets = re.findall(r"grpaint train (--set rewards\.red.*)", text)[0].split()
+    small = (
+        "train.iterations=2 train.prompts=2 train.group_size=4 evaluate.prompts=4 evaluate.probe=4 evaluate.guided=[] "
+        "evaluate.steps=2 anchor.batch=4"
+    )
+    for setting in small.split():
+        sets += ["--set", setting]
+    with contextlib.chdir(tmp_path):
+        end = command("train", *sets)
+    assert end.code == 0, end.err
+    assert '"reward/red": ' in (tmp_path / "runs/awm/metrics.jsonl").read_text(encoding="utf-8")
