@@ -54,8 +54,7 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
             for number, rows in enumerate(_row_splits(rollout, settings.updates)):
                 batch, update = rollout.rows(rows), iteration * settings.updates + number
                 anchor = partial(_anchor_terms, recipe.anchor, recipe.data, policy, update, settings.seed)
-                terms = partial(_terms, recipe.objective, policy, batch, advantage[rows], anchor)
-                measures = loop.update(terms, batch)
+                measures = loop.update(partial(_terms, recipe.objective, policy, batch, advantage[rows], anchor), batch)
                 if number:  # later updates are off-policy, so that their ratio is rightly not 1
                     measures = {name: value for name, value in measures.items() if "ratio_error" not in name}
                 loop.record({f"policy/{name}": value for name, value in measures.items()})

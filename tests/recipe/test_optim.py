@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from grpaint.core import CheckpointError
-from grpaint.recipe.optim import Adamw, MuonAdamw, load_optimizer_tensors, optimizer_tensors
+from grpaint.recipe.optim import Adamw, MuonAdamw, load_optimizer_sets, optimizer_sets
 
 BIG, SMALL, VECTOR = (128, 96), (16, 96), (96,)
 
@@ -65,16 +65,18 @@ def test_an_optimizer_goes_on_from_its_state_in_a_file(spec, form):
     parameters, optimizers = made(spec, SHAPES)
     for number in range(3):
         step(parameters, optimizers, number)
-    tensors = optimizer_tensors(optimizers, parameters)
-    assert {name.rpartition(".")[0] for name in tensors} == SHAPES.keys()
-    sets = copy.deepcopy(indexed(optimizers) if form == "by index" else {"optimizer": tensors})  # as a file would
+    named = optimizer_sets(optimizers, parameters)
+    assert {name.rpartition(".")[0] for tensors in named.values() for name in tensors} == SHAPES.keys()
+    sets = copy.deepcopy(indexed(optimizers) if form == "by index" else named)  # as a file would
     others, loaded = made(spec, reversed(SHAPES) if form == "reordered" else SHAPES)
     for name, parameter in others.items():
         parameter.data.copy_(parameters[name].data)
-    load_optimizer_tensors(loaded, others, sets)
-    again = optimizer_tensors(loaded, others)
-    assert again.keys() == tensors.keys()
-    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+    load_optimizer_sets(loaded, others, sets)
+    again = optimizer_sets(loaded, others)
+    assert again.keys() == named.keys()
+    for group, tensors in named.items():
+        assert again[group].keys() == tensors.keys()
+        assert all(torch.equal(again[group][name], tensor) for name, tensor in tensors.items())
     step(parameters, optimizers, 3)
     step(others, loaded, 3)
     assert all(torch.equal(others[name], parameter) for name, parameter in parameters.items())
@@ -86,14 +88,37 @@ def test_names_tell_numbered_parameters_from_the_old_form():
     optimizers = spec.make(parameters.values(), 1e-2)
     parameters["0"].grad = torch.ones(3)
     optimizers[0].step()
-    tensors = optimizer_tensors(optimizers, parameters)
-    assert set(tensors) == {"0.step", "0.exp_avg", "0.exp_avg_sq"}
-    load_optimizer_tensors(optimizers, parameters, {"optimizer": tensors})
-    assert optimizer_tensors(optimizers, parameters).keys() == tensors.keys()
+    sets = optimizer_sets(optimizers, parameters)
+    assert set(sets["optimizer.0"]) == {"0.step", "0.exp_avg", "0.exp_avg_sq"}
+    load_optimizer_sets(optimizers, parameters, sets)
+    assert optimizer_sets(optimizers, parameters)["optimizer.0"].keys() == sets["optimizer.0"].keys()
     assert parameters["1"] not in optimizers[0].state
+
+
+def test_optimizers_that_share_parameters_or_have_their_own_keep_each_its_state():
+    shared, own = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+
+    def make():
+        return [torch.optim.AdamW([shared, own]), torch.optim.SGD([shared], momentum=0.9)]
+
+    optimizers = make()
+    shared.grad = own.grad = torch.ones(3)
+    for optimizer in optimizers:
+        optimizer.step()
+    optimizers[0].state[shared]["ema.slow"] = torch.full((3,), 2.0)  # names of states may have dots
+    sets = optimizer_sets(optimizers, {"blocks.weight": shared})
+    assert {"blocks.weight.ema.slow", "#1.exp_avg"} <= sets["optimizer.0"].keys()
+    loaded = make()
+    load_optimizer_sets(loaded, {"blocks.weight": shared}, copy.deepcopy(sets))
+    for before, after in zip(optimizers, loaded, strict=True):
+        states, again = before.state_dict()["state"], after.state_dict()["state"]
+        assert states.keys() == again.keys()
+        for index, state in states.items():
+            assert state.keys() == again[index].keys()
+            assert all(torch.equal(again[index][key], value) for key, value in state.items())
 
 
 def test_state_of_another_model_is_refused():
     parameters, optimizers = made(Adamw(), SHAPES)
-    with pytest.raises(CheckpointError, match=r"of another model: it has head\.weight;"):
-        load_optimizer_tensors(optimizers, parameters, {"optimizer": {"head.weight.exp_avg": torch.zeros(2)}})
+    with pytest.raises(CheckpointError, match=r"of another model: it has head\.weight\.exp_avg;"):
+        load_optimizer_sets(optimizers, parameters, {"optimizer.0": {"head.weight.exp_avg": torch.zeros(2)}})

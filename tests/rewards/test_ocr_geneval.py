@@ -48,6 +48,9 @@ def test_the_text_that_is_wanted():
     assert target_text(Prompt('A sign that says "Open" and "Now"')) == "Open Now"
     assert target_text(Prompt("A sign that says \u201cOpen\u201d")) == "Open"
     assert target_text(Prompt('A "sign"', {"text": "Open"})) == "Open"
+    caption = 'A sign that says "Open"'
+    assert target_text(Prompt(caption, {"text": caption})) == "Open"  # the caption column of captioned images
+    assert target_text(Prompt("Open", {"text": "Open"})) == "Open"
     with pytest.raises(ValueError, match="names no text"):
         target_text(Prompt("A sign"))
 

@@ -184,3 +184,29 @@ def test_weights_are_written_atomically(tmp_path, monkeypatch):
     tensors, header = read_weights(file)
     assert (tensors["a"].tolist(), header) == ([0, 0, 0], {"b": "1"})
     assert names(tmp_path) == ["w.safetensors"]
+
+
+def test_what_a_killed_process_left_is_removed_by_a_later_write(tmp_path):
+    file, old, new = tmp_path / "file.txt", tmp_path / ".file.txt.0.part", tmp_path / ".file.txt.1.part"
+    for left in (old, new):
+        left.write_text("half")
+    os.utime(old, (0, 0))
+    write_atomic(file, "whole")
+    assert names(tmp_path) == [".file.txt.1.part", "file.txt"]  # the new one may be another process's
+
+
+def test_a_link_stays_a_link_and_long_names_can_be_written(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere/file.txt", tmp_path / "link.txt"
+    link.symlink_to(target)
+    write_atomic(link, "text")
+    assert link.is_symlink()
+    assert target.read_text() == "text"
+    write_atomic(tmp_path / ("n" * 255), "text")
+    assert (tmp_path / ("n" * 255)).read_text() == "text"
+
+
+def test_an_error_has_the_name_that_was_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        write_atomic(tmp_path / "missing/file.txt", "text")
+    assert caught.value.filename == str(tmp_path / "missing/file.txt")

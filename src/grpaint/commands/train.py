@@ -223,9 +223,8 @@ def _self_test_rewards(recipe: TrainRecipe, policy: Model) -> None:
     Raises:
         ConfigError: a reward fails.
     """
-    prompts = (
-        recipe.data.prompts(1, 0, recipe.train.seed) * 2
-    )  # twice the same: some rewards compare the images of a prompt
+    # the same prompt twice, because some rewards compare the images of a prompt
+    prompts = recipe.data.prompts(1, 0, recipe.train.seed) * 2
     with memory("reward"), torch.no_grad():
         images = policy.decode(policy.noise((recipe.train.seed, "self-test"), range(len(prompts))))
         for name, item in recipe.rewards.items():

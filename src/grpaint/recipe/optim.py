@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -110,55 +110,68 @@ def learning_rate_factor(schedule: Schedule, warmup: int, iteration: int, iterat
     return {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[schedule]
 
 
-def optimizer_tensors(
+def optimizer_sets(
     optimizers: Iterable[torch.optim.Optimizer], parameters: Mapping[str, nn.Parameter]
-) -> dict[str, torch.Tensor]:
-    """Name the state of ``optimizers``, which move ``parameters``, for a file: ``blocks.0.weight.exp_avg``."""
-    tensors: dict[str, torch.Tensor] = {}
-    for optimizer in optimizers:
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the state of each optimizer as a set of tensors for a file, ``optimizer.0``, ``optimizer.1``, ..
+
+    A tensor's name is that of its parameter in ``parameters`` and of the state, such as ``blocks.0.weight.exp_avg``; a
+    parameter that is not in ``parameters`` is named by its index in the optimizer, ``#2.exp_avg``.
+    """
+    sets = {}
+    for number, optimizer in enumerate(optimizers):
         names = _parameter_names(optimizer, parameters)
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"{names[index]}.{key}": value for key, value in state.items()}
-    return tensors
+        states = optimizer.state_dict()["state"]
+        sets[f"optimizer.{number}"] = {
+            f"{names[index]}.{key}": value for index, state in states.items() for key, value in state.items()
+        }
+    return sets
 
 
-def load_optimizer_tensors(
+def load_optimizer_sets(
     optimizers: Iterable[torch.optim.Optimizer],
     parameters: Mapping[str, nn.Parameter],
     sets: Mapping[str, Mapping[str, torch.Tensor]],
 ) -> None:
-    """Restore the state of ``optimizers`` from the sets of a checkpoint.
+    """Restore the state of ``optimizers`` from what :func:`optimizer_sets` returned, wherever a parameter stands now.
 
-    The set ``optimizer`` is what :func:`optimizer_tensors` gave; a parameter that is not in it has no state yet.
-    Checkpoints of the first 0.1 hold a set for each optimizer, ``optimizer0``, ``optimizer1``, .., in which a parameter
-    is its index there (``0.exp_avg``); they are read until 0.2.
+    A parameter without tensors has no state yet. Checkpoints of the first 0.1 have sets ``optimizer0``, .., in which a
+    parameter is its index (``0.exp_avg``); they are read until 0.2.
 
     Raises:
-        CheckpointError: where there is state of a parameter that no optimizer has.
+        CheckpointError: a tensor belongs to a parameter that its optimizer does not have.
     """
-    states = _by_parameter(sets.get("optimizer", {}))
     for number, optimizer in enumerate(optimizers):
-        indexed = {int(index): state for index, state in _by_parameter(sets.get(f"optimizer{number}", {})).items()}
         names = _parameter_names(optimizer, parameters)
-        named = {index: states.pop(name) for index, name in enumerate(names) if name in states}
-        optimizer.load_state_dict({"state": indexed | named, "param_groups": optimizer.state_dict()["param_groups"]})
-    if states:
-        raise CheckpointError(
-            f"the checkpoint's optimizer state is of another model: it has {next(iter(states))}; resume the run that "
-            "wrote it."
-        )
+        indices = {name: index for index, name in enumerate(names)}
+        by_index = {str(index): index for index in range(len(names))}
+        states: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
+        for known, tensors in ((indices, sets.get(f"optimizer.{number}")), (by_index, sets.get(f"optimizer{number}"))):
+            for name, tensor in (tensors or {}).items():
+                parameter, key = _split(name, known)
+                states[known[parameter]][key] = tensor
+        optimizer.load_state_dict({"state": dict(states), "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _parameter_names(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> list[str]:
-    """The names of an optimizer's parameters, in the order of its indices."""
+    """Return the names of an optimizer's parameters, in the order of its indices."""
     names = {id(parameter): name for name, parameter in parameters.items()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [names.get(id(parameter), f"#{index}") for index, parameter in enumerate(own)]
 
 
-def _by_parameter(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    """The tensors under the names of parameters, which may have dots, and then of the state, which have none."""
-    states: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
-    for name, tensor in tensors.items():
-        parameter, _, key = name.rpartition(".")
-        states[parameter][key] = tensor
-    return states
+def _split(name: str, parameters: Container[str]) -> tuple[str, str]:
+    """Split a tensor's name into its parameter's, the longest known one, and that of the state; both may have dots.
+
+    Raises:
+        CheckpointError: no parameter's name begins it.
+    """
+    parameter, _, key = name.rpartition(".")
+    while parameter and parameter not in parameters:
+        parameter, _, part = parameter.rpartition(".")
+        key = f"{part}.{key}"
+    if not parameter:
+        raise CheckpointError(
+            f"the checkpoint's optimizer state is of another model: it has {name}; resume the run that wrote it."
+        )
+    return parameter, key

@@ -25,7 +25,10 @@ def target_text(prompt: Prompt) -> str:
         ValueError: if the prompt has neither.
     """
     text = prompt.metadata.get("text")
-    if isinstance(text, str) and text.strip():
+    is_caption = text == prompt.text and QUOTED.search(
+        prompt.text
+    )  # of captioned images ``text`` is the caption column
+    if isinstance(text, str) and text.strip() and not is_caption:
         return text
     parts = [straight or curly for straight, curly in QUOTED.findall(prompt.text)]
     if not parts:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from grpaint.core.errors import RunError
-from grpaint.recipe.optim import load_optimizer_tensors, optimizer_tensors
+from grpaint.core.errors import CheckpointError, RunError
+from grpaint.recipe.optim import load_optimizer_sets, optimizer_sets
 from grpaint.recipe.pieces import Model
 from grpaint.storage.atomic import write_atomic
 from grpaint.storage.files import WEIGHTS_FILE, flatten, read_weights, unflatten, write_weights
@@ -28,7 +28,7 @@ def weight_files(policy: Model, optimizers: Sequence[torch.optim.Optimizer], pre
     if precision == "fp16":
         tensors = {name: tensor.half() for name, tensor in tensors.items()}
     sets = {name: weights for name, weights in policy.weights.tensors().items() if name != "reference"}
-    sets["optimizer"] = optimizer_tensors(optimizers, policy.weights.trainable)
+    sets |= optimizer_sets(optimizers, policy.weights.trainable)
     return {WEIGHTS_FILE: (tensors, header), TRAINING_FILE: (flatten(sets), {})}
 
 
@@ -57,7 +57,14 @@ def read_checkpoint(folder: Path, policy: Model, optimizers: Sequence[torch.opti
     Raises:
         CheckpointError: a file is missing, damaged, or of another model.
     """
+    try:
+        state = dict(json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / STATE_FILE}: cannot be read ({error}). Remove {folder.name}; the run then resumes from the "
+            "checkpoint before it."
+        ) from None
     sets = unflatten(read_weights(folder / TRAINING_FILE)[0])
     policy.weights.load(sets)
-    load_optimizer_tensors(optimizers, policy.weights.trainable, sets)
-    return dict(json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+    load_optimizer_sets(optimizers, policy.weights.trainable, sets)
+    return state

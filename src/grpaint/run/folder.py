@@ -46,7 +46,7 @@ class RunFolder:
         """A new folder, made aside and renamed; ``sets`` are the ``--set`` arguments that led to ``settings``.
 
         Raises:
-            ConfigError: where the name is taken.
+            ConfigError: the name is taken.
         """
         if path.exists():
             raise ConfigError(f"{path} exists. Take another --name, or go on with it: --name {path.name} --resume.")
@@ -130,7 +130,7 @@ class RunFolder:
         """Write a checkpoint aside, then rename it into place.
 
         Raises:
-            CheckpointError: where the disk refuses; earlier checkpoints stay.
+            CheckpointError: it cannot be written; earlier checkpoints stay.
         """
         final = self.checkpoints / f"{iteration:06d}"
         try:

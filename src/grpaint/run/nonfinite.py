@@ -54,7 +54,7 @@ def save_batch(folder: Path, iteration: int, batch: Rollout, where: str) -> Path
     ``where`` says where the gradient stopped being finite. Returns the file.
     """
     folder.mkdir(exist_ok=True)
-    files = sorted(folder.iterdir())
+    files = sorted(folder.glob("[0-9]*.safetensors"))
     for old in files[1 : len(files) - MOST_BATCHES + 2]:
         old.unlink()
     tensors = {"x0": batch.x0}

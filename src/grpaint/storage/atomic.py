@@ -6,15 +6,18 @@ is atomic within one file system only, and begins with a dot.
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 # what fsync of a folder raises on file systems that do not offer it (some network and FUSE mounts)
-_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
+_NO_FOLDER_SYNC = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM}
+ABANDONED_S = 86_400.0  # a temporary file this old was left by a killed process
 
 
 def write_atomic(file: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
@@ -22,12 +25,15 @@ def write_atomic(file: Path, content: str | bytes | Callable[[BinaryIO], object]
 
     ``content``: text (stored as UTF-8), bytes, or a function that writes to the open binary file it receives. Each call
     has its own temporary name, so processes may write the same file at once: the last rename wins. If writing raises or
-    is interrupted, the temporary file is removed and ``file`` stays as it was.
+    is interrupted, the temporary file is removed and ``file`` stays as it was. What a killed process left is removed by
+    a later write. A symbolic link is followed.
 
     Raises:
         OSError: if the file cannot be written, for example because its folder is missing or the disk is full.
     """
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
+    target = file.resolve()
+    _remove_abandoned(target)
+    temporary = target.with_name(f".{target.name[:200]}.{uuid.uuid4().hex[:16]}.part")
     try:
         with temporary.open("xb") as stream:
             if callable(content):
@@ -36,12 +42,23 @@ def write_atomic(file: Path, content: str | bytes | Callable[[BinaryIO], object]
                 stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())  # before the rename: else a power failure may leave the new name without content
-        temporary.replace(file)
-    except BaseException:
+        temporary.replace(target)
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(file)  # the name that the caller knows
+            error.filename2 = None
         raise
-    _sync_folder(file.parent)
+    _sync_folder(target.parent)
+
+
+def _remove_abandoned(file: Path) -> None:
+    """Remove temporary files of ``file`` that are more than a day old."""
+    with contextlib.suppress(OSError):
+        for left in file.parent.glob(f".{glob.escape(file.name[:200])}.*.part"):
+            if left.is_file() and time.time() - left.stat().st_mtime > ABANDONED_S:
+                left.unlink()
 
 
 @contextlib.contextmanager

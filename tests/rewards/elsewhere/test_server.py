@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 
 import tiny_runs
-from grpaint.core import Prompt, RewardError
+from grpaint.core import Prompt, Reward, RewardError
+from grpaint.recipe.build import build
 from grpaint.rewards.elsewhere.remote import Remote
-from grpaint.rewards.elsewhere.server import Limits, RewardServer, ScoringQueue
+from grpaint.rewards.elsewhere.server import Limits, RewardServer, ScoringQueue, identity
 from grpaint.rewards.elsewhere.wire import Malformed, pack, unpack
 from grpaint.rewards.scenes import SceneDistance
 from grpaint.scenes.world import SceneData
@@ -120,6 +121,7 @@ def test_it_says_who_it_is_and_scores_both_kinds_of_bodies(slow):
         ({"Authorization": "Bearer wrong"}, 401, "no token"),
         ({"Authorization": ""}, 401, "no token"),
         ({"path": "/"}, 404, "POST /score"),
+        ({"path": "/score/"}, 404, "POST /score"),
         ({"Content_Type": "application/octet-stream"}, 400, "content type"),
         ({"body": b"\x80\x04\x95rubbish"}, 400, "no safetensors file"),
         ({"body": b""}, 400, "no safetensors file"),
@@ -400,3 +402,12 @@ def test_what_json_cannot_hold_stays_behind_and_uint8_rounds():
         assert [(prompt.text, prompt.metadata) for prompt in entries] == [("a", {"n": [1, "x"]}), ("b", {})]
         assert (entries[1].reference - reference).abs().max() <= error
         assert body.count(b'"reference.') == 1  # both images of the group name the one
+
+
+def test_the_identity_of_a_function_with_metadata_covers_its_file(tmp_path):
+    kind, digests = f"{tmp_path / 'own.py'}:own", []
+    for constant in (1, 2):
+        (tmp_path / "own.py").write_text(f"def own(images, texts, metadata):\n    return [{constant}.0] * len(texts)\n")
+        reward, settings = build(Reward, {"kind": kind}, "reward")
+        digests.append(identity(reward, settings))
+    assert digests[0] != digests[1]

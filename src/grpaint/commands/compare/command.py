@@ -20,6 +20,7 @@ from grpaint.recipe.costs import costs
 from grpaint.report.method_summary import summarise_methods
 from grpaint.report.pages.comparison import comparison_page
 from grpaint.report.pages.curves import COSTS, plot_curves
+from grpaint.storage.atomic import write_atomic
 
 EVALUATIONS = 9  # approximate number per run
 SEARCH_SEED, SEARCH_SHARE = 100, 0.25
@@ -221,14 +222,12 @@ def write_comparison(
     """Write comparison.json, one plot per cost, and the page; ``missing`` names the unfinished runs."""
     out.mkdir(parents=True, exist_ok=True)
     plain = [{key: value for key, value in record.items() if key != "pictures"} for record in records]
-    (out / "comparison.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    write_atomic(out / "comparison.json", json.dumps(plain, indent=1) + "\n")
     summaries = summarise_methods(records)
     for cost in COSTS if summaries else ():
-        (out / f"strict-by-{cost.replace('_', '-')}.svg").write_text(
-            plot_curves(summaries, cost) + "\n", encoding="utf-8"
-        )
+        write_atomic(out / f"strict-by-{cost.replace('_', '-')}.svg", plot_curves(summaries, cost) + "\n")
     text = comparison_page(records, title=title, baseline=baseline, missing=missing)
-    (out / "comparison.html").write_text(text, encoding="utf-8")
+    write_atomic(out / "comparison.html", text)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

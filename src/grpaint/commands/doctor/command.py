@@ -21,18 +21,19 @@ from grpaint.recipe.config import TrainRecipe, open_recipe
 from grpaint.recipe.pieces import model_description
 
 VERDICTS = {True: "PASS", False: "FAIL", None: "  - "}
-CHECKS: tuple[Check, ...] = (
-    sampler_parity,
-    step_noise,
-    initial_ratio,
-    noise_floor,
-    gradients,
-    weights_move,
-    running_average,
-    sft_lowers_loss,
-    grpo_raises_reward,
-    export_reloads,
-)
+NAMES: dict[Check, str] = {  # by which a check that raises is reported
+    sampler_parity: "parity",
+    step_noise: "noise",
+    initial_ratio: "ratio",
+    noise_floor: "floor",
+    gradients: "gradients",
+    weights_move: "moves",
+    running_average: "average",
+    sft_lowers_loss: "fits",
+    grpo_raises_reward: "learns",
+    export_reloads: "reload",
+}
+CHECKS = tuple(NAMES)
 
 
 def examine(recipe: TrainRecipe, runtime: Runtime, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
@@ -50,7 +51,8 @@ def examine(recipe: TrainRecipe, runtime: Runtime, checks: Sequence[Check] = CHE
                 raise
             except Exception as error:  # noqa: BLE001 - reason: a check that raises is a finding too
                 reason = " ".join(str(error).split())[:200]
-                yield Finding(check.__name__, False, f"{type(error).__name__}: {reason}", "it could not be carried out")
+                name = NAMES.get(check, check.__name__)
+                yield Finding(name, False, f"{type(error).__name__}: {reason}", "it could not be carried out")
 
 
 def run(name: str | None, sets: list[str], *, as_json: bool) -> None:

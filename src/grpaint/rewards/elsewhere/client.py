@@ -78,6 +78,8 @@ class Question:
         try:
             with start_blocking_portal() as portal:  # an event loop of its own: the caller may run in one already
                 return portal.call(self._ask)
+        except (httpx2.LocalProtocolError, UnicodeError) as error:  # their messages may hold a header, and its token
+            raise Failed("the request cannot be sent: a header is not valid", retryable=False) from error
         except (TimeoutError, OSError, httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise Failed(self._reason(error)) from error
 

@@ -37,6 +37,7 @@ from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt, Reward
 from grpaint.rewards.elsewhere.client import printable
 from grpaint.rewards.elsewhere.wire import Malformed, unpack
+from grpaint.rewards.function import WithMetadata
 
 Score = Callable[[Tensor, Sequence[Prompt]], Tensor]
 
@@ -47,7 +48,8 @@ def identity(reward: Reward, settings: dict[str, Any]) -> str:
     What the source file imports or loads is not covered.
     """
     digest = hashlib.sha256(json.dumps([version("grpaint"), settings], sort_keys=True, default=str).encode())
-    source = inspect.getsourcefile(reward if inspect.isfunction(reward) else type(reward))
+    own = reward.function if isinstance(reward, WithMetadata) else reward
+    source = inspect.getsourcefile(own if inspect.isfunction(own) else type(own))
     if source:
         digest.update(Path(source).read_bytes())
     return digest.hexdigest()[:16]
@@ -154,6 +156,7 @@ class RewardServer(uvicorn.Server):
         guard = Middleware(AuthenticationMiddleware, backend=_Token(token), on_error=refuse)
         routes = [Route("/health", self._health), Route("/score", self._score, methods=["POST"])]
         app = Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: _refuse})
+        app.router.redirect_slashes = False
         super().__init__(
             uvicorn.Config(
                 app,
