@@ -54,6 +54,7 @@ def test_gallery_dl_lists_and_plain_captions_are_read_too():
         ({"tag_string_general": 5}, r"a.png: tags must be a text or a list of texts, not 5"),
         ({"tags": ["a", 1]}, r"a.png: tags must be"),
         ({"tags": "a", "rating": "x"}, r'a.png: rating = "x": no rating'),
+        ({"tags": "a", "rating": ["g"]}, r"a.png: rating = .*: no rating"),
         ({"tags": "a", "score": "41"}, r"a.png: score = '41': must be a number"),
     ],
 )

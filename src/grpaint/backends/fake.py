@@ -139,7 +139,7 @@ class _DeviceEmulation(TorchFunctionMode):
 
 
 def _backward(root: Tensor, gradient: Tensor | None) -> None:
-    """What ``root.backward`` does in the end; calling that itself would enter the mode again."""
+    """Run backward as ``root.backward`` does internally; calling that itself would enter the mode again."""
     start = torch.ones_like(root) if gradient is None else gradient
     _engine_run_backward((root,), (start,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 

@@ -38,7 +38,7 @@ def captions(
     draws: Annotated[int, typer.Option(min=0, help="Captions an image, shuffled and thinned as in training.")] = 0,
     sets: Sets = None,
 ) -> None:
-    """Write the captions that training images end up with, to be read over."""
+    """Write the final captions of the training images to a file, for proofreading."""
     from grpaint.commands import data as command
 
     command.save_captions(where, sets or [], out, draws)

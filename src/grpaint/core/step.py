@@ -125,11 +125,11 @@ class Cps:
 
 @dataclass(frozen=True)
 class Annealed:
-    """Re-noising with a temperature that falls with the noise (TAFS-GRPO, arXiv 2602.01591: our reconstruction).
+    """Re-noising with a temperature tau that falls with the noise (TAFS-GRPO, arXiv 2602.01591: our reconstruction).
 
-    The predicted clean sample is noised to the next level; fresh noise makes up sin(tau pi/2) of that noise. tau goes
+    The predicted clean sample is noised to the next level; fresh noise makes up sin(tau * pi/2) of that noise. tau goes
     from ``first`` at pure noise to ``last`` at clean data, linearly in the noise level sigma' / (alpha' + sigma').
-    tau = 1 throughout is multistep consistency sampling, tau = 0 the ODE.
+    Both lie in [0, 1]. tau = 1 throughout is multistep consistency sampling, tau = 0 the ODE.
     """
 
     first: float = 1.0

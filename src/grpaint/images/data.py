@@ -160,7 +160,7 @@ class ImageData:
         return Prompt(self.tags.caption(by_category, rng), metadata, reference)
 
     def prompts(self, count: int, iteration: int, seed: int) -> list[Prompt]:
-        """Return the training prompts of an iteration; each caption is drawn once an epoch."""
+        """Return the training prompts of an iteration; each caption is drawn once per epoch."""
         positions = epoch_order((seed, "prompts"), len(self.training), iteration * count, count)
         images = [self.training[position] for position in positions]
         references = list(self._load(images, self._square)) if self.references else [None] * count
@@ -168,7 +168,7 @@ class ImageData:
         return [self.prompt(*row) for row in zip(images, rngs, references, strict=True)]
 
     def captions(self) -> list[str]:
-        """List every caption that a run may use, but not training captions whose tags are shuffled or dropped."""
+        """List the held-out captions, and the training captions unless their tags are shuffled or dropped at random."""
         random_captions = self.tags and (self.tags.shuffle != "none" or self.tags.dropout)
         return [self.prompt(image).text for image in (*self._sides[1], *(() if random_captions else self.training))]
 
@@ -214,7 +214,7 @@ class ImageData:
         return {}
 
     def category(self, prompt: Prompt) -> str:
-        """Return the prompt's value in column ``report_by``; "all" without such a column."""
+        """Return the prompt's value in column ``report_by`` or "other"; "all" if ``report_by`` is not set."""
         return str(prompt.metadata.get(self.report_by, "other")) if self.report_by else "all"
 
 

@@ -30,7 +30,7 @@ def general_tags(caption: Caption) -> list[str]:
 
 
 def sidecar(caption: Caption, number: int, seed: int) -> dict[str, object]:
-    """Return an image's metadata under danbooru's field names; artist, rating and score are invented at random."""
+    """Return an image's metadata under danbooru's field names; what a picture cannot show is random."""
     rng = keyed_random(seed, number, "sidecar")
     tags = {
         "general": general_tags(caption),

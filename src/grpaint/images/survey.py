@@ -72,7 +72,9 @@ def exact_duplicates(images: Sequence[CaptionedImage]) -> list[list[str]]:
 
 
 def near_duplicates(images: Sequence[CaptionedImage]) -> list[tuple[str, str]]:
-    """List pairs of different files that look alike: close average hashes, and 16 x 16 copies alike in every pixel.
+    """List pairs of different files that look alike: close average hashes, and nearly equal 16 x 16 copies.
+
+    Copies are nearly equal if no channel of a pixel differs by more than ``MAX_PIXEL_CHANGE`` = 32 of 255.
 
     Two hashes that differ in at most ``MAX_HASH_BITS`` = 3 bits are equal in one of their four 16-bit parts, so only
     images that share such a part are compared.

@@ -105,7 +105,7 @@ def read_tags(fields: Mapping[str, Any], caption: str, location: str) -> ImageTa
 def _parse_rating(value: Any, location: str) -> str | None:
     if value is None:
         return None
-    rating = RATINGS.get(value, value)
+    rating = RATINGS.get(value, value) if isinstance(value, str) else None
     if rating not in RATINGS.values():
         raise ConfigError(f'{location}: rating = "{value}": no rating. There are: {", ".join(sorted(RATINGS))}.')
     return str(rating)

@@ -18,7 +18,8 @@ class StepAware:
     The predicted clean sample at step j is scored as R_j, normalised within its group; the last R_j is the finished
     image's. An action at step k cannot change predictions at k or before, so its advantage is the mean of R_j over
     j > k, weighted by ``fade`` ** (steps from j to the end), since later previews are more accurate. ``fade`` 0 uses
-    the finished image alone (Flow-GRPO), 1 weights all later previews equally. Needs ``plan.previews = true``.
+    the finished image alone (Flow-GRPO), 1 weights all later previews equally. Advantages are clamped to [-``clip``,
+    ``clip``]. Needs ``plan.previews = true``.
     """
 
     fade: float = 0.5

@@ -58,10 +58,10 @@ def check_clip(low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class PpoClip:
-    """PPO's clipped surrogate: max(-A r, -A clip(r, 1 - low, 1 + high)).
+    """PPO's clipped loss for advantage A and ratio r, per row: max(-A r, -A clip(r, 1 - low, 1 + high)).
 
-    The ranges apply to the mean-over-elements ratio: 1e-4 in DDPO, Flow-GRPO, DanceGRPO and MixGRPO. With one update
-    per rollout the ratio is 1 and nothing is clipped.
+    r is the exponential of the log-density difference averaged over elements, so the ranges are small: 1e-4 in DDPO,
+    Flow-GRPO, DanceGRPO and MixGRPO. With one update per rollout, sampled by the current weights, r is 1.
     """
 
     low: float = 1e-4

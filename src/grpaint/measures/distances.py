@@ -77,8 +77,8 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
 def recall_hits(features: Features, reference: Features, neighbours: int = 3) -> Float[Tensor, " m"]:
     """1 for each reference image that lies within the radius of some generated image, else 0; the mean is recall.
 
-    Kynkaanniemi et al. 2019 (1), (2): the radius of a generated image is the distance to its ``neighbours``-th nearest
-    generated image. With the arguments swapped, the mean is precision.
+    Kynkaanniemi et al. 2019, eq. 1 and 2: the radius of a generated image is the distance to its ``neighbours``-th
+    nearest generated image. With the arguments swapped, the mean is precision.
 
     Raises:
         ValueError: if there are not more images than ``neighbours``.

@@ -21,7 +21,10 @@ def check_least(settings: object, low: float, *names: str) -> None:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """The settings that the ``[train]`` tables of both stages share.
+    """The settings that the ``[train]`` tables of reinforcement learning and of supervised recipes share.
+
+    ``warmup``: iterations over which the learning rate rises. ``ema``: the share of the average weights that an update
+    keeps, in [0, 1). ``max_grad_norm``: a longer gradient is scaled down to this norm.
 
     ``evaluations``: the run and its schedule end when this many model evaluations are used up (0: no limit).
     ``nonfinite``: a run stops after this many updates in a row whose gradient was NaN or infinite; each is skipped.
@@ -104,9 +107,10 @@ class Evaluation:
     """``[evaluate]``: how held-out prompts are sampled, with the average weights, in ``steps`` steps of ``sampler``.
 
     ``guidance`` applies to the judged samples (1: none), whatever the rollouts use; a distilled model keeps its own.
-    ``guided``: guidances at which the base is also judged, once. ``probe``: captioned images for the denoising loss.
-    ``tuned_share``: the share of the steps that the trained model takes; the base takes the rest (MixGRPO's hybrid
-    inference). ``pictures``: prompts shown in samples/before-after.png.
+    ``every``: iterations between evaluations. ``guided``: guidances at which the base is also judged, once. ``probe``:
+    the number of captioned images for the denoising loss. ``tuned_share``: the share of the steps, in (0, 1] and from
+    the first, that the trained model takes; the base takes the rest (MixGRPO's hybrid inference). ``pictures``: the
+    number of prompts shown in samples/before-after.png.
     """
 
     every: int = 20

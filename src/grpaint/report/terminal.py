@@ -25,7 +25,7 @@ def _score(line: dict[str, Any]) -> str:
 
 
 def _columns(line: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """The columns beside the score, heading to (measure, format): of the embedded world, or else the rewards."""
+    """Map the headings beside the score to (measure, format): those of the embedded world, or else of the rewards."""
     if "background" in line:
         return {"soft": ("soft", ".3f"), "background": ("background", ".4f"), "patch": ("patch_energy", ".1e")}
     rewards = [name for name, value in line.items() if name.startswith("reward/") and isinstance(value, float)]

@@ -108,9 +108,9 @@ class GenEval(WorkerReward):
     """GenEval's requirements (objects, counts, colours, positions), checked on the output of your detector.
 
     ``detector`` is file.py:function, ``detect(image) -> [(label, score, (left, top, right, bottom)), ...]``, with a
-    colour as an optional fourth entry; it runs in a worker process. Detections count above a score of ``threshold``, or
-    of ``counting`` if the prompt's tag is "counting". ``measure``: "strict" is 1 if all requirements hold, else 0;
-    "share" is the share of them that hold.
+    colour as an optional fourth entry and the box in pixels; it runs in a worker process. Detections count above a
+    score of ``threshold``, or of ``counting`` if the prompt's tag is "counting". ``measure``: "strict" is 1 if all
+    requirements hold, else 0; "share" is the share of them that hold.
     """
 
     detector: str

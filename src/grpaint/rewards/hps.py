@@ -21,7 +21,8 @@ FILES = {"2": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
 class Hps(TransformersReward):
     """HPSv2 or 2.1: the cosine by a CLIP ViT-H/14 tuned on people's preferences (Wu et al. 2023), in [-1, 1].
 
-    Pictures are padded to a square, not cropped. Published figures are 100 times as large. Reads 75 tokens.
+    Pictures are padded to a square, not cropped. Published figures are 100 times as large. Reads 75 tokens of a
+    caption.
     """
 
     version: Literal["2", "2.1"] = "2.1"

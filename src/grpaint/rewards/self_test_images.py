@@ -40,5 +40,5 @@ def sunset(side: int = 224) -> Picture:
 
 
 def circle_pair(low: float, high: float) -> Pair:
-    """A self-test of scorers that read captions: a drawing of the caption must score higher than noise."""
+    """Return the self-test of rewards that read captions: a red circle must outscore noise, both in [low, high]."""
     return Pair(circle(), noise(), Prompt("a red circle on a white background"), low, high)

@@ -45,7 +45,7 @@ class Course:
     prune: dict[int, int]
 
     def has_preview(self, step: int) -> bool:
-        """Whether ``step`` lies in the trained range and an earlier trained step influenced what it predicts."""
+        """Whether ``step`` comes after the first trained step, but not after the last: its preview credits an action."""
         trained_steps = [leg.step for leg in self.legs if leg.trained]
         return bool(trained_steps) and trained_steps[0] < step <= trained_steps[-1]
 
@@ -74,7 +74,7 @@ class Plan:
         """Check the settings before any weights are opened.
 
         Raises:
-            ValueError: if they cannot run, with the reason; the configuration puts the key before it.
+            ValueError: the settings cannot work together; the caller puts the recipe's key before the message.
         """
         self.window.check(self.steps)
         if self.prune:
@@ -112,7 +112,7 @@ class Plan:
         return std
 
     def _check_entry(self, entry: int, reach: Sequence[int]) -> None:
-        """Check what does not work if rows with a reference begin at step ``entry`` and the others at noise."""
+        """Refuse settings that conflict with starting some rows from a reference, at step ``entry``, others from noise."""
         if self.previews:
             raise ValueError('previews does not go with start.kind = "reference": rows enter at different steps')
         if len(reach) and reach[-1] < entry:

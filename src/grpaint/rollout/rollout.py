@@ -23,7 +23,7 @@ Score = Callable[[Tensor, Sequence[Prompt], Tensor], Tensor]
 
 
 class StepOutput(NamedTuple):
-    """The distribution of the next latent, and the network's prediction that it comes from."""
+    """The distribution of the next latent, and the network's prediction from which it was computed."""
 
     gaussian: Gaussian
     prediction: Prediction
@@ -157,7 +157,7 @@ class Roller:
         self.start(torch.arange(len(prompts)))
 
     def start(self, prompt_numbers: Tensor) -> None:
-        """Begin with the rows of these prompts; each keeps its sample number among all rows, and so its noise."""
+        """Restart with the rows of these prompts alone; a row keeps its number in the rollout, and so its noise."""
         self.active = self.start_rows.take(torch.isin(self.start_rows.owner, prompt_numbers).nonzero()[:, 0])
         self.samples = torch.isin(self.group, prompt_numbers).nonzero()[:, 0]
         self.transitions: list[Transition] = []

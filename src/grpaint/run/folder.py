@@ -63,7 +63,7 @@ class RunFolder:
         """Open the folder of a run.
 
         Raises:
-            ConfigError: there is no run.
+            ConfigError: ``path`` has no run.toml.
         """
         if not (path / "run.toml").is_file():
             raise ConfigError(f"{path}: no run to resume there (run.toml not found).")

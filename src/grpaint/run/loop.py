@@ -114,15 +114,15 @@ class Loop:
                 self._times["cpu"] += time.process_time() - cpu_start
 
     def book(self, name: str, seconds: float) -> None:
-        """Add seconds to ``time/NAME_s`` that passed in another thread."""
+        """Add the ``seconds`` that another thread spent to ``time/NAME_s``."""
         self._times[name] += seconds
 
     def update(self, terms: Callable[[], Iterable[Term]], batch: Rollout) -> dict[str, float]:
         """Run backward on each term, then take an optimizer step.
 
         Nothing moves if there are no terms or the gradient is not finite. ``terms`` computes the terms of ``batch``,
-        and is called again to find where a gradient is not finite. Returns the mean of every measure, the maximum of
-        those named error, also by step as ``name/step``.
+        and is called again to find where a gradient is not finite. Returns the mean of each measure, or the
+        maximum if its name contains "error"; also by step, as ``name/step``.
 
         Raises:
             RunError: ``train.nonfinite`` updates in a row had a gradient that was not finite.
@@ -180,7 +180,10 @@ class Loop:
         return relative
 
     def _handle_nonfinite(self, terms: Callable[[], Iterable[Term]], batch: Rollout) -> None:
-        """Find where the gradient stopped being finite, save the batch, and end the run after too many in a row."""
+        """Find where the gradient stopped being finite, save the batch, and end the run after too many in a row.
+
+        While the fp16 loss scaler can still lower its scale, the overflow is only counted.
+        """
         if self.scaler.is_enabled() and self.scaler.get_scale() > 1:  # the scaler is still looking for its scale
             self.count("train/overflows")
             return
@@ -278,7 +281,7 @@ class Loop:
         return state_text(state, self.pieces)
 
     def resume(self, checkpoint: Path) -> None:
-        """Restore everything from a checkpoint, and remove the lines written after it."""
+        """Restore everything from a checkpoint, and remove the lines of later iterations from the .jsonl files."""
         state = read_checkpoint(checkpoint, self.policy, self.optimizers)
         self.done, self.best = state["iteration"], tuple(state["best"])
         self.policy.meter.counts = Counter(state["counts"])

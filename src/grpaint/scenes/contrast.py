@@ -109,7 +109,7 @@ def _compatible(one: Thing, other: Thing) -> bool:
 
 
 def draw_pairs(count: int, seed: int, iteration: int) -> tuple[list[Caption], list[list[Caption]]]:
-    """Draw the captions of ``count`` scenes, in pairs that differ in one edit, and ``WRONG_CAPTIONS`` wrong ones each.
+    """Draw ``count`` captions (even), in pairs that usually differ in one edit, and ``WRONG_CAPTIONS`` wrong ones each.
 
     All come from the training side of the split.
     """

@@ -87,10 +87,10 @@ class Scorer(nn.Module):
         return (self.image_features(images) * self.text_features(texts)).sum(1)
 
     def distance(self, images: Float[Tensor, "b 3 h w"], others: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-        """Compute a perceptual distance from the image tower's layers, in [0, 4] and 0 for equal images.
+        """Compute a perceptual distance from the image tower's layers, in [0, 2] and 0 for equal images.
 
         It is LPIPS (Zhang et al. 2018) without learned weights: the features at each position are scaled to length 1,
-        their squared difference is averaged over positions, and the result over the five layers.
+        their squared difference is summed over channels and averaged over positions, then averaged over the layers.
         """
         parts = [
             (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean((1, 2))

@@ -97,7 +97,10 @@ class Comparison:
         return self.job(contender, 0, "calibration", contender.name, 5 * costs(recipe).get("evaluations_iteration", 0))
 
     def job(self, contender: Contender, seed: int, folder: str, name: str, budget: int, *extra: str) -> Job:
-        """A run of a method for ``budget`` model evaluations."""
+        """Describe a run of a method for ``budget`` model evaluations; ``extra`` are further ``--set`` items.
+
+        Its record goes to FOLDER/WORLD-NAME.json; outside "runs" only the first and last evaluation are made.
+        """
         recipe, _ = self.open(contender)
         every = max(1, budget // costs(recipe)["evaluations_iteration"] // EVALUATIONS)
         sets = [*self.sets, *contender.sets, f"train.seed={seed}", f"train.evaluations={budget}"]

@@ -66,7 +66,7 @@ class Job:
 
     @property
     def recipe(self) -> str:
-        """The recipe's name, WORLD/METHOD, or its file."""
+        """The recipe as WORLD/METHOD, or the path of its .toml file."""
         return (
             self.contender.recipe
             if self.contender.recipe.endswith(".toml")

@@ -20,7 +20,7 @@ SLACK = 0.05  # of the peak: workspaces of kernels and gaps between blocks; an a
 
 
 def overhead(peak: int, device: str) -> int:
-    """Bytes that a GPU needs beside the tensors, by assumption; 0 for a CPU, whose process is not predicted."""
+    """Bytes that a GPU is assumed to need on top of ``peak`` bytes of tensors; 0 on a CPU, which is not predicted."""
     return int(CONTEXT + SLACK * peak) if device == "cuda" else 0
 
 
@@ -71,7 +71,7 @@ class Forecast:
 
 
 def forecast(table: Plain, stage: str, device: Device | None = None, cache: TraceCache | None = None) -> Forecast:
-    """Predict the needs of a recipe's table; ``device`` replaces its own.
+    """Predict what the recipe ``table`` needs; ``device`` replaces the recipe's own.
 
     A shared ``cache`` makes further forecasts of the same model faster.
 

@@ -139,7 +139,7 @@ def _refusal(body: bytes) -> str:
 
 
 def printable(text: str, most: int = 300) -> str:
-    """Return a text from elsewhere as one printable line of at most ``most`` characters."""
+    """Return an untrusted text as one printable line, cut after ``most`` characters and then marked with ``..``."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 2 * most]).split())
     return line[:most] + " .." * (len(line) > most)
 

@@ -79,7 +79,7 @@ class _Job:
 
 
 class ScoringQueue:
-    """Scores requests one after another in one thread, so that a reward need not be thread-safe."""
+    """Scores requests in one thread, so that a reward need not be thread-safe; waiting ones may share a batch."""
 
     def __init__(self, score: Score, batch: int) -> None:
         self._score, self._batch = score, batch
@@ -133,7 +133,7 @@ class ScoringQueue:
 
 
 class RewardServer(uvicorn.Server):
-    """Serves the scores of ``score``; ``about`` has its name, version and identity. Listens as soon as it is made."""
+    """Serves a reward's ``score``; ``about`` has its name, version and identity. Listens as soon as it is made."""
 
     def __init__(
         self,

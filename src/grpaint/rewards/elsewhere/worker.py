@@ -114,7 +114,7 @@ class WorkerReward:
 
 @dataclass(kw_only=True)
 class Worker(WorkerReward):
-    """Your function ``f(images, prompts, metadata)`` under an interpreter of its own; it returns one score an image.
+    """Your function ``f(images, prompts, metadata)`` under an interpreter of its own; it returns one score per image.
 
     ``reward`` is ``file.py:f`` or ``module:f``. Images are rounded to 256 levels; ``prompts`` are texts, and
     ``metadata`` is that of the prompts, without what JSON cannot hold.
