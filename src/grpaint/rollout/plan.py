@@ -45,7 +45,7 @@ class Course:
     prune: dict[int, int]
 
     def has_preview(self, step: int) -> bool:
-        """Whether ``step`` comes after the first trained step, but not after the last: its preview credits an action."""
+        """Whether ``step`` comes after the first trained step but not after the last, so its preview credits one."""
         trained_steps = [leg.step for leg in self.legs if leg.trained]
         return bool(trained_steps) and trained_steps[0] < step <= trained_steps[-1]
 
@@ -112,7 +112,7 @@ class Plan:
         return std
 
     def _check_entry(self, entry: int, reach: Sequence[int]) -> None:
-        """Refuse settings that conflict with starting some rows from a reference, at step ``entry``, others from noise."""
+        """Refuse settings that conflict with starting some rows from a reference at step ``entry``."""
         if self.previews:
             raise ValueError('previews does not go with start.kind = "reference": rows enter at different steps')
         if len(reach) and reach[-1] < entry:
