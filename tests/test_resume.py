@@ -375,14 +375,14 @@ def test_torch_modules_are_not_taken_for_pieces_with_state():
 
 
 @pytest.fixture(scope="module")
-def sdxl_folder(tmp_path_factory):
-    return save("sdxl", tmp_path_factory.mktemp("sdxl"))
+def pipeline_folder(tmp_path_factory):
+    return save("sd15", tmp_path_factory.mktemp("sd15"))
 
 
-def test_kill_9_changes_nothing_for_an_adapter_on_a_pipeline(tmp_path_factory, sdxl_folder):
+def test_kill_9_changes_nothing_for_an_adapter_on_a_pipeline(tmp_path_factory, pipeline_folder):
     sets = [
         *(item for item in SETS if not item.startswith(("model.", "plan."))),
-        f'model={{kind="diffusers",base="{sdxl_folder}",height=32,width=32,guidance=2.0,lora={{rank=4}}}}',
+        f'model={{kind="diffusers",base="{pipeline_folder}",height=32,width=32,guidance=2.0,lora={{rank=4}}}}',
         'plan={steps=4,sampler={kind="cps"},window={kind="random",size=2,high=1},start={kind="shared"}}',
         "train.group_size=2",
         "train.prompts=2",
@@ -390,17 +390,17 @@ def test_kill_9_changes_nothing_for_an_adapter_on_a_pipeline(tmp_path_factory, s
         "anchor.batch=4",
         "data.caption_dropout=0",
     ]
-    straight = _reference(tmp_path_factory.mktemp("straight-sdxl"), "train", *sets)
+    straight = _reference(tmp_path_factory.mktemp("straight-pipeline"), "train", *sets)
     draw, words = random.Random(), [*RECIPE["train"], "--name", "it"]
     began = process(*words, sets=sets)
     _kill_when(began, 1, draw.uniform(0, 0.5))
     _resumed(straight)
 
 
-def test_loss_scaling_is_resumed_with_the_rest(tmp_path_factory, sdxl_folder):
+def test_loss_scaling_is_resumed_with_the_rest(tmp_path_factory, pipeline_folder):
     sets = [
         *(item for item in SETS if not item.startswith(("model.", "plan.", "precision"))),
-        f'model={{kind="diffusers",base="{sdxl_folder}",height=32,width=32,lora={{rank=4}}}}',
+        f'model={{kind="diffusers",base="{pipeline_folder}",height=32,width=32,lora={{rank=4}}}}',
         'plan={steps=3,sampler={kind="cps"},window={kind="random",size=2,high=0},start={kind="shared"}}',
         "precision=fp16",
         "anchor.batch=4",

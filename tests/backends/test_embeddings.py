@@ -264,7 +264,7 @@ SETS = (*tiny_runs.QUICK, "evaluate.prompts=2", "evaluate.probe=2", "train.itera
 
 def test_a_run_is_resumed_bit_for_bit_with_a_cold_cache_a_warm_one_and_none(tmp_path: Path) -> None:
     with tiny_runs.folder(tmp_path):
-        PIPELINES["sdxl"]().save_pretrained("pipe")
+        PIPELINES["sd15"]().save_pretrained("pipe")
         Path("data.py").write_text(DATA)
         Path("recipe.toml").write_text(RECIPE)
         end = command("train", "recipe.toml", "--name", "cold", sets=SETS)
