@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grpaint.backends.adapters import Lora
 from grpaint.backends.diffusers import Diffusers, DiffusersPolicy
-from grpaint.commands.export.command import export
+from grpaint.commands.export.formats import export
 from grpaint.core import ConfigError, Ddim, FlowSde, MissingExtra, Prompt
 from grpaint.core.runtime import Runtime
 from grpaint.learn.objective import PolicyGradient
