@@ -50,7 +50,7 @@ def test_a_family_conforms_without_guidance(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", LEARNING, indirect=True)
 def test_a_family_learns(folder: Path) -> None:
-    """The gains lie above 10 of their errors, where 2 are asked for."""
+    """SFT lowers the loss, GRPO raises its reward; the gains of sd15, sd3, sdxl and qwen-image were above 10 errors."""
     case = Examination(recipe(folder), recipe(folder).model.load(Runtime()), Runtime())
     updates = 24 if folder.name.startswith("flux") else 6  # its random network hardly reaches the mean of an image
     for finding in (sft_lowers_loss(case, 6), grpo_raises_reward(case, updates, group=16)):

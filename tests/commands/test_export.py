@@ -135,9 +135,9 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_drawn(tmp_pat
 def test_layers_of_a_file_are_matched(tmp_path: Path, name: str, target: exporting.Target) -> None:
     policy = tuned(save(name, tmp_path))
     exporting.export(policy, {}, 1, target, tmp_path / "out")
-    found = exporting.match(policy, tmp_path / "out" / exporting.ADAPTER)
-    assert not found.unmatched
-    assert 2 * len(found.matched) == len(policy.weights.trainable)
+    match = exporting.match(policy, tmp_path / "out" / exporting.ADAPTER)
+    assert not match.unmatched
+    assert 2 * len(match.matched) == len(policy.weights.trainable)
     tensors = load_file(tmp_path / "out" / exporting.ADAPTER)
     renamed = {key.replace("_0_", "_9_").replace("blocks.0", "blocks.9"): tensor for key, tensor in tensors.items()}
     save_file(renamed, tmp_path / "other.safetensors")
@@ -160,8 +160,8 @@ def test_sample_repeats_a_picture_from_run_export_and_snippet(run: Path, monkeyp
     first = command("sample", "mine", "a red circle", "a blue square", "--seed", "5", "--out", "first")
     assert first.exit_code == 0, first.output
     files = first.output.split()
-    said = json.loads(Image.open(files[1]).info["grpaint"])
-    assert (said["prompt"], said["seed"], said["steps"], said["guidance"]) == ("a blue square", 6, 3, 3.0)
+    record = json.loads(Image.open(files[1]).info["grpaint"])
+    assert (record["prompt"], record["seed"], record["steps"], record["guidance"]) == ("a blue square", 6, 3, 3.0)
     again = command("sample", "--like", files[1], "--out", "again")
     assert Image.open(again.output.strip()).tobytes() == Image.open(files[1]).tobytes()
 
@@ -183,12 +183,12 @@ def test_a_picture_or_a_file_brings_no_code(run: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(run)
     Path("evil.py").write_text("from pathlib import Path\nPath('ran').touch()\nX = int\n")
     files = command("sample", "mine", "a red circle", "--out", "honest").output.split()
-    said = json.loads(Image.open(files[0]).info["grpaint"])
-    for key, value in (("sampler", {"kind": "evil.py:X"}), ("model", {**said["model"], "family": "evil.py:X"})):
-        Image.open(files[0]).save("bad.png", pnginfo=provenance.png_metadata({**said, key: value}))
+    record = json.loads(Image.open(files[0]).info["grpaint"])
+    for key, value in (("sampler", {"kind": "evil.py:X"}), ("model", {**record["model"], "family": "evil.py:X"})):
+        Image.open(files[0]).save("bad.png", pnginfo=provenance.png_metadata({**record, key: value}))
         assert "asks for code" in str(command("sample", "--like", "bad.png").exception)
     tensors, header = read_weights(next(Path("runs/mine/checkpoints").iterdir()))
-    about = {"recipe": {"model": {**said["model"], "family": "evil.py:X"}}}
+    about = {"recipe": {"model": {**record["model"], "family": "evil.py:X"}}}
     write_weights(Path("bad.safetensors"), tensors, header | {"grpaint": json.dumps(about)})
     assert "asks for code" in str(command("sample", "bad.safetensors", "a").exception)
     assert not Path("ran").exists()
@@ -231,16 +231,16 @@ def test_half_precision_keeps_a_small_change(tmp_path: Path, settings: dict[str,
     for parameter in policy.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
     exporting.export(policy, {}, 1, "merged", tmp_path / "out")
-    kept = load_file(tmp_path / "out/unet/diffusion_pytorch_model.safetensors")
-    wanted = merged_state(policy.pipe.unet)
-    for name, tensor in wanted.items():
-        torch.testing.assert_close(kept[name], tensor.float(), rtol=0, atol=1e-6)
+    written = load_file(tmp_path / "out/unet/diffusion_pytorch_model.safetensors")
+    expected = merged_state(policy.pipe.unet)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(written[name], tensor.float(), rtol=0, atol=1e-6)
 
 
 def test_what_cannot_be_exported_or_repeated_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run)
     Image.new("RGB", (4, 4)).save("plain.png")
-    for words, said in [
+    for words, message in [
         (["export", "mine", "--for", "webui"], "--for webui: there are diffusers, comfyui, merged"),
         (["export", "mine", "--out", str(run)], "exists already"),
         (["sample", "--like", "plain.png"], "does not say how it was drawn"),
@@ -248,24 +248,24 @@ def test_what_cannot_be_exported_or_repeated_is_refused(run: Path, monkeypatch: 
         (["sample", "mine"], "and a caption in quotes"),
         (["sample", "mine", "a", "--snippet", "--set", "evaluate.sampler.kind=cps"], "draws with the ODE alone"),
     ]:
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             typer.testing.CliRunner().invoke(app, words, catch_exceptions=False)
 
 
 def test_a_snippet_says_the_prediction_that_was_set(tmp_path: Path) -> None:
     folder = save("sd15", tmp_path)
-    plain, told = (Diffusers(str(folder), prediction=kind).load(Runtime()) for kind in ("auto", "v"))
+    plain, explicit = (Diffusers(str(folder), prediction=kind).load(Runtime()) for kind in ("auto", "v"))
     assert "prediction_type" not in provenance._scheduler_lines(plain)
     pipe = plain.pipe
-    exec(provenance._scheduler_lines(told), {"pipe": pipe})
-    assert pipe.scheduler.config.prediction_type == told.pipe.scheduler.config.prediction_type == "v_prediction"
+    exec(provenance._scheduler_lines(explicit), {"pipe": pipe})
+    assert pipe.scheduler.config.prediction_type == explicit.pipe.scheduler.config.prediction_type == "v_prediction"
 
 
 def test_steps_that_stock_ddim_misses_have_no_snippet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = recipe(save("sd15-v", tmp_path))
-    policy = asked.model.load(Runtime())
+    original = recipe(save("sd15-v", tmp_path))
+    policy = original.model.load(Runtime())
     for steps in (20, 30):
-        one = dataclasses.replace(asked, evaluate=dataclasses.replace(asked.evaluate, steps=steps, guidance=1.0))
+        one = dataclasses.replace(original, evaluate=dataclasses.replace(original.evaluate, steps=steps, guidance=1.0))
         if steps == 20:
             assert "pipe(" in provenance.diffusers_script(policy, one, "a", 0, tmp_path / "none")
         else:

@@ -39,8 +39,8 @@ def push(out: str, repository: str = "me/tuned") -> Ended:
 def test_the_folder_arrives_with_its_page(hub: str, run: Path) -> None:
     done = push("out")
     assert done.code == 0, done.err
-    _, said, *files, address = done.out.splitlines()
-    assert said.startswith("to me/tuned as me, private if it is new")
+    _, notice, *files, address = done.out.splitlines()
+    assert notice.startswith("to me/tuned as me, private if it is new")
     assert [line.split()[-1] for line in files] == ["README.md", ADAPTER]
     assert address.startswith(f"{hub}/me/tuned/commit/")
     there = Hub.uploaded["me/tuned"]

@@ -28,20 +28,20 @@ class Judge(BaseHTTPRequestHandler):
     """Grades brightness from 0 to 10; of two images prefers the brighter."""
 
     def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append((self.path, dict(self.headers), asked))
-        _, *pictures = asked["messages"][0]["content"]
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.requests.append((self.path, dict(self.headers), request))
+        _, *pictures = request["messages"][0]["content"]
         seen = [brightness(part["image_url"]["url"]) for part in pictures]
-        said = self.server.says or (f"{10 * seen[0]:.1f}" if len(seen) == 1 else verdict(*seen))
+        answer = self.server.says or (f"{10 * seen[0]:.1f}" if len(seen) == 1 else verdict(*seen))
         status = self.server.statuses.pop() if self.server.statuses else 200
         if status != 200:
             self.reply({"error": {"message": "slow down", "type": "rate_limit"}}, status)
             return
         usage = {"prompt_tokens": 100 * len(seen), "completion_tokens": 1}
-        self.reply({"choices": [{"message": {"role": "assistant", "content": said}}], "usage": usage})
+        self.reply({"choices": [{"message": {"role": "assistant", "content": answer}}], "usage": usage})
 
-    def reply(self, said, status=200):
-        body = json.dumps(said).encode()
+    def reply(self, answer, status=200):
+        body = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -64,7 +64,7 @@ def verdict(first, second):
 @pytest.fixture
 def judge():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
-    server.asked, server.says, server.statuses = [], "", []
+    server.requests, server.says, server.statuses = [], "", []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
     yield server
@@ -76,22 +76,22 @@ def test_grades(judge, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "secret")
     reward = VlmJudge(judge.url, "eye-1", token_env="JUDGE_KEY", **QUICK)
     assert reward(IMAGES, PROMPTS).tolist() == pytest.approx([2, 8, 5, 4], abs=0.05)
-    path, headers, asked = judge.asked[0]
+    path, headers, request = judge.requests[0]
     assert path == "/v1/chat/completions"
     assert headers["Authorization"] == "Bearer secret"
-    assert (asked["model"], asked["temperature"]) == ("eye-1", 0)
-    assert "a {red} circle" in asked["messages"][0]["content"][0]["text"]
+    assert (request["model"], request["temperature"]) == ("eye-1", 0)
+    assert "a {red} circle" in request["messages"][0]["content"][0]["text"]
     assert reward.spent() == {"questions": 4, "prompt_tokens": 400, "completion_tokens": 4}
     assert reward.spent() == {"questions": 0, "prompt_tokens": 0, "completion_tokens": 0}
 
 
-@pytest.mark.parametrize(("opponents", "asked"), [(1, 8), (2, 12), (9, 12)])
-def test_pairs_meet_in_both_orders(judge, opponents, asked):
+@pytest.mark.parametrize(("opponents", "questions"), [(1, 8), (2, 12), (9, 12)])
+def test_pairs_meet_in_both_orders(judge, opponents, questions):
     reward = VlmJudge(judge.url, "eye-1", measure="pairwise", opponents=opponents, **QUICK)
-    found = reward(IMAGES, PROMPTS)
-    assert len(judge.asked) == asked
+    scores = reward(IMAGES, PROMPTS)
+    assert len(judge.requests) == questions
     expected = {1: [0, 1, 0.5, 0.5], 2: [0, 1, 2 / 3, 1 / 3], 9: [0, 1, 2 / 3, 1 / 3]}[opponents]
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32))
+    torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float32))
 
 
 def test_a_judge_that_always_says_a_finds_no_difference(judge):
@@ -100,8 +100,8 @@ def test_a_judge_that_always_says_a_finds_no_difference(judge):
 
 
 def test_ties_count_half(judge):
-    found = VlmJudge(judge.url, "eye-1", measure="pairwise", **QUICK)(IMAGES[[1, 1, 0]], PROMPTS[:3])
-    assert found.tolist() == [0.75, 0.75, 0.0]
+    scores = VlmJudge(judge.url, "eye-1", measure="pairwise", **QUICK)(IMAGES[[1, 1, 0]], PROMPTS[:3])
+    assert scores.tolist() == [0.75, 0.75, 0.0]
 
 
 def test_who_meets_whom():
@@ -113,10 +113,10 @@ def test_who_meets_whom():
 
 
 @pytest.mark.parametrize(
-    "said", ["I would give it a 7.", "11", "-1", "7/10", "", "seven", "1e1", "nan", "10.5", "\u0667"], ids=str
+    "answer", ["I would give it a 7.", "11", "-1", "7/10", "", "seven", "1e1", "nan", "10.5", "\u0667"], ids=str
 )
-def test_what_is_no_grade_is_none(judge, said):
-    judge.says = said or " "
+def test_what_is_no_grade_is_none(judge, answer):
+    judge.says = answer or " "
     with pytest.raises(RewardError, match="instead of a number from 0 to 10; asked 2 times"):
         VlmJudge(judge.url, "eye-1", **QUICK)(IMAGES[:1], PROMPTS[:1])
 
