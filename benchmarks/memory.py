@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from grpaint.backends.synthetic.pipelines import SIZES, FluxSize, Sd3Size, save, save_settings
-from grpaint.commands.estimate import terminal as page
+from grpaint.commands.estimate import terminal
 from grpaint.commands.estimate.forecast import GIB, Forecast, forecast
-from grpaint.commands.estimate.rehearsal import Unwritten, booked, unrewarded
+from grpaint.commands.estimate.rehearsal import UnsavedLoop, in_phase, with_stand_in_rewards
 from grpaint.core.runtime import resolve
 from grpaint.loops import train
 from grpaint.recipe.config import override
@@ -76,7 +76,7 @@ def reset(device: str) -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
-class Measured(Unwritten):
+class Measured(UnsavedLoop):
     """Two iterations, and the highest memory by phase; the innermost phase counts."""
 
     def __init__(self, recipe: Any, policy: Any, base: int) -> None:
@@ -111,8 +111,8 @@ def measure(plan: Forecast) -> dict[str, int]:
     loop = Measured(recipe, policy, base)
     for name in ("encode", "encode_images", "decode"):
         phase = "decode" if name == "decode" else "encode"
-        setattr(policy, name, booked(getattr(policy, name), lambda phase=phase: loop.phase(phase)))
-    train(unrewarded(recipe, ask=False), loop)  # type: ignore[arg-type]
+        setattr(policy, name, in_phase(getattr(policy, name), lambda phase=phase: loop.phase(phase)))
+    train(with_stand_in_rewards(recipe, call=False), loop)  # type: ignore[arg-type]
     return {name: peak for name, peak in loop.peaks.items() if name}
 
 
@@ -131,7 +131,7 @@ def main() -> None:
         settings = override(table(base, args.size, args.pixels or SIZES[args.size].pixels), args.sets)
         plan = forecast(settings, "train", "cuda" if args.plan else None)
         print(f"{args.size}, {args.pixels or SIZES[args.size].pixels} pixels")
-        for line in page.lines(plan):
+        for line in terminal.forecast_lines(plan):
             print(line)
         if args.plan:
             return

@@ -25,7 +25,7 @@ from grpaint.core.path import Point
 from grpaint.core.policy import Policy, Prompt
 from grpaint.core.runtime import resolve
 from grpaint.learn.objective import PolicyGradient
-from grpaint.recipe.config import TrainRecipe, names, open_recipe, stage_of
+from grpaint.recipe.config import TrainRecipe, open_recipe, recipe_names, stage_of
 from grpaint.recipe.pieces import Model
 from grpaint.rollout.rollout import roll
 from grpaint.rollout.start import Shared, StartLatents
@@ -129,7 +129,7 @@ def _load(recipe: TrainRecipe) -> Model:
 
 
 def _trained() -> list[str]:
-    return [name for name in names() if stage_of(name) == "train"]
+    return [name for name in recipe_names() if stage_of(name) == "train"]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a reader is shown: the example of a whole run, and the README's own words."""
 
+import ast
 import contextlib
 import importlib.util
 import re
@@ -63,3 +64,16 @@ def test_the_reward_in_the_readme_trains(tmp_path: Path) -> None:
         end = command("train", *sets)
     assert end.code == 0, end.err
     assert '"reward/red": ' in (tmp_path / "runs/awm/metrics.jsonl").read_text(encoding="utf-8")
+
+
+FILES = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "examples").rglob("*.py")]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_benchmarks_and_examples_import_names_that_exist(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("grpaint"):
+            for alias in node.names:
+                module = importlib.import_module(node.module)
+                exists = hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}")
+                assert exists, f"line {node.lineno}: {alias.name}"
