@@ -10,7 +10,7 @@ import torch
 from grpaint.core.errors import CheckpointError, RunError
 from grpaint.recipe.optim import load_optimizer_sets, optimizer_sets
 from grpaint.recipe.pieces import Model
-from grpaint.storage.atomic import write_atomic
+from grpaint.storage.atomic import write_synced
 from grpaint.storage.files import WEIGHTS_FILE, flatten, read_weights, unflatten, write_weights
 
 TRAINING_FILE, STATE_FILE = "training.safetensors", "state.json"
@@ -45,10 +45,10 @@ def state_text(state: Mapping[str, Any], pieces: Iterable[str]) -> str:
 
 
 def write_checkpoint(folder: Path, files: WeightFiles, state: str) -> None:
-    """Write the weight files and the state into ``folder``."""
+    """Write the weight files and the state into ``folder``, a new one that is renamed when it is complete."""
     for name, (tensors, header) in files.items():
         write_weights(folder / name, tensors, header)
-    write_atomic(folder / STATE_FILE, state)
+    write_synced(folder / STATE_FILE, state)
 
 
 def read_checkpoint(folder: Path, policy: Model, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:

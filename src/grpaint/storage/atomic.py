@@ -35,13 +35,9 @@ def write_atomic(file: Path, content: str | bytes | Callable[[BinaryIO], object]
     _remove_abandoned(target)
     temporary = target.with_name(f".{target.name[:200]}.{uuid.uuid4().hex[:16]}.part")
     try:
-        with temporary.open("xb") as stream:
-            if callable(content):
-                content(stream)
-            else:
-                stream.write(content.encode() if isinstance(content, str) else content)
-            stream.flush()
-            os.fsync(stream.fileno())  # before the rename: else a power failure may leave the new name without content
+        write_synced(
+            temporary, content
+        )  # before the rename: else a power failure may leave the new name without content
         temporary.replace(target)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -51,6 +47,21 @@ def write_atomic(file: Path, content: str | bytes | Callable[[BinaryIO], object]
             error.filename2 = None
         raise
     _sync_folder(target.parent)
+
+
+def write_synced(file: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
+    """Write a new file through to the disk under its own name, as for the files in an :func:`atomic_folder`.
+
+    Raises:
+        OSError: the file exists or cannot be written.
+    """
+    with file.open("xb") as stream:
+        if callable(content):
+            content(stream)
+        else:
+            stream.write(content.encode() if isinstance(content, str) else content)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _remove_abandoned(file: Path) -> None:
