@@ -48,7 +48,7 @@ def export(
 
 @app.command()
 def doctor(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False) -> None:
-    """Check a recipe on this machine and model before it runs: PASS or FAIL, the likely cause and the mend."""
+    """Check a recipe on this machine and model before it runs: PASS or FAIL, the likely cause and the fix."""
     from grpaint.commands.doctor.command import run
 
     run(recipe, sets or [], as_json=as_json)
