@@ -44,7 +44,7 @@ def assert_close(one: Any, other: Any) -> None:
         assert one == (pytest.approx(other, rel=1e-5, abs=1e-5) if isinstance(other, float) else other)
 
 
-def test_it_goes_on_as_it_would_have() -> None:
+def test_an_old_run_resumes_to_the_recorded_lines() -> None:
     assert "optimizer0/0.exp_avg" in read_weights(IT / "checkpoints/000003/training.safetensors")[0]  # the old form
     end = command("train", "--name", "it", "--resume")
     assert (end.code, end.err) == (0, "")

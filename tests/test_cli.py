@@ -199,7 +199,7 @@ def test_evaluating_a_run_gives_its_last_evaluation(run):
     assert "strict" in table.out
 
 
-def test_a_run_is_also_found_by_its_name(run):
+def test_a_run_can_be_named_without_its_folder(run):
     os.chdir(run.parent.parent)
     one = command("evaluate", "one", "--json", sets=["evaluate.prompts=1"])
     assert json.loads(one.out)["prompts"] == 1
@@ -293,7 +293,7 @@ def test_a_run_judged_by_its_loss_alone_shows_it_once():
     assert "95%" not in output
 
 
-def test_run_folders_lie_where_they_are_asked_for(tmp_path):
+def test_run_folders_lie_below_runs_dir(tmp_path):
     with tiny_runs.folder(tmp_path):
         sets = [*TINY, tiny_runs.REWARD, "train.iterations=1", "evaluate.pictures=0"]
         assert command("train", "flow-grpo-fast", "--name", "it", "--runs", "far/away", sets=sets).code == 0
@@ -306,7 +306,7 @@ def test_run_folders_lie_where_they_are_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize(("given", "spins"), [({}, "10000"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)], ids=str)
-def test_threads_do_not_spin_for_long_unless_told(given, spins):
+def test_threads_spin_briefly_unless_the_environment_says_otherwise(given, spins):
     program = (
         "import os\nfrom grpaint.cli import main\n"
         "try: main()\nexcept SystemExit: print(os.environ.get('GOMP_SPINCOUNT'))"

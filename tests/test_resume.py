@@ -133,7 +133,7 @@ def _under_way(*sets):
     return running
 
 
-def test_a_process_asked_twice_says_so_twice():
+def test_a_second_signal_is_answered_and_stops_at_once():
     running = _under_way("evaluate.prompts=2000", "evaluate.steps=50")  # the first evaluation takes long
     running.send_signal(signal.SIGINT)
     assert running.stderr.readline().startswith("grpaint: stopping after what is under way")
@@ -261,7 +261,7 @@ def test_another_recipe_is_refused_by_key(short):
     assert "grpaint train" in end.err
 
 
-def test_more_iterations_go_on_from_the_end(short):
+def test_more_iterations_continue_from_the_end(short):
     shutil.copytree(short, IT)
     end = command("train", "--name", "it", "--resume", sets=["train.iterations=6"])
     assert (end.code, end.err) == (0, "")
@@ -278,7 +278,7 @@ def test_more_iterations_go_on_from_the_end(short):
     tiny_runs.same(IT, Path("runs/long"))
 
 
-def test_a_run_that_used_up_its_evaluations_goes_on_with_more(straight):
+def test_a_run_that_used_up_its_evaluations_continues_with_more(straight):
     each = lines(straight / "metrics.jsonl")[0]["cost/model_evaluations"]
     end = command("train", "flow-grpo-fast", "--name", "it", sets=[*SETS, f"train.evaluations={2 * each}"])
     assert "     2/2 " in end.out

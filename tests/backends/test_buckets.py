@@ -82,7 +82,7 @@ def test_supervised_iterations_go_from_bucket_to_bucket(folders: dict[str, Path]
         assert learned(policy, size)[0] < first[size]
 
 
-def test_the_network_of_sdxl_is_told_the_size_of_the_batch(folders: dict[str, Path]) -> None:
+def test_sdxl_network_receives_the_size_of_the_batch(folders: dict[str, Path]) -> None:
     policy, sizes = load(folders["sdxl"], 16, 16), []
     keep: Any = lambda _m, _a, kwargs: sizes.append(kwargs["added_cond_kwargs"]["time_ids"])  # noqa: E731
     policy.pipe.unet.register_forward_pre_hook(keep, with_kwargs=True)

@@ -39,7 +39,7 @@ def test_a_family_conforms(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ALIKE, indirect=True)
-def test_a_pipeline_with_the_network_of_another_conforms_in_what_is_its_own(folder: Path) -> None:
+def test_a_pipeline_that_shares_a_network_conforms_in_its_own_parts(folder: Path) -> None:
     assert not failures(folder, Runtime(), (sampler_parity, initial_ratio, gradients, export_reloads), guidance=3.5)
 
 

@@ -106,7 +106,7 @@ def test_ode_equals_the_stock_pipeline(folders: Folders, name: str, guidance: fl
     assert policy.meter.counts["training"] == 10 * 4 * (1 if guidance == 1 else 2)
 
 
-def test_a_schedule_without_the_double_shift_is_told_apart(folders: Folders) -> None:
+def test_a_schedule_without_the_double_shift_is_recognised(folders: Folders) -> None:
     policy = load(folders["sd3"])
     policy.path = FlowPath(shift=3.0)
     rollout = roll(policy, PROMPTS, 2, Plan(10, window=Closed()), iteration=0, seed=0)
@@ -256,7 +256,7 @@ def test_stock_diffusers_loads_the_exported_adapter(
     assert relative(rollout.x0, theirs) < 1e-5 < 1e-3 < relative(plain, theirs)
 
 
-def test_training_goes_on_from_an_exported_adapter(folders: Folders, tmp_path: Path) -> None:
+def test_training_continues_from_an_exported_adapter(folders: Folders, tmp_path: Path) -> None:
     policy = trained(folders["sd3"], FlowSde())
     write_weights(tmp_path / "model.safetensors", *policy.export("current"))
     again = load(folders["sd3"], lora=Lora(rank=4, alpha=4), start=str(tmp_path))

@@ -109,7 +109,7 @@ def test_an_embedding_depends_on_its_caption_alone(folders: dict[str, Path]) -> 
         assert torch.equal(together.parts[0][row, :length], alone.parts[0][0])
 
 
-def test_what_would_be_encoded_otherwise_is_kept_apart(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_captions_encoded_differently_have_files_of_their_own(folders: dict[str, Path], tmp_path: Path) -> None:
     load(folders["sd15"], tmp_path)
     for count, (settings, precision) in enumerate([({"tokens": 20}, "fp32"), ({}, "bf16"), ({}, "fp32")], start=2):
         load(folders["sd15"], tmp_path, precision, **settings)
@@ -122,7 +122,7 @@ def test_what_would_be_encoded_otherwise_is_kept_apart(folders: dict[str, Path],
     assert sum("other" not in str(file) for file in files(tmp_path)) == 4
 
 
-def test_a_damaged_file_is_said_to_be_and_made_again(
+def test_a_damaged_file_is_reported_and_encoded_again(
     folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = load(folders["sd15"], tmp_path).encode(PROMPTS).parts[0]
@@ -185,7 +185,7 @@ def test_writers_may_share_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_captions_that_are_not_read_to_their_end_are_counted_and_told_of_once(
+def test_truncated_captions_are_counted_and_reported_once(
     folders: dict[str, Path], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A longer caption says more to the network until the room that the family states is used up, and no further."""

@@ -52,7 +52,7 @@ def test_a_tail_keeps_its_begin_and_the_terminal() -> None:
         FlowPath(terminal=1.0)
 
 
-def test_eulers_schedule_is_read_where_it_stays_on_the_path(tmp_path: Path) -> None:
+def test_eulers_schedule_is_read_if_it_stays_on_the_path(tmp_path: Path) -> None:
     settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
     euler = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading", **settings}
     (tmp_path / "good").mkdir()

@@ -83,7 +83,7 @@ def test_rewards_weights_are_fetched_too(hub: str, tmp_path: Path) -> None:
     Aesthetic(weights=str(fetched), clip=str(fetched)).check()
 
 
-def test_a_hub_id_is_read_through_the_cache_and_offline_is_kept(hub: str, tmp_path: Path) -> None:
+def test_a_hub_id_loads_from_the_cache_which_offline_needs(hub: str, tmp_path: Path) -> None:
     write_recipe(tmp_path, "me/tiny")
     cold = grpaint(hub, tmp_path, "--offline", "show", "mine.toml")
     assert cold.returncode == 2
@@ -142,7 +142,7 @@ def test_a_hub_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_what_is_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_ids_are_distinguished_from_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert is_hub_id("stabilityai/stable-diffusion-xl-base-1.0")
     assert is_hub_id("owner/name@refs/pr/1")

@@ -85,7 +85,7 @@ def _update(
 
 
 @pytest.mark.parametrize("name", ["sd3", "sd15"])
-def test_kept_graphs_give_the_gradients_of_a_second_forward(folders: dict[str, Path], name: str) -> None:
+def test_retained_graphs_give_the_gradients_of_a_second_forward(folders: dict[str, Path], name: str) -> None:
     policy = Diffusers(str(folders[name]), lora=Lora(4)).load(Runtime())
     gradients = []
     for retain in (False, True):

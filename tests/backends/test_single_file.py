@@ -125,7 +125,7 @@ def header(root: Path, shapes: Mapping[str, tuple[int, ...]], metadata: dict[str
         ("ssd-1b", "SSD-1B, transformer layers 0 0 2 2 4 4 down, 0 in the middle, 4 4 10 2 1 1 0 0 0 up"),
     ],
 )
-def test_block_layouts_of_full_size_are_told_apart(size: str, family: str) -> None:
+def test_block_layouts_of_full_size_are_distinguished(size: str, family: str) -> None:
     tensors = unet(random_weights.pipeline(random_weights.SIZES[size], device="meta").unet)
     shapes = {name.removeprefix("model.diffusion_model."): tuple(t.shape) for name, t in tensors.items()}
     assert describe_unet(shapes) == family
@@ -164,7 +164,7 @@ V_PRED, SPEC = {"v_pred": torch.zeros(0)}, "modelspec.prediction_type"
         (sd2_layout, {}, {SPEC: "v_prediction"}, "auto", "v"),
     ],
 )
-def test_what_it_predicts_is_said_or_asked(
+def test_prediction_type_is_read_from_the_file_or_must_be_set(
     tmp_path: Path, layout_of: Any, marks: dict[str, Tensor], metadata: dict[str, str], expected: Any, kind: str | None
 ) -> None:
     pipe = sd2()
@@ -208,7 +208,7 @@ def test_files_of_other_kinds_are_refused_with_the_way_out(
     assert "\n" not in str(refusal.value)
 
 
-def test_what_is_missing_or_does_not_fit_is_said_before_weights_are_read(
+def test_missing_or_foreign_parts_are_refused_before_weights_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, file, _ = write(tmp_path, "sdxl")
@@ -276,7 +276,7 @@ def test_with_a_cache_only_encoders_are_opened_again_and_let_go(
 
 
 @pytest.mark.parametrize(("name", "held"), [("sd1", True), ("unet-alone", False)])
-def test_embeddings_are_kept_apart_where_the_file_holds_what_reads(tmp_path: Path, name: str, held: bool) -> None:
+def test_embeddings_are_separate_if_the_file_holds_text_encoders(tmp_path: Path, name: str, held: bool) -> None:
     _, file, settings = write(tmp_path, name)
     before = text_parts_hash(Diffusers(str(file), **settings).origin)
     tensors = load_file(file)

@@ -86,7 +86,7 @@ def made(tmp_path_factory):
     return here, first, half, second, again, words, sets
 
 
-def test_recipes_and_rewards_of_ones_own_are_compared_until_their_files_change(tmp_path):
+def test_own_recipes_and_rewards_are_compared_until_their_files_change(tmp_path):
     with tiny_runs.folder(tmp_path, keep=False):
         Path("mine.toml").write_text((RECIPES / "scenes/flow-grpo-fast.toml").read_text())
         sets = [item.replace("FILE", "reward.py") for item in SMALL]
@@ -104,7 +104,7 @@ def test_recipes_and_rewards_of_ones_own_are_compared_until_their_files_change(t
 @pytest.mark.parametrize(
     "names", [{"kind": "my.py:f"}, {"kind": "worker", "reward": "my.py:f"}, {"a": [{"b": "my.py:f"}]}]
 )
-def test_a_file_counts_wherever_a_recipe_names_it(names, tmp_path):
+def test_an_own_file_counts_wherever_a_recipe_names_it(names, tmp_path):
     with tiny_runs.folder(tmp_path):
         Path("my.py").touch()
         assert _own_files({"rewards": {"mine": names, "other": {"kind": "none.py:f"}}, "seed": 3}) == [Path("my.py")]

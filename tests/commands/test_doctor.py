@@ -145,7 +145,7 @@ def test_a_ratio_that_is_no_number_is_no_pass(folder: Path, monkeypatch: pytest.
     assert doctor.initial_ratio(case).passed is False
 
 
-def test_parity_is_not_asked_of_steps_that_stock_ddim_misses(tmp_path: Path) -> None:
+def test_parity_is_not_checked_at_steps_that_stock_ddim_misses(tmp_path: Path) -> None:
     settings = recipe(save("sd15-v", tmp_path))
     runtime = Runtime()
     policy = settings.model.load(runtime)
@@ -185,7 +185,7 @@ def test_checks_leave_the_weights_as_they_were(folder: Path) -> None:
     assert all(torch.equal(p, before[name]) for name, p in case.policy.weights.trainable.items())
 
 
-def test_the_command_prints_a_line_each_and_fails_where_one_fails(
+def test_doctor_prints_a_line_per_check_and_exits_with_1_if_one_fails(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

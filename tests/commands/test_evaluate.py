@@ -148,7 +148,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("words", REFUSED, ids=str)
-def test_what_cannot_be_judged_is_refused_in_one_line(words, tmp_path):
+def test_impossible_evaluations_are_refused_in_one_line(words, tmp_path):
     sets, message = REFUSED[words]
     end = command("evaluate", *filter(None, words), "--out", str(tmp_path / "no"), sets=sets)
     assert (end.code, end.err.count("\n")) == (2, 1)

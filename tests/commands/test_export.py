@@ -41,7 +41,7 @@ def tuned(folder: Path) -> DiffusersPolicy:
 
 @pytest.mark.parametrize("target", ["diffusers", "comfyui", "merged"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_is_exported_draws_the_same(tmp_path: Path, name: str, target: exporting.Target) -> None:
+def test_an_export_draws_the_same(tmp_path: Path, name: str, target: exporting.Target) -> None:
     policy = tuned(save(name, tmp_path))
     off = exporting.export(policy, {"stage": "train"}, 2, target, tmp_path / "out")
     assert off < 1e-4
@@ -61,7 +61,7 @@ def test_what_is_exported_draws_the_same(tmp_path: Path, name: str, target: expo
     assert about["license"] is None
 
 
-def test_a_file_that_draws_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_draws_something_else_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tuned(save("sdxl", tmp_path))
     plain = exporting.kohya
     monkeypatch.setattr(
@@ -115,7 +115,7 @@ def test_an_adapter_under_other_names_is_no_start(tmp_path: Path) -> None:
             Diffusers(policy.spec.base, lora=Lora(4), **{setting: file}).load(Runtime())
 
 
-def test_a_place_that_cannot_be_written_is_told_before_anything_is_drawn(tmp_path: Path) -> None:
+def test_an_unwritable_place_is_refused_before_drawing(tmp_path: Path) -> None:
     policy = tuned(save("sdxl", tmp_path))
     (tmp_path / "file").touch()
 
@@ -237,7 +237,7 @@ def test_half_precision_keeps_a_small_change(tmp_path: Path, settings: dict[str,
         torch.testing.assert_close(written[name], tensor.float(), rtol=0, atol=1e-6)
 
 
-def test_what_cannot_be_exported_or_repeated_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_exports_and_repeats_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run)
     Image.new("RGB", (4, 4)).save("plain.png")
     for words, message in [

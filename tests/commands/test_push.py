@@ -57,7 +57,7 @@ def test_the_folder_arrives_with_its_page(hub: str, run: Path) -> None:
     assert str(run) not in card.replace(str(run / "bright.py"), "")
 
 
-def test_what_cannot_be_pushed_is_refused_before_a_model_opens(
+def test_impossible_uploads_are_refused_before_a_model_opens(
     hub: str, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("grpaint.commands.export.command.open_model", None)

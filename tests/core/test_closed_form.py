@@ -72,7 +72,7 @@ def test_images_survive_encoding(channels: int) -> None:
     assert policy.decode(9 * latents).aminmax() == (0, 1)
 
 
-def test_the_gradient_pulls_the_mean_towards_what_is_asked_for() -> None:
+def test_the_gradient_pulls_the_mean_towards_the_reward() -> None:
     policy = model(sample_shape=(1, 2, 2))
     cond, x = policy.encode(PROMPTS), policy.noise((0,), range(3))
     optimizer = torch.optim.SGD(policy.parameters(), 0.2)

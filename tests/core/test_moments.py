@@ -88,7 +88,7 @@ def test_the_public_noise_schedule_stops_short_of_clean_data() -> None:
 
 @pytest.mark.parametrize("eta", [0.3, 0.5, 0.8, 1.0])
 @pytest.mark.parametrize("path", [FlowPath(), FlowPath(3), VpPath(spacing="trailing", final="one")], ids=str)
-def test_cps_narrows_the_data_by_a_factor_that_more_steps_do_not_mend(path: Path, eta: float) -> None:
+def test_cps_narrows_the_data_by_a_factor_that_more_steps_do_not_remove(path: Path, eta: float) -> None:
     """In the limit the spread is cos(eta * pi / 4) of the data's: .972, .924, .809, .707 for the etas above.
 
     A step replaces part of the predicted noise by new noise of the right size, but predicted x0 and eps are posterior

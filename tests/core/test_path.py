@@ -123,7 +123,7 @@ def test_a_flow_point_adds_up_to_one(sigma: float) -> None:
 
 @pytest.mark.parametrize("path", [FlowPath(), VpPath(), VpPath(betas="cosine")], ids=str)
 @given(draw=st.lists(st.floats(0, 1, exclude_max=True, width=32), min_size=1, max_size=8))
-def test_rows_at_different_times_stand_where_single_times_do(path: FlowPath | VpPath, draw: list[float]) -> None:
+def test_points_of_rows_equal_those_of_single_times(path: FlowPath | VpPath, draw: list[float]) -> None:
     t = path.times(torch.tensor(draw))
     rows = path.at(t)
     single = [path.at(value) for value in t.tolist()]

@@ -16,7 +16,7 @@ def test_a_forward_counts_one_and_its_backward_two_more() -> None:
     assert meter.counts == {"training": 70}
 
 
-def test_accounts_are_kept_apart_and_closed_after_a_failure() -> None:
+def test_accounts_are_separate_and_closed_after_a_failure() -> None:
     meter = Meter()
 
     def fail() -> None:

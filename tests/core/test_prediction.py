@@ -57,7 +57,7 @@ def test_rows_may_stand_at_different_points() -> None:
 
 @pytest.mark.parametrize("kind", ["velocity", "epsilon", "v"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_precision_is_kept(kind: str, dtype: torch.dtype) -> None:
+def test_precision_is_preserved(kind: str, dtype: torch.dtype) -> None:
     x, output = pair(2, 3, dtype=dtype)
     x0, eps = read(output, x, Point(0.5, 0.5, 0.5), kind)
     assert (x0.dtype, eps.dtype) == (dtype, dtype)

@@ -206,7 +206,7 @@ def test_flow_sde_scales_the_velocity_by_a_constant(s: float, share: float, eta:
 
 
 @pytest.mark.parametrize("below", [0, 1e-9, 1e-7])
-def test_flow_sde_is_finite_where_the_first_sigma_is_1_but_for_rounding(below: float) -> None:
+def test_flow_sde_is_finite_if_the_first_sigma_is_1_but_for_rounding(below: float) -> None:
     gain, std = FlowSde(0.7)(FlowPath().at(1 - below), FlowPath().at(0.9))
     assert (gain, std) == pytest.approx((0.9 - 0.245, 0.7), abs=1e-6)
 

@@ -91,7 +91,7 @@ def test_an_epoch_shows_every_image_once_and_repeats_itself_exactly(tmp_path):
     assert set(Counter(drawn).values()) == {3}
 
 
-def test_streams_and_turns_count_on_where_they_were():
+def test_epoch_orders_continue_across_iterations():
     assert epoch_order(("a",), 5, 0, 20) == [place for n in range(4) for place in epoch_order(("a",), 5, 5 * n, 5)]
     shares = [60, 30, 10]
     taken = [draw_bucket((0,), shares, n) for n in range(2100)]  # beyond two blocks of draws

@@ -99,7 +99,7 @@ def test_references_are_read_from_their_column(tmp_path):
         PromptData(str(file), references=True).prepare(str)
 
 
-def test_prompts_alone_are_refused_where_images_are_trained_on(tmp_path):
+def test_prompts_alone_are_refused_if_images_are_needed(tmp_path):
     file = write(tmp_path, ".txt")
     sets = ["data.kind=prompts", f"data.train={file}"]
     with tiny_runs.folder(tmp_path):
@@ -109,7 +109,7 @@ def test_prompts_alone_are_refused_where_images_are_trained_on(tmp_path):
             assert "trains on captioned images, and this data has prompts alone" in end.err
 
 
-def test_dead_prompts_are_told_apart():
+def test_kinds_of_dead_prompts_are_distinguished():
     def line(least, most):
         return {"prompt": "p", "mean": (least + most) / 2, "std": (most - least) / 2, "least": least, "most": most}
 

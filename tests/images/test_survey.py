@@ -46,7 +46,7 @@ def mixed(tmp_path):
     return path
 
 
-def test_duplicates_and_bad_files_are_found(mixed):
+def test_duplicates_and_bad_files_are_listed(mixed):
     report = survey(ImageData(str(mixed), held_out_share=0.3, resolution=64), {"words": len})
     (one,) = report["collections"]
     assert (one["images"], report["captioned"]) == (16, 14)
@@ -58,7 +58,7 @@ def test_duplicates_and_bad_files_are_found(mixed):
     assert report["captions"]["lengths"]["words"][0] == len("motif 0")
 
 
-def test_a_scan_reports_missing_captions_and_goes_on(mixed):
+def test_a_scan_reports_missing_captions_and_continues(mixed):
     (mixed / "03.txt").unlink()
     with tiny_runs.folder(mixed.parent):
         end = command("data", "scan", "set", "--sheet", "sheet.png")

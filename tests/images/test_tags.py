@@ -179,7 +179,7 @@ def prompt(*tags):
     return Prompt("unread", {"tags": list(tags)})
 
 
-def test_tag_recall_is_the_share_of_the_prompts_tags_that_are_found(tagger):
+def test_tag_recall_is_the_share_of_the_prompts_tags_in_the_image(tagger):
     images = torch.stack([torch.full((3, 4, 4), level) for level in (0.0, 0.5, 1.0)])
     reward = TagRecall(f"{tagger}:tagger")
     assert reward(images, [prompt("blue sky", "tree")] * 3).tolist() == [0.5, 1.0, 1.0]
@@ -196,7 +196,7 @@ def test_tag_recall_refuses_what_it_cannot_score(tagger):
         TagRecall(f"{tagger}:short")(images, [prompt("tree")])
 
 
-def test_tag_recall_is_named_in_a_recipe_and_its_tagger_is_found_before_a_run(tagger):
+def test_tag_recall_in_a_recipe_imports_its_tagger_before_a_run(tagger):
     made, plain = build(Reward, {"kind": "tag-recall", "tagger": f"{tagger}:tagger"}, "rewards.tags")
     assert made == TagRecall(f"{tagger}:tagger")
     assert plain["threshold"] == 0.35

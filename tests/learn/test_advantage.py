@@ -170,7 +170,7 @@ def test_shares_add_up_to_the_advantage() -> None:
     torch.testing.assert_close(sum(shares.values()).float(), advantage(both, rollout(EVEN)))
 
 
-def test_where_a_reward_does_not_apply_the_others_take_its_weight() -> None:
+def test_other_rewards_take_the_weight_of_one_that_does_not_apply() -> None:
     a, b, c = scores(1), scores(2), scores(3)
     where = torch.tensor([False] * 4 + [True] * 8)
     columns = {"a": torch.tensor(a), "b": torch.tensor(b), "c": torch.tensor(c)}
@@ -181,7 +181,7 @@ def test_where_a_reward_does_not_apply_the_others_take_its_weight() -> None:
     close(ours[4:], (parts[0] / 8 + parts[1] * 3 / 8 + parts[2] / 2)[4:])
 
 
-def test_scores_where_a_reward_does_not_apply_are_not_looked_at() -> None:
+def test_scores_of_rows_without_the_reward_are_ignored() -> None:
     a, b, where = scores(1), scores(2), torch.tensor([True] * 4 + [False] * 8)
 
     def at(column: np.ndarray, advantage: Advantage) -> Tensor:
@@ -288,7 +288,7 @@ def test_a_clip_or_an_eps_without_sense_is_refused(make: Callable[..., Advantage
         make(**settings)
 
 
-def test_a_total_counts_a_reward_where_it_applies() -> None:
+def test_a_total_counts_a_reward_in_the_rows_where_it_applies() -> None:
     where = torch.tensor([True, False])
     both = RewardTable({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([10.0, 20.0])}, {"b": 0.5}, {"b": where})
     assert both.total().tolist() == [6.0, 2.0]

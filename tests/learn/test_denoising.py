@@ -202,7 +202,7 @@ def test_the_loss_belongs_to_seed_and_iteration() -> None:
     assert total(objective, model, batch(seed=6)) != first
 
 
-def test_weights_are_those_asked_for() -> None:
+def test_weights_are_the_requested_set() -> None:
     model, objective = policy(), Denoising()
     here, (_, eps, _) = at(FlowPath(), FLOW_TIMES), fields()
     before = objective.loss(model, batch(), here, eps)

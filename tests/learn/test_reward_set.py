@@ -46,7 +46,7 @@ def test_scores_become_single_precision(answer: object) -> None:
     assert scores.shape == (4,)
 
 
-def test_a_reward_that_raises_is_named_with_what_it_said() -> None:
+def test_a_reward_that_raises_is_named_with_its_message() -> None:
     def broken(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         raise KeyError("no weights")
 
@@ -79,7 +79,7 @@ def test_an_answer_that_is_no_tensor_is_named(answer: object) -> None:
         answers(answer).score(IMAGES, PROMPTS)
 
 
-def test_a_reward_is_asked_without_gradients() -> None:
+def test_a_reward_is_called_without_gradients() -> None:
     calls = []
 
     def watching(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:

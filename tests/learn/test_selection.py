@@ -36,7 +36,7 @@ def test_filtering_keeps_the_subset_of_largest_variance_and_its_own_statistics(s
         assert (gained != 0).sum() == keep
 
 
-def test_a_group_no_larger_than_what_is_kept_is_kept_whole() -> None:
+def test_a_group_no_larger_than_the_selection_stays_whole() -> None:
     table = RewardTable({"r": scores(0)})
     for wrap in (OptimalVariance, BestWorst):
         torch.testing.assert_close(wrap(8, GroupNorm())(table, ROLLOUT), GroupNorm()(table, ROLLOUT))
@@ -53,7 +53,7 @@ def test_the_best_and_the_worst_are_judged_by_the_whole_groups_statistics() -> N
     torch.testing.assert_close(chosen[rows], plain[rows] * 14 / 8)
 
 
-def test_what_is_left_out_costs_no_model_call_and_the_mean_is_over_what_is_kept() -> None:
+def test_left_out_rows_cost_no_model_call_and_the_mean_is_over_the_rest() -> None:
     advantage = OptimalVariance(4, GroupNorm())(RewardTable({"r": scores(1)}), ROLLOUT)
     before = POLICY.meter.counts["training"]
     terms = list(PolicyGradient()(POLICY, ROLLOUT, advantage))
@@ -64,6 +64,6 @@ def test_what_is_left_out_costs_no_model_call_and_the_mean_is_over_what_is_kept(
 
 
 @pytest.mark.parametrize(("wrap", "keep"), [(OptimalVariance, 1), (BestWorst, 0), (BestWorst, 3)])
-def test_a_number_that_cannot_be_kept_is_refused(wrap: type, keep: int) -> None:
+def test_a_selection_of_an_impossible_size_is_refused(wrap: type, keep: int) -> None:
     with pytest.raises(ValueError, match="keep must be"):
         wrap(keep)

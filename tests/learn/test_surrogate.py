@@ -88,7 +88,7 @@ TRUTH = [
 
 
 @pytest.mark.parametrize(("ratio", "gain", "stopped"), TRUTH)
-def test_ppo_clip_stops_the_gradient_exactly_where_it_says(ratio: float, gain: float, stopped: bool) -> None:
+def test_ppo_clip_stops_the_gradient_exactly_outside_its_range(ratio: float, gain: float, stopped: bool) -> None:
     clip, ratios = PpoClip(low=0.2, high=0.3), torch.tensor([ratio], dtype=torch.float64)
     advantage = torch.full_like(ratios, gain)
     mean, action = at_ratio(ratios)

@@ -84,7 +84,7 @@ def test_kid_is_its_formula_and_never_pairs_copies():
     assert kernel(times.double()) == pytest.approx(mmd(a, b, rows).item(), abs=1e-12)
 
 
-def test_recall_sees_what_is_left_out():
+def test_recall_falls_if_a_mode_is_left_out():
     reference = torch.cat([drawn(60, 4, 8), drawn(60, 4, 9) + 20])
     both, one = torch.cat([drawn(60, 4, 10), drawn(60, 4, 11) + 20]), drawn(120, 4, 12)
     assert recall_hits(reference, reference).mean() == 1

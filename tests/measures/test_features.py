@@ -68,7 +68,7 @@ def test_clip_features_round_to_eight_bits_and_read_the_middle(clip):
     assert features(square).norm() != pytest.approx(1, abs=0.01)
 
 
-def test_what_is_not_there_is_said_in_one_line(tmp_path, clip):
+def test_missing_files_are_one_line(tmp_path, clip):
     with pytest.raises(ConfigError, match=r"config.json not found; name the folder of a CLIP model"):
         assert ClipFeatures(str(tmp_path)).width
     broken = tmp_path / "broken"

@@ -47,7 +47,7 @@ def test_ssim_and_psnr_are_their_formulas(pair):
 
 
 @pytest.mark.parametrize("size", [(3, 8, 8), (3, 32, 31)], ids=str)
-def test_what_cannot_be_compared_is_refused(size):
+def test_impossible_comparisons_are_refused(size):
     with pytest.raises(ValueError, match="11 pixels or more"):
         likeness(torch.zeros(1, *size), torch.zeros(1, 3, 8, 8) if size[1] == 8 else torch.zeros(1, 3, 32, 32))
 

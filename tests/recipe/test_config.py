@@ -131,7 +131,7 @@ def test_a_group_of_one_is_for_advantages_that_look_beyond_it():
         )
 
 
-def test_a_window_is_held_to_the_likelihood_wherever_it_may_be_drawn():
+def test_every_possible_window_must_have_a_likelihood():
     for seed in range(8):
         _refused(command("train", "flow-grpo-fast", sets=["plan.window.high=6", f"train.seed={seed}"]), "step 7")
 
@@ -169,7 +169,7 @@ def test_a_reward_file_that_cannot_be_imported_is_one_line(body):
     )
 
 
-def test_a_class_of_ones_own_takes_settings_when_it_is_a_dataclass():
+def test_an_own_dataclass_takes_settings():
     Path("mine.py").write_text(
         "from dataclasses import dataclass\n"
         "class Plain:\n    def __call__(self, images, prompts): return images.mean((1, 2, 3))\n"
@@ -301,7 +301,7 @@ def test_a_setting_of_the_contract_is_there(key):
         node = node[part]
 
 
-def test_recipes_are_found_from_anywhere_by_short_name():
+def test_recipes_open_from_anywhere_by_short_name():
     default = open_recipe(None, "train")[1]
     assert open_recipe("awm", "train")[1] == default == open_recipe("scenes/awm", "train")[1]
     assert isinstance(open_recipe("flow-grpo-fast", "train")[0].plan.sampler, Cps)

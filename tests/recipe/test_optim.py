@@ -61,7 +61,7 @@ def indexed(optimizers):
 
 @pytest.mark.parametrize("spec", [Adamw(weight_decay=0.1), MuonAdamw()])
 @pytest.mark.parametrize("form", ["reordered", "in order", "by index"])
-def test_an_optimizer_goes_on_from_its_state_in_a_file(spec, form):
+def test_an_optimizer_continues_from_its_state_in_a_file(spec, form):
     parameters, optimizers = made(spec, SHAPES)
     for number in range(3):
         step(parameters, optimizers, number)

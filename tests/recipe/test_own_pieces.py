@@ -125,7 +125,7 @@ def _here(tmp_path):
         yield
 
 
-def test_functions_of_ones_own_train_and_resume():
+def test_own_functions_train_and_resume():
     sets = [*TINY, tiny_runs.REWARD, "advantage.kind=my.py:centred", "objective.surrogate.kind=my.py:ratio"]
     for name in ("whole", "parted"):
         words = [] if name == "whole" else ["train.iterations=2"]

@@ -44,7 +44,7 @@ def test_legibility(read, exact, edit):
     assert legibility(read, "Open now", "edit") == pytest.approx(edit)
 
 
-def test_the_text_that_is_wanted():
+def test_the_target_text_of_a_prompt():
     assert target_text(Prompt('A sign that says "Open" and "Now"')) == "Open Now"
     assert target_text(Prompt("A sign that says \u201cOpen\u201d")) == "Open"
     assert target_text(Prompt('A "sign"', {"text": "Open"})) == "Open"
@@ -212,7 +212,7 @@ def test_counting_asks_for_surer_detections(tmp_path):
         reward.stop()
 
 
-def test_a_detector_that_answers_something_else_is_told(tmp_path):
+def test_a_detector_with_a_wrong_answer_is_reported(tmp_path):
     (tmp_path / "mine.py").write_text(DETECTOR)
     reward = GenEval(detector=f"{tmp_path}/mine.py:broken")
     try:

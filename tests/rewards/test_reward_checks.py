@@ -98,7 +98,7 @@ def test_a_self_test_that_fails_says_what_it_saw(better: float, worse: float, me
         assert "rewards.cat.self_test = false" in text
 
 
-def test_a_function_is_asked_about_two_images_and_its_state_stays() -> None:
+def test_a_self_test_scores_two_images_and_restores_the_state() -> None:
     class Counts:
         seen = 0
 
@@ -155,7 +155,7 @@ def test_what_nothing_exceeds_may_stay() -> None:
         watched(2, *[[0.0, 0.0]] * 5, reward=SceneChecker())
 
 
-def test_captions_that_are_cut_are_told_by_their_share(tmp_path: Path) -> None:
+def test_truncated_captions_are_reported_as_a_share(tmp_path: Path) -> None:
     clip = str(clip_folder(tmp_path))
     rewards = RewardSet({"clip": ClipScore(weights=clip, tokenizer=clip), "size": Jpeg(), "f": Says(1, 0)}, {})
     prompts = [Prompt("a b c"), Prompt("a " * 40), Prompt("a b"), Prompt("b")]

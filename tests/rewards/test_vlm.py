@@ -104,7 +104,7 @@ def test_ties_count_half(judge):
     assert scores.tolist() == [0.75, 0.75, 0.0]
 
 
-def test_who_meets_whom():
+def test_comparisons_pair_images_of_a_prompt():
     assert comparisons([4, 7], 3) == [(4, 7), (7, 4)]
     assert len(comparisons(range(5), 2)) == 20
     assert group_rows([Prompt("a"), Prompt("b"), Prompt("a"), Prompt("b")]) == [[0, 2], [1, 3]]
@@ -115,19 +115,19 @@ def test_who_meets_whom():
 @pytest.mark.parametrize(
     "answer", ["I would give it a 7.", "11", "-1", "7/10", "", "seven", "1e1", "nan", "10.5", "\u0667"], ids=str
 )
-def test_what_is_no_grade_is_none(judge, answer):
+def test_an_answer_without_a_grade_is_refused(judge, answer):
     judge.says = answer or " "
     with pytest.raises(RewardError, match="instead of a number from 0 to 10; asked 2 times"):
         VlmJudge(judge.url, "eye-1", **QUICK)(IMAGES[:1], PROMPTS[:1])
 
 
-def test_what_is_no_choice_is_none(judge):
+def test_an_answer_without_a_choice_is_refused(judge):
     judge.says = "Image A is better"
     with pytest.raises(RewardError, match='it answered "Image A is better" instead of A, B or tie'):
         VlmJudge(judge.url, "eye-1", measure="pairwise", **QUICK)(IMAGES, PROMPTS)
 
 
-def test_a_judge_that_is_busy_is_asked_again_and_one_that_forbids_is_not(judge):
+def test_a_busy_judge_is_retried_and_a_forbidding_one_is_not(judge):
     judge.statuses = [429, 503]
     assert VlmJudge(judge.url, "e", **QUICK | {"retries": 2})(IMAGES[:1], PROMPTS[:1]).tolist() == [2.0]
     judge.statuses = [403] * 9

@@ -47,7 +47,7 @@ DRAW = {
 
 
 @pytest.mark.parametrize("kind", DRAW)
-def test_the_kept_scores_have_the_largest_variance_of_all_subsets(kind: str) -> None:
+def test_the_selected_scores_have_the_largest_variance_of_all_subsets(kind: str) -> None:
     rng = np.random.default_rng(0)
     for _ in range(250):
         size = int(rng.integers(2, 10))
@@ -71,7 +71,7 @@ def test_it_is_not_half_best_and_half_worst() -> None:
     assert optimal_variance(scores, 4).tolist() == [0, 1, 2, 5]
 
 
-def test_all_are_kept_where_all_may_stay() -> None:
+def test_all_rows_stay_if_the_selection_is_as_large() -> None:
     assert optimal_variance(torch.tensor([3.0, 1.0, 2.0]), 3).tolist() == [0, 1, 2]
 
 
@@ -155,7 +155,7 @@ def test_a_funnel_keeps_what_the_previews_of_the_whole_rollout_say() -> None:
     assert set(pruned.previews) == {2, 4}
 
 
-def test_a_survivor_walks_as_if_nobody_had_been_pruned() -> None:
+def test_a_survivor_samples_as_if_nothing_had_been_pruned() -> None:
     policy = model()
     whole, pruned = rolled(policy, None), rolled(policy, FUNNEL)
     counts = numbers(policy, pruned)
@@ -231,7 +231,7 @@ def test_a_funnel_without_a_score_says_so() -> None:
         roll(model(), PROMPTS, 8, Plan(steps=6, sampler=Cps(), prune=FUNNEL), iteration=0, seed=0)
 
 
-def test_a_checkpoint_may_stand_where_the_window_closes() -> None:
+def test_a_pruning_point_may_lie_at_the_end_of_the_window() -> None:
     plan = Plan(10, FlowSde(), Sliding(3, 1, 1), prune=Funnel((2,), (6, 3), close=True))
     plan.check(FlowPath(), 8)
     assert [plan.course(FlowPath(), iteration, 0).prune for iteration in range(3)] == [
@@ -265,7 +265,7 @@ def test_an_audited_group_is_left_whole_in_every_so_manyth_iteration() -> None:
     assert later.group.bincount().tolist() == [2, 2, 2]
 
 
-def test_ranks_share_what_is_equal() -> None:
+def test_equal_scores_share_a_rank() -> None:
     assert ranks(torch.tensor([3.0, 1.0, 3.0, -2.0, 3.0])).tolist() == [4, 2, 4, 1, 4]
     assert ranks(torch.tensor([0.5, 0.5])).tolist() == [1.5, 1.5]
 

@@ -70,7 +70,7 @@ def test_the_same_actions_and_the_same_gradient(name: str, make: object) -> None
 
 
 @pytest.mark.parametrize("penalty", [StepKl(0.1), VelocityMse(0.1)], ids=str)
-def test_a_penalty_reads_the_kept_prediction(penalty: StepKl | VelocityMse) -> None:
+def test_a_penalty_reads_the_retained_prediction(penalty: StepKl | VelocityMse) -> None:
     policy = gaussian()
     policy.blend("reference", 0.0)
     with torch.no_grad():

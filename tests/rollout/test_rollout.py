@@ -130,7 +130,7 @@ def test_a_rollout_keeps_its_numbers() -> None:
     assert not rollout.x0.requires_grad
 
 
-def test_a_rollout_samples_with_the_weights_it_is_told() -> None:
+def test_a_rollout_samples_with_the_weights_of_its_plan() -> None:
     policy = model()
     before = rolled(policy)
     policy.blend("behaviour", 0.0)
@@ -142,7 +142,7 @@ def test_a_rollout_samples_with_the_weights_it_is_told() -> None:
 
 
 @pytest.mark.parametrize("index", [[3], [0, 1, 2], [11, 0, 5, 7], list(range(12)), list(range(11, -1, -1))], ids=str)
-def test_rows_are_taken_in_the_order_asked_and_renumbered(index: list[int]) -> None:
+def test_rows_are_taken_in_the_given_order_and_renumbered(index: list[int]) -> None:
     rollout = mixed()
     taken = rollout.rows(torch.tensor(index))
     assert torch.equal(taken.x0, rollout.x0[index])
@@ -181,7 +181,7 @@ def test_previews_are_taken_with_their_rows() -> None:
     assert torch.equal(rollout.rows(index).previews[2], rollout.previews[2][index])
 
 
-def test_what_is_stored_is_single_precision() -> None:
+def test_stored_latents_are_fp32() -> None:
     rollout = rolled(model())
     stored: list[Tensor] = [rollout.x0, *(getattr(t, name) for t in rollout.transitions for name in PARTS)]
     assert {tensor.dtype for tensor in stored} == {torch.float32}

@@ -184,7 +184,7 @@ def test_reference_rows_of_a_group_can_share_their_noise() -> None:
     assert torch.equal(x[~references], fresh[~references])
 
 
-def test_a_funnel_is_told_which_rows_have_a_reference() -> None:
+def test_a_funnel_receives_which_rows_have_a_reference() -> None:
     policy, log = model(), []
 
     def score(images: Tensor, _: object, references: Tensor) -> Tensor:

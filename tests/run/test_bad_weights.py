@@ -141,7 +141,7 @@ def test_a_checkpoint_folder_and_half_precision_are_good_starts(whole):
         assert torch.equal(net[name], tensor.half().float())
 
 
-def test_a_run_is_told_from_its_checkpoints(whole):
+def test_a_run_folder_is_distinguished_from_its_checkpoints(whole):
     Path("run/checkpoints/000002").mkdir(parents=True)
     write_weights(Path("run/checkpoints/000002/model.safetensors"), *whole)
     message = r"It is a run: name one of its checkpoints, such as run/checkpoints/000002\."

@@ -136,7 +136,7 @@ class Away:
         return images.mean((1, 2, 3))
 
 
-def test_rewards_elsewhere_are_asked_side_by_side():
+def test_external_rewards_are_called_concurrently():
     meeting = threading.Barrier(3)  # passes only where all three are asked at once
     here = lambda images, prompts: meeting.wait(600) * 0 + images.mean((1, 2, 3))  # noqa: E731
     images = torch.rand(5, 3, 2, 2)

@@ -93,7 +93,7 @@ def test_the_scorer_orders_a_group_as_the_checker_does():
         (["plan.start.strength=0.01"], ["plan", "strength"]),
     ],
 )
-def test_what_cannot_run_is_refused_before_weights_load(sets, words, tmp_path):
+def test_impossible_recipes_are_refused_before_weights_load(sets, words, tmp_path):
     with tiny_runs.folder(tmp_path):
         end = command("train", RECIPE, sets=[*sets, "model.start=nowhere.safetensors"])
     assert end.code == 2

@@ -204,7 +204,7 @@ def test_soft_is_higher_for_the_true_caption(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_soft_tells_degraded_images_apart_where_strict_cannot(kind: str) -> None:
+def test_soft_distinguishes_degraded_images_that_strict_does_not(kind: str) -> None:
     part = scenes(kind).first(20)
     empty = torch.tensor(BACKGROUND).view(1, 3, 1, 1)
     blur = [F.avg_pool2d(F.pad(part.images, [k // 2] * 4, mode="replicate"), k, 1) for k in (3, 5, 7, 9)]
@@ -258,7 +258,7 @@ def test_a_verdict_does_not_depend_on_the_batch() -> None:
     torch.testing.assert_close(whole.soft, torch.cat([part.soft for part in parts]))
 
 
-def test_components_are_found_where_they_were_drawn() -> None:
+def test_components_lie_at_the_drawn_places() -> None:
     captions = scenes("count").captions[:100]
     layout = lay_out(captions, ("find",))
     shapes = find_components(draw(layout))

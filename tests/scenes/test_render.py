@@ -105,7 +105,7 @@ def test_every_shape_has_the_area_and_the_centre_that_it_says(shape: int, radius
 
 
 @pytest.mark.parametrize("shape", range(len(SHAPES)), ids=SHAPES)
-def test_reach_is_where_a_shape_ends(shape: int) -> None:
+def test_reach_is_the_extent_of_a_shape(shape: int) -> None:
     line = torch.linspace(-3, 3, 1201)
     y, x = torch.meshgrid(line, line, indexing="ij")
     inside = outlines(x, y, torch.ones(1, 1))[shape] <= 0

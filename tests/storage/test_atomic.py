@@ -206,7 +206,7 @@ def test_a_link_stays_a_link_and_long_names_can_be_written(tmp_path):
     assert (tmp_path / ("n" * 255)).read_text() == "text"
 
 
-def test_an_error_has_the_name_that_was_asked_for(tmp_path):
+def test_an_error_names_the_file_of_the_caller(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         write_atomic(tmp_path / "missing/file.txt", "text")
     assert caught.value.filename == str(tmp_path / "missing/file.txt")

@@ -33,7 +33,7 @@ def test_a_square_of_the_right_size_is_left_alone() -> None:
     torch.testing.assert_close(pad_to_square(images, 28), images)
 
 
-def test_what_is_cut_and_what_is_padded() -> None:
+def test_the_middle_is_cropped_and_margins_are_padded() -> None:
     images = pictures(28, 40)
     torch.testing.assert_close(crop_to_square(images, 28), images[..., 6:34])
     page = pad_to_square(pictures(20, 28), 28)

@@ -107,7 +107,7 @@ def test_every_fault_has_its_message_and_nothing_hangs(url, fault, name):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB: no gigabyte was read
 
 
-def test_a_fault_that_passes_is_asked_over(url, fault, home):
+def test_a_passing_fault_is_retried(url, fault, home):
     calls = int((home / "calls").read_text())
     remote = Remote((url,), retries=8, backoff_s=0.3)
     remote.start()
@@ -153,7 +153,7 @@ def test_neither_proxies_nor_an_event_loop_around_it_matter(url, monkeypatch):
         ("http://a\tb:1", "InvalidURL"),
     ],
 )
-def test_an_address_that_leads_nowhere_has_its_reason(address, words):
+def test_an_unreachable_address_has_its_reason(address, words):
     with pytest.raises(RewardError, match=re.escape(words)):
         Remote((address,), retries=0).start()
 
@@ -214,7 +214,7 @@ def unharmed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["error", "hang", "half", "nan", "count", "garbage", "huge"])
-def test_a_run_stops_and_goes_on_as_if_nothing_had_been(name, unharmed, tmp_path):
+def test_a_stopped_run_continues_with_equal_numbers(name, unharmed, tmp_path):
     with tiny_runs.folder(tmp_path, keep=False), server(tmp_path / "server") as address:
         (tmp_path / "server/fault").write_text(f"{name} 5")  # a self-test, evaluations around two iterations, then it
         end = command("train", "flow-grpo-fast", "--name", "it", sets=sets_of(address, name))
@@ -231,7 +231,7 @@ def test_a_run_stops_and_goes_on_as_if_nothing_had_been(name, unharmed, tmp_path
         tiny_runs.same(unharmed, Path("runs/it"))
 
 
-def test_a_server_that_is_not_there_is_said_before_weights_load_and_may_move(unharmed, tmp_path, monkeypatch):
+def test_a_missing_server_is_reported_before_weights_load_and_may_move(unharmed, tmp_path, monkeypatch):
     with tiny_runs.folder(tmp_path, keep=False), server(tmp_path / "server") as address:
         with monkeypatch.context() as patch:
             patch.setattr("grpaint.backends.scenes.Scenes.load", None)

@@ -104,7 +104,7 @@ def picture(value=0.5, text="a", **metadata):
 SAFE = {"Content_Type": "application/x-safetensors"}
 
 
-def test_it_says_who_it_is_and_scores_both_kinds_of_bodies(slow):
+def test_health_identifies_the_reward_and_both_body_formats_are_scored(slow):
     status, about = ask(slow, "GET", "/health")
     assert (status, about["name"]) == (200, "slow.py:score")
     assert re.fullmatch("[0-9a-f]{16}", about["identity"])
@@ -206,7 +206,7 @@ def wait_until_closed(connection, drip):
     ],
     ids=["silence", "request line", "one header", "headers without end"],
 )
-def test_a_connection_whose_header_does_not_come_is_let_go(first, drip):
+def test_a_connection_without_a_whole_header_is_closed(first, drip):
     with impatient() as port:
         start = time.monotonic()
         with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
@@ -278,7 +278,7 @@ def test_a_client_that_does_not_read_its_answer_is_let_go():
         assert received < 30 << 20
 
 
-def test_it_ends_at_once_where_a_connection_says_nothing():
+def test_the_server_stops_at_once_beside_a_silent_connection():
     start = time.monotonic()
     with impatient(seconds=60) as port:
         silent = socket.create_connection(("127.0.0.1", port))
@@ -293,7 +293,7 @@ def test_scores_that_take_too_long_are_given_up(slow):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_when_asked_after_what_is_under_way(tmp_path, number):
+def test_the_server_stops_after_the_requests_under_way(tmp_path, number):
     with serving(tmp_path, "slow.py:score", "--token-env", "REWARD_TOKEN") as (process, _, port):
         answers = []
         body = picture(0.75, text="slow", seconds=1)
@@ -376,7 +376,7 @@ def test_requests_that_wait_together_are_scored_together_and_fail_apart():
         ),
     ],
 )
-def test_what_cannot_be_served_is_one_line(words, message, tmp_path):
+def test_impossible_services_are_refused_in_one_line(words, message, tmp_path):
     with tiny_runs.folder(tmp_path):
         end = command("serve-reward", *words)
     assert end.code == 2

@@ -111,7 +111,7 @@ def test_pixels_come_as_they_were(worker):
         ("text", "it gave '1' for a score"),
     ],
 )
-def test_what_goes_wrong_is_said(worker, word, message):
+def test_worker_failures_are_reported(worker, word, message):
     with pytest.raises(RewardError) as raised:
         worker()(IMAGES, prompts(word))
     assert message in str(raised.value)
@@ -129,7 +129,7 @@ def test_one_that_dies_is_started_again(worker):
     assert Path("died").exists()
 
 
-def test_after_a_fault_it_goes_on(worker):
+def test_the_worker_continues_after_a_fault(worker):
     one = worker()
     for word in ("raise", "die", "fine"):
         if word == "fine":
@@ -187,7 +187,7 @@ worker(torch.zeros(1, 3, 2, 2), [Prompt("hang")])
     os.kill(int(Path("child").read_text()), signal.SIGKILL)  # what a reward itself starts is its own affair then
 
 
-def test_a_run_stops_with_its_worker_and_goes_on(tmp_path, foreign):
+def test_a_run_stops_with_its_worker_and_resumes(tmp_path, foreign):
     reward = (
         "import os\nfrom pathlib import Path\ncalls = 0\n"
         "def f(images, prompts, metadata):\n    global calls\n    calls += 1\n"
