@@ -179,7 +179,7 @@ def test_half_written_checkpoints_are_no_checkpoints(short):
     assert sorted(path.name for path in IT.glob("checkpoints/*")) == ["000002", "000004"]
 
 
-def test_a_folder_begun_and_not_named_yet_is_in_nobodys_way(short):
+def test_a_leftover_temporary_folder_does_not_block_a_new_one(short):
     Path("runs/.it.part").mkdir(parents=True)
     Path("runs/.it.part/run.toml").write_text("half = ")
     assert command("train", "flow-grpo-fast", "--name", "it", sets=[*TINY, REWARD]).code == 0
@@ -207,7 +207,7 @@ def test_a_checkpoint_that_was_damaged_is_one_line(short):
     assert (IT / "metrics.jsonl").is_file()
 
 
-def test_a_finished_run_says_so(short):
+def test_resuming_a_finished_run_says_that_it_is_finished(short):
     shutil.copytree(short, IT)
     before = {path: path.read_bytes() for path in IT.rglob("*") if path.is_file()}
     end = command("train", "--name", "it", "--resume")

@@ -176,7 +176,7 @@ WEIGHTS = Path("unet/diffusion_pytorch_model.safetensors")
         (b"\x80\x04garbage that is no header", "without a header"),
     ],
 )
-def test_files_that_are_no_weights(copy: Path, content: bytes, message: str) -> None:
+def test_foreign_weight_files_are_refused(copy: Path, content: bytes, message: str) -> None:
     (copy / WEIGHTS).write_bytes(content)
     with pytest.raises(CheckpointError, match=f"diffusion_pytorch_model.safetensors: .*{message}") as refusal:
         Diffusers(str(copy)).load(Runtime())

@@ -161,7 +161,7 @@ def test_the_page_is_whole_and_closed(made):
         assert f"<td>{method}</td>" in text
 
 
-def test_a_dry_run_says_and_does_nothing(tmp_path):
+def test_a_dry_run_prints_the_runs_and_starts_none(tmp_path):
     with tiny_runs.folder(tmp_path):
         end = command("compare", *METHODS, "--seeds", "0,1,2", "--budget-evaluations", "1000", "--search", "--dry-run")
         assert not Path("comparison").exists()

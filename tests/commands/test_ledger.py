@@ -16,7 +16,7 @@ def mlp() -> nn.Sequential:
     return nn.Sequential(*[layer for _ in range(DEPTH) for layer in (nn.Linear(WIDTH, WIDTH, bias=False), nn.Tanh())])
 
 
-def test_an_mlp_takes_what_it_must() -> None:
+def test_an_mlp_needs_the_computed_bytes() -> None:
     """Weights; a row of activations a layer (what tanh gives, the next layer reads); gradients; Adam's two."""
     runtime = FakeRuntime()
     weights, row = DEPTH * WIDTH * WIDTH * FLOAT, ROWS * WIDTH * FLOAT

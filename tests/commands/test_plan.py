@@ -144,7 +144,7 @@ def test_levers_are_pasted_and_then_it_fits(tmp_path):
     assert "GiB: fits" in again.out
 
 
-def test_levers_that_are_pulled_are_not_offered(tmp_path):
+def test_applied_levers_are_not_offered_again(tmp_path):
     folder = tiny_pipelines.save("sdxl", tmp_path)
     now = forecast(small(folder), "train")
     offered = []

@@ -144,7 +144,7 @@ def test_a_tensor_of_double_precision_gives_double_precision() -> None:
 
 
 @pytest.mark.parametrize("t", [0.4, 0.6, 500.7, 998.9])
-def test_a_time_between_timesteps_is_rounded_for_floats_and_tensors_alike(t: float) -> None:
+def test_times_are_rounded_to_timesteps_in_floats_and_tensors(t: float) -> None:
     point, row = VpPath().at(t), VpPath().at(torch.tensor([t], dtype=torch.float64))
     assert row.sigma.item() == pytest.approx(point.sigma, rel=1e-12)
 

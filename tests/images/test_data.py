@@ -158,7 +158,7 @@ def test_the_scan_is_remembered_until_a_file_changes(tmp_path, monkeypatch):
     assert len(read) == 13
 
 
-def test_a_cache_that_cannot_be_written_is_gone_without(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_ignored(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert lines_of(data(making.folder(tmp_path / "set")))

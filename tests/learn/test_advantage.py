@@ -282,7 +282,7 @@ def test_a_history_that_could_never_fill_is_refused(buffer: int, min_count: int)
 
 @pytest.mark.parametrize("make", [GroupNorm, PerReward, BatchNorm, History])
 @pytest.mark.parametrize("settings", [{"eps": -1e-6}, {"clip": 0.0}, {"clip": -1.0}], ids=str)
-def test_a_clip_or_an_eps_without_sense_is_refused(make: Callable[..., Advantage], settings: dict[str, float]) -> None:
+def test_an_impossible_clip_or_eps_is_refused(make: Callable[..., Advantage], settings: dict[str, float]) -> None:
     (name,) = settings
     with pytest.raises(ValueError, match=f"{name} must"):
         make(**settings)

@@ -43,7 +43,7 @@ def test_another_unit_changes_nothing() -> None:
     assert other.multiplier == pytest.approx(one.multiplier, rel=1e-5)
 
 
-def test_its_state_is_taken_back() -> None:
+def test_a_floor_restores_its_state() -> None:
     one, other = Floor(), Floor()
     for number in range(3):
         one.observe(torch.tensor([0.0, 1.0]) - number)

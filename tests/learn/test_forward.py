@@ -252,7 +252,7 @@ def test_a_network_that_is_right_to_the_last_digit_gives_no_nan() -> None:
     ],
     ids=["window", "start", "weights"],
 )
-def test_a_rollout_that_makes_no_sense_is_refused(objective: ForwardObjective, change: dict, reason: str) -> None:
+def test_an_impossible_rollout_is_refused(objective: ForwardObjective, change: dict, reason: str) -> None:
     objective.check(replace(PLAN, prune=Funnel((2,), (2,))))
     with pytest.raises(ValueError, match=reason):
         objective.check(replace(PLAN, **change))

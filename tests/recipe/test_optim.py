@@ -82,7 +82,7 @@ def test_an_optimizer_continues_from_its_state_in_a_file(spec, form):
     assert all(torch.equal(others[name], parameter) for name, parameter in parameters.items())
 
 
-def test_names_tell_numbered_parameters_from_the_old_form():
+def test_numbered_parameters_are_not_read_as_the_old_form():
     spec = Adamw()
     parameters = {"1": nn.Parameter(torch.zeros(3)), "0": nn.Parameter(torch.zeros(3))}  # those of a ParameterList
     optimizers = spec.make(parameters.values(), 1e-2)

@@ -199,7 +199,7 @@ def test_a_detector_of_your_own_in_a_worker(tmp_path):
             reward.stop()
 
 
-def test_counting_asks_for_surer_detections(tmp_path):
+def test_counting_needs_higher_detection_scores(tmp_path):
     (tmp_path / "mine.py").write_text(
         "def d(image):\n    return [('car', 0.5, (0, 0, 9, 9)), ('car', 0.95, (9, 0, 9, 9))]\n"
     )

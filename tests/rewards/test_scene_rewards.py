@@ -24,7 +24,7 @@ def test_the_scorer_prefers_the_right_picture() -> None:
     assert (scorer(PICTURES, PROMPTS) > scorer(PICTURES.roll(1, 0), PROMPTS)).float().mean() > 0.9
 
 
-def test_agreement_enough_is_enough() -> None:
+def test_agreement_is_capped_at_enough() -> None:
     cosine, capped = SceneScorer()(PICTURES, PROMPTS), SceneScorer(enough=0.5)(PICTURES, PROMPTS)
     assert torch.equal(capped, cosine.clamp(max=0.5))
     with pytest.raises(ValueError, match="enough"):
@@ -43,7 +43,7 @@ def test_a_prompt_without_a_reference_is_named() -> None:
         RewardSet({"like": SceneDistance()}, {"like": 1.0}).score(PICTURES[:2], [PROMPTS[0], Prompt("a red circle")])
 
 
-def test_clean_enough_is_clean_enough() -> None:
+def test_cleanliness_is_capped_at_enough() -> None:
     images = PICTURES + GRAIN
     grain, reward = background(images), SceneCleanliness(enough=0.03)(images, PROMPTS)
     assert (grain < 0.03).any()

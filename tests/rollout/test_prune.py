@@ -66,7 +66,7 @@ def test_a_large_common_offset_does_not_spoil_the_choice(scores: list[int], offs
     assert values[chosen].var() == pytest.approx(brute_force(values, 2), rel=1e-9, abs=1e-12)
 
 
-def test_it_is_not_half_best_and_half_worst() -> None:
+def test_optimal_variance_is_not_half_best_and_half_worst() -> None:
     scores = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 10.0])
     assert optimal_variance(scores, 4).tolist() == [0, 1, 2, 5]
 
@@ -167,7 +167,7 @@ def test_a_survivor_samples_as_if_nothing_had_been_pruned() -> None:
             torch.testing.assert_close(getattr(ours, name), getattr(theirs, name)[counts])
 
 
-def test_nothing_of_the_dead_is_left() -> None:
+def test_pruned_rows_leave_nothing_behind() -> None:
     policy = model()
     pruned = rolled(policy, FUNNEL)
     assert len(pruned.x0) == len(pruned.cond) == len(pruned.references) == 6
@@ -179,7 +179,7 @@ def test_nothing_of_the_dead_is_left() -> None:
     torch.testing.assert_close(end.mean, last.mean)
 
 
-def test_a_checkpoint_costs_nothing_but_the_prediction_of_those_that_die() -> None:
+def test_a_pruning_point_costs_only_the_prediction_of_pruned_rows() -> None:
     policy = model()
     rolled(policy, FUNNEL)
     assert policy.meter.counts["training"] == 3 * (8 * 3 + 4 * 2 + 2 * 1)
@@ -199,7 +199,7 @@ def test_the_score_sees_the_clean_prediction_of_every_live_row_and_its_prompt() 
     assert calls == [(3 * n, [text for text in texts for _ in range(n)]) for n in (8, 4)]
 
 
-def test_a_funnel_that_prunes_nobody_changes_no_bit() -> None:
+def test_a_funnel_that_prunes_no_row_changes_no_bit() -> None:
     policy = model()
     plain = rolled(policy, None)
     for funnel in (Funnel((), ()), Funnel((2,), (8,))):
@@ -256,7 +256,7 @@ def rolled_with(plan: Plan) -> Rollout:
     return roll(model(), PROMPTS, 8, plan, iteration=3, seed=5, score=brightness)
 
 
-def test_an_audited_group_is_left_whole_in_every_so_manyth_iteration() -> None:
+def test_an_audited_group_stays_whole_at_the_audit_interval() -> None:
     plan = Plan(6, FlowSde(), prune=Funnel((2, 4), (4, 2), audit=4))
     whole = rolled_with(plan)  # iteration 3 is the fourth
     assert whole.group.bincount().tolist() == [8, 2, 2]
@@ -277,11 +277,11 @@ def test_equal_scores_share_a_rank() -> None:
         (Plan(6, Cps(), Random(2, 1, 1), prune=Funnel((3,), (3,)), tail=Tail()), r"prune\.at does not go with a tail"),
     ],
 )
-def test_funnels_that_make_no_sense_are_refused(plan: Plan, match: str) -> None:
+def test_impossible_funnels_are_refused(plan: Plan, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         plan.check(FlowPath(), 8)
 
 
-def test_a_funnel_of_unequal_lists_is_refused() -> None:
+def test_a_funnel_with_lists_of_unequal_length_is_refused() -> None:
     with pytest.raises(ValueError, match="one shorter than keep"):
         Funnel((2,), (3,), close=True)

@@ -45,7 +45,7 @@ def test_stays_that_shorten() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"size": 0}, {"every": 0}, {"stride": -1}, {"skip_last": -1}], ids=str)
-def test_a_window_without_sense_is_refused(settings: dict[str, int]) -> None:
+def test_an_impossible_window_is_refused(settings: dict[str, int]) -> None:
     (name,) = settings
     with pytest.raises(ValueError, match=name):
         Sliding(**settings)

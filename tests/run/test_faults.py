@@ -189,7 +189,7 @@ def test_what_to_lower_are_settings():
             assert isinstance(node, int), key
 
 
-def test_out_of_memory_in_the_midst_of_a_run_can_be_resumed(unharmed, monkeypatch):
+def test_a_run_that_ran_out_of_memory_can_be_resumed(unharmed, monkeypatch):
     predict, seen = ScenePolicy.predict, []
 
     def exhausted(self, x, here, cond, weights="current"):

@@ -66,7 +66,7 @@ def test_a_reward_of_weight_0_is_a_judge():
     assert list(hacking_alarm(before, after, Watch(), ["reward/aside"])["judges"]) == ["reward/aside"]
 
 
-def test_a_factor_may_be_another():
+def test_another_watch_factor_can_be_set():
     after = line(**BASE | {"reward": 0.6, "background": 0.015})
     assert hacking_alarm(line(**BASE), after, Watch()) is None
     assert hacking_alarm(line(**BASE), after, Watch(factors={"background": 1.5}))

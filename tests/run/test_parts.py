@@ -147,7 +147,7 @@ def test_external_rewards_are_called_concurrently():
         rewards.score(images, PROMPTS)
 
 
-def test_a_later_gives_its_error_and_the_number_of_threads():
+def test_a_background_call_raises_its_error_and_keeps_the_thread_count():
     torch.set_num_threads(1)
     assert BackgroundCall(torch.get_num_threads).result() == 1
     later = BackgroundCall(lambda: 1 // 0)

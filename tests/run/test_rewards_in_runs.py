@@ -115,7 +115,7 @@ def test_a_function_of_three_gets_texts_and_metadata_and_a_third_setting_is_no_m
     assert lines(Path("runs/it/metrics.jsonl"))[0]["reward/kinds"] == pytest.approx(sum(expected) / 12)
 
 
-def test_captions_cut_are_in_the_metrics(tmp_path):
+def test_truncated_captions_are_in_the_metrics(tmp_path):
     clip = clip_folder(tmp_path / "clip")  # a token a letter, 18 of them
     reward = f'{{kind="clip-score",weights="{clip}",tokenizer="{clip}",self_test=false}}'
     assert run(f"rewards={{clip={reward}}}", "train.iterations=1", "data.kinds=['single']").code == 0

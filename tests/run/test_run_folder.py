@@ -76,7 +76,7 @@ def test_a_line_an_iteration_with_the_names_of_the_contract(run):
     assert metrics[0]["policy/kl"] == 0 < metrics[-1]["policy/kl"]
 
 
-def test_kl_is_absent_without_a_penalty():
+def test_kl_is_not_measured_without_a_penalty():
     assert command("train", "flow-grpo-fast", "--name", "plain", sets=[*TINY, REWARD, "train.iterations=1"]).code == 0
     (line,) = lines(Path("runs/plain/metrics.jsonl"))
     assert not [key for key in line if "kl" in key]

@@ -134,7 +134,7 @@ def test_one_word_wrong_changes_one_word_and_stays_in_kind() -> None:
     assert {str(c) for c in one_word_wrong(parse("two red circles"))} >= {"three red circles", "two red squares"}
 
 
-def test_otherwise_wrong_swaps_or_leaves_out() -> None:
+def test_other_wrong_captions_swap_or_leave_out_a_side() -> None:
     assert {str(c) for c in otherwise_wrong(parse("a red circle left of a blue square"))} == {
         "a blue square left of a red circle",
         "a red circle",
@@ -192,7 +192,7 @@ def test_the_loss_is_infonce_in_both_directions() -> None:
     torch.testing.assert_close(contrastive_loss(scorer, images, captions, wrong), total / 12, rtol=1e-4, atol=1e-5)
 
 
-def test_a_few_steps_lower_it() -> None:
+def test_a_few_steps_lower_the_loss() -> None:
     torch.manual_seed(0)
     scorer = Scorer()
     captions, wrong = draw_pairs(16, seed=2, iteration=0)

@@ -158,7 +158,7 @@ def dawdling(port):
         yield idle
 
 
-def test_a_client_that_dawdles_is_let_go_and_others_are_served(slow):
+def test_a_slow_client_is_disconnected_and_others_are_served(slow):
     start = time.monotonic()
     with dawdling(slow) as idle:
         assert ask(slow, "GET", "/health")[0] == 200
@@ -254,7 +254,7 @@ def test_who_shows_no_token_is_not_heard_further():
             assert ask(port, method, path, Authorization="Bearer wrong")[0] == 401
 
 
-def test_our_client_hears_a_refusal_of_what_it_is_still_sending(monkeypatch):
+def test_the_client_reads_a_refusal_while_it_is_still_sending(monkeypatch):
     monkeypatch.setenv("FAR_TOKEN", TOKEN)
     with impatient(seconds=60, bytes=1 << 20) as port:
         remote = Remote((f"http://127.0.0.1:{port}",), token_env="FAR_TOKEN")
@@ -262,7 +262,7 @@ def test_our_client_hears_a_refusal_of_what_it_is_still_sending(monkeypatch):
             remote(torch.zeros(16, 3, 256, 256), [Prompt("a")] * 16)
 
 
-def test_a_client_that_does_not_read_its_answer_is_let_go():
+def test_a_client_that_does_not_read_its_answer_is_disconnected():
     def fail(images, prompts):
         raise RewardError("x" * (30 << 20))
 
@@ -320,7 +320,7 @@ def test_a_reward_of_ours_over_http_is_bit_for_bit_the_same(tmp_path, monkeypatc
         assert torch.equal(remote(images, prompts), SceneDistance()(images, prompts))
 
 
-def test_requests_that_wait_together_are_scored_together_and_fail_apart():
+def test_waiting_requests_are_scored_in_one_batch_and_fail_separately():
     seen, begun, gate = [], threading.Event(), threading.Event()
 
     def score(images, prompts):

@@ -118,13 +118,13 @@ def test_worker_failures_are_reported(worker, word, message):
     assert "\n" not in str(raised.value)
 
 
-def test_one_that_hangs_is_ended_with_all_that_it_started(worker):
+def test_a_hanging_worker_is_killed_with_its_children(worker):
     with pytest.raises(RewardError, match=r"did not answer within 2 s and was ended"):
         worker(timeout_s=2.0, restarts=0)(IMAGES, prompts("hang"))
     gone(int(Path("child").read_text()))
 
 
-def test_one_that_dies_is_started_again(worker):
+def test_a_worker_that_dies_is_restarted(worker):
     assert torch.equal(worker()(IMAGES, prompts("once")), torch.arange(5.0))
     assert Path("died").exists()
 
@@ -139,7 +139,7 @@ def test_the_worker_continues_after_a_fault(worker):
                 one(IMAGES, prompts(word))
 
 
-def test_one_that_does_not_start_says_why(foreign):
+def test_a_worker_that_does_not_start_gives_the_reason(foreign):
     Path("bad.py").write_text("import no_such_package\ndef f(images, prompts, metadata): pass\n")
     with pytest.raises(
         RewardError, match=r"did not start: it ended with exit code 1.*No module named 'no_such_package'"
