@@ -183,7 +183,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(run):
     assert end.err == "grpaint: reward.py: File exists; fix that, or name another place.\n"
 
 
-def test_sample_refuses_a_word_that_the_model_does_not_know(run):
+def test_sample_refuses_an_unknown_word(run):
     end = command("sample", str(run), "a red circel")
     assert end.code == 2
     assert end.err.count("\n") == 1

@@ -66,7 +66,7 @@ def test_a_method_runs_and_is_resumed_exactly(method: str, tmp_path: Path) -> No
         ("scenes/flow-grpo-fast", "scenes/mix-grpo"),
     ],
 )
-def test_what_makes_two_methods_different_is_a_short_diff(one: str, other: str) -> None:
+def test_two_methods_differ_in_a_short_diff(one: str, other: str) -> None:
     def settings(name: str) -> list[str]:
         return [line for line in locate(name).read_text().splitlines() if not line.startswith("#")]
 

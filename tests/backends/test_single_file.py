@@ -258,7 +258,7 @@ def test_a_file_trains_and_exports_like_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd3", "flux-dev"])
-def test_with_a_cache_only_encoders_are_opened_again_and_let_go(
+def test_with_a_cache_only_encoders_are_reopened_and_freed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     _, file, settings = write(tmp_path, name)

@@ -92,7 +92,7 @@ def test_the_commands_lines_and_its_json():
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-def test_what_rewards_take_is_part_of_an_iteration(parts):
+def test_the_time_of_rewards_is_part_of_an_iteration(parts):
     body = "    time.sleep(0.4)\n    return images.mean((1, 2, 3))\n"
     Path("slow.py").write_text(f"import time\n\ndef score(images, prompts):\n{body}")
     sets = [*TINY, "rewards={slow={kind='slow.py:score'}}", f"train.parts={parts}", "train.overlap=false"]
@@ -115,7 +115,7 @@ def test_sizes(text, size):
 
 
 @pytest.mark.parametrize("text", ["24", "GB", "0GB", "-1GB"])
-def test_sizes_that_are_none(text):
+def test_impossible_sizes_are_refused(text):
     with pytest.raises(ConfigError, match="--gpu"):
         parse_bytes(text)
 

@@ -88,7 +88,7 @@ def test_an_upload_that_fails_keeps_the_export(hub: str, run: Path) -> None:
 @pytest.mark.parametrize(
     "license_", ["openrail++", "other: see LICENSE # not free", "'quoted' \"twice\"", "- yes", None]
 )
-def test_the_page_says_what_it_was_given_whatever_characters_that_has(license_: str | None) -> None:
+def test_the_page_escapes_every_text(license_: str | None) -> None:
     about = {
         "base": "stabilityai/sdxl@0123",
         "base_sha256": "ab",

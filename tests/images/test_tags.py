@@ -58,7 +58,7 @@ def test_gallery_dl_lists_and_plain_captions_are_read_too():
         ({"tags": "a", "score": "41"}, r"a.png: score = '41': must be a number"),
     ],
 )
-def test_what_a_sidecar_may_not_say_is_named(fields, message):
+def test_invalid_sidecars_are_named(fields, message):
     with pytest.raises(ConfigError, match=message):
         read_tags(fields, "text", "a.png")
 
@@ -154,7 +154,7 @@ def test_tags_as_prose():
         {"implications": "nowhere.txt"},
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings):
+def test_contradictory_settings_are_refused(settings):
     with pytest.raises(ValueError):
         TagSettings(**settings)
 

@@ -270,7 +270,7 @@ def test_an_impossible_rollout_is_refused(objective: ForwardObjective, change: d
         (AdvantageWeightedMatching, {"low": 0.0}, "low must be positive"),
     ],
 )
-def test_settings_without_sense_are_refused(make: type, settings: dict[str, float], reason: str) -> None:
+def test_impossible_values_are_refused(make: type, settings: dict[str, float], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         make(**settings)
 

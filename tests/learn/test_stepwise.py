@@ -87,7 +87,7 @@ def test_the_unshifted_pairing_has_no_gradient_on_average_and_the_shifted_one_ha
 @pytest.mark.parametrize(
     ("settings", "name"), [({"fade": -0.1}, "fade"), ({"fade": 1.1}, "fade"), ({"clip": 0.0}, "clip")]
 )
-def test_settings_without_sense_are_refused(settings: dict[str, float], name: str) -> None:
+def test_impossible_values_are_refused(settings: dict[str, float], name: str) -> None:
     with pytest.raises(ValueError, match=name):
         StepAware(**settings)
 

@@ -190,7 +190,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(setting, words)
         ("advantage.kind=my.py:Running", "a state_dict cannot be kept as JSON (Object of type Tensor"),
     ],
 )
-def test_what_goes_wrong_later_is_one_line_too(setting, words):
+def test_later_failures_are_one_line_too(setting, words):
     end = command("train", "flow-grpo-fast", "--name", "it", sets=[*TINY, tiny_runs.REWARD, setting])
     assert end.code == (2 if setting.startswith("plan.window") else 1)
     assert words in end.err

@@ -117,7 +117,7 @@ DOG, CAT = Detection("dog", 0.9, (0, 0, 10, 10), "brown"), Detection("cat", 0.8,
         ((0, 0, 10, 10), set()),
     ],
 )
-def test_where_one_lies_as_seen_from_another(box, expected):
+def test_relations_follow_positions(box, expected):
     assert relations(DOG, Detection("cat", 1.0, box)) == expected
 
 

@@ -147,7 +147,7 @@ def test_one_score_for_everything_too_often_in_a_row() -> None:
         watched(2, [4.0, 4.0, 1.0], [4.0, 4.0, 2.0], applies=[True, True, False])
 
 
-def test_what_nothing_exceeds_may_stay() -> None:
+def test_a_reward_may_stay_at_its_best_score() -> None:
     solved = [1.0, 1.0]
     watched(2, *[solved] * 5, reward=SceneChecker())
     watched(2, *[[-0.005, -0.005]] * 5, reward=SceneCleanliness(enough=0.005))

@@ -33,7 +33,7 @@ def test_strides_without_overlap_and_frozen() -> None:
     assert list(Sliding(4, 3, 0).reach(25)) == [0, 1, 2, 3]
 
 
-def test_stays_that_shorten() -> None:
+def test_sliding_windows_with_decay_stay_ever_shorter() -> None:
     linear = starts(Sliding(4, 10, 1, "linear"), 25, 200)
     stays = [linear[: linear.index(20) + 1].count(place) for place in range(21)]
     assert stays[0] == 10

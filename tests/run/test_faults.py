@@ -285,7 +285,7 @@ def test_the_first_module_that_is_not_finite_is_named():
     assert not net[0]._forward_hooks
 
 
-def test_what_was_out_of_memory_is_resumed_in_smaller_parts():
+def test_a_run_resumes_with_smaller_batches():
     assert command("train", "flow-grpo-fast", "--name", "it", sets=[*SETS, "train.iterations=2"]).code == 0
     smaller = ["train.iterations=3", "objective.minibatch=5", "model.batch=7"]
     end = command("train", "--name", "it", "--resume", sets=smaller)

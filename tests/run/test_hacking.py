@@ -52,7 +52,7 @@ def test_a_judge_must_leave_the_base_while_the_reward_rises(after, alarm):
         assert f"reward 0.5 -> 0.6 while {alarm[0]}" in alarm_text(alarm_raised)
 
 
-def test_what_moves_by_chance_alone_raises_nothing():
+def test_chance_alone_raises_no_alarm():
     after = line(**BASE | {"reward": 0.6})
     after["image/edge_density"] = 0.3
     after["image/edge_density_by_prompt"] = [0.1] * 15 + [3.3]

@@ -95,7 +95,7 @@ def test_a_floor_is_logged_and_resumed():
     assert [line["reward/less/multiplier"] for line in whole][:2] == [0.0, 0.0]  # the base, and its measure
 
 
-def test_what_a_floor_adds_is_trainings_alone():
+def test_the_floors_multiplier_is_not_used_in_evaluation():
     floor = '{kind="rewards.py:less",weight=0.5,floor={}}'
     sets = [*TINY, f'rewards={{more={{kind="rewards.py:rows"}},less={floor}}}']
     recipe = open_recipe("flow-grpo-fast", "train", sets)[0]

@@ -158,7 +158,7 @@ def test_other_wrong_captions_swap_or_leave_out_a_side() -> None:
         ("two red circles", "three red circles", False),
     ],
 )
-def test_what_may_be_true_of_the_same_image(one: str, other: str, may: bool) -> None:
+def test_ambiguous_pairs_may_be_true_of_the_same_image(one: str, other: str, may: bool) -> None:
     captions = [parse(one), parse(other)]
     assert may_show(*captions) == may_show(*captions[::-1]) == may
     assert ambiguous_pairs(captions).tolist() == [[False, may], [may, False]]

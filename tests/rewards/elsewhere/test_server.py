@@ -133,7 +133,7 @@ def test_health_identifies_the_reward_and_both_body_formats_are_scored(slow):
     ],
     ids=str,
 )
-def test_what_it_refuses_has_a_reason(slow, change, status, words):
+def test_a_refusal_has_a_reason(slow, change, status, words):
     given = {"body": picture(), **SAFE} | change
     code, answer = ask(slow, **given)
     assert code == status
@@ -248,7 +248,7 @@ def test_a_body_without_a_length_is_refused_unread():
             assert (status, answer) == (411, {"error": "Content-Length is missing"})
 
 
-def test_who_shows_no_token_is_not_heard_further():
+def test_a_request_with_a_wrong_token_is_refused_on_every_path():
     with impatient() as port:
         for method, path in (("GET", "/health"), ("GET", "/"), ("POST", "/score"), ("PUT", "/score")):
             assert ask(port, method, path, Authorization="Bearer wrong")[0] == 401
