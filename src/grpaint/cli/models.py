@@ -29,7 +29,7 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
 
 
 @app.command()
-def export(  # noqa: PLR0913 - reason: one argument a flag
+def export(
     source: ModelName,
     target: Annotated[str, typer.Option("--for", help="diffusers, comfyui (A1111 too) or merged.")] = "diffusers",
     out: Annotated[Path | None, typer.Option(help="The new folder; exports/NAME-TARGET if unset.")] = None,

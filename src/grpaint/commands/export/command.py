@@ -17,7 +17,7 @@ from grpaint.run.saved import find_model
 STEPS = 4  # sampling steps, at most, to compare latents before and after
 
 
-def export(  # noqa: PLR0913 - reason: one argument a flag
+def export(
     source: str,
     target: str,
     out: Path | None,
