@@ -82,7 +82,7 @@ def assess(
         raise ConfigError(f'"{REFERENCE}" is the name of the true images; call the model something else.')
     recipe, left_out = candidates[-1].recipe(sets)
     for line in left_out:
-        log(line)
+        echo(line, err=True)
     judging = Judging.of(recipe)
     judging.check(candidates, sets)
     held_out = judging.held_out()
