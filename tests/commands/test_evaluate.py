@@ -165,7 +165,7 @@ def test_without_torchmetrics_nothing_is_sampled(monkeypatch, tmp_path):
 
 
 def test_a_base_alone_is_judged(tmp_path):
-    end = command("evaluate", "one:base", "--few", "--json", sets=FEW)
+    end = command("evaluate", "one:base", "--few", "--json", "--trust", sets=FEW)
     assert end.code == 0, end.err
     assert list(json.loads(end.out)["sources"]) == ["base"]
 
