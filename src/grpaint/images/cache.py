@@ -42,4 +42,4 @@ def write(subject: str, facts: Mapping[str, Any]) -> None:
     file = _file(subject)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, json.dumps({"version": VERSION, "found": facts}))
+        write_atomic(file, json.dumps({"version": VERSION, "found": facts}), follow=False)
