@@ -166,17 +166,17 @@ def names(root: Path, rng: random.Random) -> list[str]:
     match rng.randrange(5):
         case 0 | 1:
             for suffix, raw in ((b".png", picture(7)), (rng.choice((b".txt", b".json")), b"{}")):
-                with open(place + suffix, "wb") as file:  # noqa: PTH123
+                with open(place + suffix, "wb") as file:
                     file.write(raw if rng.random() < 0.8 else b"junk")
         case 2:
-            os.mkfifo(place + rng.choice((b".png", b".txt")))
+            os.mkfifo(place + rng.choice((b".png", b".txt", b".tar", b".parquet", b".arrow")))
             if rng.random() < 0.5:
                 os.mkfifo(root / rng.choice(("0.json", "metadata.jsonl", "0.png.json")))
         case 3:
             os.symlink(rng.choice((b"nowhere", os.fsencode(root), b"/dev/zero", b"/dev/stdin")), place + b".png")
         case 4:
             os.mkdir(place)
-            with open(os.path.join(place, b"p.png"), "wb") as file:  # noqa: PTH123
+            with open(os.path.join(place, b"p.png"), "wb") as file:
                 file.write(picture(8))
     return data_command(root, rng)
 

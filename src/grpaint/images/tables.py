@@ -15,6 +15,8 @@ from grpaint.images.pictures import BadImage
 from grpaint.images.sources import ImageEntry, read_image_file
 from grpaint.storage.reading import read_object
 
+CHECK = Path(__file__).with_name("table_check.py")
+
 
 @dataclass(frozen=True)
 class ImageTables:
@@ -91,7 +93,7 @@ def _check_files(files: list[Path]) -> None:
     unchecked = [file for file in files if cache.read(subjects[file]).get("whole") != cache.stamp(file)]
     if not unchecked:
         return
-    command = [sys.executable, "-P", str(Path(__file__).with_name("table_check.py")), *map(str, unchecked)]
+    command = [sys.executable, "-P", str(CHECK), *map(str, unchecked)]
     process = subprocess.run(command, capture_output=True, check=False)
     problems = [json.loads(line)[1] for line in process.stdout.splitlines()]
     for file, problem in zip(unchecked, problems, strict=False):
