@@ -370,12 +370,35 @@ def drawn(root: Path, rng: random.Random) -> list[str]:
     return ["sample", *source, "--like", str(root / "p.png"), "--out", str(root / "out")]
 
 
-KINDS = (pictures, sidecars, metadata, names, shards, parquet, arrow, prompts, weights, torch_files, drawn)
+def pipelines(root: Path, rng: random.Random) -> list[str]:
+    """A small pipeline's folder with a damaged or foreign file among its settings, tokenizers and weights."""
+    shutil.copytree(root.parents[1] / "sd15", root)
+    file = rng.choice(sorted(file for file in root.rglob("*") if file.is_file()))
+    raw = file.read_bytes()
+    if file.suffix == ".json" and rng.random() < 0.7:
+        fields = json.loads(raw)
+        holder = rng.choice([fields, *(item for item in fields.values() if isinstance(item, dict))])
+        for _ in range(rng.choice((1, 1, 3))):
+            holder[rng.choice([*holder, "auto_map", "_class_name"])] = value(rng)
+        raw = (
+            json.dumps(fields).encode() if rng.random() < 0.9 else rng.choice(ODD_JSON).encode("utf-8", "surrogatepass")
+        )
+    else:
+        raw = damaged(raw, rng)
+    file.write_bytes(raw)
+    if rng.random() < 0.1:
+        file.unlink()
+    return ["open pipeline", str(root)]
+
+
+KINDS = (pictures, sidecars, metadata, names, shards, parquet, arrow, prompts, weights, torch_files, drawn, pipelines)
 
 
 def perform(words: list[str]) -> tuple[str, str]:
     """Run a case: a command, or one of the readers that commands use once weights are there."""
+    from grpaint.backends.diffusers import Diffusers
     from grpaint.core.errors import GrpaintError
+    from grpaint.core.runtime import Runtime
     from grpaint.images.prompts import PromptData
     from grpaint.storage import files
 
@@ -386,6 +409,7 @@ def perform(words: list[str]) -> tuple[str, str]:
         "read header": files.read_header,
         "read weights": files.read_weights,
         "read torch": files.read_torch,
+        "open pipeline": lambda folder: Diffusers(str(folder), height=16, width=16).load(Runtime()),
     }
     if words[0] not in readers:
         return command(*words)
@@ -402,11 +426,14 @@ def run(seed: int, minutes: float, most: int, kinds: tuple[str, ...] = ()) -> Ta
     import grpaint.commands.data
     import grpaint.commands.sample.command
     import grpaint.commands.show  # noqa: F401  imported once, before the forks
+    from tiny_pipelines import save, stock
 
     chosen = [kind for kind in KINDS if not kinds or kind.__name__ in kinds]
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="grpaint-fuzz-") as place:
         os.environ["XDG_CACHE_HOME"] = f"{place}/cache"
+        if pipelines in chosen:
+            stock(save("sd15", Path(place)))  # opened once, for what it imports
         for number, rng in cases(seed, minutes, most):
             kind, root = chosen[number % len(chosen)], Path(place, "case")
             root.mkdir()
