@@ -143,7 +143,9 @@ def read_torch(file: Path) -> dict[str, Any]:
     try:
         stored = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file leads torch's unpickler to any of them
-        reason = printable(" ".join(str(error).split()), 120)
+        reason = printable(" ".join(str(error).split()), 120) or type(error).__name__
+        if "eights only load failed" in reason:  # torch's advice is to open it all the same
+            reason = "damaged, or with contents that could run code"
         raise CheckpointError(f"{file}: not a whole torch file of tensors ({reason}). Copy it again.") from error
     if not isinstance(stored, dict):
         raise CheckpointError(f"{file}: holds a {type(stored).__name__}, a table of tensors was expected.")
