@@ -34,8 +34,8 @@ ODD_NUMBERS = (0, -1, 1e308, -1e308, 2**63, 2**64, 10**300, 0.1, float("nan"), f
 ODD_JSON = ("[" * 3000, "9" * 5000, "{", "nul", '"\\ud800"', '{"text": 1e999}', "\ufeff{}", '{"text": "a"', "\0")
 SETS = (
     "threads=1", "device=cpu", "precision=fp32", "model.start=random", "anchor=none", "plan.steps=4",
-    "train.iterations=1", "train.prompts=2", "train.group_size=4", "checkpoint.every=1", "evaluate.guided=[]", "evaluate.pictures=0",
-    "evaluate.prompts=4", "evaluate.steps=2", "evaluate.probe=4",
+    "train.iterations=1", "train.prompts=2", "train.group_size=4", "checkpoint.every=1", "evaluate.guided=[]",
+    "evaluate.pictures=0", "evaluate.prompts=4", "evaluate.steps=2", "evaluate.probe=4",
 )  # fmt: skip
 SHORT = [word for item in SETS for word in ("--set", item)]
 SUFFIXES = (".png", ".jpg", ".webp", ".bmp", ".gif", ".tif")
