@@ -26,8 +26,8 @@ def write_atomic(file: Path, content: str | bytes | Callable[[BinaryIO], object]
     ``content``: text (stored as UTF-8), bytes, or a function that writes to the open binary file it receives. Each call
     has its own temporary name, so processes may write the same file at once: the last rename wins. If writing raises or
     is interrupted, the temporary file is removed and ``file`` stays as it was. What a killed process left is removed by
-    a later write. A symbolic link is followed; without ``follow``, as for a cache, whose names anybody can foretell, it is
-    replaced.
+    a later write. A symbolic link is followed; without ``follow``, as for a cache, whose names anybody can foretell, it
+    is replaced.
 
     Raises:
         OSError: if the file cannot be written, for example because its folder is missing or the disk is full.
