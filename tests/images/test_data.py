@@ -197,10 +197,10 @@ BROKEN = {
     ":2: a second line for 000.png": '{"file_name": "000.png"}\n{"file_name": "000.png"}',
     ":1: there is no file 999.png": '{"file_name": "999.png", "text": "a"}',
     ":1: must be a JSON object": "[1]",
-    ":1: \"../other.png\" contains": '{"file_name": "../other.png"}',
-    ":1: \"/etc/passwd\" is an absolute name": '{"file_name": "/etc/passwd"}',
-    ":1: \"pipe.png\" is no regular file": '{"file_name": "pipe.png"}',
-    ":1: \"link.png\" is a link to": '{"file_name": "link.png"}',
+    ':1: "../other.png" contains': '{"file_name": "../other.png"}',
+    ':1: "/etc/passwd" is an absolute name': '{"file_name": "/etc/passwd"}',
+    ':1: "pipe.png" is no regular file': '{"file_name": "pipe.png"}',
+    ':1: "link.png" is a link to': '{"file_name": "link.png"}',
     ":1: metadata.jsonl: images end in .png": '{"file_name": "metadata.jsonl"}',
 }
 

@@ -4,11 +4,9 @@ import gc
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from grpaint.backends.adapters import Lora
@@ -17,7 +15,7 @@ from grpaint.backends.fake import meta_modules
 from grpaint.backends.families import Family, PipelineFolder
 from grpaint.backends.pipeline_files import check_parts
 from grpaint.backends.pipeline_parts import check_no_code
-from grpaint.core.errors import CheckpointError, MissingExtra
+from grpaint.core.errors import CheckpointError, GrpaintError, MissingExtra
 from grpaint.core.runtime import Runtime
 from grpaint.storage.files import check_tensors, read_header, read_weights
 from grpaint.storage.reading import parse_object
@@ -57,7 +55,9 @@ def open_pipeline(
         pipe = getattr(diffusers, family.PIPELINE).from_pretrained(
             folder, dtype=dtypes, local_files_only=True, use_safetensors=safe, **absent, **parts
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    except GrpaintError:
+        raise
+    except Exception as error:  # a damaged or foreign folder may raise anything
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: diffusers cannot open it as a {family.PIPELINE}: {reason}") from error
     if "scheduler" not in without:
