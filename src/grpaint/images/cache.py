@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from grpaint.core.errors import ConfigError
 from grpaint.storage.atomic import write_atomic
 from grpaint.storage.cache import cache_folder
+from grpaint.storage.reading import read_object
 
 VERSION = 1
 
@@ -31,9 +33,9 @@ def _file(subject: str) -> Path:
 def read(subject: str) -> dict[str, Any]:
     """Return the facts stored for ``subject``; none if they cannot be read, since they can be found out again."""
     try:
-        stored = json.loads(_file(subject).read_text(encoding="utf-8"))
+        stored = read_object(_file(subject))
         return dict(stored["found"]) if stored["version"] == VERSION else {}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ConfigError, ValueError, KeyError, TypeError):
         return {}
 
 
@@ -42,4 +44,4 @@ def write(subject: str, facts: Mapping[str, Any]) -> None:
     file = _file(subject)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, json.dumps({"version": VERSION, "found": facts}))
+        write_atomic(file, json.dumps({"version": VERSION, "found": facts}), follow=False)

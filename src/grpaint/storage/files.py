@@ -179,8 +179,10 @@ def check_tensors(
         )
 
 
-def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically; equal tensors and labels make equal bytes.
+def write_weights(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, follow: bool = True
+) -> None:
+    """Write a safetensors file atomically; equal tensors and labels make equal bytes. ``follow``: see ``write_atomic``.
 
     Raises:
         OSError: if the file cannot be written.
@@ -198,7 +200,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         file.write(len(text).to_bytes(8, "little") + text)
         file.write(raw[begin:])
 
-    write_atomic(path, write)
+    write_atomic(path, write, follow=follow)
 
 
 def flatten(sets: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
