@@ -205,6 +205,7 @@ def test_damaged_facts_in_the_cache_are_found_out_again(tmp_path, monkeypatch, d
     path = making.folder(tmp_path / "set")
     before = command("data", "scan", str(path)).out
     for file in (tmp_path / "cache").rglob("*.json"):
-        assert (raw := damage(file.read_bytes())) != file.read_bytes()
-        file.write_bytes(raw)
+        whole = file.read_bytes()
+        file.write_bytes(damage(whole))
+        assert file.read_bytes() != whole
     assert command("data", "scan", str(path)).out == before
