@@ -13,6 +13,7 @@ from grpaint.backends.families import FAMILIES, Family, Guidance, PipelineFolder
 from grpaint.backends.pipeline import is_adapter
 from grpaint.backends.pipeline_files import pin_commit
 from grpaint.backends.quantize import BasePrecision
+from grpaint.core.bounds import MOST_SIDE, check_range
 from grpaint.core.errors import ConfigError
 from grpaint.core.path import Path
 from grpaint.core.prediction import Parametrisation
@@ -80,9 +81,7 @@ class DiffusersSettings:
         for key in ("batch", "vae_batch"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
-        for key in ("height", "width", "tokens"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
+        check_range(self, 0, MOST_SIDE, "height", "width", "tokens")
 
     def from_file(self, file: str) -> Self:
         """The same model, starting from weights that a run of it saved."""

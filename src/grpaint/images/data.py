@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from grpaint.core.bounds import MOST_SIDE, check_range
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import CaptionedImages, Prompt
 from grpaint.core.rng import permutation, seed_of, uniform
@@ -67,8 +68,7 @@ class ImageData:
         for key, path in (("train", self.train), ("held_out_path", self.held_out_path)):
             if not Path(path).exists() or not (path or key == "held_out_path"):
                 raise ValueError(f'{key} = "{path}": no such file or folder')
-        if self.resolution < 1:
-            raise ValueError(f"resolution must be at least 1, got {self.resolution}")
+        check_range(self, 1, MOST_SIDE, "resolution")
         if self.buckets and not 1 <= self.bucket_step <= self.resolution:
             raise ValueError(f"bucket_step must lie in 1 .. resolution = {self.resolution}, got {self.bucket_step}")
         if not 0 <= self.caption_dropout < 1:

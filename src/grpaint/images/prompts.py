@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NoReturn
 
 from torch import Tensor
 
+from grpaint.core.bounds import MOST_SIDE, check_range
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import CaptionedImages, Prompt
 from grpaint.core.rng import permutation
@@ -97,8 +98,7 @@ class PromptData:
                 raise ValueError(f'{key} = "{path}": no such file; name your own (.txt, .jsonl, .csv)')
             if path and Path(path).suffix not in SUFFIXES:
                 raise ValueError(f'{key} = "{path}": must end in {", ".join(SUFFIXES)}')
-        if self.resolution < 1:
-            raise ValueError(f"resolution must be at least 1, got {self.resolution}")
+        check_range(self, 1, MOST_SIDE, "resolution")
 
     @cached_property
     def _sides(self) -> tuple[list[Prompt], list[Prompt]]:

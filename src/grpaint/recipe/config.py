@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from grpaint.core.bounds import check_range
 from grpaint.core.errors import ConfigError
 from grpaint.core.reward import RewardBase, WeightSource
 from grpaint.core.runtime import Device, Precision
@@ -20,11 +21,12 @@ from grpaint.recipe.build import Plain, build, dump
 from grpaint.recipe.catalog import did_you_mean
 from grpaint.recipe.optim import Behaviour
 from grpaint.recipe.pieces import Data, Logger, ModelSpec, WeightedReward
-from grpaint.recipe.settings import Checkpoints, Evaluation, Measuring, SftTraining, Training, check_least
+from grpaint.recipe.settings import Checkpoints, Evaluation, Measuring, SftTraining, Training
 from grpaint.rollout.rollout import Plan
 from grpaint.rollout.start import Reference
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+MOST_THREADS = 1024
 DEFAULT = {"train": "scenes/awm", "sft": "scenes/sft"}
 WORLD_OF = {"ddpo": "scenes-epsilon", "sft-flow-grpo": "scenes-epsilon"}  # every other bare name means scenes
 
@@ -44,7 +46,7 @@ class Common:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        check_least(self, 0, "threads")
+        check_range(self, 0, MOST_THREADS, "threads")
 
 
 @dataclass(frozen=True, kw_only=True)
