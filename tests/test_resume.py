@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import tiny_runs
-from grpaint.recipe.config import read_toml
 from grpaint.recipe.pieces import stateful
 from grpaint.storage.files import read_weights, unflatten
+from grpaint.storage.reading import read_toml
 from tiny_pipelines import save
 from tiny_runs import REWARD, TINY, TINY_SFT, command, copy_cut_after, lines, process, status
 

@@ -18,7 +18,8 @@ from grpaint.commands.estimate.forecast import forecast, parse_bytes
 from grpaint.commands.estimate.levers import available_levers
 from grpaint.commands.estimate.rehearsal import TraceCache
 from grpaint.core.errors import ConfigError
-from grpaint.recipe.config import locate, override, read_toml, resolve
+from grpaint.recipe.config import locate, override, resolve
+from grpaint.storage.reading import read_toml
 from tiny_runs import TINY, command
 
 ROOT = Path(__file__).parent.parent.parent

@@ -141,7 +141,10 @@ def test_every_possible_window_must_have_a_likelihood():
     [
         ("a = [", ["recipe.toml", "not TOML"]),
         ("[train]\niterations = 1\niterations = 2\n", ["not TOML", "line 3"]),
-        ("\xff", ["not TOML"]),
+        ("\xff", ["recipe.toml:1", "not UTF-8"]),
+        ("a = " + "[" * 5000, ["recipe.toml", "levels"]),
+        ("a = " + "9" * 5000, ["recipe.toml", "digits"]),
+        ("a = 0x" + "f" * 5000, ["recipe.toml", "digits"]),
         ("[model]\nkind = 'scenes'\n[data]\nkind = 'scenes'\n", ["missing"]),
         ("", ["missing"]),
     ],

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 import tiny_runs
 from grpaint.backends.scenes import Scenes
 from grpaint.core.runtime import Runtime
-from grpaint.recipe.config import open_recipe, read_toml
+from grpaint.recipe.config import open_recipe
+from grpaint.storage.reading import read_toml
 from tiny_runs import REWARD, TINY, TINY_SFT, command, lines, status
 
 pytestmark = pytest.mark.usefixtures("small_network")

@@ -2,6 +2,7 @@
 
 # ruff: noqa: I001 - commands register when they are imported, and --help lists them in this order
 
+import contextlib
 import os
 import sys
 
@@ -15,6 +16,9 @@ def main() -> None:
     """Run the command line: an error of ours is one line, a bad setting exits with 2, a stopped run with 130 or 143."""
     if "OMP_WAIT_POLICY" not in os.environ:  # before PyTorch loads: threads that spin for long stall on busy cores
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a stand-in of a test may not have an encoding
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # reason: see above
     try:
         app()
     except (KeyboardInterrupt, SystemExit) as end:
@@ -35,20 +39,26 @@ def _explain(error: Exception) -> int | None:
     from grpaint.core.importing import user_code_location
 
     if isinstance(error, GrpaintError):
-        typer.echo(f"grpaint: {' '.join(str(error).splitlines())}", err=True)
+        _print_error(" ".join(str(error).split("\n")))
         unreadable = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
         return 2 if unreadable or isinstance(error, ConfigError) else 1
     if isinstance(error, OSError):
         way_out = "; fix that, or name another place." if error.filename else ""
-        typer.echo(f"grpaint: {error.filename or ''}: {error.strerror or error}{way_out}", err=True)
+        _print_error(f"{error.filename or ''}: {error.strerror or error}{way_out}")
         return 1
     code = getattr(error, "exit_code", None)
     if code is not None and type(error).__name__ == "Stopped":
-        typer.echo(f"grpaint: stopped by {error} after saving; continue with --resume.", err=True)
+        _print_error(f"stopped by {error} after saving; continue with --resume.")
         return int(code)
     place = user_code_location(error)
     if place:
         message = " ".join(str(error).split())
-        typer.echo(f"grpaint: {place}: {type(error).__name__}: {message}", err=True)
+        _print_error(f"{place}: {type(error).__name__}: {message}")
         return 1
     return None
+
+
+def _print_error(message: str) -> None:
+    from grpaint.core.text import printable
+
+    typer.echo(f"grpaint: {printable(message)}", err=True)

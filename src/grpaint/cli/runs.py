@@ -75,6 +75,7 @@ def compare(  # noqa: PLR0913 - reason: one argument a flag
 ) -> None:
     """Train methods against each other at equal cost, over several seeds; repeat the command to go on."""
     from grpaint.commands.compare.command import Comparison
+    from grpaint.report.console import echo
 
     comparison = Comparison.parse(methods, world, seeds, (budget_evaluations, budget_minutes), out, sets or [])
-    comparison.run(only=only or [], shard=shard, search=search, baseline=baseline, dry=dry_run, log=typer.echo)
+    comparison.run(only=only or [], shard=shard, search=search, baseline=baseline, dry=dry_run, log=echo)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from typer import Exit, echo
+from typer import Exit
 
 from grpaint.backends.counting import count_words, token_counts
 from grpaint.core.errors import ConfigError
@@ -14,6 +14,7 @@ from grpaint.images.survey import contact_sheet, survey, write_captions
 from grpaint.recipe.build import build
 from grpaint.recipe.config import open_recipe, override, stage_of
 from grpaint.recipe.pieces import Data
+from grpaint.report.console import echo, echo_lines
 from grpaint.report.figures import save_picture
 
 
@@ -44,12 +45,12 @@ def scan_images(place: str, sets: list[str], sheet: Path | None, *, as_json: boo
     summary = survey(data, counts)
     if sheet:
         save_picture(contact_sheet([item for c in data.collections for item in c.captioned]), sheet)
-    echo(json.dumps(summary) if as_json else _survey_text(summary))
+    echo_lines([json.dumps(summary)] if as_json else _survey_lines(summary))
     if not summary["captioned"]:
         raise Exit(1)
 
 
-def _survey_text(summary: dict[str, Any]) -> str:
+def _survey_lines(summary: dict[str, Any]) -> list[str]:
     """The summary of :func:`~grpaint.images.survey.survey` as lines for the terminal."""
     lines = []
     for collection in summary["collections"]:
@@ -59,7 +60,7 @@ def _survey_text(summary: dict[str, Any]) -> str:
         lines += [f"  without a caption: {name}" for name in collection["without_caption"]]
     lines.append(f"{summary['captioned']} whole, wanted and captioned")
     if not summary["captioned"]:
-        return "\n".join(lines)
+        return lines
     for side, (low, median, high) in summary["sides"].items():
         lines.append(f"{side:<8}{low} to {high}, median {median}")
     lines.append("buckets " + ", ".join(f"{size}: {count}" for size, count in summary["buckets"].items()))
@@ -70,7 +71,7 @@ def _survey_text(summary: dict[str, Any]) -> str:
     lines += [f"  the same bytes: {', '.join(names)}" for names in duplicates["exact"]]
     lines += [f"  look alike: {name}, {other}" for name, other in duplicates["near"]]
     lines.append(f"duplicates {len(duplicates['exact'])} exact, {len(duplicates['near'])} pairs that look alike")
-    return "\n".join(lines)
+    return lines
 
 
 def save_captions(place: str, sets: list[str], out: Path, draws: int) -> None:

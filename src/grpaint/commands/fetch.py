@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from typer import echo
-
 from grpaint.backends import pipeline_files, single_file
 from grpaint.recipe.build import Plain
-from grpaint.recipe.config import locate, override, read_toml, weights_of
+from grpaint.recipe.config import locate, override, weights_of
+from grpaint.report.console import echo
 from grpaint.storage import hub
+from grpaint.storage.reading import read_toml
 
 
 class Download(NamedTuple):

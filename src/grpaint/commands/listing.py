@@ -4,11 +4,11 @@ import importlib
 import inspect
 import json
 
-from typer import echo
-
 from grpaint.core.errors import ConfigError
 from grpaint.recipe.catalog import CATALOG
-from grpaint.recipe.config import DEFAULT, locate, read_toml, recipe_names
+from grpaint.recipe.config import DEFAULT, locate, recipe_names
+from grpaint.report.console import echo_lines
+from grpaint.storage.reading import read_toml
 
 TOPICS = ("methods", "recipes", "models", "rewards", "samplers")
 
@@ -24,7 +24,7 @@ def print_listing(topic: str, *, as_json: bool) -> None:
     names = listing(topic)
     width = max(map(len, names)) + 2
     lines = (f"{name:<{width}}{about}".rstrip() for name, about in names.items())
-    echo(json.dumps(names) if as_json else "\n".join(lines))
+    echo_lines([json.dumps(names)] if as_json else lines)
 
 
 def listing(topic: str) -> dict[str, str]:

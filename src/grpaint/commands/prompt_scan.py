@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from typer import echo
 
 from grpaint.core.policy import Prompt
 from grpaint.core.rng import seed_of
@@ -18,6 +17,7 @@ from grpaint.images.data import ImageData
 from grpaint.images.prompts import PromptData
 from grpaint.recipe.config import TrainRecipe, open_recipe
 from grpaint.recipe.pieces import Data
+from grpaint.report.console import echo, echo_lines
 from grpaint.rollout.rollout import roll
 
 FLAT = 1e-6  # a group whose scores differ by no more has no advantage to learn from
@@ -139,10 +139,10 @@ def run(name: str | None, sets: list[str], count: int, captions_of: str | None, 
     assert isinstance(recipe, TrainRecipe)
     captions = open_recipe(captions_of, "sft")[0].data if captions_of else None
     report = scan_prompts(recipe, captions, count, lambda line: echo(line, err=True))
-    echo(json.dumps(report) if as_json else _text(report))
+    echo_lines([json.dumps(report)] if as_json else _report_lines(report))
 
 
-def _text(report: dict[str, Any]) -> str:
+def _report_lines(report: dict[str, Any]) -> list[str]:
     lines = [f"{'mean':>8} {'std':>8}  prompt"]
     for line in sorted(report["prompts"], key=lambda line: line["std"]):
         dead = f"  DEAD: {line['dead']}" if line["dead"] else ""
@@ -158,4 +158,4 @@ def _text(report: dict[str, Any]) -> str:
         if key in report:
             lines.append(f"{len(report[key])} {title}")
             lines += [f"  {prompt}  ~  {other}" for prompt, other, _ in report[key][:5]]
-    return "\n".join(lines)
+    return lines

@@ -10,13 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from typer import echo
 
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import ExternalReward, Reward
 from grpaint.learn.table import score_images
 from grpaint.recipe.build import build
 from grpaint.recipe.config import override
+from grpaint.report.console import echo
 from grpaint.rewards.elsewhere.server import Limits, RewardServer, identity
 
 

@@ -2,12 +2,10 @@
 
 import json
 
-from rich.console import Console
-from typer import echo
-
 from grpaint.recipe.config import DEFAULT, open_recipe, stage_of
 from grpaint.recipe.costs import costs, step_table
 from grpaint.recipe.pieces import model_description
+from grpaint.report.console import Terminal, echo
 from grpaint.report.terminal import print_recipe
 
 
@@ -21,4 +19,4 @@ def show(name: str | None, sets: list[str], *, as_json: bool) -> None:
         return
     if about:
         echo(f"model  {about}")
-    print_recipe(Console(), name, settings, steps, numbers)
+    print_recipe(Terminal(), name, settings, steps, numbers)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from grpaint.core.errors import CheckpointError, ConfigError, MemoryExhausted, RewardError, RunError
 from grpaint.core.runtime import Runtime, has_matrix_units
@@ -26,10 +25,10 @@ from grpaint.recipe.config import (
     open_recipe,
     override,
     pin_commits,
-    read_toml,
     resolve,
 )
 from grpaint.recipe.pieces import Listed, Model, Preparing, model_description
+from grpaint.report.console import Terminal
 from grpaint.report.figures import picture_sheet, save_picture
 from grpaint.report.terminal import before_after_table, hacking_line
 from grpaint.run.folder import RunFolder
@@ -38,6 +37,7 @@ from grpaint.run.memory import memory
 from grpaint.run.progress import Progress
 from grpaint.run.saved import check_resume
 from grpaint.run.signals import Listener, Stopped
+from grpaint.storage.reading import read_toml
 
 Log = Callable[[str], None]
 Watcher = Callable[[int, dict[str, Any]], None]
@@ -55,7 +55,7 @@ def run(
         GrpaintError: the recipe or a setting is refused, or the run cannot continue.
         Stopped: a signal stopped the run after its state was saved.
     """
-    console = Console()
+    console = Terminal()
     run_name = Path(name or DEFAULT[stage]).stem if run_name is None else run_name
     if not run_name or Path(run_name).name != run_name or run_name.startswith("."):
         raise ConfigError(
@@ -109,16 +109,16 @@ def _settings_to_resume(
     return recipe, settings
 
 
-def _print_advice(console: Console, advice: Advice, settings: Mapping[str, Any], stage: str, phase: str) -> None:
+def _print_advice(console: Terminal, advice: Advice, settings: Mapping[str, Any], stage: str, phase: str) -> None:
     """Print the settings that would have lowered the peak memory of a phase."""
     try:
         for line in advice(settings, stage, phase):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
     except Exception as error:  # noqa: BLE001 - reason: an error in the advice must not hide the out-of-memory error
-        console.print(f"the advice failed: {error}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"the advice failed: {error}", soft_wrap=True)
 
 
-def _print_result(console: Console, folder: RunFolder) -> None:
+def _print_result(console: Terminal, folder: RunFolder) -> None:
     """Print the evaluations before and after training, an alarm of reward hacking, and the paths of the run."""
     lines = folder.lines("evaluations.jsonl")
     first, last = lines[0], lines[-1]

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from typer import echo
 
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import Prompt, Reward
@@ -21,12 +19,14 @@ from grpaint.core.reward import RewardBase
 from grpaint.core.runtime import resolve
 from grpaint.images.opening import open_source
 from grpaint.images.pictures import SUFFIXES, BadImage, read_picture, to_tensor
-from grpaint.images.sources import Fields, ImageEntry, ImageSource, json_lines, read_text
+from grpaint.images.sources import Fields, ImageEntry, ImageSource
 from grpaint.learn.reward_checks import self_test
 from grpaint.learn.table import score_images
 from grpaint.recipe.build import build
 from grpaint.recipe.config import override
 from grpaint.recipe.pieces import WeightedReward
+from grpaint.report.console import Terminal, echo
+from grpaint.storage.reading import json_lines, read_text
 
 CAPTION, IMAGE = "text", "image"  # columns, as ``data.caption`` and ``data.image`` name them by default
 AT_ONCE = 64  # pictures in memory
@@ -45,7 +45,7 @@ def run(
     if as_json:
         echo(json.dumps(report))
     else:
-        Console().print(report_table(report))
+        Terminal().print(report_table(report))
 
 
 def open_reward(kind: str, sets: Sequence[str]) -> WeightedReward:

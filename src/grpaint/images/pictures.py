@@ -13,6 +13,7 @@ from torch import Tensor
 
 ANIMATED_FORMATS = ("GIF", "WEBP", "PNG")
 MAX_PIXELS = 1 << 26  # 8192 x 8192; a larger image is treated as a decompression bomb
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # what SUFFIXES mean; Pillow's EPS would start Ghostscript
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 WHITE = (255, 255, 255)
 
@@ -22,6 +23,25 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 class BadImage(Exception):
     """The reason why a file cannot be used as a training image, in one of a few fixed phrases, so it can be counted."""
+
+
+def open_picture(raw: bytes) -> Image.Image:
+    """Open an image file of one of ``FORMATS``, whatever its name says; pixels are decoded when they are first used.
+
+    Raises:
+        BadImage: if the file is empty, not an image, or has too many pixels.
+    """
+    if not raw:
+        raise BadImage("empty file")
+    try:
+        picture = Image.open(io.BytesIO(raw), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise BadImage("too many pixels") from None
+    except Exception:  # noqa: BLE001 - reason: a decoder may raise anything
+        raise BadImage("not an image that Pillow reads") from None
+    if math.prod(picture.size) > MAX_PIXELS:
+        raise BadImage("too many pixels")
+    return picture
 
 
 def read_picture(raw: bytes) -> Image.Image:
@@ -34,16 +54,7 @@ def read_picture(raw: bytes) -> Image.Image:
         BadImage: if the file is empty, not an image, cut short or corrupt, animated, has too many pixels, or
             floating-point pixels.
     """
-    if not raw:
-        raise BadImage("empty file")
-    try:
-        picture = Image.open(io.BytesIO(raw))
-    except Image.DecompressionBombError:
-        raise BadImage("too many pixels") from None
-    except Exception:  # noqa: BLE001 - reason: a decoder may raise anything
-        raise BadImage("not an image that Pillow reads") from None
-    if math.prod(picture.size) > MAX_PIXELS:
-        raise BadImage("too many pixels")
+    picture = open_picture(raw)
     try:
         # frames of other formats are further pages, such as a camera's previews; the first one is the picture
         if picture.format in ANIMATED_FORMATS and getattr(picture, "n_frames", 1) > 1:

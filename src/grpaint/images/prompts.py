@@ -17,7 +17,7 @@ from grpaint.core.rng import permutation
 from grpaint.images.data import check_split
 from grpaint.images.order import epoch_order, is_held_out
 from grpaint.images.pictures import BadImage, crop_to, read_picture, to_tensor
-from grpaint.images.sources import json_lines, read_text
+from grpaint.storage.reading import json_lines, read_text
 
 SUFFIXES = (".txt", ".jsonl", ".csv")
 

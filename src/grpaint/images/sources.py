@@ -4,7 +4,6 @@ Each source lists its entries once and reads any of them by position. So every o
 resumed run needs no position in a stream.
 """
 
-import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 from grpaint.core.errors import ConfigError
 from grpaint.images import cache
 from grpaint.images.pictures import SUFFIXES, BadImage
+from grpaint.storage.reading import json_lines, parse_object, read_text
 
 Fields = dict[str, Any]
 Member = tuple[str, int, int]  # of a tar file: name, offset and size in bytes
@@ -50,49 +50,6 @@ class ImageSource(Protocol):
         """
 
 
-def parse_json(text: str, location: str, line: int | None = None) -> Fields:
-    """Parse a JSON object; ``location`` (the file) and ``line`` are named in the error.
-
-    Raises:
-        ConfigError: if the text is not JSON or not an object; with the file and line.
-    """
-    try:
-        fields = json.loads(text)
-    except ValueError as error:
-        at = line or getattr(error, "lineno", 1)
-        raise ConfigError(f"{location}:{at}: not JSON ({getattr(error, 'msg', error)}).") from None
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{location}:{line or 1}: must be a JSON object, {{..}}, not {type(fields).__name__}.")
-    return fields
-
-
-def read_text(file: Path) -> str:
-    """Read a UTF-8 file, with or without a byte order mark.
-
-    Raises:
-        ConfigError: if it cannot be read or is not UTF-8; then with the line.
-    """
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}:{error.object[: error.start].count(10) + 1}: not UTF-8.") from None
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}.") from None
-
-
-def json_lines(file: Path) -> Iterator[tuple[int, Fields]]:
-    """Yield the objects of a .jsonl file with their line numbers; blank lines are skipped.
-
-    Only a line feed ends a line, since JSON strings may contain U+2028 and other Unicode line separators.
-
-    Raises:
-        ConfigError: if the file cannot be read, or a line is not a JSON object.
-    """
-    for number, line in enumerate(read_text(file).split("\n"), 1):
-        if line.strip():
-            yield number, parse_json(line, str(file), number)
-
-
 def _add_caption(fields: Fields, text: str | None, caption: str, location: str) -> Fields:
     """Add the ``text`` of a .txt sidecar as column ``caption``; raise if the column has another text already."""
     if text is None:
@@ -123,7 +80,7 @@ class ImageFolder:
 
     def _fields(self, file: Path, fields: Fields) -> Fields:
         for sidecar in _sidecars(file, ".json"):
-            fields = fields | parse_json(read_text(sidecar), str(sidecar))
+            fields = fields | parse_object(read_text(sidecar), str(sidecar))
         texts = [read_text(sidecar) for sidecar in _sidecars(file, ".txt")]
         return _add_caption(fields, texts[0] if texts else None, self.caption, str(file))
 
@@ -224,5 +181,5 @@ def _sample(file: Path, members: dict[str, Member], raw: Any, caption: str) -> I
 
     for name, offset, size in (members[suffix] for suffix in members if suffix in SUFFIXES):
         json_text = text(".json")
-        fields = {} if json_text is None else parse_json(json_text, f"{file}: {members['.json'][0]}")
+        fields = {} if json_text is None else parse_object(json_text, f"{file}: {members['.json'][0]}")
         yield name, offset, size, _add_caption(fields, text(".txt"), caption, f"{file}: {name}")

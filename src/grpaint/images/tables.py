@@ -7,7 +7,8 @@ from typing import Any
 
 from grpaint.core.errors import ConfigError, MissingExtra
 from grpaint.images.pictures import BadImage
-from grpaint.images.sources import ImageEntry, parse_json, read_text
+from grpaint.images.sources import ImageEntry
+from grpaint.storage.reading import parse_json, read_text
 
 
 @dataclass(frozen=True)

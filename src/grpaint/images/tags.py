@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from grpaint.core.errors import ConfigError
-from grpaint.images.sources import read_text
+from grpaint.storage.reading import read_text
 
 Category = Literal["quality", "rating", "artist", "copyright", "character", "general", "meta"]
 

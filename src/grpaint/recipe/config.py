@@ -24,6 +24,7 @@ from grpaint.recipe.pieces import Data, Logger, ModelSpec, WeightedReward
 from grpaint.recipe.settings import Checkpoints, Evaluation, Measuring, SftTraining, Training
 from grpaint.rollout.rollout import Plan
 from grpaint.rollout.start import Reference
+from grpaint.storage.reading import read_toml
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 MOST_THREADS = 1024
@@ -187,20 +188,6 @@ def locate(name: str) -> Path:
             f'recipe "{name}": no such recipe.{hint} There are: {", ".join(packaged)}; or a path to a .toml.'
         )
     return RECIPES / f"{full}.toml"
-
-
-def read_toml(file: Path) -> Plain:
-    """Read a TOML file as plain values.
-
-    Raises:
-        ConfigError: it cannot be read or is not TOML; the message has the line and the column.
-    """
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not TOML: {error}.") from error
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}.") from error
 
 
 def parse_sets(sets: Sequence[str]) -> list[tuple[list[str], Any]]:

@@ -5,11 +5,11 @@ from typing import Any
 
 import tomli_w
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from grpaint.measures.hacking import alarm_text
 from grpaint.measures.score import score_name, score_text, score_unit
+from grpaint.report.console import Terminal
 
 
 def _table(title: str) -> Table:
@@ -93,10 +93,10 @@ def evaluation_table(line: dict[str, Any]) -> Table:
 
 
 def print_recipe(
-    console: Console, name: str, settings: dict[str, Any], steps: Sequence[dict[str, Any]], costs: dict[str, Any]
+    console: Terminal, name: str, settings: dict[str, Any], steps: Sequence[dict[str, Any]], costs: dict[str, Any]
 ) -> None:
     """Print a recipe's settings, the steps of its first iteration and its costs."""
-    console.print(f"# {name}\n{tomli_w.dumps(settings)}", markup=False, highlight=False)
+    console.print(f"# {name}\n{tomli_w.dumps(settings)}")
     if steps:
         out = Table(title="Steps of the first iteration")
         for heading in ("step", "t", "sigma", "sigma'", "gain", "std", ""):
@@ -106,7 +106,7 @@ def print_recipe(
             out.add_row(str(row["step"]), f"{row['t']:.4g}", *numbers, "noisy, trained" if row["noisy"] else "")
         console.print(out)
     for key, value in costs.items():
-        console.print(f"{key.replace('_', ' '):24}{value:>10}", highlight=False)
+        console.print(f"{key.replace('_', ' '):24}{value:>10}")
 
 
 def hacking_line(facts: Mapping[str, Any]) -> str:

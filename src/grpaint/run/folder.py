@@ -13,9 +13,9 @@ from typing import Any
 import tomli_w
 
 from grpaint.core.errors import CheckpointError, ConfigError
-from grpaint.recipe.config import read_toml
 from grpaint.storage.atomic import atomic_folder, write_atomic
 from grpaint.storage.files import WEIGHTS_FILE
+from grpaint.storage.reading import read_toml
 
 LINES = ("metrics.jsonl", "evaluations.jsonl")
 

@@ -3,23 +3,29 @@
 import time
 from typing import Any, Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from grpaint.core.text import printable
 from grpaint.measures.hacking import alarm_text
 from grpaint.measures.score import score_name, score_text, score_unit
 from grpaint.recipe.settings import Optimisation
+from grpaint.report.console import Terminal
 
 
 class Progress:
     """Shows rewards, the held-out score and the time left."""
 
-    def __init__(self, console: Console, train: Optimisation) -> None:
+    def __init__(self, console: Terminal, train: Optimisation) -> None:
         self.console, self.train = console, train
         self.total = None if train.evaluations else train.iterations  # known after the first iteration
         self.reward, self.score = "", ""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         self.bar = Bar(*columns, console=console, disable=not console.is_terminal)
         self.task = self.bar.add_task("starting", total=self.total)
         self.start = time.monotonic()
@@ -33,7 +39,7 @@ class Progress:
 
     def log(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(text, highlight=False)
+        self.console.print(text)
 
     def update(self, iteration: int, line: dict[str, Any]) -> None:
         """Show the numbers of a line of metrics.jsonl or evaluations.jsonl."""
@@ -56,5 +62,8 @@ class Progress:
             ]
             self.reward = "  ".join(rewards) or f"loss {line.get('sft/denoising', float('nan')):.4f}"
         self.bar.update(
-            self.task, completed=iteration, total=self.total, description=f"{self.reward}  {self.score}".strip()
+            self.task,
+            completed=iteration,
+            total=self.total,
+            description=printable(f"{self.reward}  {self.score}".strip()),
         )

@@ -8,10 +8,11 @@ from typing import Any
 
 from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.core.runtime import resolve as resolve_runtime
-from grpaint.recipe.config import Recipe, locate, override, read_toml, resolve
+from grpaint.recipe.config import Recipe, locate, override, resolve
 from grpaint.recipe.pieces import Model
 from grpaint.run.folder import RunFolder, find_checkpoint
 from grpaint.storage.files import read_weights, unflatten
+from grpaint.storage.reading import read_toml
 
 # Besides the length of a run --resume may change how a reward in another process is reached, which changes no score,
 # and how work is split into parts, which changes gradients by rounding alone.

@@ -16,10 +16,12 @@ from PIL import Image
 
 from grpaint.core.errors import ConfigError, RunError
 from grpaint.images.encoding import png_data_url
+from grpaint.images.pictures import open_picture
 from grpaint.measures.score import score_name, score_text, score_unit
-from grpaint.recipe.config import TrainRecipe, locate, open_recipe, override, read_toml
+from grpaint.recipe.config import TrainRecipe, locate, open_recipe, override
 from grpaint.run.folder import RunFolder
 from grpaint.storage.atomic import write_atomic
+from grpaint.storage.reading import read_toml
 
 RECORDED_SCORES = ("iteration", "score", "strict", "soft", "background", "patch_energy", "denoising_loss")
 
@@ -223,7 +225,7 @@ def _pictures(file: Path) -> str:
     """A run's sheet of pictures at half size, in a ``data:`` URL; empty if there is none."""
     if not file.is_file():
         return ""
-    with Image.open(file) as sheet:
+    with open_picture(file.read_bytes()) as sheet:
         small = sheet.convert("RGB").resize((sheet.width // 2, sheet.height // 2), Image.Resampling.LANCZOS)
         small = small.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     return png_data_url(small, optimize=True)

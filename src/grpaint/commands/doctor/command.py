@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 
-from typer import Exit, echo
+from typer import Exit
 
 from grpaint.commands.doctor.examination import Check, Examination, Finding
 from grpaint.commands.doctor.learning import (
@@ -19,6 +19,7 @@ from grpaint.core.errors import ConfigError
 from grpaint.core.runtime import Runtime, resolve
 from grpaint.recipe.config import TrainRecipe, open_recipe
 from grpaint.recipe.pieces import model_description
+from grpaint.report.console import echo
 
 VERDICTS = {True: "PASS", False: "FAIL", None: "  - "}
 NAMES: dict[Check, str] = {  # by which a check that raises is reported

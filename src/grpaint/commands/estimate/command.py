@@ -4,14 +4,14 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from typer import echo
-
 from grpaint.commands.estimate import terminal
 from grpaint.commands.estimate.calibration import calibrate
 from grpaint.commands.estimate.forecast import forecast, parse_bytes
 from grpaint.commands.estimate.levers import find_levers
 from grpaint.core.runtime import Device
-from grpaint.recipe.config import DEFAULT, locate, override, read_toml, stage_of
+from grpaint.recipe.config import DEFAULT, locate, override, stage_of
+from grpaint.report.console import echo
+from grpaint.storage.reading import read_toml
 
 
 def run(name: str | None, sets: list[str], gpu: str | None, *, measure: bool, as_json: bool) -> None:

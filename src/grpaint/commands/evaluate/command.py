@@ -5,14 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from typer import echo
-
 from grpaint.commands.evaluate.candidates import Candidate, Judging, parse_candidates
 from grpaint.commands.evaluate.parts import REFERENCE, SHOWN, EvaluationParts
 from grpaint.commands.evaluate.result import FREE, RECONSTRUCTION, Assessment
 from grpaint.core.errors import ConfigError
 from grpaint.judge import evaluate, judging_rewards
+from grpaint.report.console import Terminal, echo
 from grpaint.report.pages.evaluation import alarm_lines, evaluation_page, measure_tables
 from grpaint.report.terminal import evaluation_table, hacking_line
 from grpaint.run.folder import RunFolder, find_checkpoint
@@ -31,8 +29,8 @@ def run(sources: list[str], sets: list[str], out: Path | None, *, few: bool, kee
     if len(sources) == 1 and out is None and not sources[0].endswith(":base"):
         _judge_one(sources[0], sets, as_json=as_json)
         return
-    folder, console = out or Path("evaluation"), Console()
-    log = Console(stderr=True).print
+    folder, console = out or Path("evaluation"), Terminal()
+    log = Terminal(stderr=True).print
     result = assess(parse_candidates(sources), sets, folder, few=few, keep=keep, log=log)
     if as_json:
         echo(json.dumps(result))
@@ -49,7 +47,7 @@ def _judge_one(source: str, sets: list[str], *, as_json: bool) -> None:
     if as_json:
         echo(json.dumps(line))
         return
-    console = Console()
+    console = Terminal()
     console.print(evaluation_table(line))
     for folder in find_checkpoint(source).parents:
         if alarm := hacking_line(RunFolder(folder).facts()):

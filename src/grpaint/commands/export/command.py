@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import get_args
 
-from typer import Exit, echo
+from typer import Exit
 
 from grpaint.commands.export import formats
 from grpaint.commands.export import push as hub
 from grpaint.core.errors import ConfigError
 from grpaint.recipe.pieces import Model
+from grpaint.report.console import echo
 from grpaint.run.folder import evaluations
 from grpaint.run.saved import find_model, open_model
 

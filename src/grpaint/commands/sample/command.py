@@ -4,12 +4,11 @@ import dataclasses
 import re
 from pathlib import Path
 
-from typer import echo
-
 from grpaint.commands.sample import provenance
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import Prompt
 from grpaint.judge import sample
+from grpaint.report.console import echo, echo_lines
 from grpaint.report.figures import new_file, save_picture, to_picture
 from grpaint.run.saved import find_model, open_model
 from grpaint.storage.files import digest
@@ -61,7 +60,7 @@ def draw_captions(source: str | None, request: DrawRequest) -> None:
     weights = digest(file)
     for number, prompt in enumerate(prompts):
         if request.snippet:
-            echo(provenance.diffusers_script(policy, recipe, prompt, seed + number, file))
+            echo_lines(provenance.diffusers_script(policy, recipe, prompt, seed + number, file).split("\n"))
             continue
         image = sample(policy, [Prompt(prompt)], dataclasses.replace(recipe.evaluate, seed=seed + number))[0]
         picture = new_file(request.out / _file_name(number, prompt, recipe.evaluate.tuned_share))

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from grpaint.backends.base_model import SCHEDULER
@@ -14,10 +13,12 @@ from grpaint.backends.families.schedule import stock_grid_matches
 from grpaint.core.errors import ConfigError
 from grpaint.core.rng import seed_of
 from grpaint.core.step import Ode
+from grpaint.images.pictures import BadImage, open_picture
 from grpaint.recipe.build import dump
 from grpaint.recipe.config import Recipe
 from grpaint.run.saved import refuse_code
 from grpaint.storage.files import digest
+from grpaint.storage.reading import read_regular
 
 KEY = "grpaint"
 PACKING = """b, c, h, w = latents.shape
@@ -56,10 +57,9 @@ def read_provenance(file: Path) -> dict[str, Any]:
         ConfigError: it is not a picture, or its metadata is missing, damaged or incomplete.
     """
     try:
-        with Image.open(file) as picture:
-            text = picture.info.get(KEY)
-    except (OSError, UnidentifiedImageError) as error:
-        raise ConfigError(f"--like {file}: not a picture that can be read ({error}).") from error
+        text = open_picture(read_regular(file)).info.get(KEY)
+    except BadImage as bad:
+        raise ConfigError(f"--like {file}: not a picture that can be read ({bad}).") from None
     if not text:
         raise ConfigError(f"--like {file}: it does not say how it was drawn; only pictures of `grpaint sample` do.")
     try:
