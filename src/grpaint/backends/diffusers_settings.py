@@ -173,6 +173,14 @@ class DiffusersSettings:
         family = self.named_family[1]
         return family.factor(self._folder) * family.PATCH
 
+    def check_size(self, width: int, height: int) -> None:
+        """Raise ValueError if the model cannot encode images of this size."""
+        if width % self.side_multiple or height % self.side_multiple:
+            raise ValueError(
+                f"data: images of {width} x {height} pixels; this model needs sides divisible by {self.side_multiple}. "
+                "Set data.resolution and data.bucket_step to such numbers, or crop the images to such sides"
+            )
+
     @cached_property
     def text_parts_hash(self) -> str:
         """A hash of the pipeline's text encoders and tokenizers."""

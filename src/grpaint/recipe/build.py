@@ -20,7 +20,7 @@ from grpaint.learn.surrogate import Surrogate
 from grpaint.measures.features import Features
 from grpaint.recipe import catalog
 from grpaint.recipe.pieces import Data, Logger, ModelSpec, Optimizer, WeightedReward
-from grpaint.recipe.scalars import check_text, scalar, short
+from grpaint.recipe.scalars import check_name, scalar, short
 from grpaint.rewards.function import with_metadata
 from grpaint.rollout.start import Start
 from grpaint.rollout.window import Window
@@ -65,16 +65,24 @@ def build(hint: Any, value: Any, key: str) -> tuple[Any, Any]:  # noqa: PLR0911 
         return tuple(piece for piece, _ in items), [plain for _, plain in items]
     if origin is dict:
         for name in (table := _table(value, key)):
-            check_text(name, f"a name in {key}")
+            check_name(name, key)
         pairs = {name: build(args[1], item, f"{key}.{name}") for name, item in table.items()}
         return {name: piece for name, (piece, _) in pairs.items()}, {name: plain for name, (_, plain) in pairs.items()}
     if hint in GROUPS:
         return _piece(GROUPS[hint], value, key)
     if hint is WeightedReward:
         return _weighted(_table(value, key), key)
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return _dataclass(hint, _table(value, key), key)
+    if _is_table(hint):
+        table, entry = _table(value, key), catalog.kind_of(hint)
+        if entry and table.get("kind") == entry[1]:  # as run.toml had it in 0.1 for a default
+            del table["kind"]
+        return _dataclass(hint, table, key)
     return (scalar(hint, value, key),) * 2
+
+
+def _is_table(hint: Any) -> bool:
+    """Whether a hint is a dataclass, whose settings are a table without a kind."""
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
 def _weighted(settings: Plain, key: str) -> tuple[WeightedReward, Plain]:
@@ -193,6 +201,8 @@ def _dataclass(cls: type, settings: Plain, key: str) -> tuple[Any, Plain]:
         raise ConfigError(f"{prefix}{error}") from error
     for name in fields.keys() - arguments.keys():
         plain[name] = dump(getattr(piece, name))
+        if _is_table(hints[name]):
+            plain[name].pop("kind", None)  # it can be of no other kind
         if not cls.__module__.startswith("grpaint.") and plain[name] is not None:
             _check_default(hints[name], plain[name], prefix + name)
     return piece, {name: plain[name] for name in fields if plain[name] is not None}

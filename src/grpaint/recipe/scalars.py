@@ -7,6 +7,7 @@ from typing import Any
 from grpaint.core.errors import ConfigError
 
 LEAST, MOST = 1e-30, 1e30  # sizes of numbers: fp32 holds 1.2e-38 .. 3.4e38, and a product needs some room
+MOST_NAME = 200  # characters
 WHOLE = 2**53  # whole numbers up to this are exact in JSON and as a float
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
@@ -66,6 +67,17 @@ def _beyond_fp32(value: float, key: str) -> ConfigError:
     return ConfigError(
         f"{key} = {short(value)}: computations in fp32 cannot hold it; write 0, or a size from {LEAST:g} to {MOST:g}."
     )
+
+
+def check_name(name: str, key: str) -> None:
+    """Refuse the name of a table that a line of output or a file cannot hold.
+
+    Raises:
+        ConfigError: it is too long, or no text.
+    """
+    check_text(name, f"a name in {key}")
+    if not 0 < len(name) <= MOST_NAME:
+        raise ConfigError(f"{key}.{name[:40]}: a name of {len(name)} characters; it must have 1 to {MOST_NAME}.")
 
 
 def check_text(text: str, key: str) -> None:

@@ -6,12 +6,13 @@ from typing import Literal
 
 from grpaint.core.bounds import IMAGES, ROWS, Limit, check_range
 from grpaint.core.policy import Reward
-from grpaint.core.path import TRAIN_STEPS
+from grpaint.core.path import TRAIN_STEPS, Path
 from grpaint.core.step import Ode, Sampler
 from grpaint.measures.features import Features
 from grpaint.recipe.optim import Adamw, Schedule
 from grpaint.recipe.pieces import Optimizer
 from grpaint.recipe.scalars import WHOLE
+from grpaint.rollout.plan import check_sampler
 
 MOST_PICTURES = 1000  # of one sheet
 MOST_GUIDED = 100  # each is an evaluation of its own
@@ -141,6 +142,14 @@ class Evaluation:
             raise ValueError(f"guided must have at most {MOST_GUIDED} values, got {len(self.guided)}")
         if any(not 0 <= guidance < math.inf for guidance in self.guided):
             raise ValueError(f"guided must not be negative, got {list(self.guided)}")
+
+    def check(self, path: Path) -> None:
+        """Check the sampler and its steps on a model's path, before any weights are opened.
+
+        Raises:
+            ValueError: they do not suit it.
+        """
+        check_sampler(self.sampler, path.grid(self.steps), "sampler")
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ def run(name: str | None, sets: list[str], *, as_json: bool) -> None:
     assert isinstance(recipe, TrainRecipe)
     if not as_json and (about := model_description(recipe.model)):
         echo(f"model  {about}")
+    recipe.data.prepare(lambda _: None)
     failures = 0
     for finding in examine(recipe, resolve(recipe.device, recipe.precision)):
         failures += finding.passed is False
