@@ -62,8 +62,8 @@ def test_what_is_no_regular_file_is_refused_and_never_waited_for(tmp_path):
         with pytest.raises(ConfigError) as error:
             read_regular(place)
         assert len(str(error.value).split("\n")) == 1
+    (tmp_path / "long").write_bytes(b"1234")
     with pytest.raises(ConfigError, match="at most 3"):
-        (tmp_path / "long").write_bytes(b"1234")
         read_regular(tmp_path / "long", 3)
 
 
