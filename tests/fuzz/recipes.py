@@ -10,25 +10,23 @@ import dataclasses
 import io
 import os
 import random
-import resource
+import shutil
 import signal
-import sys
 import tempfile
-import time
 import tomllib
 import traceback
 import types
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+from harness import Tally, cases, command, in_child
 from PIL import Image
 
 import tiny_pipelines
-from grpaint import cli
 from grpaint.backends.diffusers import Diffusers
 from grpaint.backends.scenes import Scenes
 from grpaint.commands.show import show
@@ -42,8 +40,7 @@ from small_network import small_bases, small_network
 
 Table = dict[str, Any]
 SECONDS = 5  # of processor time: more is a hang
-RUN_SECONDS = 60
-MEMORY = 12 << 30  # bytes of address space of a run
+RUN_SECONDS = 60.0
 FLOATS: tuple[Any, ...] = (
     *(0.0, -0.0, 1.0, -1.0, 0.5, 0.999, 1e-3, 1e-8, 2.0, 3.0, 10.0, 1000.0, 1e-30, 1e30, -1e30, 1e20),
     *(1e-31, 1e31, 1e300, -1e300, 5e-324, 1.5e308, float("nan"), float("inf"), -float("inf"), 1, 0, 2**31, 10**400),
@@ -80,24 +77,20 @@ FIRST_SETS = (  # of every gentle recipe
     *("threads=1", "device=cpu", "precision=fp32", "evaluate.guided=[]", "evaluate.pictures=1", "evaluate.every=1"),
     *("evaluate.prompts=4", "evaluate.probe=4", "evaluate.steps=2", "train.iterations=1", "checkpoint.every=1"),
 )
+SFT_SETS = ("train.batch=2", "train.warmup=0")
+REAL_SETS = ("model.height=32", "model.width=32", "model.embeddings=encode", "data.held_out_share=0.5")
+IMAGE_SETS = ("data.resolution=32", "data.bucket_step=16")
+WINDOWS = ('kind="prefix",size=1', 'kind="whole"', 'kind="random",size=1,high=2', 'kind="sliding",size=2')
 RL_SETS = ("train.prompts=2", "train.group_size=4", "train.updates=1", "plan.steps=4")
+PIPELINES = ("sd15", "sd3")
 LEGITIMATE = (  # how an accepted recipe may end after its weights were opened: by what was computed
     "contain NaN or infinity",
     "updates in a row had a gradient that is not finite",
     "gave every image",
-    "self-test pair",
     "out of memory in",
     "reward hacking since",
+    "the built-in model does not know",  # a reward that reads captions of scenes, and a caption of none
 )
-
-
-@dataclass
-class Report:
-    """How many recipes were tried and accepted (or run), and the faults: recipe number, table and reason."""
-
-    tried: int = 0
-    accepted: int = 0
-    faults: list[str] = field(default_factory=list)
 
 
 class Generator:
@@ -132,31 +125,14 @@ class Generator:
         """Return a packaged recipe as small as a test, on a tiny pipeline if it is for a real model."""
         name = rng.choice(list(self.packaged))
         table = self.packaged[name]
-        if table["model"]["kind"] == "diffusers" and not self.pipelines:
-            return self.base(rng)
-        sets = [*FIRST_SETS]
-        if table.get("stage") == "sft":
-            sets += ["train.batch=2", "train.warmup=0"]
-        else:
-            sets += RL_SETS
-            sets += ["anchor.batch=2"] if "anchor" in table else []
-            window = {"kind": rng.choice(["prefix", "whole", "random", "sliding"])}
-            window |= {"random": {"size": 1, "high": 2}, "sliding": {"size": 2}, "prefix": {"size": 1}}.get(
-                window["kind"], {}
-            )
-            if table["plan"].get("window", {}).get("kind") != "closed":
-                sets.append(f"plan.window={_toml(window)}")
-            if "prune" in table["plan"]:
-                sets.append('plan.prune={at=[1],keep=[2]}' if rng.random() < 0.7 else "plan.prune=none")
-            if rng.random() < 0.5 or table["model"]["kind"] == "diffusers":
-                sets.append(f"rewards={_toml({'one': {'kind': rng.choice(['jpeg', 'scenes-cleanliness'])}})}")
-        if table["model"]["kind"] == "diffusers":
-            sets += [f'model.base="{rng.choice(self.pipelines)}"', "model.height=32", "model.width=32"]
-            sets += ["model.embeddings=encode", "data.held_out_share=0.5"]
-            sets += ['data.train="images"', "data.resolution=32", "data.bucket_step=16"] if "objective" in table and (
-                table["data"]["kind"] == "images"
-            ) else []
-        elif rng.random() < 0.5:
+        real, rl = table["model"]["kind"] == "diffusers", table.get("stage") != "sft"
+        sets = [*FIRST_SETS, *(_rl_sets(rng, table) if rl else SFT_SETS)]
+        if real:
+            sets += [f"model.base={rng.choice(self.pipelines)}", *REAL_SETS, *([] if rl else IMAGE_SETS)]
+        if real or (rl and rng.random() < 0.5):
+            sets += [f"rewards.one.kind={rng.choice(['jpeg', 'scenes-cleanliness'])}"] if rl else []
+            table = table | ({"rewards": {}} if rl else {})
+        if not real and rng.random() < 0.5:
             sets.append("model.start=random")
         return override(table, sets)
 
@@ -212,15 +188,14 @@ class Generator:
                 out[entry.name] = self.value(rng, hints[entry.name], depth + 1)
         return {name: value for name, value in out.items() if value is not None}
 
-    def value(self, rng: random.Random, hint: Any, depth: int, near: Any = None) -> Any:  # noqa: PLR0911
+    def value(self, rng: random.Random, hint: Any, depth: int, near: Any = None) -> Any:
         """Return a value for a type hint, mostly of that type; ``near``: the one that it replaces."""
         if rng.random() < 0.03:
             return self.anything(rng)
         origin, args = typing.get_origin(hint), typing.get_args(hint)
-        if origin in (types.UnionType, typing.Union):
-            return None if rng.random() < 0.2 else self.value(rng, args[0], depth, near)
-        if origin is typing.Annotated:
-            return self.value(rng, args[0], depth, near)
+        if origin in (types.UnionType, typing.Union, typing.Annotated):
+            leave_out = origin is not typing.Annotated and rng.random() < 0.2
+            return None if leave_out else self.value(rng, args[0], depth, near)
         if origin is typing.Literal:
             return rng.choice(args)
         if origin is tuple:
@@ -234,17 +209,20 @@ class Generator:
             return self.piece(rng, GROUPS[hint], depth)
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             return self.settings(rng, hint, depth)
-        if hint is bool:
-            return rng.random() < 0.5
-        if hint is float:
-            close = [near * 2, near / 2, near + 1] if type(near) is float else [rng.random()]
-            return rng.choice(close) if rng.random() < 0.4 else rng.choice(FLOATS)
-        if hint is int:
-            close = [near * 2, near // 2, near + 1] if type(near) is int else [rng.randint(0, 9)]
-            return rng.choice(close) if rng.random() < 0.4 else rng.choice(INTS)
-        if hint is str:
-            return rng.choice([*TEXTS, *self.pipelines, "images", "prompts.txt", "drawn/train"])
-        return self.anything(rng)
+        return self.scalar(rng, hint, near)
+
+    def scalar(self, rng: random.Random, hint: Any, near: Any) -> Any:
+        """Return a number, text or switch, often one near ``near``."""
+        close: dict[Any, list[Any]] = {
+            float: [near * 2, near / 2, near + 1] if type(near) is float else [rng.random()],
+            int: [near * 2, near // 2, near + 1] if type(near) is int else [rng.randint(0, 9)],
+            bool: [True, False],
+            str: [*self.pipelines, "images", "prompts.txt"],
+        }
+        odd: dict[Any, tuple[Any, ...]] = {float: FLOATS, int: INTS, bool: (True, False), str: TEXTS}
+        if hint not in close:
+            return self.anything(rng)
+        return rng.choice(close[hint] if rng.random() < 0.4 else odd[hint])
 
     def piece(self, rng: random.Random, group: str, depth: int) -> Table:
         """Return a random piece of the catalog with random settings, or the name of another group's."""
@@ -270,8 +248,24 @@ class Generator:
         key = f"{part}.{rng.choice(names)}"
         depth = rng.choice([10, 150, 5000])
         odd = (
-            *("", "=", "=1", ".", "..a=1", "a", "\udcff=1", "a=\udcff", f"{'a.' * depth}a=1", f"{key}.{'a.' * depth}b=1"),
-            *(f"{key}={'9' * 5000}", f"{key}=0x{'f' * 5000}", f"{key}={'[' * depth}", f"{key}={'[' * depth}{']' * depth}"),
+            *(
+                "",
+                "=",
+                "=1",
+                ".",
+                "..a=1",
+                "a",
+                "\udcff=1",
+                "a=\udcff",
+                f"{'a.' * depth}a=1",
+                f"{key}.{'a.' * depth}b=1",
+            ),
+            *(
+                f"{key}={'9' * 5000}",
+                f"{key}=0x{'f' * 5000}",
+                f"{key}={'[' * depth}",
+                f"{key}={'[' * depth}{']' * depth}",
+            ),
             *(f"{key}={'{a=' * depth}1{'}' * depth}", f'{key}="{"x" * 5000}"', f"{key}=1e999", f"{key}=1979-05-27"),
             *(f"{key}=1\n[b]", f"{key}=1 # no", f"{part}=1", f"{part}={{}}", f"{part}=[]", f"{key}='", f"{key}=\0"),
         )
@@ -286,8 +280,14 @@ def _copy(value: Any) -> Any:
     return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
-def _toml(table: Table) -> str:
-    return "{" + ", ".join(f"{key}={_toml(v) if isinstance(v, dict) else tomli_w.dumps({'v': v})[4:].strip()}" for key, v in table.items()) + "}"
+def _rl_sets(rng: random.Random, table: Table) -> list[str]:
+    """Return items that make a reinforcement-learning recipe small."""
+    sets = [*RL_SETS, *(["anchor.batch=2"] if "anchor" in table else [])]
+    if table["plan"].get("window", {}).get("kind") != "closed":
+        sets.append(f"plan.window={{{rng.choice(WINDOWS)}}}")
+    if "prune" in table["plan"]:
+        sets.append(rng.choice(["plan.prune={at=[1],keep=[2]}", "plan.prune=none"]))
+    return sets
 
 
 @contextlib.contextmanager
@@ -363,26 +363,47 @@ def _limited(work: Callable[[], Any], seconds: float) -> Any:
         signal.signal(signal.SIGVTALRM, before)
 
 
-def run_shown(seed: int, minutes: float, most: int, pipelines: tuple[str, ...] = ("sd15", "sd3")) -> Report:
+def run_shown(seed: int, minutes: float, most: int, pipelines: tuple[str, ...] = PIPELINES) -> Tally:
     """Show up to ``most`` recipes for up to ``minutes``, half of them gentle."""
-    report, end = Report(), time.monotonic() + 60 * minutes
+    tally = Tally()
     with workplace(pipelines):
         generator = Generator(seed, pipelines)
-        while report.tried < most and time.monotonic() < end:
-            number, report.tried = report.tried, report.tried + 1
-            table, sets = (generator.gentle if number % 2 else generator.wild)(number // 2)
+        for number, _ in cases(seed, minutes, most):
+            kind = "gentle" if number % 2 else "wild"
+            table, sets = getattr(generator, kind)(number // 2)
             try:
-                report.accepted += _limited(lambda t=table, s=sets: _shown(t, s), SECONDS)
-            except Exception:  # noqa: BLE001 - reason: the fault that is looked for
-                report.faults.append(_fault(number, table, sets, traceback.format_exc()))
-    return report
+                shown = _limited(partial(_shown, table, sets), SECONDS)
+                tally.add(kind, "done" if shown else "refused", "")
+            except Exception:
+                tally.add(kind, "traceback", _text(number, table, sets, traceback.format_exc()))
+    return tally
 
 
-def _fault(number: int, table: Table, sets: list[str], reason: str) -> str:
+def _text(number: int, table: Table, sets: list[str], reason: str) -> str:
     return f"recipe {number}: {str(table)[:3000]} {str(sets)[:500]}\n{reason[-2500:]}"
 
 
-def _is_small(table: Table) -> Table:
+def run_accepted(seed: int, minutes: float, most: int, pipelines: tuple[str, ...] = PIPELINES) -> Tally:
+    """Run up to ``most`` accepted recipes for one iteration each, every one in a process of its own.
+
+    Recipes that are refused before weights are opened, for want of a package or a file, count as refused.
+    """
+    tally = Tally()
+    with workplace(pipelines):
+        generator = Generator(seed, pipelines)
+        for number, _ in cases(seed, minutes, 10**9):
+            if tally.ended["done"] >= most:
+                break
+            table = _lowered(generator.gentle(number)[0])
+            with contextlib.suppress(Exception):  # run_shown tells
+                if _shown(table, []):
+                    outcome, text = in_child(partial(_train, table.get("stage", "train")), RUN_SECONDS)
+                    tally.add(table["model"]["kind"], outcome, _text(number, table, [], text))
+            shutil.rmtree("runs", ignore_errors=True)
+    return tally
+
+
+def _lowered(table: Table) -> Table:
     """Return the table with its sizes lowered to those of a run of seconds."""
     for key, size in SMALL.items():
         node, (*path, name) = table, key.split(".")
@@ -393,81 +414,16 @@ def _is_small(table: Table) -> Table:
     return table
 
 
-def _in_child(stage: str, log: Path) -> int:
-    """Train ``recipe.toml`` in a forked child whose output goes to ``log``; return its exit code, or -signal."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    code = 70
-    try:
-        with log.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        signal.alarm(RUN_SECONDS)
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        for model in (Scenes, Diffusers):
-            model.load = _noting(model.load)  # type: ignore[method-assign]
-        sys.argv = ["grpaint", stage, "recipe.toml", "--name", "it"]
-        cli.main()
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0
-    except BaseException:  # noqa: BLE001 - reason: the fault that is looked for
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+def _train(stage: str) -> tuple[str, str]:
+    """Train ``recipe.toml``; return how it ended, for :func:`in_child`."""
+    opened = []
 
+    def noting(load: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: opened.append(policy := load(*args)) or policy
 
-def _noting(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a model's ``load`` so that a file says when weights have been opened."""
-
-    def noting(*args: Any) -> Any:
-        policy = load(*args)
-        Path("opened").touch()
-        return policy
-
-    return noting
-
-
-def _verdict(code: int, text: str, *, opened: bool) -> str:
-    """Return why the end of a run is a fault; empty if it is right."""
-    if code == 0 or (code == 2 and not opened):
-        return ""
-    lines = [line for line in text.splitlines() if line.startswith("grpaint: ")]
-    if code in (1, 2) and len(lines) == 1 and any(words in lines[0] for words in LEGITIMATE):
-        return ""
-    return f"exit code {code}, weights {'' if opened else 'not '}opened\n{text[-2500:]}"
-
-
-def run_accepted(seed: int, minutes: float, most: int, pipelines: tuple[str, ...] = ("sd15", "sd3")) -> Report:
-    """Run up to ``most`` accepted recipes for one iteration each, every one in a forked child."""
-    report, end, number = Report(), time.monotonic() + 60 * minutes, -1
-    with workplace(pipelines):
-        generator = Generator(seed, pipelines)
-        while report.accepted < most and time.monotonic() < end:
-            number, report.tried = number + 1, report.tried + 1
-            table = _is_small(generator.gentle(number)[0])
-            stage = table.get("stage", "train")
-            try:
-                if not _shown(table, []):
-                    continue
-            except Exception:  # noqa: BLE001, S112 - reason: run_shown reports it
-                continue
-            Path("opened").unlink(missing_ok=True)
-            code = _in_child(stage, log := Path("log"))
-            opened, text = Path("opened").is_file(), log.read_text(errors="backslashreplace")
-            report.accepted += opened
-            if reason := _verdict(code, text, opened=opened):
-                report.faults.append(_fault(number, table, [], reason))
-            for run in Path("runs").glob("*"):
-                _remove(run)
-    return report
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
+    for model in (Scenes, Diffusers):
+        model.load = noting(model.load)  # type: ignore[method-assign]
+    outcome, text = command(stage, "recipe.toml", "--name", "it")
+    if outcome == "refused" and opened and not any(words in text for words in LEGITIMATE):
+        return "refused after its weights were opened", text
+    return ("done" if opened else outcome), text

@@ -4,7 +4,7 @@ Its network outputs the clean image. The policy converts that to the velocity of
 variance-preserving path, and the rest of the package uses it like any flow or diffusion model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Literal, Self
@@ -98,6 +98,15 @@ class Scenes:
                 f"data: images of {width} x {height} pixels; the built-in model's have {SIDE} x {SIDE}. Set "
                 f"data.resolution = {SIDE}, without buckets"
             )
+
+    def check_captions(self, captions: Iterable[str]) -> None:
+        """Check that the model knows every word of the captions.
+
+        Raises:
+            ConfigError: a caption has another word, or too many.
+        """
+        for caption in captions:
+            tokens(caption)
 
     @property
     def calls(self) -> int:

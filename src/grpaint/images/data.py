@@ -39,7 +39,7 @@ def first_missing(data: Any, what: str) -> str:
     """Return which of the data's paths does not exist, with its setting, as "no such" ``what``; empty if all do."""
     for key in ("train", "held_out_path"):
         path = getattr(data, key)
-        if path and not os.path.exists(path):  # noqa: PTH110 - reason: Path.exists raises for a name that is too long
+        if path and not os.path.exists(path):
             return f'data.{key} = "{printable(path, 200)}": no such {what}'
     return ""
 

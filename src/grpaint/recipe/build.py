@@ -13,6 +13,7 @@ from grpaint.core.bounds import Limit
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import Reward
 from grpaint.core.step import Sampler
+from grpaint.core.text import printable
 from grpaint.learn.advantage import Advantage
 from grpaint.learn.objective import Objective
 from grpaint.learn.penalty import Penalty
@@ -199,6 +200,9 @@ def _dataclass(cls: type, settings: Plain, key: str) -> tuple[Any, Plain]:
         piece = cls(**arguments)
     except ValueError as error:
         raise ConfigError(f"{prefix}{error}") from error
+    except OSError as error:  # of a path that a setting names: no permission, or a name that is too long
+        path = printable(str(error.filename or ""), 80)
+        raise ConfigError(f"{key or 'the recipe'}: {path}: {error.strerror or error}.") from error
     for name in fields.keys() - arguments.keys():
         plain[name] = dump(getattr(piece, name))
         if _is_table(hints[name]):

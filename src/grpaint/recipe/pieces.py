@@ -41,7 +41,8 @@ class Preparing(Protocol):
 class ModelSpec(Protocol):
     """The ``[model]`` table: what is known before weights are opened, and how to open them.
 
-    An optional method ``check_size(width, height)`` raises ValueError if the model cannot encode images of that size.
+    Two methods are optional: ``check_size(width, height)`` raises ValueError if the model cannot encode images of that
+    size, and ``check_captions(captions)`` ConfigError if it cannot read one of them.
     """
 
     @property

@@ -77,6 +77,18 @@ class TrainRecipe(Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_rewards()
+        self._check_plan()
+        if isinstance(self.objective, ForwardObjective):
+            self.objective.check(self.plan)
+        if (self.plan.weights == "behaviour") != bool(self.behaviour):
+            raise ValueError('plan.weights = "behaviour" and a [behaviour] table go together: give both or neither')
+        if self.anchor:
+            _check_captioned(self.data, "anchor")
+        self._check_references()
+        self._check_updates()
+
+    def _check_rewards(self) -> None:
         if not self.rewards:
             raise ValueError("rewards must name at least one reward: [rewards.NAME] kind = ...")
         if getattr(self.advantage, "needs_group", True) and self.train.group_size < 2:
@@ -86,6 +98,10 @@ class TrainRecipe(Common):
             )
         if not any(item.weight for item in self.rewards.values()):
             raise ValueError("rewards: every weight is 0, so nothing can be learned; raise one")
+        for name, item in self.rewards.items():
+            _check_size(f"rewards.{name} scores", item.reward, self.model)
+
+    def _check_plan(self) -> None:
         if self.plan.steps < 1:
             raise ValueError(f"plan.steps must be at least 1, got {self.plan.steps}")
         _prefix("plan.window", self.plan.window.check, self.plan.steps)
@@ -107,16 +123,6 @@ class TrainRecipe(Common):
                 "advantage: step-aware advantages credit a policy gradient's steps with later previews; set "
                 'plan.previews = true and objective.kind = "policy-gradient"'
             )
-        if isinstance(self.objective, ForwardObjective):
-            self.objective.check(self.plan)
-        if (self.plan.weights == "behaviour") != bool(self.behaviour):
-            raise ValueError('plan.weights = "behaviour" and a [behaviour] table go together: give both or neither')
-        if self.anchor:
-            _check_captioned(self.data, "anchor")
-        for name, item in self.rewards.items():
-            _check_size(f"rewards.{name} scores", item.reward, self.model)
-        self._check_references()
-        self._check_updates()
 
     def _check_updates(self) -> None:
         survivors = self.plan.prune.keep[-1] if self.plan.prune and self.plan.prune.keep else self.train.group_size

@@ -19,7 +19,7 @@ class _Short(reprlib.Repr):
         super().__init__()
         self.maxlevel, self.maxstring, self.maxother = 3, 80, 80
 
-    def repr_int(self, x: int, level: int) -> str:  # noqa: ARG002 - reason: reprlib's signature
+    def repr_int(self, x: int, level: int) -> str:
         return repr(x) if abs(x) <= WHOLE else f"(a whole number of {x.bit_length()} bits)"
 
 

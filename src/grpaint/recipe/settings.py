@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from grpaint.core.bounds import IMAGES, ROWS, Limit, check_range
-from grpaint.core.policy import Reward
 from grpaint.core.path import TRAIN_STEPS, Path
+from grpaint.core.policy import Reward
 from grpaint.core.step import Ode, Sampler
 from grpaint.measures.features import Features
 from grpaint.recipe.optim import Adamw, Schedule
