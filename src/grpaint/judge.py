@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from grpaint.core.errors import RunError
 from grpaint.core.path import Path, VpPath
 from grpaint.core.policy import Prompt, Weights
 from grpaint.core.rng import Key
@@ -136,9 +137,18 @@ def evaluate(
 
     The score is the data's own, or the denoising loss if that score is a reward and there are no rewards. ``rewards``
     that need a reference image are left out, since these samples begin at noise. ``probe`` adds the denoising loss.
+
+    Raises:
+        RunError: an image is not finite.
     """
     prompts = data.held_out(settings.prompts, settings.seed)
     images = sample(policy, prompts, settings, weights=weights)
+    if bad_images := int((~images.isfinite()).flatten(1).any(1).sum()):
+        raise RunError(
+            f"{bad_images} of {len(images)} images of an evaluation contain NaN or infinity: the weights, or "
+            f"evaluate.guidance = {settings.guidance:g}, are out of range. Lower train.learning_rate, or use a higher "
+            "precision; the last checkpoint stays."
+        )
     measures = data.measures(images, prompts) | (free_rewards(rewards, images, prompts) if rewards else {})
     statistics = image_statistics(images)
     line: dict[str, Any] = {"guidance": settings.guidance, "prompts": len(prompts), "steps": settings.steps}

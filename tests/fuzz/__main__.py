@@ -8,6 +8,8 @@ from pathlib import Path
 
 SUBJECTS = {
     "data": ("data", "run"),
+    "recipes": ("recipes", "run_shown"),
+    "runs": ("recipes", "run_accepted"),
 }
 
 

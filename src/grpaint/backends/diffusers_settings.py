@@ -16,6 +16,7 @@ from grpaint.backends.families import FAMILIES, Family, Guidance, PipelineFolder
 from grpaint.backends.pipeline import is_adapter
 from grpaint.backends.pipeline_files import pin_commit
 from grpaint.backends.quantize import BasePrecision
+from grpaint.core.bounds import MOST_SIDE, check_range
 from grpaint.core.errors import ConfigError
 from grpaint.core.importing import check_import
 from grpaint.core.path import Path
@@ -99,9 +100,7 @@ class DiffusersSettings:
         for key in ("batch", "vae_batch"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
-        for key in ("height", "width", "tokens"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
+        check_range(self, 0, MOST_SIDE, "height", "width", "tokens")
 
     def opening(self) -> AbstractContextManager[None]:
         """Within the block, what a library raises at the folder's files is an error of the folder.
@@ -205,6 +204,14 @@ class DiffusersSettings:
         """The number of pixels by which both sides of an image must be divisible."""
         family = self.named_family[1]
         return family.factor(self._folder) * family.PATCH
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise ValueError if the model cannot encode images of this size."""
+        if width % self.side_multiple or height % self.side_multiple:
+            raise ValueError(
+                f"data: images of {width} x {height} pixels; this model needs sides divisible by {self.side_multiple}. "
+                "Set data.resolution and data.bucket_step to such numbers, or crop the images to such sides"
+            )
 
     @cached_property
     def text_parts_hash(self) -> str:

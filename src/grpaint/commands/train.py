@@ -1,13 +1,15 @@
 """``grpaint train`` and ``grpaint sft``: open a recipe or a run, train to the end, and print the result."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from grpaint.core.errors import CheckpointError, ConfigError, MemoryExhausted, RewardError, RunError
+from grpaint.core.errors import CheckpointError, ConfigError, GrpaintError, MemoryExhausted, RewardError, RunError
+from grpaint.core.rng import uniform
 from grpaint.core.runtime import Runtime, has_matrix_units
 from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.judge import best_guided, evaluate, judging_rewards, paired_difference, sample
@@ -172,7 +174,7 @@ def _record_end(folder: RunFolder, error: BaseException) -> None:
 
 
 def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -> Loop:
-    """Check rewards and data, load the weights, start loggers; return the loop at the last checkpoint, if any.
+    """Check rewards and data, start loggers, load the weights; return the loop at the last checkpoint, if any.
 
     Raises:
         GrpaintError: weights, data or a reward cannot be opened, or a reward fails its self-test.
@@ -187,19 +189,21 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     for name, item in rewards.items():
         item.check(f"rewards.{name}")
     recipe.data.prepare(log)
+    check_captions = getattr(recipe.model, "check_captions", None)
+    if check_captions and isinstance(recipe.data, Listed):
+        check_captions(recipe.data.captions())
+    if isinstance(recipe, TrainRecipe):
+        _self_test_rewards(recipe, runtime)
+    _start_loggers(recipe, folder)
     with memory("load"):
         policy = recipe.model.load(runtime)
         if isinstance(recipe.data, Listed) and isinstance(policy, Preparing):
             encoded = policy.prepare(recipe.data.captions())
             if encoded:
                 log(f"{encoded} captions encoded, and kept for later runs")
-    for logger in recipe.loggers.values():
-        logger.start(folder.path, folder.settings())
     loop = Loop(recipe, policy, folder, lambda iteration: _evaluation(recipe, policy, iteration), listener)
     loop.watchers.extend(logger.write for logger in recipe.loggers.values())
     folder.status(device=runtime.device, precision=runtime.precision, threads=torch.get_num_threads())
-    if isinstance(recipe, TrainRecipe):
-        _self_test_rewards(recipe, policy)
     checkpoint = folder.latest()
     if checkpoint:
         loop.resume(checkpoint)
@@ -207,6 +211,21 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     else:
         folder.cut(-1)
     return loop
+
+
+def _start_loggers(recipe: Recipe, folder: RunFolder) -> None:
+    """Start the loggers.
+
+    Raises:
+        ConfigError: one does not start.
+    """
+    for name, logger in recipe.loggers.items():
+        try:
+            logger.start(folder.path, folder.settings())
+        except GrpaintError:
+            raise
+        except Exception as error:  # its library may raise anything
+            raise ConfigError(f"loggers.{name}: it did not start: {type(error).__name__}: {error}") from error
 
 
 def _machine(runtime: Runtime) -> str:
@@ -217,8 +236,8 @@ def _machine(runtime: Runtime) -> str:
     return where
 
 
-def _self_test_rewards(recipe: TrainRecipe, policy: Model) -> None:
-    """Run each reward on its own test pair, or on two images of noise if it has none.
+def _self_test_rewards(recipe: TrainRecipe, runtime: Runtime) -> None:
+    """Run each reward on its own test pair, or on two images of noise in the model's size if it has none.
 
     Raises:
         ConfigError: a reward fails.
@@ -226,7 +245,8 @@ def _self_test_rewards(recipe: TrainRecipe, policy: Model) -> None:
     # the same prompt twice, because some rewards compare the images of a prompt
     prompts = recipe.data.prompts(1, 0, recipe.train.seed) * 2
     with memory("reward"), torch.no_grad():
-        images = policy.decode(policy.noise((recipe.train.seed, "self-test"), range(len(prompts))))
+        shape = (len(prompts), 3, *recipe.model.pixels)
+        images = uniform((recipe.train.seed, "self-test"), math.prod(shape)).view(shape).to(runtime.device)
         for name, item in recipe.rewards.items():
             try:
                 if item.self_test:

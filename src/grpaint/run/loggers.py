@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from grpaint.core.errors import MissingExtra
 
@@ -42,7 +42,7 @@ class Wandb:
     """Weights & Biases; ``mode = "offline"`` opens no socket."""
 
     project: str = "grpaint"
-    mode: str = "online"
+    mode: Literal["online", "offline", "disabled"] = "online"
     _run: Any = field(default=None, init=False, repr=False)
 
     def start(self, folder: Path, settings: Mapping[str, Any]) -> None:

@@ -82,6 +82,7 @@ def run(name: str | None, sets: list[str], *, as_json: bool, trust: bool) -> Non
     recipe = open_examined(name or DEFAULT["train"], sets, trust=trust)
     if not as_json and (about := model_description(recipe.model)):
         echo(f"model  {about}")
+    recipe.data.prepare(lambda _: None)
     failures = 0
     for finding in examine(recipe, resolve(recipe.device, recipe.precision)):
         failures += finding.passed is False
