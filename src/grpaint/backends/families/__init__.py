@@ -7,6 +7,7 @@ from grpaint.backends.families.base import Family, Guidance
 from grpaint.backends.families.folder import PipelineFolder
 from grpaint.core.errors import ConfigError
 from grpaint.core.importing import import_target
+from grpaint.core.user_code import user_code
 
 FAMILIES = {
     "flux": "grpaint.backends.families.flux:Flux",
@@ -41,10 +42,8 @@ def find_family(name: str, folder: PipelineFolder) -> tuple[str, Family]:
 
 
 def _load(name: str) -> Family:
-    try:
+    with user_code(f'model.family = "{name}": cannot be imported: it', ConfigError):
         family = import_target(FAMILIES.get(name, name))()
-    except Exception as error:  # a user's own file may raise anything
-        raise ConfigError(f'model.family = "{name}": cannot be imported: {type(error).__name__}: {error}') from error
     if not isinstance(family, Family):
         raise ConfigError(f'model.family = "{name}": not a subclass of grpaint.backends.families.Family.')
     return family

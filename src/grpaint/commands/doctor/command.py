@@ -17,6 +17,7 @@ from grpaint.commands.doctor.learning import (
 from grpaint.commands.doctor.sampling import initial_ratio, noise_floor, sampler_parity, step_noise
 from grpaint.core.errors import ConfigError
 from grpaint.core.runtime import Runtime, resolve
+from grpaint.core.user_code import describe, interrupted
 from grpaint.recipe.config import TrainRecipe, open_recipe
 from grpaint.recipe.pieces import model_description
 from grpaint.report.console import echo
@@ -47,13 +48,13 @@ def examine(recipe: TrainRecipe, runtime: Runtime, checks: Sequence[Check] = CHE
     with case.policy.meter.account("doctor"):
         for check in checks:
             try:
-                yield check(case)
-            except ConfigError:
-                raise
-            except Exception as error:  # noqa: BLE001 - reason: a check that raises is a finding too
-                reason = " ".join(str(error).split())[:200]
+                finding = check(case)
+            except BaseException as error:
+                if isinstance(error, ConfigError) or interrupted(error):
+                    raise
                 name = NAMES.get(check, check.__name__)
-                yield Finding(name, False, f"{type(error).__name__}: {reason}", "it could not be carried out")
+                finding = Finding(name, False, describe(error), "it could not be carried out")
+            yield finding
 
 
 def run(name: str | None, sets: list[str], *, as_json: bool) -> None:
