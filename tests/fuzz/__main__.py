@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 
 SUBJECTS = {
+    "client": ("client", "run"),
     "data": ("data", "run"),
+    "server": ("server", "run"),
 }
 
 
