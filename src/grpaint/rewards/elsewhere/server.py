@@ -18,6 +18,7 @@ from typing import Any
 
 import anyio.to_thread
 import uvicorn
+from h11 import LocalProtocolError
 from starlette.applications import Starlette
 from starlette.authentication import AuthenticationBackend, AuthenticationError
 from starlette.exceptions import HTTPException
@@ -210,6 +211,12 @@ class _Connection(H11Protocol):
         if len(self.connections) > self.limits.connections or len(self.tasks) >= self.limits.connections:
             transport.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        try:
+            super().send_400_response(msg)
+        except LocalProtocolError:  # an answer is under way, to a request that is followed by no HTTP
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in self._timers:
