@@ -8,10 +8,19 @@ from typing import Any
 
 import torch
 
-from grpaint.core.errors import CheckpointError, ConfigError, GrpaintError, MemoryExhausted, RewardError, RunError
+from grpaint.core.errors import (
+    CheckpointError,
+    ConfigError,
+    GrpaintError,
+    MemoryExhausted,
+    RewardError,
+    RunError,
+)
+from grpaint.core.importing import user_code_location
 from grpaint.core.rng import uniform
 from grpaint.core.runtime import Runtime, has_matrix_units
 from grpaint.core.runtime import resolve as resolve_runtime
+from grpaint.core.user_code import describe, interrupted
 from grpaint.judge import best_guided, evaluate, judging_rewards, paired_difference, sample
 from grpaint.learn.external_rewards import connect_rewards
 from grpaint.learn.reward_checks import self_test
@@ -34,6 +43,7 @@ from grpaint.report.console import Terminal
 from grpaint.report.figures import picture_sheet, save_picture
 from grpaint.report.terminal import before_after_table, hacking_line
 from grpaint.run.folder import RunFolder
+from grpaint.run.loggers import start_loggers
 from grpaint.run.loop import Loop
 from grpaint.run.memory import memory
 from grpaint.run.progress import Progress
@@ -155,22 +165,34 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher]) 
                 train(recipe, loop)
             _save_pictures(recipe, loop)
             folder.status(status="finished", iterations=loop.done)
-    except OSError as error:
-        _record_end(folder, error)
-        raise RunError(
+    except BaseException as error:
+        reason = _reason(folder, error)
+        _record_end(folder, reason)
+        if reason is error:
+            raise
+        raise reason from error
+
+
+def _reason(folder: RunFolder, error: BaseException) -> BaseException:
+    """Return what ended a run: an error of ours that names a user's own code or the folder, or else ``error``."""
+    if isinstance(error, GrpaintError | Stopped) or interrupted(error):
+        return error
+    if place := user_code_location(error):
+        return RunError(f"{place}: {describe(error)}")
+    if isinstance(error, OSError):
+        return RunError(
             f"{folder.path}: could not be written ({error.strerror or error}). The last good checkpoint stays; fix "
             "that and continue with --resume."
-        ) from error
-    except (Exception, KeyboardInterrupt) as error:
-        _record_end(folder, error)
-        raise
+        )
+    return error
 
 
 def _record_end(folder: RunFolder, error: BaseException) -> None:
     """Write the status of a run that ends early."""
-    status = "interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+    interruption = isinstance(error, Stopped | KeyboardInterrupt)
+    reason = type(error).__name__ if isinstance(error, KeyboardInterrupt) else str(error)
     with contextlib.suppress(OSError):  # a full disk must not hide the first error
-        folder.status(status=status, reason=str(error) or type(error).__name__)
+        folder.status(status="interrupted" if interruption else "failed", reason=reason or type(error).__name__)
 
 
 def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -> Loop:
@@ -202,7 +224,7 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
             if encoded:
                 log(f"{encoded} captions encoded, and kept for later runs")
     loop = Loop(recipe, policy, folder, lambda iteration: _evaluation(recipe, policy, iteration), listener)
-    loop.watchers.extend(logger.write for logger in recipe.loggers.values())
+    loop.watchers.extend(start_loggers(recipe.loggers, folder.path, folder.settings(), log))
     folder.status(device=runtime.device, precision=runtime.precision, threads=torch.get_num_threads())
     checkpoint = folder.latest()
     if checkpoint:
