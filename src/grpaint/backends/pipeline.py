@@ -15,7 +15,7 @@ from grpaint.backends.fake import meta_modules
 from grpaint.backends.families import Family, PipelineFolder
 from grpaint.backends.pipeline_files import check_parts
 from grpaint.backends.pipeline_parts import check_no_code
-from grpaint.core.errors import CheckpointError, GrpaintError, MissingExtra
+from grpaint.core.errors import CheckpointError, MissingExtra
 from grpaint.core.runtime import Runtime
 from grpaint.storage.files import check_tensors, read_header, read_weights
 from grpaint.storage.reading import parse_object
@@ -50,16 +50,11 @@ def open_pipeline(
     folder = base.settings.path if runtime.fake else base.folder
     check_no_code(PipelineFolder(folder), absent)
     safe = None if runtime.fake else check_parts(folder, {*absent, *base.file_parts})
-    try:
+    with PipelineFolder(folder).opening(f"a {family.PIPELINE}"):
         parts = meta_modules(folder, absent, dtypes) if runtime.fake else open_parts(base, family, dtypes, without)
         pipe = getattr(diffusers, family.PIPELINE).from_pretrained(
             folder, dtype=dtypes, local_files_only=True, use_safetensors=safe, **absent, **parts
         )
-    except GrpaintError:
-        raise
-    except Exception as error:  # a damaged or foreign folder may raise anything
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder}: diffusers cannot open it as a {family.PIPELINE}: {reason}") from error
     if "scheduler" not in without:
         pipe.scheduler = base.with_prediction(pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)

@@ -1,15 +1,26 @@
 """``grpaint train`` and ``grpaint sft``: open a recipe or a run, train to the end, and print the result."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from grpaint.core.errors import CheckpointError, ConfigError, MemoryExhausted, RewardError, RunError
+from grpaint.core.errors import (
+    CheckpointError,
+    ConfigError,
+    GrpaintError,
+    MemoryExhausted,
+    RewardError,
+    RunError,
+)
+from grpaint.core.importing import user_code_location
+from grpaint.core.rng import uniform
 from grpaint.core.runtime import Runtime, has_matrix_units
 from grpaint.core.runtime import resolve as resolve_runtime
+from grpaint.core.user_code import describe, interrupted
 from grpaint.judge import best_guided, evaluate, judging_rewards, paired_difference, sample
 from grpaint.learn.external_rewards import connect_rewards
 from grpaint.learn.reward_checks import self_test
@@ -32,6 +43,7 @@ from grpaint.report.console import Terminal
 from grpaint.report.figures import picture_sheet, save_picture
 from grpaint.report.terminal import before_after_table, hacking_line
 from grpaint.run.folder import RunFolder
+from grpaint.run.loggers import start_loggers
 from grpaint.run.loop import Loop
 from grpaint.run.memory import memory
 from grpaint.run.progress import Progress
@@ -153,26 +165,38 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher]) 
                 train(recipe, loop)
             _save_pictures(recipe, loop)
             folder.status(status="finished", iterations=loop.done)
-    except OSError as error:
-        _record_end(folder, error)
-        raise RunError(
+    except BaseException as error:
+        reason = _reason(folder, error)
+        _record_end(folder, reason)
+        if reason is error:
+            raise
+        raise reason from error
+
+
+def _reason(folder: RunFolder, error: BaseException) -> BaseException:
+    """Return what ended a run: an error of ours that names a user's own code or the folder, or else ``error``."""
+    if isinstance(error, GrpaintError | Stopped) or interrupted(error):
+        return error
+    if place := user_code_location(error):
+        return RunError(f"{place}: {describe(error)}")
+    if isinstance(error, OSError):
+        return RunError(
             f"{folder.path}: could not be written ({error.strerror or error}). The last good checkpoint stays; fix "
             "that and continue with --resume."
-        ) from error
-    except (Exception, KeyboardInterrupt) as error:
-        _record_end(folder, error)
-        raise
+        )
+    return error
 
 
 def _record_end(folder: RunFolder, error: BaseException) -> None:
     """Write the status of a run that ends early."""
-    status = "interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+    interruption = isinstance(error, Stopped | KeyboardInterrupt)
+    reason = type(error).__name__ if isinstance(error, KeyboardInterrupt) else str(error)
     with contextlib.suppress(OSError):  # a full disk must not hide the first error
-        folder.status(status=status, reason=str(error) or type(error).__name__)
+        folder.status(status="interrupted" if interruption else "failed", reason=reason or type(error).__name__)
 
 
 def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -> Loop:
-    """Check rewards and data, load the weights, start loggers; return the loop at the last checkpoint, if any.
+    """Check rewards and data, start loggers, load the weights; return the loop at the last checkpoint, if any.
 
     Raises:
         GrpaintError: weights, data or a reward cannot be opened, or a reward fails its self-test.
@@ -187,19 +211,21 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     for name, item in rewards.items():
         item.check(f"rewards.{name}")
     recipe.data.prepare(log)
+    check_captions = getattr(recipe.model, "check_captions", None)
+    if check_captions and isinstance(recipe.data, Listed):
+        check_captions(recipe.data.captions())
+    if isinstance(recipe, TrainRecipe):
+        _self_test_rewards(recipe, runtime)
+    _start_loggers(recipe, folder)
     with memory("load"):
         policy = recipe.model.load(runtime)
         if isinstance(recipe.data, Listed) and isinstance(policy, Preparing):
             encoded = policy.prepare(recipe.data.captions())
             if encoded:
                 log(f"{encoded} captions encoded, and kept for later runs")
-    for logger in recipe.loggers.values():
-        logger.start(folder.path, folder.settings())
     loop = Loop(recipe, policy, folder, lambda iteration: _evaluation(recipe, policy, iteration), listener)
-    loop.watchers.extend(logger.write for logger in recipe.loggers.values())
+    loop.watchers.extend(start_loggers(recipe.loggers, folder.path, folder.settings(), log))
     folder.status(device=runtime.device, precision=runtime.precision, threads=torch.get_num_threads())
-    if isinstance(recipe, TrainRecipe):
-        _self_test_rewards(recipe, policy)
     checkpoint = folder.latest()
     if checkpoint:
         loop.resume(checkpoint)
@@ -207,6 +233,21 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     else:
         folder.cut(-1)
     return loop
+
+
+def _start_loggers(recipe: Recipe, folder: RunFolder) -> None:
+    """Start the loggers.
+
+    Raises:
+        ConfigError: one does not start.
+    """
+    for name, logger in recipe.loggers.items():
+        try:
+            logger.start(folder.path, folder.settings())
+        except GrpaintError:
+            raise
+        except Exception as error:  # its library may raise anything
+            raise ConfigError(f"loggers.{name}: it did not start: {type(error).__name__}: {error}") from error
 
 
 def _machine(runtime: Runtime) -> str:
@@ -217,8 +258,8 @@ def _machine(runtime: Runtime) -> str:
     return where
 
 
-def _self_test_rewards(recipe: TrainRecipe, policy: Model) -> None:
-    """Run each reward on its own test pair, or on two images of noise if it has none.
+def _self_test_rewards(recipe: TrainRecipe, runtime: Runtime) -> None:
+    """Run each reward on its own test pair, or on two images of noise in the model's size if it has none.
 
     Raises:
         ConfigError: a reward fails.
@@ -226,7 +267,8 @@ def _self_test_rewards(recipe: TrainRecipe, policy: Model) -> None:
     # the same prompt twice, because some rewards compare the images of a prompt
     prompts = recipe.data.prompts(1, 0, recipe.train.seed) * 2
     with memory("reward"), torch.no_grad():
-        images = policy.decode(policy.noise((recipe.train.seed, "self-test"), range(len(prompts))))
+        shape = (len(prompts), 3, *recipe.model.pixels)
+        images = uniform((recipe.train.seed, "self-test"), math.prod(shape)).view(shape).to(runtime.device)
         for name, item in recipe.rewards.items():
             try:
                 if item.self_test:

@@ -121,7 +121,7 @@ def _rows(table: Path) -> Iterator[tuple[Path, Fields]]:
             raise ConfigError(f"{table}:{number}: no file_name, which names the image that the line describes.")
         if name in earlier_names:
             raise ConfigError(f"{table}:{number}: a second line for {name}.")
-        if not inside(table.parent, name, f"{table}:{number}").is_file():
+        if not inside(table.parent, name, f"{table}:{number}", links=True).is_file():
             raise ConfigError(f"{table}:{number}: there is no file {name} beside it.")
         if Path(name).suffix.lower() not in SUFFIXES:
             raise ConfigError(f"{table}:{number}: {name}: images end in {', '.join(SUFFIXES)}.")

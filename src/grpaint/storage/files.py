@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +23,7 @@ WEIGHTS_FILE = "model.safetensors"
 
 def find_weights(path: Path) -> Path:
     """Return the weight file at a path: the path itself, or the file inside a checkpoint folder."""
-    return path / WEIGHTS_FILE if path.is_dir() else path
+    return path / WEIGHTS_FILE if os.path.isdir(path) else path
 
 
 def _missing_weights(path: Path, file: Path) -> CheckpointError:
