@@ -230,6 +230,29 @@ def test_evaluate_leaves_rewards_of_a_run_out_that_start_something(name, place, 
     assert "reward/x" not in end.out
 
 
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        {"x": {"kind": ["evil.py:score"]}},
+        {"x": "evil.py:score"},
+        {"x": [{"kind": "evil.py:score"}]},
+        {'x={kind="evil.py:score"} #': {"kind": "jpeg"}},
+        {"x.kind": {"kind": "jpeg"}},
+        {"x": {"kind": "jpeg", "floor": {"kind": "evil.py:score"}}},
+        {"x": {"kind": "\u0435vil.py:score\u200b"}},
+    ],
+    ids=str,
+)
+def test_rewards_of_a_run_that_are_none_are_refused_or_left_out(rewards):
+    change(rewards=rewards)
+    end = command("evaluate", "it", sets=SMALL)
+    assert (end.err.count("\n"), Path("ran").exists(), "grpaint: " in end.err or "left out" in end.err) == (
+        1,
+        False,
+        True,
+    )
+
+
 def test_evaluate_runs_the_rewards_of_a_run_that_is_trusted_and_those_that_are_typed():
     end = command("evaluate", "it", "--json", sets=[*SMALL, "rewards.y.kind=evil.py:score"])
     ran_code(end)
