@@ -173,7 +173,8 @@ def _table_at(table: Any, path: Sequence[str]) -> dict[str, Any]:
 def _effect(hint: Any, settings: Any, key: str, origin: Origin) -> str:
     """Return what a reward of a file does besides computing; empty if that is nothing."""
     kind = settings.get("kind") if isinstance(settings, dict) else None
-    if isinstance(kind, str) and kind in CATALOG["rewards"] and issubclass(find_piece("rewards", kind, key), ExternalReward):
+    packaged = isinstance(kind, str) and kind in CATALOG["rewards"]
+    if packaged and issubclass(find_piece("rewards", str(kind), key), ExternalReward):
         return f'kind = "{kind}" would start a program or open a connection'
     try:
         with origin.guard():
