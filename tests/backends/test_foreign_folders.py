@@ -91,6 +91,29 @@ def test_the_parts_of_a_folder_are_classes_of_diffusers_and_transformers(
     assert not (folder.parent / "ran").exists()
 
 
+def test_the_class_of_a_pipeline_is_no_file_of_its_folder(folder: Path) -> None:
+    change(folder / "model_index.json", _class_name=["evil", "Model"])
+    assert "no family reads" in refusal(lambda: Diffusers(str(folder)).load(Runtime()))
+    assert "_class_name = ['evil'" in refusal(lambda: Diffusers(str(folder), family="sd15").load(Runtime()))
+    assert not (folder.parent / "ran").exists()
+
+
+@pytest.mark.parametrize("part", ["../unet", "/etc", "text_encoder/../../x", "tokenizer\x1b[31m", ""])
+def test_a_part_is_a_folder_of_its_pipeline(folder: Path, part: str) -> None:
+    change(folder / "model_index.json", **{part: ["transformers", "CLIPTextModel"]})
+    line = refusal(lambda: Diffusers(str(folder)).load(Runtime()))
+    assert "is no name of a part" in line
+    assert line.isprintable()
+
+
+def test_a_shard_is_a_file_of_its_part(folder: Path) -> None:
+    (weights,) = (folder / "unet").glob("*.safetensors")
+    shutil.copy(weights, folder.parent / "outside.safetensors")
+    index = {"metadata": {}, "weight_map": {"conv_in.weight": "../../outside.safetensors"}}
+    weights.with_name(f"{weights.name}.index.json").write_text(json.dumps(index))
+    assert "must name files beside it" in refusal(lambda: Diffusers(str(folder)).load(Runtime()))
+
+
 def test_the_parts_of_a_single_file_are_such_classes_too(folder: Path) -> None:
     save_file(original(sd15()), folder.parent / "one.safetensors")
     change(folder / "model_index.json", unet=["evil", "Model"])
