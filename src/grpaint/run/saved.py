@@ -10,7 +10,8 @@ from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.recipe.config import Recipe, locate, override, resolve
 from grpaint.recipe.pieces import Model
-from grpaint.run.folder import RunFolder, find_checkpoint
+from grpaint.run.folder import find_checkpoint
+from grpaint.run.state import check_model
 from grpaint.storage.files import read_weights, unflatten
 from grpaint.storage.reading import read_toml
 
@@ -23,10 +24,10 @@ CHANGEABLE_ON_RESUME = (
 )
 
 
-def check_resume(folder: RunFolder, before: dict[str, Any], now: dict[str, Any]) -> None:
+def check_resume(subject: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to resume a run with other settings, but for a greater length and :data:`CHANGEABLE_ON_RESUME`.
 
-    ``before`` are the settings of run.toml, ``now`` those of this command.
+    ``before`` are the settings of ``subject``, the run or its checkpoint; ``now`` are those of this command.
 
     Raises:
         ConfigError: another setting differs.
@@ -37,7 +38,7 @@ def check_resume(folder: RunFolder, before: dict[str, Any], now: dict[str, Any])
         if re.fullmatch(CHANGEABLE_ON_RESUME, key):
             continue
         raise ConfigError(
-            f"{key} = {new!r}: the run {folder.path} has {old!r}; --resume repeats a run's settings (only larger "
+            f"{key} = {new!r}: {subject} has {old!r}; --resume repeats a run's settings (only larger "
             "train.iterations and train.evaluations, where rewards are found, and model.batch, model.vae_batch, "
             "model.checkpointing and minibatch may differ). Start another run with another --name."
         )
@@ -107,6 +108,7 @@ def open_model(source: str, sets: Sequence[str] = ()) -> tuple[Model, Recipe]:
         ConfigError, CheckpointError: there is none, or it cannot be read.
     """
     file, table = find_model(source)
+    check_model(file)
     recipe, _ = resolve(override(table, sets), table.get("stage", "train"))
     runtime = resolve_runtime(recipe.device, recipe.precision)
     if recipe.evaluate.tuned_share == 1:

@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from grpaint.recipe.pieces import Model
 from grpaint.recipe.settings import Measuring
 from grpaint.rewards.scenes import SceneCleanliness, SceneDistance, SceneScorer
 from grpaint.rollout.start import Reference
+from grpaint.run.folder import find_checkpoint, find_run
 from grpaint.run.saved import find_model, open_model
 from grpaint.scenes.world import SceneData
 
@@ -38,6 +40,15 @@ class Candidate:
     source: str
     base: bool = False
 
+    @cached_property
+    def file(self) -> Path:
+        """Its weight file, looked for once: a run that trains meanwhile may save a later one.
+
+        Raises:
+            ConfigError, CheckpointError: there is none.
+        """
+        return find_checkpoint(self.source)
+
     def open(self, sets: Sequence[str]) -> tuple[Model, Recipe]:
         """Load the model, and return it with its recipe.
 
@@ -45,7 +56,7 @@ class Candidate:
             ConfigError, CheckpointError: it cannot be read.
         """
         if not self.base:
-            return open_model(self.source, sets)
+            return open_model(str(self.file), sets)
         recipe = self.recipe(sets)
         return recipe.model.load(resolve_runtime(recipe.device, recipe.precision)), recipe
 
@@ -55,8 +66,8 @@ class Candidate:
         Raises:
             ConfigError: it has no recipe, or ``base`` is set and it is not a run.
         """
-        file, table = find_model(self.source)
-        if self.base and not any((parent / "run.toml").is_file() for parent in file.parents):
+        table = find_model(str(self.file))[1]
+        if self.base and not find_run(self.file):
             raise ConfigError(f"{self.source}:base: only a run knows what it began from; name the weight file itself.")
         return resolve(override(table, sets), table.get("stage", "train"))[0]
 

@@ -10,7 +10,7 @@ from grpaint.commands.export import push as hub
 from grpaint.core.errors import ConfigError
 from grpaint.recipe.pieces import Model
 from grpaint.report.console import echo
-from grpaint.run.folder import evaluations
+from grpaint.run.folder import evaluations, find_checkpoint
 from grpaint.run.saved import find_model, open_model
 
 STEPS = 4  # sampling steps, at most, to compare latents before and after
@@ -29,12 +29,13 @@ def export(
     user = hub.check_login(repository) if repository else ""
     if target not in get_args(formats.Target):
         raise ConfigError(f"--for {target}: there are {', '.join(get_args(formats.Target))}.")
-    policy, recipe = open_model(source, sets)
+    file = find_checkpoint(source)
+    policy, recipe = open_model(str(file), sets)
     if adapter:
         _print_layers(policy, adapter)
         return
     folder = out or Path("exports") / f"{Path(source).name.removesuffix('.safetensors')}-{target}"
-    file, table = find_model(source)
+    table = find_model(str(file))[1]
     steps = min(STEPS, recipe.evaluate.steps)
     deviation = formats.export(policy, table, steps, target, folder)  # type: ignore[arg-type]
     echo(f"{folder}  reloaded: latents differ by {deviation:.1e}")

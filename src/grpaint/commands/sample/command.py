@@ -10,7 +10,8 @@ from grpaint.core.policy import Prompt
 from grpaint.judge import sample
 from grpaint.report.console import echo, echo_lines
 from grpaint.report.figures import new_file, save_picture, to_picture
-from grpaint.run.saved import find_model, open_model
+from grpaint.run.folder import find_checkpoint
+from grpaint.run.saved import open_model
 from grpaint.storage.files import digest
 
 LEAST_SIDE = 256  # pixels: smaller pictures are enlarged
@@ -51,8 +52,8 @@ def draw_captions(source: str | None, request: DrawRequest) -> None:
         sets = provenance.sampling_sets(record) + sets
     if not source or not prompts:
         raise ConfigError("sample: name a run, checkpoint or file, and a caption in quotes; or --like PICTURE.")
-    policy, recipe = open_model(source, [*sets, f"evaluate.seed={seed}"])
-    file = find_model(source)[0]
+    file = find_checkpoint(source)
+    policy, recipe = open_model(str(file), [*sets, f"evaluate.seed={seed}"])
     if request.like:
         provenance.check_provenance(request.like, record, file, recipe)
     if request.guidance is not None and getattr(policy, "distilled", False):
