@@ -115,7 +115,8 @@ def _settings_to_resume(
     # both resolved, so that settings newer than the run have their defaults
     check_resume(f"the run {folder.path}", resolve(before, stage)[1], settings)
     if made_with := folder.made_with():
-        check_resume(f"the checkpoint that {folder.path} goes on from", resolve(made_with, stage)[1], settings)
+        subject = f"run.toml was changed by hand, and the checkpoint that {folder.path} goes on from"
+        check_resume(subject, resolve(made_with, stage)[1], settings)
     return recipe, settings
 
 

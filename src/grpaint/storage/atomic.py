@@ -93,7 +93,8 @@ def atomic_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         OSError: if the folder cannot be created or renamed, or exists, is not empty and ``replace`` is not set.
     """
     temporary = folder.with_name(f".{folder.name}.part")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # a file; the lock's error says so
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with Lock(folder.with_name(f".{folder.name}.lock"), str(folder), "Wait until it has ended, or take another name."):
         shutil.rmtree(temporary, ignore_errors=True)
         try:
