@@ -20,9 +20,10 @@ from grpaint.learn.table import RewardSet
 from grpaint.measures.image_statistics import image_statistics
 from grpaint.measures.score import comparable_score
 from grpaint.recipe.build import dump
-from grpaint.recipe.config import Recipe, TrainRecipe
+from grpaint.recipe.config import Recipe, SftRecipe
 from grpaint.recipe.pieces import Data, Model
 from grpaint.recipe.settings import Evaluation
+from grpaint.recipe.trust import JudgingRecipe
 from grpaint.rollout.rollout import Plan, Rollout, roll
 from grpaint.rollout.start import Independent, Start
 from grpaint.rollout.window import Closed
@@ -152,15 +153,15 @@ def evaluate(
     return line
 
 
-def judging_rewards(recipe: Recipe) -> RewardSet | None:
-    """Return the rewards that a model is judged by, with the weights of its recipe; None for a supervised recipe.
+def judging_rewards(recipe: Recipe | JudgingRecipe) -> RewardSet | None:
+    """Return the rewards that a model is judged by, with the weights of its recipe; None if it has none.
 
     What a floor adds to a weight is left out: it belongs to training and changes between evaluations.
     """
-    if not isinstance(recipe, TrainRecipe):
+    if isinstance(recipe, SftRecipe) or not recipe.rewards:
         return None
-    weights = {name: item.weight for name, item in recipe.rewards.items()}
-    return replace(recipe.reward_set(), weights=weights)
+    rewards = {name: item.reward for name, item in recipe.rewards.items()}
+    return RewardSet(rewards, {name: item.weight for name, item in recipe.rewards.items()})
 
 
 def free_rewards(rewards: RewardSet, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Commands as processes that are forked from this one, whose imports are done: cheap enough to kill by the hundred."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -55,14 +56,14 @@ def fork(words: list[str], folder: Path, log: Path) -> Child:
     """Run ``grpaint WORDS`` in ``folder``, in a process group of its own; what it prints is added to ``log``."""
     sys.stdout.flush()
     pid = os.fork()
-    if pid:
-        return Child(pid)
-    os.setpgid(0, 0)
-    os.chdir(folder)
-    with log.open("ab") as file:
-        for descriptor in (1, 2):
-            os.dup2(file.fileno(), descriptor)
-    _command(words)
+    if not pid:
+        os.setpgid(0, 0)
+        os.chdir(folder)
+        with log.open("ab") as file:
+            for descriptor in (1, 2):
+                os.dup2(file.fileno(), descriptor)
+        _command(words)
+    return Child(pid)
 
 
 def _command(words: list[str]) -> NoReturn:
@@ -80,10 +81,8 @@ def _command(words: list[str]) -> NoReturn:
         traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
-            try:
+            with contextlib.suppress(OSError):  # nobody reads it any more
                 stream.flush()
-            except OSError:  # nobody reads it any more
-                pass
         os._exit(code if isinstance(code, int) else 1)
 
 

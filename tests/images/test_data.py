@@ -304,7 +304,7 @@ def test_evaluations_may_be_split_by_a_column(tmp_path):
 def test_a_shard_is_indexed_once(tmp_path, monkeypatch):
     path = making.shards(tmp_path / "set")
     before = [prompt.text for prompt in data(path).prompts(9, 0, 0)]
-    monkeypatch.setattr("tarfile.open", lambda *_: pytest.fail("the shard was read again"))
+    monkeypatch.setattr("tarfile.open", lambda *_, **__: pytest.fail("the shard was read again"))
     assert [prompt.text for prompt in data(path).prompts(9, 0, 0)] == before
     os.utime(path / "a.tar", (1, 1))
     with pytest.raises(pytest.fail.Exception):

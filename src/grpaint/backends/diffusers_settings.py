@@ -14,6 +14,7 @@ from grpaint.backends.pipeline import is_adapter
 from grpaint.backends.pipeline_files import pin_commit
 from grpaint.backends.quantize import BasePrecision
 from grpaint.core.errors import ConfigError
+from grpaint.core.importing import check_import
 from grpaint.core.path import Path
 from grpaint.core.prediction import Parametrisation
 
@@ -67,6 +68,8 @@ class DiffusersSettings:
         if self.family not in ("auto", *FAMILIES) and ":" not in self.family:
             names = ", ".join(("auto", *FAMILIES))
             raise ValueError(f'family must be {names}, or your own as module:Name, got "{self.family}"')
+        if ":" in self.family:
+            check_import(self.family, "model.family")  # imported when first used, where the origin is not known
         if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance must not be negative, got {self.guidance}")
         if self.guidance_kind == "none" and self.guidance != 1:

@@ -1,6 +1,5 @@
 """Where a base model's files are: in a local folder, or in the hub's cache. Only the hub's library opens a socket."""
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.storage import hub
 from grpaint.storage.files import check_weights
 from grpaint.storage.hub import is_hub_id
+from grpaint.storage.reading import read_object
 
 SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
 NOT = ("*.fp16[.-]*", "*.bf16[.-]*", "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", "safety_checker/*")
@@ -68,6 +68,19 @@ def pipeline_listing(
     ]
 
 
+def _listed_shards(shard_index: Path) -> list[str]:
+    """The names of the weight files that an index lists.
+
+    Raises:
+        CheckpointError: if it lists none, or something other than names of files beside it.
+    """
+    listed = read_object(shard_index).get("weight_map")
+    shards = set(map(str, listed.values())) if isinstance(listed, dict) else set()
+    if not shards or any(shard != Path(shard).name for shard in shards):
+        raise CheckpointError(f"{shard_index}: its weight_map must name files beside it. Copy it again.")
+    return sorted(shards)
+
+
 def check_parts(folder: Path, without: Collection[str]) -> bool | None:
     """Check a pipeline's weight files before any is opened; True if all parts have safetensors files, else None.
 
@@ -82,7 +95,7 @@ def check_parts(folder: Path, without: Collection[str]) -> bool | None:
         if not is_listed or not (part_folder / "config.json").is_file():
             continue
         for shard_index in part_folder.glob("*.safetensors.index.json"):
-            for shard in sorted(set(json.loads(shard_index.read_text(encoding="utf-8"))["weight_map"].values())):
+            for shard in _listed_shards(shard_index):
                 if not (part_folder / shard).is_file():
                     raise CheckpointError(
                         f"{part_folder / shard}: not found, and {shard_index.name} lists it. Copy it too."

@@ -19,7 +19,7 @@ from grpaint.core.reward import RewardBase
 from grpaint.core.runtime import resolve
 from grpaint.images.opening import open_source
 from grpaint.images.pictures import SUFFIXES, BadImage, read_picture, to_tensor
-from grpaint.images.sources import Fields, ImageEntry, ImageSource
+from grpaint.images.sources import Fields, ImageEntry, ImageSource, read_image_file
 from grpaint.learn.reward_checks import self_test
 from grpaint.learn.table import score_images
 from grpaint.recipe.build import build
@@ -111,11 +111,9 @@ def _read_entry(source: ImageSource, folder: Path, entry: ImageEntry) -> Tensor:
 
 def _read_reference(file: Path) -> Tensor:
     try:
-        return to_tensor([read_picture(file.read_bytes())])[0]
+        return to_tensor([read_picture(read_image_file(file))])[0]
     except BadImage as bad:
         raise _unreadable(file, bad) from None
-    except OSError as error:
-        raise _unreadable(file, error.strerror) from None
 
 
 def _unreadable(file: Path, reason: object) -> ConfigError:

@@ -28,8 +28,12 @@ def open_source(path: Path, caption: str, image: str, key: str) -> ImageSource:
         return ImageShards(files, caption) if suffix == ".tar" else ImageTables(path, files, image, key)
     if path.is_dir():
         return ImageFolder(path, caption)
+    if not path.is_file():
+        raise ConfigError(f'{key} = "{path}": no regular file or folder (a pipe or a device).')
     raise ConfigError(f'{key} = "{path}": name a folder, a .tar (not compressed) or a .parquet file.')
 
 
 def _files_with_suffix(path: Path, suffix: str) -> list[Path]:
-    return sorted(path.glob(f"*{suffix}")) if path.is_dir() else [path] if path.suffix == suffix else []
+    """List the regular files at ``path``, or in it, whose names end in ``suffix``; a pipe would be waited for."""
+    files = sorted(path.glob(f"*{suffix}")) if path.is_dir() else [path] if path.suffix == suffix else []
+    return [file for file in files if file.is_file()]

@@ -4,19 +4,22 @@ Each source lists its entries once and reads any of them by position. So every o
 resumed run needs no position in a stream.
 """
 
+import os
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from grpaint.core.errors import ConfigError
+from grpaint.core.text import printable
 from grpaint.images import cache
 from grpaint.images.pictures import SUFFIXES, BadImage
-from grpaint.storage.reading import json_lines, parse_object, read_text
+from grpaint.storage.reading import decode_text, json_lines, parse_object, read_object, read_regular, read_text
 
 Fields = dict[str, Any]
 Member = tuple[str, int, int]  # of a tar file: name, offset and size in bytes
+MOST_IMAGE, MOST_SIDECAR = 1 << 30, 1 << 26  # bytes
 
 
 @dataclass(frozen=True)
@@ -74,21 +77,32 @@ class ImageFolder:
         by_file = {file: fields for table in sorted(self.path.rglob("metadata.jsonl")) for file, fields in _rows(table)}
         images = [file for file in sorted(self.path.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
         return [
-            ImageEntry(str(file.relative_to(self.path)), file, (0, 0), self._fields(file, by_file.get(file, {})))
+            ImageEntry(printable(str(file.relative_to(self.path))), file, (0, 0), self._fields(file, by_file))
             for file in images
         ]
 
-    def _fields(self, file: Path, fields: Fields) -> Fields:
+    def _fields(self, file: Path, by_file: Mapping[Path, Fields]) -> Fields:
+        fields = by_file.get(file, {})
         for sidecar in _sidecars(file, ".json"):
-            fields = fields | parse_object(read_text(sidecar), str(sidecar))
+            fields = fields | read_object(sidecar)
         texts = [read_text(sidecar) for sidecar in _sidecars(file, ".txt")]
         return _add_caption(fields, texts[0] if texts else None, self.caption, str(file))
 
     def read(self, entry: ImageEntry) -> bytes:
-        try:
-            return entry.file.read_bytes()
-        except OSError as error:
-            raise BadImage(f"cannot be read: {error.strerror}") from None
+        return read_image_file(entry.file)
+
+
+def read_image_file(file: Path) -> bytes:
+    """Read the bytes of an image in a file of its own.
+
+    Raises:
+        BadImage: if it cannot be read, is not a regular file, or has more than ``MOST_IMAGE`` bytes.
+    """
+    try:
+        return read_regular(file, MOST_IMAGE)
+    except ConfigError as error:
+        reason = getattr(error.__cause__, "strerror", None)
+        raise BadImage(f"cannot be read: {reason}" if reason else "not a regular file of at most 1 GiB") from None
 
 
 def _sidecars(file: Path, suffix: str) -> list[Path]:
@@ -134,25 +148,51 @@ class ImageShards:
             index = {"stamp": stamp, "samples": [*_samples(file, self.caption)]}
             cache.write(subject, index)
         return [
-            ImageEntry(f"{file.name}:{name}", file, (offset, size), fields)
+            ImageEntry(printable(f"{file.name}:{name}"), file, (offset, size), fields)
             for name, offset, size, fields in index["samples"]
         ]
 
     def read(self, entry: ImageEntry) -> bytes:
         offset, size = entry.position
-        with entry.file.open("rb") as shard:
-            shard.seek(offset)
-            raw = shard.read(size)
+        try:
+            with entry.file.open("rb") as shard:
+                shard.seek(offset)
+                raw = shard.read(size)
+        except OSError as error:
+            raise BadImage(f"cannot be read: {error.strerror}") from None
         if len(raw) < size:
             raise BadImage("cut short or corrupt")
         return raw
+
+
+class _Header(tarfile.TarInfo):
+    """The header of a tar member, which must be whole and lead forward.
+
+    ``tarfile`` by itself takes a damaged header for the end of the file, and before Python 3.11.14 it reads a member of
+    negative size for ever (CVE-2025-8194).
+    """
+
+    @classmethod
+    def fromtarfile(cls, shard: tarfile.TarFile) -> Self:
+        begin = shard.offset
+        try:
+            member = super().fromtarfile(shard)
+            size = os.fstat(shard.fileobj.fileno()).st_size  # type: ignore[union-attr]  # reason: an open file
+        except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]  # reason: not in stubs
+            raise
+        except Exception as error:  # extended headers raise whatever their parser does
+            raise tarfile.ReadError(f"a damaged header at byte {begin}") from error
+        leads_out = member.isreg() and member.offset_data + member.size > size
+        if shard.offset <= begin or member.size < 0 or leads_out or member.issparse():
+            raise tarfile.ReadError(f"the member at byte {begin} leads out of the file, or is sparse")
+        return member
 
 
 def _samples(file: Path, caption: str) -> Iterator[tuple[str, int, int, Fields]]:
     """Yield the name, offset, size and fields of each image of a shard."""
     samples: dict[str, dict[str, Member]] = {}
     try:
-        with tarfile.open(file, "r:") as shard:
+        with tarfile.open(file, "r:", tarinfo=_Header) as shard:
             for member in shard:
                 folder, _, base = member.name.rpartition("/")
                 stem, _, suffix = base.partition(".")
@@ -162,8 +202,9 @@ def _samples(file: Path, caption: str) -> Iterator[tuple[str, int, int, Fields]]
             with file.open("rb") as raw:
                 for members in samples.values():
                     yield from _sample(file, members, raw, caption)
-    except (tarfile.TarError, EOFError) as error:
-        raise ConfigError(f"{file}: not a whole tar file ({error}); compressed ones must be unpacked first.") from None
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
+        reason = printable(str(error))
+        raise ConfigError(f"{file}: not a whole tar file ({reason}); compressed ones must be unpacked first.") from None
 
 
 def _sample(file: Path, members: dict[str, Member], raw: Any, caption: str) -> Iterator[tuple[str, int, int, Fields]]:
@@ -173,11 +214,10 @@ def _sample(file: Path, members: dict[str, Member], raw: Any, caption: str) -> I
         if suffix not in members:
             return None
         name, offset, size = members[suffix]
+        if size > MOST_SIDECAR:
+            raise ConfigError(f"{file}: {name}: {size} bytes, and a caption has at most {MOST_SIDECAR}.")
         raw.seek(offset)
-        try:
-            return str(raw.read(size).decode("utf-8-sig"))
-        except UnicodeDecodeError:
-            raise ConfigError(f"{file}: {name}: not UTF-8.") from None
+        return decode_text(raw.read(size), f"{file}: {name}")
 
     for name, offset, size in (members[suffix] for suffix in members if suffix in SUFFIXES):
         json_text = text(".json")

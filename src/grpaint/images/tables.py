@@ -1,14 +1,21 @@
 """Captioned images in parquet files, and in the arrow files of Hugging Face data sets on disk."""
 
 import functools
+import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from grpaint.core.errors import ConfigError, MissingExtra
+from grpaint.core.text import printable
+from grpaint.images import cache
 from grpaint.images.pictures import BadImage
-from grpaint.images.sources import ImageEntry
-from grpaint.storage.reading import parse_json, read_text
+from grpaint.images.sources import ImageEntry, read_image_file
+from grpaint.storage.reading import read_object
+
+CHECK = Path(__file__).with_name("table_check.py")
 
 
 @dataclass(frozen=True)
@@ -24,15 +31,19 @@ class ImageTables:
     key: str
 
     def entries(self) -> list[ImageEntry]:
-        out = []
-        for file in self._ordered_files():
+        out, files = [], self._ordered_files()
+        _check_files(files)
+        for file in files:
             for group, row_count in enumerate(_group_sizes(file)):
                 table = _read_group(file, group)
+                if len(set(table.column_names)) < len(table.column_names):
+                    raise ConfigError(f"{file}: two columns of one name; rename one: {', '.join(table.column_names)}.")
                 if self.image not in table.column_names:
                     names = ", ".join(table.column_names)
                     raise ConfigError(f'{file}: no column "{self.image}"; set data.image to one of: {names}.')
                 rows = table.drop_columns([self.image]).to_pylist() or [{} for _ in range(row_count)]
-                out += [ImageEntry(f"{file.name}:{group}:{n}", file, (group, n), row) for n, row in enumerate(rows)]
+                name = printable(file.name)
+                out += [ImageEntry(f"{name}:{group}:{n}", file, (group, n), row) for n, row in enumerate(rows)]
         return out
 
     def _ordered_files(self) -> list[Path]:
@@ -40,27 +51,60 @@ class ImageTables:
         state_file = self.path / "state.json"
         if not state_file.is_file():
             return self.files
-        state = parse_json(read_text(state_file), str(state_file))
+        state = read_object(state_file)
         if state.get("_indices_data_files"):
             raise ConfigError(
                 f'{self.key} = "{self.path}": saved with an indices mapping (shuffled or filtered); call '
                 "flatten_indices() before save_to_disk()."
             )
-        return [self.path / item["filename"] for item in state["_data_files"]]
+        present = {file.name: file for file in self.files}
+        items = state.get("_data_files")
+        names = [item.get("filename") for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+        files = [present[name] for name in names if isinstance(name, str) and name in present]
+        if not files or not isinstance(items, list) or len(files) < len(items):
+            raise ConfigError(f"{state_file}: its _data_files must list .arrow files beside it; save the set again.")
+        return files
 
     def read(self, entry: ImageEntry) -> bytes:
         group, row = entry.position
-        cell = _read_group(entry.file, group)[self.image][row].as_py()
+        try:
+            cell = _read_group(entry.file, group)[self.image][row].as_py()
+        except (OSError, ValueError, IndexError):  # damaged since it was checked
+            raise BadImage("cut short or corrupt") from None
         if isinstance(cell, dict):
             cell = cell.get("bytes") or cell.get("path")
         if isinstance(cell, str):
-            file = entry.file.parent / cell
-            if not file.is_file():
-                raise BadImage(f"there is no file {cell}")
-            return file.read_bytes()
+            return read_image_file(entry.file.parent / cell)
         if not isinstance(cell, bytes):
             raise BadImage("no image in its column")
         return cell
+
+
+def _check_files(files: list[Path]) -> None:
+    """Check that every value of the files can be read, once for each file until it changes.
+
+    A damaged file may end the process that reads it, so the check has one of its own.
+
+    Raises:
+        ConfigError: one cannot be used, with the reason.
+    """
+    _pyarrow()
+    subjects = {file: f"table {file.resolve()}" for file in files}
+    unchecked = [file for file in files if cache.read(subjects[file]).get("whole") != cache.stamp(file)]
+    if not unchecked:
+        return
+    command = [sys.executable, "-P", str(CHECK), *map(str, unchecked)]
+    process = subprocess.run(command, capture_output=True, check=False)
+    problems = [json.loads(line)[1] for line in process.stdout.splitlines()]
+    for file, problem in zip(unchecked, problems, strict=False):
+        if problem:
+            raise ConfigError(f"{file}: cannot be read as a table: {printable(problem)}. Copy or make it again.")
+        cache.write(subjects[file], {"whole": cache.stamp(file)})
+    if process.returncode:
+        raise ConfigError(
+            f"{unchecked[len(problems)]}: damaged so that reading it ends a process (code {process.returncode}). "
+            "Copy or make it again."
+        )
 
 
 def _pyarrow() -> Any:

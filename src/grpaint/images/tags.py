@@ -112,7 +112,7 @@ def _parse_rating(value: Any, location: str) -> str | None:
 
 
 def _parse_score(value: Any, location: str) -> float | None:
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)):
         return value
     raise ConfigError(f"{location}: score = {value!r:.60}: must be a number.")
 

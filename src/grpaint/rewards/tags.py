@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from grpaint.core.importing import import_target
+from grpaint.core.importing import ForeignCode, import_target
 from grpaint.core.policy import Prompt
 from grpaint.images.tags import underscores_to_spaces
 
@@ -48,6 +48,8 @@ class TagRecall:
             raise ValueError("weights must not be negative")
         try:
             is_function = callable(self._tagger)
+        except ForeignCode:
+            raise
         except Exception as error:  # noqa: BLE001 - reason: a user's own file may raise anything
             raise ValueError(f'tagger = "{self.tagger}": cannot be imported: {type(error).__name__}: {error}') from None
         if not is_function:
@@ -55,7 +57,7 @@ class TagRecall:
 
     @cached_property
     def _tagger(self) -> Tagger:
-        return import_target(self.tagger)
+        return import_target(self.tagger, "tagger")
 
     @cached_property
     def _weights(self) -> dict[str, float]:

@@ -1,10 +1,10 @@
 """Reading and writing weight files: safetensors, and torch files that hold tensors only."""
 
+import contextlib
 import hashlib
 import json
-import pickle  # only for the type of an error: nothing is unpickled here
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from grpaint.core.errors import CheckpointError
+from grpaint.core.errors import CheckpointError, ConfigError
+from grpaint.core.text import printable
 from grpaint.storage.atomic import write_atomic
+from grpaint.storage.reading import parse_object
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -83,8 +85,9 @@ def check_weights(file: Path) -> None:
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}.") from None
     try:
-        ends = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]
-    except (ValueError, TypeError, KeyError, AttributeError):
+        entries = parse_object(header.decode(), str(file))
+        ends = [int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__"]
+    except (ConfigError, ValueError, TypeError, LookupError):
         raise CheckpointError(
             f"{file}: not a whole safetensors file ({size} bytes without a header). It may be cut short: copy it again."
         ) from None
@@ -106,11 +109,19 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not file.is_file():
         raise _missing_weights(path, file)
     check_weights(file)
+    with _opened(file) as weights:
+        return {name: weights.get_tensor(name) for name in weights.keys()}, dict(weights.metadata() or {})  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """Open a safetensors file whose header has been checked; what its own reader refuses is an error of ours."""
     try:
         with safe_open(file, "pt") as weights:
-            return {name: weights.get_tensor(name) for name in weights.keys()}, dict(weights.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: not a whole safetensors file ({error}). Copy it again.") from error
+            yield weights
+    except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError) as error:
+        reason = printable(" ".join(str(error).split()), 200)
+        raise CheckpointError(f"{file}: not a whole safetensors file ({reason}). Copy it again.") from error
 
 
 def digest(file: Path) -> str:
@@ -129,7 +140,7 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
     if not file.is_file():
         raise _missing_weights(path, file)
     check_weights(file)
-    with safe_open(file, "pt") as weights:
+    with _opened(file) as weights:
         shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
         return shapes, dict(weights.metadata() or {})
 
@@ -143,8 +154,10 @@ def read_torch(file: Path) -> dict[str, Any]:
     check_start(file)
     try:
         stored = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:120]
+    except Exception as error:  # a damaged file leads torch's unpickler to any of them
+        reason = printable(" ".join(str(error).split()), 120) or type(error).__name__
+        if "eights only load failed" in reason:  # torch's advice is to open it all the same
+            reason = "damaged, or with contents that could run code"
         raise CheckpointError(f"{file}: not a whole torch file of tensors ({reason}). Copy it again.") from error
     if not isinstance(stored, dict):
         raise CheckpointError(f"{file}: holds a {type(stored).__name__}, a table of tensors was expected.")

@@ -1,7 +1,6 @@
 """Finding the weights that a reward's setting names: a file, a folder that contains it, or a hub repository."""
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.core.reward import WeightSource
 from grpaint.storage.files import check_start, check_weights
 from grpaint.storage.hub import is_hub_id, snapshot
+from grpaint.storage.reading import read_object
 
 TOKENIZER_FILES = (
     "tokenizer_config.json",
@@ -52,9 +52,9 @@ def read_config(file: Path) -> dict[str, Any]:
     """
     config = file.parent / "config.json"
     try:
-        return dict(json.loads(config.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{config}: not a readable JSON file ({error}). Copy it again.") from error
+        return read_object(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{error} Copy it again.") from error
 
 
 @functools.cache  # the hub's client checks every file at each call

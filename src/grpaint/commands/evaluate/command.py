@@ -13,26 +13,30 @@ from grpaint.judge import evaluate, judging_rewards
 from grpaint.report.console import Terminal, echo
 from grpaint.report.pages.evaluation import alarm_lines, evaluation_page, measure_tables
 from grpaint.report.terminal import evaluation_table, hacking_line
-from grpaint.run.folder import find_checkpoint, find_run
-from grpaint.run.saved import open_model
+from grpaint.run.folder import find_run
+from grpaint.run.saved import find_model
 from grpaint.storage.atomic import write_atomic
 from grpaint.storage.lock import Lock
 
 Log = Callable[[str], None]
 
 
-def run(sources: list[str], sets: list[str], out: Path | None, *, few: bool, keep: bool, as_json: bool) -> None:
+def run(
+    sources: list[str], sets: list[str], out: Path | None, *, few: bool, keep: bool, as_json: bool, trust: bool
+) -> None:
     """Evaluate the models of ``sources`` and print the result; several, or one with ``out``, get records and a page.
+
+    ``trust``: their settings may name code.
 
     Raises:
         ConfigError, CheckpointError: a model cannot be evaluated.
     """
     if len(sources) == 1 and out is None and not sources[0].endswith(":base"):
-        _judge_one(sources[0], sets, as_json=as_json)
+        _judge_one(sources[0], sets, as_json=as_json, trust=trust)
         return
     folder, console = out or Path("evaluation"), Terminal()
     log = Terminal(stderr=True).print
-    result = assess(parse_candidates(sources), sets, folder, few=few, keep=keep, log=log)
+    result = assess(parse_candidates(sources, trust=trust), sets, folder, few=few, keep=keep, log=log)
     if as_json:
         echo(json.dumps(result))
         return
@@ -41,17 +45,20 @@ def run(sources: list[str], sets: list[str], out: Path | None, *, few: bool, kee
     console.print(f"page  {folder / 'evaluation.html'}", soft_wrap=True)
 
 
-def _judge_one(source: str, sets: list[str], *, as_json: bool) -> None:
+def _judge_one(source: str, sets: list[str], *, as_json: bool, trust: bool) -> None:
     """Evaluate one model and print its scores by category, and an alarm of reward hacking that its run raised."""
-    file = find_checkpoint(source)
-    policy, recipe = open_model(str(file), sets)
+    saved = find_model(source, trust=trust)
+    recipe, left_out = saved.judging(sets)
+    for text in left_out:
+        echo(text, err=True)
+    policy = saved.open(recipe)
     line = evaluate(policy, recipe.data, recipe.evaluate, rewards=judging_rewards(recipe))
     if as_json:
         echo(json.dumps(line))
         return
     console = Terminal()
     console.print(evaluation_table(line))
-    if (folder := find_run(file)) and (alarm := hacking_line(folder.facts())):
+    if (run := find_run(saved.file)) and (alarm := hacking_line(run.facts())):
         console.print(alarm, soft_wrap=True)
 
 
@@ -73,7 +80,10 @@ def assess(
     """
     if any(candidate.name == REFERENCE for candidate in candidates):
         raise ConfigError(f'"{REFERENCE}" is the name of the true images; call the model something else.')
-    judging = Judging.of(candidates[-1].recipe(sets))
+    recipe, left_out = candidates[-1].recipe(sets)
+    for line in left_out:
+        echo(line, err=True)
+    judging = Judging.of(recipe)
     judging.check(candidates, sets)
     held_out = judging.held_out()
     judging.check_references(held_out, few=few)
