@@ -10,7 +10,7 @@ from typing import Any
 from grpaint.storage.atomic import write_atomic
 from grpaint.storage.cache import cache_folder
 
-VERSION = 1
+VERSION = 2
 
 
 def folder() -> Path:
@@ -29,17 +29,25 @@ def _file(subject: str) -> Path:
 
 
 def read(subject: str) -> dict[str, Any]:
-    """Return the facts stored for ``subject``; none if they cannot be read, since they can be found out again."""
+    """Return the facts stored for ``subject``; none if they are damaged, since they can be found out again."""
     try:
-        stored = json.loads(_file(subject).read_text(encoding="utf-8"))
-        return dict(stored["found"]) if stored["version"] == VERSION else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        stored = json.loads(_file(subject).read_bytes())
+        facts = dict(stored["found"]) if stored["version"] == VERSION else {}
+        return facts if stored["sha256"] == _digest(facts) else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 
 def write(subject: str, facts: Mapping[str, Any]) -> None:
-    """Store the facts about ``subject``; does nothing if the cache folder cannot be written."""
+    """Store the facts about ``subject``; does nothing if the cache folder cannot be written.
+
+    Processes that write at once disturb nobody: each writes a file of its own and renames it, and the last one stays.
+    """
     file = _file(subject)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, json.dumps({"version": VERSION, "found": facts}))
+        write_atomic(file, json.dumps({"version": VERSION, "sha256": _digest(facts), "found": facts}))
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -176,6 +176,8 @@ class RunFolder:
                 raise ConfigError(f"{file}: {key} = {printable(repr(facts[key]), 40)} is not what a run writes.")
         if not all(isinstance(item, str) for item in facts.get("sets", [])):
             raise ConfigError(f"{file}: sets is not a list of texts.")
+        if "hacking" in facts and not {"began", "clean", "best_before", "judges", "reward"} <= facts["hacking"].keys():
+            raise ConfigError(f"{file}: hacking is not what a run writes.")
         return facts
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:

@@ -101,8 +101,10 @@ def atomic_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             temporary.mkdir()
             yield temporary
             _sync_folder(temporary)
-            if replace:
+            if replace and folder.is_dir() and not folder.is_symlink():
                 shutil.rmtree(folder, ignore_errors=True)
+            elif replace:
+                folder.unlink(missing_ok=True)
             temporary.rename(folder)
         except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
