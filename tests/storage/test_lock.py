@@ -49,8 +49,8 @@ def test_a_second_process_is_refused_by_the_name_of_the_first(file, holder):
         Lock(file, "runs/it", "Take another --name.")
     assert isinstance(caught.value, ConfigError)
     assert str(caught.value) == (
-        f"runs/it: process {holder.pid} on this machine (grpaint train --name 'a\\nb') writes it, and two at once would "
-        "mix what they write. Take another --name."
+        f"runs/it: process {holder.pid} on this machine (grpaint train --name 'a\\nb') writes it, and two at once "
+        "would mix what they write. Take another --name."
     )
 
 
@@ -140,8 +140,8 @@ def test_without_locks_a_line_says_so_once_and_work_goes_on(file, code, monkeypa
             pass
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"grpaint: {file.parent}: its file system has no locks ({os.strerror(code)}); see that no second process writes "
-        "there."
+        f"grpaint: {file.parent}: its file system has no locks ({os.strerror(code)}); see that no second process "
+        "writes there."
     )
 
 
@@ -166,7 +166,10 @@ def test_the_lock_of_a_folder_that_is_renamed_goes_with_it(tmp_path):
 def test_two_processes_do_not_write_one_folder(tmp_path):
     with atomic_folder(tmp_path / "set") as temporary:
         (temporary / "a").touch()
-        with pytest.raises(Locked, match=f"set: process {os.getpid()} on this machine"), atomic_folder(tmp_path / "set"):
+        with (
+            pytest.raises(Locked, match=f"set: process {os.getpid()} on this machine"),
+            atomic_folder(tmp_path / "set"),
+        ):
             pass
         assert (temporary / "a").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
