@@ -10,6 +10,10 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from chaos.subjects import Subject
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -27,7 +31,10 @@ def main() -> int:
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     with warm(out):
-        return _kill(options, out)
+        from chaos.subjects import subjects
+
+        names = options.only.split(",") if options.only else []
+        return _kill(options, subjects(out / "bases", names), out)
 
 
 @contextlib.contextmanager
@@ -49,8 +56,8 @@ def warm(out: Path) -> Iterator[None]:
         yield
 
 
-def _kill(options: argparse.Namespace, out: Path) -> int:
-    from chaos.subjects import subjects
+def _kill(options: argparse.Namespace, chosen: "list[Subject]", out: Path) -> int:
+    """Kill what was ``chosen`` in some forked workers; return the exit code."""
     from chaos.trials import Trial, attempt, plain, summary
 
     record = out / f"kills-{options.seed}.jsonl"
@@ -59,8 +66,6 @@ def _kill(options: argparse.Namespace, out: Path) -> int:
         lines = record.read_text().split("\n")[:-1] if record.is_file() else []
         return [Trial(**json.loads(line)) for line in lines]
 
-    names = options.only.split(",") if options.only else []
-    chosen = [subject for subject in subjects(out / "bases") if not names or subject.name in names]
     begin, workers = time.monotonic(), []
     for worker in range(options.workers):
         pid = os.fork()

@@ -1,8 +1,10 @@
 """Commands as processes that are forked from this one, whose imports are done: cheap enough to kill by the hundred."""
 
 import contextlib
+import fcntl
 import os
 import signal
+import stat
 import sys
 import time
 import traceback
@@ -86,6 +88,17 @@ def _command(words: list[str]) -> NoReturn:
         os._exit(code if isinstance(code, int) else 1)
 
 
+def _pipes_to_write() -> list[int]:
+    """The descriptors, standard ones aside, that are the writing ends of pipes."""
+    out = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the list itself
+            is_pipe = stat.S_ISFIFO(os.fstat(int(name)).st_mode)
+            if is_pipe and int(name) > 2 and fcntl.fcntl(int(name), fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+                out.append(int(name))
+    return out
+
+
 def run(words: list[str], *, stdin: IO[bytes], **_: object) -> SimpleNamespace:
     """Do what ``compare`` does by ``subprocess.run``: wait for ``python -c PROGRAM WORDS``, here a fork."""
     reading, writing = os.pipe()
@@ -93,8 +106,9 @@ def run(words: list[str], *, stdin: IO[bytes], **_: object) -> SimpleNamespace:
     if not pid:
         os.dup2(stdin.fileno(), 0)
         os.dup2(writing, 2)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.closerange(3, 1024)  # as a program that is executed anew: no end of a pipe but its own
+        null = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in (1, *_pipes_to_write()):  # a program that is executed anew inherits no end of another's pipe
+            os.dup2(null, descriptor)
         stop_with_parent()
         _command(words[3:])
     os.close(writing)

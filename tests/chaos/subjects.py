@@ -2,11 +2,11 @@
 
 import os
 import socket
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chaos.processes import Child, fork
-from tiny_pipelines import save
 from tiny_runs import QUICK, REWARD_FILE, flags
 
 SIZES = (
@@ -28,6 +28,10 @@ FAR = """
 def score(images, prompts, metadata):
     return [sum(raw) / len(raw) / 255 + 0.1 * (row % 4) for row, (_, _, raw) in enumerate(images)]
 """
+TRAINED = (
+    "scenes/flow-grpo-fast", "scenes/mix-grpo", "scenes/pro-grpo", "scenes/diffusion-nft", "scenes/awm",
+    "scenes-epsilon/ddpo", "scenes-epsilon/mix-grpo", "scenes-epsilon/pro-grpo",
+)  # fmt: skip
 OWN = {
     "scenes/pro-grpo": ("train.group_size=8", "plan.prune.keep=[6, 4]", "plan.prune.audit=2"),
     "scenes-epsilon/pro-grpo": ("train.group_size=8", "plan.prune.keep=[6, 4]", "plan.prune.audit=2"),
@@ -86,29 +90,37 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def subjects(bases: Path) -> list[Subject]:
-    """Every subject; the pipeline is written to ``bases``."""
+def subjects(bases: Path, names: Sequence[str] = ()) -> list[Subject]:
+    """Every subject, or those of ``names``; a pipeline is written to ``bases`` if it is among them."""
+    supervised = (*(item for item in SIZES if not item.startswith(("train.prompts", "train.group"))), "train.batch=4")
+    compared = [item for item in SIZES if not item.startswith(("train.iter", "evaluate.every", "checkpoint.every"))]
+    words = ("compare", "flow-grpo-fast", "mix-grpo", "--seeds", "0", "--budget-evaluations", "2000", "--out", "out")
+    served = f'rewards={{far={{kind="remote",urls=["http://127.0.0.1:PORT"],token_env="{TOKEN}",retries=60,backoff_s=0.05}}}}'
+    every = [Subject(name.replace("/", "-"), ("train", name), (*SIZES, BRIGHT, *OWN.get(name, ()))) for name in TRAINED]
+    every += [
+        Subject(name.replace("/", "-"), ("sft", name), supervised) for name in ("scenes/sft", "scenes-epsilon/sft")
+    ]
+    every += [
+        Subject("worker", ("train", "flow-grpo-fast"), (*SIZES, WORKER)),
+        Subject("adapter", ("train", "flow-grpo-fast")),
+        Subject("compare", words, (*compared, BRIGHT)),
+        Subject("serve-reward", ("train", "flow-grpo-fast"), (*SIZES, served)),
+    ]
+    chosen = [subject for subject in every if not names or subject.name in names]
+    return [replace(subject, sets=_adapter(bases)) if subject.name == "adapter" else subject for subject in chosen]
+
+
+def _adapter(bases: Path) -> tuple[str, ...]:
+    """The settings of LoRA on a pipeline with random weights; its libraries are imported here, before any fork."""
+    import diffusers.models.unets.unet_2d_condition  # noqa: F401
+    import peft  # noqa: F401
+
+    from tiny_pipelines import save
+
     pipeline = bases / "sd15"
     if not pipeline.exists():
         save("sd15", bases)
-    out = [
-        Subject(name.replace("/", "-"), ("train", name), (*SIZES, BRIGHT, *OWN.get(name, ())))
-        for name in (
-            "scenes/flow-grpo-fast", "scenes/mix-grpo", "scenes/pro-grpo", "scenes/diffusion-nft", "scenes/awm",
-            "scenes-epsilon/ddpo", "scenes-epsilon/mix-grpo", "scenes-epsilon/pro-grpo",
-        )
-    ]  # fmt: skip
-    supervised = (*(item for item in SIZES if not item.startswith(("train.prompts", "train.group"))), "train.batch=4")
-    out += [Subject(name.replace("/", "-"), ("sft", name), supervised) for name in ("scenes/sft", "scenes-epsilon/sft")]
-    out.append(Subject("worker", ("train", "flow-grpo-fast"), (*SIZES, WORKER)))
     model = f'model={{kind="diffusers",base="{pipeline}",height=32,width=32,guidance=2.0,lora={{rank=4}}}}'
     plan = 'plan={steps=4,sampler={kind="cps"},window={kind="random",size=2,high=1},start={kind="shared"}}'
-    adapter = [item for item in SIZES if not item.startswith(("model.", "train.iterations"))]
-    adapter += [BRIGHT, model, plan, "train.iterations=4", "anchor.batch=4", "data.caption_dropout=0"]
-    out.append(Subject("adapter", ("train", "flow-grpo-fast"), tuple(adapter)))
-    compared = [item for item in SIZES if not item.startswith(("train.iter", "evaluate.every", "checkpoint.every"))]
-    words = ("compare", "flow-grpo-fast", "mix-grpo", "--seeds", "0", "--budget-evaluations", "2000", "--out", "out")
-    out.append(Subject("compare", words, (*compared, "checkpoint.keep=2", BRIGHT)))
-    far = f'rewards={{far={{kind="remote",urls=["http://127.0.0.1:PORT"],token_env="{TOKEN}",retries=60,backoff_s=0.05}}}}'
-    out.append(Subject("serve-reward", ("train", "flow-grpo-fast"), (*SIZES, far)))
-    return out
+    sets = [item for item in SIZES if not item.startswith(("model.", "train.iterations"))]
+    return (*sets, BRIGHT, model, plan, "train.iterations=4", "anchor.batch=4", "data.caption_dropout=0")

@@ -96,9 +96,16 @@ class RunFolder:
             raise ConfigError(f"{path}: no run to resume there (run.toml not found).")
         with ExitStack() as undo:
             folder = undo.enter_context(cls(path, _lock(path, path)))
+            folder._sweep()
             folder._repair()
             undo.pop_all()
         return folder
+
+    def _sweep(self) -> None:
+        """Remove what a killed process had not finished writing."""
+        for folder in (self.path, self.samples, self.checkpoints):
+            for left in [*folder.glob(".*.part"), *folder.glob(".*.lock")]:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def _repair(self) -> None:
         """Set a damaged run.json aside; restore run.toml from the last checkpoint where it is damaged or missing."""
@@ -261,13 +268,6 @@ class RunFolder:
         for folder in earlier[:-keep]:
             if int(folder.name) != best:
                 shutil.rmtree(folder)
-
-    def sweep(self) -> None:
-        """Remove what a killed process left of checkpoints that it had not finished writing."""
-        for left in self.checkpoints.glob(".[0-9]*.part"):
-            shutil.rmtree(left, ignore_errors=True)
-        for left in self.checkpoints.glob(".[0-9]*.lock"):
-            left.unlink()
 
 
 def _taken(path: Path) -> ConfigError:

@@ -310,5 +310,4 @@ class Loop:
                     f"{checkpoint}: state.json does not hold the state of {name} ({type(error).__name__}: {error})."
                 ) from None
         self.folder.cut(self.done)
-        self.folder.sweep()
         self.folder.thin(self.done, self.recipe.checkpoint.keep, self.best[1])  # a kill may have come before it
