@@ -28,8 +28,7 @@ def weight_files(policy: Model, optimizers: Sequence[torch.optim.Optimizer], pre
     """Return the tensors and the header of each weight file of a checkpoint, by file name.
 
     model.safetensors holds the average weights in ``precision`` ("fp32" or "fp16"), training.safetensors the current,
-    average and behaviour weights and the optimizer state. The reference is read again from where the run started. The
-    larger file is first, so that its digest is made while the other one is written.
+    average and behaviour weights and the optimizer state. The reference is read again from where the run started.
     """
     tensors, header = policy.export("average")
     if precision == "fp16":
@@ -41,14 +40,16 @@ def weight_files(policy: Model, optimizers: Sequence[torch.optim.Optimizer], pre
 
 def write_checkpoint(folder: Path, files: WeightFiles, state: Mapping[str, Any]) -> None:
     """Write the weight files and the state into ``folder``, a new one that is renamed when it is complete."""
-    with ThreadPoolExecutor(len(files)) as hashing:  # the bytes that are written, from memory, while the disk is busy
-        sizes, digests = {}, {}
+    contents, digests = {}, {}
+    with ThreadPoolExecutor(len(files)) as hashing:  # of the bytes that are written, while the disk is busy
         for name, content in files.items():
-            parts = weight_parts(*content)
-            sizes[name] = sum(map(len, parts))
-            digests[name] = hashing.submit(parts_digest, parts)
+            contents[name] = weight_parts(*content)
+            digests[name] = hashing.submit(parts_digest, contents[name])
+        for name, parts in contents.items():
             write_parts(folder / name, parts)
-        about = {name: {"bytes": sizes[name], "sha256": digest.result()} for name, digest in digests.items()}
+    about = {
+        name: {"bytes": sum(map(len, parts)), "sha256": digests[name].result()} for name, parts in contents.items()
+    }
     write_synced(folder / STATE_FILE, sealed({**state, "files": about}))
 
 
