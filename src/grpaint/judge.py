@@ -11,10 +11,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from grpaint.core.errors import RewardError, RunError
 from grpaint.core.path import Path, VpPath
 from grpaint.core.policy import Prompt, Weights
 from grpaint.core.rng import Key
 from grpaint.core.step import Ode
+from grpaint.core.user_code import user_code
 from grpaint.learn.objective import Denoising
 from grpaint.learn.table import RewardSet
 from grpaint.measures.image_statistics import image_statistics
@@ -136,9 +138,18 @@ def evaluate(
 
     The score is the data's own, or the denoising loss if that score is a reward and there are no rewards. ``rewards``
     that need a reference image are left out, since these samples begin at noise. ``probe`` adds the denoising loss.
+
+    Raises:
+        RunError: an image is not finite.
     """
     prompts = data.held_out(settings.prompts, settings.seed)
     images = sample(policy, prompts, settings, weights=weights)
+    if bad_images := int((~images.isfinite()).flatten(1).any(1).sum()):
+        raise RunError(
+            f"{bad_images} of {len(images)} images of an evaluation contain NaN or infinity: the weights, or "
+            f"evaluate.guidance = {settings.guidance:g}, are out of range. Lower train.learning_rate, or use a higher "
+            "precision; the last checkpoint stays."
+        )
     measures = data.measures(images, prompts) | (free_rewards(rewards, images, prompts) if rewards else {})
     statistics = image_statistics(images)
     line: dict[str, Any] = {"guidance": settings.guidance, "prompts": len(prompts), "steps": settings.steps}
@@ -170,10 +181,14 @@ def free_rewards(rewards: RewardSet, images: Tensor, prompts: Sequence[Prompt]) 
     free = {name: r for name, r in rewards.rewards.items() if not any(getattr(r, need, False) for need in needs)}
     if not free:
         return {}
-    states = [(r, copy.deepcopy(r.state_dict())) for r in free.values() if hasattr(r, "state_dict")]
+    states = {}
+    for name, reward in free.items():
+        with user_code(f"reward {name}", RewardError):
+            states |= {name: copy.deepcopy(reward.state_dict())} if hasattr(reward, "state_dict") else {}
     table = RewardSet(free, rewards.weights).score(images, prompts)
-    for reward, state in states:  # evaluation must not change the state of a reward
-        reward.load_state_dict(state)  # type: ignore[attr-defined]  # it has both or neither
+    for name, state in states.items():  # evaluation must not change the state of a reward
+        with user_code(f"reward {name}", RewardError):
+            free[name].load_state_dict(state)  # type: ignore[attr-defined]  # it has both or neither
     weighted = torch.stack([table.weight(name) * column for name, column in table.columns.items()])
     return {f"reward/{name}": column for name, column in table.columns.items()} | {"reward": weighted.sum(0)}
 

@@ -18,6 +18,7 @@ from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 
 from grpaint.backends.families import PipelineFolder
+from grpaint.backends.pipeline_parts import listed_parts, part_class
 from grpaint.core.runtime import Device, Precision, Runtime, resolve
 
 # What CUDA's autocast computes in fp32 and the CPU's does not: https://pytorch.org/docs/stable/amp.html

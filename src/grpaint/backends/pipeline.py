@@ -4,11 +4,9 @@ import gc
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from grpaint.backends.adapters import Lora
@@ -52,14 +50,11 @@ def open_pipeline(
     folder = base.settings.path if runtime.fake else base.folder
     check_no_code(PipelineFolder(folder), absent)
     safe = None if runtime.fake else check_parts(folder, {*absent, *base.file_parts})
-    try:
+    with PipelineFolder(folder).opening(f"a {family.PIPELINE}"):
         parts = meta_modules(folder, absent, dtypes) if runtime.fake else open_parts(base, family, dtypes, without)
         pipe = getattr(diffusers, family.PIPELINE).from_pretrained(
             folder, dtype=dtypes, local_files_only=True, use_safetensors=safe, **absent, **parts
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder}: diffusers cannot open it as a {family.PIPELINE}: {reason}") from error
     if "scheduler" not in without:
         pipe.scheduler = base.with_prediction(pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)

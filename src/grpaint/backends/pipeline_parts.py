@@ -1,7 +1,7 @@
-"""The classes of a pipeline's parts, which its folder names: only networks, schedulers and tokenizers of two libraries.
+"""The classes of a pipeline's parts, which its folder names: networks, schedulers and tokenizers of two libraries.
 
-A downloaded folder is data. ``model_index.json`` names a library and a class for each part, and a part's ``config.json``
-may name an implementation of attention to download; neither brings code of its own here.
+A downloaded folder is data. ``model_index.json`` names a library and a class for each part, and a part's
+``config.json`` may name an implementation of attention to download; neither brings code of its own here.
 """
 
 import importlib
@@ -37,6 +37,8 @@ def part_class(folder: PipelineFolder, part: str) -> Any:
     if isinstance(library, str) and library in LOADABLE and isinstance(name, str):
         module = importlib.import_module(library)
         cls = getattr(module, name, None)
+        if missing := getattr(cls, "_backends", None):  # a placeholder
+            raise CheckpointError(f"{folder.path}: {part}: {library}.{name} needs {', '.join(missing)}; install it.")
         bases = tuple(getattr(module, base) for base in LOADABLE[library])
         cls = cls if isinstance(cls, type) and issubclass(cls, bases) else None
     if cls is None:

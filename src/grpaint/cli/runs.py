@@ -7,11 +7,13 @@ import typer
 
 from grpaint.cli.app import app
 from grpaint.cli.options import AsJson, RecipeName, Resume, RunName, Runs, Sets, Trust
+from grpaint.cli.output import lasting_output
 
 RUNS = Path("runs")
 
 
 @app.command()
+@lasting_output()
 def train(
     recipe: RecipeName = None, sets: Sets = None, name: RunName = None, runs: Runs = RUNS, resume: Resume = False
 ) -> None:
@@ -23,6 +25,7 @@ def train(
 
 
 @app.command()
+@lasting_output()
 def sft(
     recipe: RecipeName = None, sets: Sets = None, name: RunName = None, runs: Runs = RUNS, resume: Resume = False
 ) -> None:
@@ -34,6 +37,7 @@ def sft(
 
 
 @app.command()
+@lasting_output()
 def evaluate(
     sources: Annotated[
         list[str],
@@ -55,6 +59,7 @@ def evaluate(
 
 
 @app.command()
+@lasting_output()
 def compare(  # noqa: PLR0913 - reason: one argument a flag
     methods: Annotated[
         list[str],

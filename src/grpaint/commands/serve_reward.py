@@ -17,7 +17,8 @@ from grpaint.learn.table import score_images
 from grpaint.recipe.build import build
 from grpaint.recipe.config import override
 from grpaint.report.console import echo
-from grpaint.rewards.elsewhere.server import Limits, RewardServer, identity
+from grpaint.rewards.elsewhere.limits import Limits
+from grpaint.rewards.elsewhere.server import RewardServer, identity
 
 
 @dataclass(frozen=True)

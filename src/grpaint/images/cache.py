@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from grpaint.core.errors import ConfigError
 from grpaint.storage.atomic import write_atomic
 from grpaint.storage.cache import cache_folder
+from grpaint.storage.reading import parse_object, read_object
 
 VERSION = 2
 
@@ -24,30 +26,28 @@ def stamp(file: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+
+
 def _file(subject: str) -> Path:
-    return folder() / f"{hashlib.blake2b(subject.encode(), digest_size=12).hexdigest()}.json"
+    return folder() / f"{_digest(subject)}.json"
 
 
 def read(subject: str) -> dict[str, Any]:
     """Return the facts stored for ``subject``; none if they are damaged, since they can be found out again."""
     try:
-        stored = json.loads(_file(subject).read_bytes())
-        facts = dict(stored["found"]) if stored["version"] == VERSION else {}
-        return facts if stored["sha256"] == _digest(facts) else {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        stored = read_object(_file(subject))
+        text = stored["facts"] if stored["version"] == VERSION else "{}"
+        return parse_object(text, subject) if stored["digest"] == _digest(text) else {}
+    except (ConfigError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def write(subject: str, facts: Mapping[str, Any]) -> None:
-    """Store the facts about ``subject``; does nothing if the cache folder cannot be written.
-
-    Processes that write at once disturb nobody: each writes a file of its own and renames it, and the last one stays.
-    """
+    """Store the facts about ``subject``; does nothing if the cache folder cannot be written."""
     file = _file(subject)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, json.dumps({"version": VERSION, "sha256": _digest(facts), "found": facts}))
-
-
-def _digest(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        text = json.dumps(facts)
+        write_atomic(file, json.dumps({"version": VERSION, "digest": _digest(text), "facts": text}), follow=False)

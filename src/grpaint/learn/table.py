@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from grpaint.core.errors import GrpaintError, RewardError
+from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt, Reward
 from grpaint.core.reward import RewardBase
+from grpaint.core.user_code import user_code
 from grpaint.learn import external_rewards
 
 
@@ -99,13 +100,8 @@ def score_images(
             f"reward {name} was not called: {bad_images.item()} of {len(images)} images contain NaN or infinity (first "
             f"prompts: {first}). Use a higher precision or a lower train.learning_rate, and continue with --resume."
         )
-    try:
-        with torch.no_grad():
-            scores = torch.as_tensor(reward(images, prompts), dtype=torch.float32).cpu()
-    except GrpaintError as error:
-        raise RewardError(f"reward {name}: {error} (first prompts: {first})") from error
-    except Exception as error:
-        raise RewardError(f"reward {name} raised {type(error).__name__}: {error} (first prompts: {first})") from error
+    with user_code(f"reward {name}", RewardError, f" (first prompts: {first})"), torch.no_grad():
+        scores = torch.as_tensor(reward(images, prompts), dtype=torch.float32).cpu()
     if scores.shape != (len(prompts),):
         raise RewardError(
             f"reward {name} returned shape {tuple(scores.shape)} for {len(prompts)} images; it must return one "

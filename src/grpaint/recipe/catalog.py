@@ -7,7 +7,8 @@ import difflib
 from typing import Any
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.importing import ForeignCode, import_packaged, import_target
+from grpaint.core.importing import import_packaged, import_target
+from grpaint.core.user_code import user_code
 
 CATALOG: dict[str, dict[str, str]] = {
     "models": {
@@ -125,12 +126,8 @@ def find_piece(group: str, kind: str, key: str) -> Any:
             f'{key}.kind = "{kind}": no such {group.removesuffix("s")}.{did_you_mean(kind, names)} '
             f"There are: {', '.join(names)}; or your own, as module:Name or file.py:name."
         )
-    try:
+    with user_code(f'{key}.kind = "{kind}": cannot be imported: it', ConfigError):
         return import_target(kind, f"{key}.kind")
-    except ForeignCode:
-        raise
-    except Exception as error:  # a user's own file may raise anything
-        raise ConfigError(f'{key}.kind = "{kind}": cannot be imported: {type(error).__name__}: {error}') from error
 
 
 def kind_of(cls: type) -> tuple[str, str] | None:

@@ -7,8 +7,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from grpaint.core.importing import ForeignCode, import_target
+from grpaint.core.importing import import_target
 from grpaint.core.policy import Prompt
+from grpaint.core.user_code import user_code
 from grpaint.images.tags import underscores_to_spaces
 
 Tagger = Callable[[Tensor], Sequence[Mapping[str, float]]]
@@ -46,12 +47,8 @@ class TagRecall:
             raise ValueError(f"threshold must lie in [0, 1], got {self.threshold}")
         if any(weight < 0 for weight in (self.weights or {}).values()):
             raise ValueError("weights must not be negative")
-        try:
+        with user_code(f'tagger = "{self.tagger}": cannot be imported: it', ValueError):
             is_function = callable(self._tagger)
-        except ForeignCode:
-            raise
-        except Exception as error:  # noqa: BLE001 - reason: a user's own file may raise anything
-            raise ValueError(f'tagger = "{self.tagger}": cannot be imported: {type(error).__name__}: {error}') from None
         if not is_function:
             raise ValueError(f'tagger = "{self.tagger}": is not a function')
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from grpaint.core.errors import CheckpointError
 from grpaint.recipe.optim import load_optimizer_sets, optimizer_sets
 from grpaint.recipe.pieces import Model
 from grpaint.run.state import STATE_FILE, TRAINING_FILE, read_state, sealed
@@ -64,3 +65,18 @@ def read_checkpoint(folder: Path, policy: Model, optimizers: Sequence[torch.opti
     policy.weights.load(sets)
     load_optimizer_sets(optimizers, policy.weights.trainable, sets)
     return state
+
+
+def restore_pieces(folder: Path, pieces: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Give the pieces of a recipe the states that they had, by name.
+
+    Raises:
+        CheckpointError: the checkpoint is of other pieces.
+    """
+    for name, piece in pieces.items():
+        try:
+            piece.load_state_dict(state["pieces"][name])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{folder}: state.json does not hold the state of {name} ({type(error).__name__}: {error})."
+            ) from None

@@ -17,13 +17,13 @@ from typing import Any, Self
 import tomli_w
 
 from grpaint.core.errors import CheckpointError, ConfigError
-from grpaint.core.text import printable
+from grpaint.run.facts import read_facts
 from grpaint.run.lines import EVALUATIONS, METRICS, append_line, cut_lines, read_lines, set_aside, sync_lines
-from grpaint.run.state import check_checkpoint, read_state
+from grpaint.run.state import check_checkpoint, last_checkpoint, read_state
 from grpaint.storage.atomic import atomic_folder, write_atomic
 from grpaint.storage.files import WEIGHTS_FILE, numbered
 from grpaint.storage.lock import Lock
-from grpaint.storage.reading import read_object, read_toml
+from grpaint.storage.reading import read_toml
 
 LINES, LOCK_FILE = (METRICS, EVALUATIONS), ".lock"
 
@@ -111,7 +111,7 @@ class RunFolder:
         """Set a damaged run.json aside; restore run.toml from the last checkpoint where it is damaged or missing."""
         facts, settings = self.path / "run.json", self.path / "run.toml"
         try:
-            self._read_facts()
+            read_facts(facts)
         except ConfigError as error:
             copy = set_aside(facts)
             facts.unlink()
@@ -165,27 +165,10 @@ class RunFolder:
     def facts(self) -> dict[str, Any]:
         """Return the contents of run.json; empty before a run has begun, and where it is damaged, as a line says."""
         try:
-            return self._read_facts()
+            return read_facts(self.path / "run.json")
         except ConfigError as error:
             _log("%s What it says of the run is left out.", error)
             return {}
-
-    def _read_facts(self) -> dict[str, Any]:
-        """Read run.json.
-
-        Raises:
-            ConfigError: it is damaged.
-        """
-        file = self.path / "run.json"
-        facts = read_object(file) if file.exists() else {}
-        for key, kind in (("sets", list), ("hacking", dict), ("status", str), ("iterations", int)):
-            if not isinstance(facts.get(key, kind()), kind):
-                raise ConfigError(f"{file}: {key} = {printable(repr(facts[key]), 40)} is not what a run writes.")
-        if not all(isinstance(item, str) for item in facts.get("sets", [])):
-            raise ConfigError(f"{file}: sets is not a list of texts.")
-        if "hacking" in facts and not {"began", "clean", "best_before", "judges", "reward"} <= facts["hacking"].keys():
-            raise ConfigError(f"{file}: hacking is not what a run writes.")
-        return facts
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl or evaluations.jsonl."""
@@ -206,7 +189,7 @@ class RunFolder:
         Raises:
             CheckpointError: there are checkpoints, and none is whole.
         """
-        return self._last(read_state)
+        return last_checkpoint(self.checkpoints, read_state)
 
     @cached_property
     def resumable(self) -> Path | None:
@@ -215,30 +198,7 @@ class RunFolder:
         Raises:
             CheckpointError: there are checkpoints, and none is whole.
         """
-        return self._last(check_checkpoint)
-
-    def _last(self, check: Callable[[Path], object]) -> Path | None:
-        """Return the last checkpoint that passes ``check``; a logged line names those passed over and says why."""
-        damaged: list[str] = []
-        for checkpoint in reversed(numbered(self.checkpoints)):
-            try:
-                check(checkpoint)
-            except CheckpointError as error:
-                damaged.append(str(error))
-                continue
-            for reason in damaged:
-                _log(
-                    "%s Checkpoint %s is taken in its place; the damaged one stays until the run saves that iteration.",
-                    reason,
-                    checkpoint.name,
-                )
-            return checkpoint
-        if damaged:
-            raise CheckpointError(
-                f"{self.path}: none of its checkpoints is whole: {' '.join(damaged)} Nothing was removed; copy a "
-                "checkpoint back, or start another run with another --name."
-            )
-        return None
+        return last_checkpoint(self.checkpoints, check_checkpoint)
 
     def save(self, iteration: int, write: Callable[[Path], None]) -> Path:
         """Write a checkpoint aside, then rename it into place.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from grpaint.core.errors import CheckpointError, RunError
+from grpaint.core.errors import RunError
 from grpaint.learn.objective import Term
 from grpaint.measures.hacking import alarm_onset, alarm_text, hacking_alarm
 from grpaint.measures.score import comparable_score
@@ -20,7 +20,7 @@ from grpaint.recipe.optim import learning_rate_factor
 from grpaint.recipe.pieces import Model, stateful
 from grpaint.rollout.rollout import Rollout
 from grpaint.run import nonfinite
-from grpaint.run.checkpoint import WeightFiles, read_checkpoint, weight_files, write_checkpoint
+from grpaint.run.checkpoint import WeightFiles, read_checkpoint, restore_pieces, weight_files, write_checkpoint
 from grpaint.run.folder import RunFolder
 from grpaint.run.memory import memory
 from grpaint.run.signals import Listener, Stopped
@@ -276,11 +276,7 @@ class Loop:
         return self.folder.settings()
 
     def _state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds besides tensors.
-
-        Raises:
-            RunError: JSON cannot hold the state of a piece.
-        """
+        """Return what a checkpoint holds besides tensors."""
         state = {
             "iteration": self.done,
             "best": self.best,
@@ -302,12 +298,6 @@ class Loop:
         state = read_checkpoint(checkpoint, self.policy, self.optimizers)
         self.done, self.best = state["iteration"], tuple(state["best"])
         self.policy.meter.counts = Counter(state["counts"])
-        for name, piece in self.pieces.items():
-            try:
-                piece.load_state_dict(state["pieces"][name])
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise CheckpointError(
-                    f"{checkpoint}: state.json does not hold the state of {name} ({type(error).__name__}: {error})."
-                ) from None
+        restore_pieces(checkpoint, self.pieces, state)
         self.folder.cut(self.done)
         self.folder.thin(self.done, self.recipe.checkpoint.keep, self.best[1])  # a kill may have come before it

@@ -4,10 +4,30 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
 
 NOTICE = b"grpaint: stopping after what is under way, an iteration or an evaluation; again to stop at once.\n"
+
+
+def interrupt(number: int, _frame: FrameType | None) -> None:
+    """Handle a signal: raise a KeyboardInterrupt with its number, which code that raises one itself does not give."""
+    raise KeyboardInterrupt(number)
+
+
+@contextlib.contextmanager
+def ctrl_c() -> Iterator[None]:
+    """Within the block Ctrl-C raises as :func:`interrupt` does, where Python's own handler would raise."""
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # which the main thread alone may replace
+    ours = ours and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Stopped(Exception):
@@ -42,13 +62,13 @@ class Listener:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _request(self, number: int, _frame: FrameType | None) -> None:
+    def _request(self, number: int, frame: FrameType | None) -> None:
         for descriptor in (1, 2) if number == getattr(signal, "SIGHUP", None) else ():
             _drop_if_hung_up(descriptor)
         if self.requested:
-            raise KeyboardInterrupt
+            interrupt(number, frame)
         self.requested = number
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # nobody may read it any more
             os.write(2, NOTICE)  # a handler may interrupt a print
 
 

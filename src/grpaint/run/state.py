@@ -5,12 +5,13 @@ It is written last, so a checkpoint is whole when its state.json is whole and ev
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from grpaint.core.errors import CheckpointError, ConfigError, RunError
-from grpaint.storage.files import WEIGHTS_FILE, check_weights, digest
+from grpaint.storage.files import WEIGHTS_FILE, check_weights, digest, numbered
 from grpaint.storage.reading import decode_text, parse_object, read_regular
 
 TRAINING_FILE, STATE_FILE = "training.safetensors", "state.json"
@@ -108,6 +109,37 @@ def check_checkpoint(folder: Path) -> dict[str, Any]:
     for name in state.get("files", {}):
         check_digest(folder, name, state)
     return state
+
+
+def last_checkpoint(checkpoints: Path, check: Callable[[Path], object]) -> Path | None:
+    """Return the last checkpoint of a folder that passes ``check``, None if there are none at all.
+
+    A logged line names those that are passed over, and says why.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none passes.
+    """
+    damaged: list[str] = []
+    for checkpoint in reversed(numbered(checkpoints)):
+        try:
+            check(checkpoint)
+        except CheckpointError as error:
+            damaged.append(str(error))
+            continue
+        for reason in damaged:
+            logging.getLogger(__name__).warning(
+                "grpaint: %s Checkpoint %s is taken in its place; the damaged one stays until the run saves that "
+                "iteration.",
+                reason,
+                checkpoint.name,
+            )
+        return checkpoint
+    if damaged:
+        raise CheckpointError(
+            f"{checkpoints.parent}: none of its checkpoints is whole: {' '.join(damaged)} Nothing was removed; copy a "
+            "checkpoint back, or start another run with another --name."
+        )
+    return None
 
 
 def check_model(file: Path) -> None:

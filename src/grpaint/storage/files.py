@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,14 +24,19 @@ WEIGHTS_FILE = "model.safetensors"
 Parts = tuple[bytes, memoryview]  # of a weight file: its header, its data
 
 
+def local_path(text: str) -> Path:
+    """Return the path that a setting names; ``~`` or ``~USER`` before it is a home folder if there is such a user."""
+    return Path(os.path.expanduser(text))  # Path.expanduser raises where there is no such user
+
+
 def find_weights(path: Path) -> Path:
     """Return the weight file at a path: the path itself, or the file inside a checkpoint folder."""
-    return path / WEIGHTS_FILE if path.is_dir() else path
+    return path / WEIGHTS_FILE if os.path.isdir(path) else path
 
 
 def numbered(folder: Path) -> list[Path]:
     """Return the folders in ``folder`` whose names are numbers of six digits or more, in the order of the numbers."""
-    names = folder.iterdir() if folder.is_dir() else ()
+    names = folder.iterdir() if os.path.isdir(folder) else ()
     return sorted(
         (path for path in names if re.fullmatch(r"[0-9]{6}|[1-9][0-9]{6,}", path.name) and path.is_dir()),
         key=lambda path: int(path.name),
@@ -106,7 +112,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         CheckpointError: if it is missing, a git-lfs pointer, an HTML page, cut short, or not a safetensors file.
     """
     file = find_weights(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise _missing_weights(path, file)
     check_weights(file)
     with _opened(file) as weights:
@@ -137,7 +143,7 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
         CheckpointError: if the file is missing or bad, as in :func:`read_weights`.
     """
     file = find_weights(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise _missing_weights(path, file)
     check_weights(file)
     with _opened(file) as weights:
@@ -204,22 +210,24 @@ def weight_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     return len(text).to_bytes(8, "little") + text, raw[begin:]
 
 
-def write_parts(path: Path, parts: Parts) -> None:
-    """Write the parts of a file atomically, one after the other.
+def write_parts(path: Path, parts: Parts, *, follow: bool = True) -> None:
+    """Write the parts of a file atomically, one after the other. ``follow``: see ``write_atomic``.
 
     Raises:
         OSError: if the file cannot be written.
     """
-    write_atomic(path, lambda file: file.writelines(parts))
+    write_atomic(path, lambda file: file.writelines(parts), follow=follow)
 
 
-def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically; equal tensors and labels make equal bytes.
+def write_weights(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, follow: bool = True
+) -> None:
+    """Write a safetensors file atomically; equal tensors and labels make equal bytes. ``follow``: see ``write_atomic``.
 
     Raises:
         OSError: if the file cannot be written.
     """
-    write_parts(path, weight_parts(tensors, metadata or {}))
+    write_parts(path, weight_parts(tensors, metadata or {}), follow=follow)
 
 
 def parts_digest(parts: Parts) -> str:

@@ -17,6 +17,7 @@ from grpaint.commands.doctor.learning import (
 from grpaint.commands.doctor.sampling import initial_ratio, noise_floor, sampler_parity, step_noise
 from grpaint.core.errors import ConfigError
 from grpaint.core.runtime import Runtime, resolve
+from grpaint.core.user_code import describe, interrupted
 from grpaint.recipe.config import DEFAULT, TrainRecipe, open_recipe, stage_of
 from grpaint.recipe.pieces import model_description
 from grpaint.recipe.trust import ExaminedRecipe, foreign_rewards, left_out_lines, recipe_origin, take
@@ -51,13 +52,13 @@ def examine(
     with case.policy.meter.account("doctor"):
         for check in checks:
             try:
-                yield check(case)
-            except ConfigError:
-                raise
-            except Exception as error:  # noqa: BLE001 - reason: a check that raises is a finding too
-                reason = " ".join(str(error).split())[:200]
+                finding = check(case)
+            except BaseException as error:
+                if isinstance(error, ConfigError) or interrupted(error):
+                    raise
                 name = NAMES.get(check, check.__name__)
-                yield Finding(name, False, f"{type(error).__name__}: {reason}", "it could not be carried out")
+                finding = Finding(name, False, describe(error), "it could not be carried out")
+            yield finding
 
 
 def open_examined(name: str, sets: list[str], *, trust: bool) -> TrainRecipe | ExaminedRecipe:
@@ -82,6 +83,7 @@ def run(name: str | None, sets: list[str], *, as_json: bool, trust: bool) -> Non
     recipe = open_examined(name or DEFAULT["train"], sets, trust=trust)
     if not as_json and (about := model_description(recipe.model)):
         echo(f"model  {about}")
+    recipe.data.prepare(lambda _: None)
     failures = 0
     for finding in examine(recipe, resolve(recipe.device, recipe.precision)):
         failures += finding.passed is False
