@@ -290,11 +290,7 @@ class Loop:
         return state
 
     def resume(self, checkpoint: Path) -> None:
-        """Restore everything from a checkpoint, and remove what the run wrote after it.
-
-        Raises:
-            CheckpointError: it is of another model, or of other pieces.
-        """
+        """Restore everything from a checkpoint, and remove what the run wrote after it."""
         state = read_checkpoint(checkpoint, self.policy, self.optimizers)
         self.done, self.best = state["iteration"], tuple(state["best"])
         self.policy.meter.counts = Counter(state["counts"])
