@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from grpaint.core.errors import RewardError
+from grpaint.core.errors import RewardError, RunError
 from grpaint.core.path import Path, VpPath
 from grpaint.core.policy import Prompt, Weights
 from grpaint.core.rng import Key
@@ -22,9 +22,10 @@ from grpaint.learn.table import RewardSet
 from grpaint.measures.image_statistics import image_statistics
 from grpaint.measures.score import comparable_score
 from grpaint.recipe.build import dump
-from grpaint.recipe.config import Recipe, TrainRecipe
+from grpaint.recipe.config import Recipe, SftRecipe
 from grpaint.recipe.pieces import Data, Model
 from grpaint.recipe.settings import Evaluation
+from grpaint.recipe.trust import JudgingRecipe
 from grpaint.rollout.rollout import Plan, Rollout, roll
 from grpaint.rollout.start import Independent, Start
 from grpaint.rollout.window import Closed
@@ -137,9 +138,18 @@ def evaluate(
 
     The score is the data's own, or the denoising loss if that score is a reward and there are no rewards. ``rewards``
     that need a reference image are left out, since these samples begin at noise. ``probe`` adds the denoising loss.
+
+    Raises:
+        RunError: an image is not finite.
     """
     prompts = data.held_out(settings.prompts, settings.seed)
     images = sample(policy, prompts, settings, weights=weights)
+    if bad_images := int((~images.isfinite()).flatten(1).any(1).sum()):
+        raise RunError(
+            f"{bad_images} of {len(images)} images of an evaluation contain NaN or infinity: the weights, or "
+            f"evaluate.guidance = {settings.guidance:g}, are out of range. Lower train.learning_rate, or use a higher "
+            "precision; the last checkpoint stays."
+        )
     measures = data.measures(images, prompts) | (free_rewards(rewards, images, prompts) if rewards else {})
     statistics = image_statistics(images)
     line: dict[str, Any] = {"guidance": settings.guidance, "prompts": len(prompts), "steps": settings.steps}
@@ -154,15 +164,15 @@ def evaluate(
     return line
 
 
-def judging_rewards(recipe: Recipe) -> RewardSet | None:
-    """Return the rewards that a model is judged by, with the weights of its recipe; None for a supervised recipe.
+def judging_rewards(recipe: Recipe | JudgingRecipe) -> RewardSet | None:
+    """Return the rewards that a model is judged by, with the weights of its recipe; None if it has none.
 
     What a floor adds to a weight is left out: it belongs to training and changes between evaluations.
     """
-    if not isinstance(recipe, TrainRecipe):
+    if isinstance(recipe, SftRecipe) or not recipe.rewards:
         return None
-    weights = {name: item.weight for name, item in recipe.rewards.items()}
-    return replace(recipe.reward_set(), weights=weights)
+    rewards = {name: item.reward for name, item in recipe.rewards.items()}
+    return RewardSet(rewards, {name: item.weight for name, item in recipe.rewards.items()})
 
 
 def free_rewards(rewards: RewardSet, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:

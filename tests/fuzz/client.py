@@ -151,7 +151,9 @@ def wrong_chunks(draw: random.Random, right: dict[str, Any], body: bytes, key: s
 
 @fault
 def odd_status(draw: random.Random, right: dict[str, Any], body: bytes, key: str, url: str) -> Reply:
-    body = draw.choice([body, b'{"error": "\\ud800 \\u001b[31m"}', b'{"error": {"message": 5}}', b"[1]", b"", b"[" * 9999])
+    body = draw.choice(
+        [body, b'{"error": "\\ud800 \\u001b[31m"}', b'{"error": {"message": 5}}', b"[1]", b"", b"[" * 9999]
+    )
     where = draw.choice([url, f"{url}/health", "http://127.0.0.1:1/", "//", "http://a b/", "file:///etc/passwd"])
     headers = f"Content-Length: {len(body)}\r\nLocation: {where}\r\n"
     return Reply(_http(body, draw.choice(STATUSES) + draw.choice([" Odd", "", " " + "x" * 500]), headers))
@@ -179,7 +181,9 @@ def no_json(draw: random.Random, right: dict[str, Any], body: bytes, key: str, u
     places = [place for place, byte in enumerate(body) if byte in b'0123456789"[{']
     place = draw.choice(places)
     changed = body[:place] + draw.choice(RAW_VALUES).encode() + body[place + draw.randrange(2) :]
-    changed = draw.choice([changed, changed, changed.decode().encode("utf-16"), b"\xef\xbb\xbf" + changed, b"\xff" + body])
+    changed = draw.choice(
+        [changed, changed, changed.decode().encode("utf-16"), b"\xef\xbb\xbf" + changed, b"\xff" + body]
+    )
     return Reply(_http(changed), changed)
 
 
@@ -259,7 +263,10 @@ class _Question:
         if name == "health":
             self.right, self.key = HEALTH, "identity"
         if name == "judge":
-            self.right, self.key = {"choices": [{"message": {"content": "5"}}], "usage": {"prompt_tokens": 3}}, "choices"
+            self.right, self.key = (
+                {"choices": [{"message": {"content": "5"}}], "usage": {"prompt_tokens": 3}},
+                "choices",
+            )
 
     def ask(self, url: str) -> list[float]:
         """Ask the server; the scores, or none where only its health is asked for."""
@@ -325,7 +332,7 @@ def _try(liar: Liar, question: _Question, reply: Reply) -> tuple[str, str]:
     def ask() -> None:
         try:
             results.append(question.ask(liar.url))
-        except BaseException as error:  # noqa: BLE001 - reason: judged below
+        except BaseException as error:
             results.append(error)
         ended.set()
 

@@ -81,7 +81,9 @@ def _png(width: int, height: int, *, whole: bool = True) -> bytes:
         Image.new("L", (width, height), 128).save(file, "PNG")
         return file.getvalue()
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + b"\0\0\0\0IDAT"
+    return (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + b"\0\0\0\0IDAT"
+    )
 
 
 def _tensors(draw: random.Random, text: str = "a") -> bytes:
@@ -139,12 +141,26 @@ def turned_head(draw: random.Random) -> bytes:
 def other_head(draw: random.Random) -> bytes:
     body, kind = _body(draw)
     method = draw.choice(["GET", "POST", "PUT", "HEAD", "OPTIONS", "CONNECT", "", "x" * 3000, "\u00ff"])
-    path = draw.choice(["/score", "/health", "/", "//", "/score?" + "a" * 9000, "http://b/score", "*", "/%00", "/\udcff"])
+    path = draw.choice(
+        ["/score", "/health", "/", "//", "/score?" + "a" * 9000, "http://b/score", "*", "/%00", "/\udcff"]
+    )
     version = draw.choice(["HTTP/1.1", "HTTP/1.0", "HTTP/0.9", "HTTP/2.0", "HTTP/1.1 x", "", "FTP/1.1"])
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": kind, "Content-Length": str(len(body)), "Host": "a"}
     for _ in range(draw.randrange(3)):
         name = draw.choice([*headers, "Expect", "Transfer-Encoding", "Upgrade", "X-Odd", "Cookie"])
-        odd = ["", "-1", "abc", "9" * 25, "1, 2", "100-continue", "chunked", "h2c", "\udcff\udcfe", "x" * 70_000, "a\0b"]
+        odd = [
+            "",
+            "-1",
+            "abc",
+            "9" * 25,
+            "1, 2",
+            "100-continue",
+            "chunked",
+            "h2c",
+            "\udcff\udcfe",
+            "x" * 70_000,
+            "a\0b",
+        ]
         headers[name] = draw.choice(odd)
     lines = [f"{method} {path} {version}", *(f"{name}: {value}" for name, value in headers.items())]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "surrogateescape") + body
@@ -180,9 +196,13 @@ def other_prompts(draw: random.Random) -> bytes:
     (size,) = struct.unpack("<Q", body[:8])
     header = json.loads(body[8 : 8 + size])
     prompts = json.loads(header["__metadata__"]["prompts"])
-    prompts[0] = draw.choice([*VALUES, {"text": draw.choice(VALUES), draw.choice(["metadata", "reference"]): draw.choice(VALUES)}])
+    prompts[0] = draw.choice(
+        [*VALUES, {"text": draw.choice(VALUES), draw.choice(["metadata", "reference"]): draw.choice(VALUES)}]
+    )
     text = json.dumps(draw.choice([prompts, prompts, prompts[1:], {"a": prompts}]))
-    header["__metadata__"]["prompts"] = draw.choice([text, text, draw.choice(RAW_VALUES), f"[{draw.choice(RAW_VALUES)}]"])
+    header["__metadata__"]["prompts"] = draw.choice(
+        [text, text, draw.choice(RAW_VALUES), f"[{draw.choice(RAW_VALUES)}]"]
+    )
     raw = json.dumps(header).encode()
     changed = struct.pack("<Q", len(raw)) + raw + body[8 + size :]
     return _head(draw, len(changed), SAFETENSORS_TYPE) + changed
@@ -192,7 +212,13 @@ def other_prompts(draw: random.Random) -> bytes:
 def other_json(draw: random.Random) -> bytes:
     request = json.loads(_json(draw))
     part = draw.choice([request, request["images"], request["prompts"]])
-    pictures = [_png(300, 300), _png(60_000, 60_000, whole=False), _png(8000, 8000, whole=False), _png(4, 5), _png(4, 4)[:-9]]
+    pictures = [
+        _png(300, 300),
+        _png(60_000, 60_000, whole=False),
+        _png(8000, 8000, whole=False),
+        _png(4, 5),
+        _png(4, 4)[:-9],
+    ]
     picture = base64.b64encode(draw.choice([*pictures, b"GIF89a", b"%!PS-Adobe-3.0 EPSF-3.0", b""])).decode()
     key = draw.choice(list(part)) if isinstance(part, dict) else draw.randrange(len(part))
     part[key] = draw.choice([*VALUES, picture, [picture] * 300])
@@ -206,13 +232,18 @@ def other_json(draw: random.Random) -> bytes:
 
 @attack
 def noise(draw: random.Random) -> bytes:
-    return draw.choice([draw.randbytes(draw.randrange(1, 400)), b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"\r\n" * 50, b""])
+    return draw.choice(
+        [draw.randbytes(draw.randrange(1, 400)), b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"\r\n" * 50, b""]
+    )
 
 
 def send(port: int, raw: bytes, draw: random.Random) -> bytes:
     """Send a request, in one of several ways, and return what came back; LEFT where the client did not wait for it."""
     way = draw.choice(["whole"] * 8 + ["pieces", "drip", "leave", "reset", "half"])
-    with socket.create_connection(("127.0.0.1", port), timeout=LATE_S) as connection, contextlib.suppress(ConnectionError):
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=LATE_S) as connection,
+        contextlib.suppress(ConnectionError),
+    ):
         if way in ("leave", "reset"):
             connection.sendall(raw[: draw.randrange(len(raw) + 1)])
             if way == "reset":
@@ -288,7 +319,10 @@ def serving() -> Iterator[tuple[int, list[str]]]:
     """The port of the server, and a list of the errors that it did not expect."""
     errors = _Errors()
     logging.getLogger().addHandler(errors)
-    hook, threading.excepthook = threading.excepthook, lambda told: errors.lines.append(f"in a thread: {told.exc_value!r}")
+    hook, threading.excepthook = (
+        threading.excepthook,
+        lambda told: errors.lines.append(f"in a thread: {told.exc_value!r}"),
+    )
     about = {"name": "mean", "version": "0", "identity": "0"}
     server = RewardServer(("127.0.0.1", 0), partial(score_images, "mean", reward), about, TOKEN, LIMITS, lambda _: None)
     thread = threading.Thread(target=server.serve_forever)

@@ -265,9 +265,7 @@ def test_two_kinds_in_one_folder_are_refused(tmp_path):
 
 
 SETTINGS = {
-    'data.train = "nowhere"': {"train": "nowhere"},
-    'data.train = ""': {"train": ""},
-    "data.held_out_path": {"held_out_path": "nowhere"},
+    "data.train must name": {"train": ""},
     "data.held_out_share": {"held_out_share": 0.0},
     "data.resolution": {"resolution": 0},
     "data.bucket_step": {"buckets": True, "resolution": 32},
@@ -276,6 +274,13 @@ SETTINGS = {
     "data.tags.dropout": {"tags": {"dropout": 1.5}},
     "data.tags.categories": {"tags": {"categories": ["artists"]}},
 }
+
+
+@pytest.mark.parametrize("key", ["train", "held_out_path"])
+def test_a_path_where_nothing_is_is_refused_when_the_images_are_opened_and_not_before(tmp_path, key):
+    settings = build(Data, {"kind": "images", "train": str(tmp_path)} | {key: "nowhere"}, "data")[0]
+    with pytest.raises(ConfigError, match=f'data.{key} = "nowhere": no such file or folder'):
+        settings.prepare(str)
 
 
 @pytest.mark.parametrize("message", SETTINGS)

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from grpaint.core.bounds import check_range
 from grpaint.core.errors import ConfigError, MissingExtra
+
+MOST_RANK = 16_384  # wider than any layer of the supported networks
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,7 @@ class Lora:
     targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        check_range(self, 1, MOST_RANK, "rank")
 
 
 def add_adapter(

@@ -30,5 +30,5 @@ def _counter(folder: Path) -> Count:
         from transformers import AutoTokenizer
     except ImportError:
         raise MissingExtra("counting a model's tokens", "diffusers") from None
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)

@@ -108,13 +108,10 @@ class DiffusersPolicy:
         Raises:
             ConfigError: if a side is not divisible by the model's ``side_multiple``.
         """
-        multiple = self.spec.side_multiple
-        if any(side % multiple for side in images.shape[-2:]):
-            height, width = images.shape[-2:]
-            raise ConfigError(
-                f"data: images of {height} x {width} pixels; this model needs sides divisible by {multiple}. Resize or "
-                "crop the images to such sides."
-            )
+        try:
+            self.spec.check_size(images.shape[-1], images.shape[-2])
+        except ValueError as error:
+            raise ConfigError(f"{error}.") from error
         pixels = (images * 2 - 1).to(self.runtime.device)
         return torch.cat(
             [self.family.encode_images(self.pipe, pixels[rows]) for rows in self._vae_batches(len(images))]

@@ -4,7 +4,7 @@ Its network outputs the clean image. The policy converts that to the velocity of
 variance-preserving path, and the rest of the package uses it like any flow or diffusion model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Literal, Self
@@ -91,6 +91,23 @@ class Scenes:
         """Height and width of an image."""
         return SIDE, SIDE
 
+    def check_size(self, width: int, height: int) -> None:
+        """Raise ValueError if the model cannot encode images of this size."""
+        if (height, width) != self.pixels:
+            raise ValueError(
+                f"data: images of {width} x {height} pixels; the built-in model's have {SIDE} x {SIDE}. Set "
+                f"data.resolution = {SIDE}, without buckets"
+            )
+
+    def check_captions(self, captions: Iterable[str]) -> None:
+        """Check that the model knows every word of the captions.
+
+        Raises:
+            ConfigError: a caption has another word, or too many.
+        """
+        for caption in captions:
+            tokens(caption)
+
     @property
     def calls(self) -> int:
         """Network calls per prediction."""
@@ -168,12 +185,10 @@ class ScenePolicy:
         Raises:
             ConfigError: if the images are of another size than the model's.
         """
-        if images.shape[-2:] != self.spec.pixels:
-            height, width = images.shape[-2:]
-            raise ConfigError(
-                f"data: images of {width} x {height} pixels; the built-in model's have {SIDE} x {SIDE}. Set "
-                f"data.resolution = {SIDE}, without buckets."
-            )
+        try:
+            self.spec.check_size(images.shape[-1], images.shape[-2])
+        except ValueError as error:
+            raise ConfigError(f"{error}.") from error
         return (images * 2 - 1).to(self.runtime.device)
 
     def decode(self, x0: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from grpaint.cli.app import app
-from grpaint.cli.options import AsJson, RecipeName, Resume, RunName, Runs, Sets
+from grpaint.cli.options import AsJson, RecipeName, Resume, RunName, Runs, Sets, Trust
 from grpaint.cli.output import lasting_output
 
 RUNS = Path("runs")
@@ -50,11 +50,12 @@ def evaluate(
     keep: Annotated[bool, typer.Option("--keep", help="Keep the images.")] = False,
     as_json: AsJson = False,
     sets: Sets = None,
+    trust: Trust = False,
 ) -> None:
     """Judge a model on held-out prompts, or several against each other. --set takes evaluate.* and measure.*"""
     from grpaint.commands.evaluate.command import run
 
-    run(sources, sets or [], out, few=few, keep=keep, as_json=as_json)
+    run(sources, sets or [], out, few=few, keep=keep, as_json=as_json, trust=trust)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """``grpaint train`` and ``grpaint sft``: open a recipe or a run, train to the end, and print the result."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from grpaint.core.errors import (
     RunError,
 )
 from grpaint.core.importing import user_code_location
+from grpaint.core.rng import uniform
 from grpaint.core.runtime import Runtime, has_matrix_units
 from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.core.user_code import describe, interrupted
@@ -190,13 +192,11 @@ def _record_end(folder: RunFolder, error: BaseException) -> None:
     interruption = isinstance(error, Stopped | KeyboardInterrupt)
     reason = type(error).__name__ if isinstance(error, KeyboardInterrupt) else str(error)
     with contextlib.suppress(OSError):  # a full disk must not hide the first error
-        folder.status(
-            status="interrupted" if interruption else "failed", reason=reason or type(error).__name__
-        )
+        folder.status(status="interrupted" if interruption else "failed", reason=reason or type(error).__name__)
 
 
 def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -> Loop:
-    """Check rewards and data, load the weights, start loggers; return the loop at the last checkpoint, if any.
+    """Check rewards and data, start loggers, load the weights; return the loop at the last checkpoint, if any.
 
     Raises:
         GrpaintError: weights, data or a reward cannot be opened, or a reward fails its self-test.
@@ -211,6 +211,12 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     for name, item in rewards.items():
         item.check(f"rewards.{name}")
     recipe.data.prepare(log)
+    check_captions = getattr(recipe.model, "check_captions", None)
+    if check_captions and isinstance(recipe.data, Listed):
+        check_captions(recipe.data.captions())
+    if isinstance(recipe, TrainRecipe):
+        _self_test_rewards(recipe, runtime)
+    _start_loggers(recipe, folder)
     with memory("load"):
         policy = recipe.model.load(runtime)
         if isinstance(recipe.data, Listed) and isinstance(policy, Preparing):
@@ -220,8 +226,6 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     loop = Loop(recipe, policy, folder, lambda iteration: _evaluation(recipe, policy, iteration), listener)
     loop.watchers.extend(start_loggers(recipe.loggers, folder.path, folder.settings(), log))
     folder.status(device=runtime.device, precision=runtime.precision, threads=torch.get_num_threads())
-    if isinstance(recipe, TrainRecipe):
-        _self_test_rewards(recipe, policy)
     checkpoint = folder.latest()
     if checkpoint:
         loop.resume(checkpoint)
@@ -229,6 +233,21 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     else:
         folder.cut(-1)
     return loop
+
+
+def _start_loggers(recipe: Recipe, folder: RunFolder) -> None:
+    """Start the loggers.
+
+    Raises:
+        ConfigError: one does not start.
+    """
+    for name, logger in recipe.loggers.items():
+        try:
+            logger.start(folder.path, folder.settings())
+        except GrpaintError:
+            raise
+        except Exception as error:  # its library may raise anything
+            raise ConfigError(f"loggers.{name}: it did not start: {type(error).__name__}: {error}") from error
 
 
 def _machine(runtime: Runtime) -> str:
@@ -239,8 +258,8 @@ def _machine(runtime: Runtime) -> str:
     return where
 
 
-def _self_test_rewards(recipe: TrainRecipe, policy: Model) -> None:
-    """Run each reward on its own test pair, or on two images of noise if it has none.
+def _self_test_rewards(recipe: TrainRecipe, runtime: Runtime) -> None:
+    """Run each reward on its own test pair, or on two images of noise in the model's size if it has none.
 
     Raises:
         ConfigError: a reward fails.
@@ -248,7 +267,8 @@ def _self_test_rewards(recipe: TrainRecipe, policy: Model) -> None:
     # the same prompt twice, because some rewards compare the images of a prompt
     prompts = recipe.data.prompts(1, 0, recipe.train.seed) * 2
     with memory("reward"), torch.no_grad():
-        images = policy.decode(policy.noise((recipe.train.seed, "self-test"), range(len(prompts))))
+        shape = (len(prompts), 3, *recipe.model.pixels)
+        images = uniform((recipe.train.seed, "self-test"), math.prod(shape)).view(shape).to(runtime.device)
         for name, item in recipe.rewards.items():
             try:
                 if item.self_test:

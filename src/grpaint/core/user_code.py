@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from grpaint.core.errors import GrpaintError
+from grpaint.core.importing import ForeignCode
 from grpaint.core.text import printable
 
 MOST_CHARACTERS = 1000  # of a message, which may hold a whole tensor
@@ -38,12 +39,12 @@ def interrupted(error: BaseException) -> bool:
 def user_code(name: str, kind: type[Exception], details: str = "") -> Iterator[None]:
     """Raise ``kind``, with ``name`` before the message and ``details`` after it, in place of what the block raises.
 
-    Ctrl-C of the user passes.
+    Ctrl-C of the user passes, and so does a refusal to import what foreign settings name.
     """
     try:
         yield
     except BaseException as error:
-        if interrupted(error):
+        if isinstance(error, ForeignCode) or interrupted(error):
             raise
         reason = f": {error}" if isinstance(error, GrpaintError) else f" raised {describe(error)}"
         raise kind(f"{name}{reason}{details}") from error

@@ -1,17 +1,20 @@
 """Captioned images as a source of prompts and batches: the ``[data]`` table with ``kind = "images"``."""
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from grpaint.core.bounds import MOST_SIDE, check_range
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import CaptionedImages, Prompt
 from grpaint.core.rng import permutation, seed_of, uniform
+from grpaint.core.text import printable
 from grpaint.images import buckets
 from grpaint.images.buckets import Size
 from grpaint.images.collection import CaptionedImage, Collection, ReadOptions, map_in_threads, prompt_metadata
@@ -30,6 +33,15 @@ def check_split(path: str, share: float) -> None:
     """
     if not path and not 0 < share < 1:
         raise ValueError(f"held_out_share must lie in (0, 1), got {share}; or name held_out_path")
+
+
+def first_missing(data: Any, what: str) -> str:
+    """Return which of the data's paths does not exist, with its setting, as "no such" ``what``; empty if all do."""
+    for key in ("train", "held_out_path"):
+        path = getattr(data, key)
+        if path and not os.path.exists(path):
+            return f'data.{key} = "{printable(path, 200)}": no such {what}'
+    return ""
 
 
 @dataclass(frozen=True)
@@ -64,11 +76,9 @@ class ImageData:
 
     def __post_init__(self) -> None:
         check_split(self.held_out_path, self.held_out_share)
-        for key, path in (("train", self.train), ("held_out_path", self.held_out_path)):
-            if not Path(path).exists() or not (path or key == "held_out_path"):
-                raise ValueError(f'{key} = "{path}": no such file or folder')
-        if self.resolution < 1:
-            raise ValueError(f"resolution must be at least 1, got {self.resolution}")
+        if not self.train:
+            raise ValueError("train must name a file or a folder")
+        check_range(self, 1, MOST_SIDE, "resolution")
         if self.buckets and not 1 <= self.bucket_step <= self.resolution:
             raise ValueError(f"bucket_step must lie in 1 .. resolution = {self.resolution}, got {self.bucket_step}")
         if not 0 <= self.caption_dropout < 1:
@@ -83,9 +93,16 @@ class ImageData:
         paths = [("train", self.train), ("held_out_path", self.held_out_path)]
         return [self._collection(key, path) for key, path in paths if path]
 
+    @property
+    def missing(self) -> str:
+        """The first path where nothing is, with its setting; empty if there is something at all of them."""
+        return first_missing(self, "file or folder")
+
     @cached_property
     def _sides(self) -> tuple[list[CaptionedImage], list[CaptionedImage]]:
         """The training and the held-out images."""
+        if self.missing:
+            raise ConfigError(f"{self.missing}.")
         images = self.collections[0].images
         if self.held_out_path:
             return images, self.collections[1].images
@@ -228,6 +245,7 @@ class DrawnImages(ImageData):
     resolution: int = SIDE
 
     score: ClassVar[str] = "strict"
+    image_size: ClassVar[tuple[int, int]] = (SIDE, SIDE)
 
     def measures(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Return the checker's measures of each image: ``strict``, ``soft``, ``background``, ``patch_energy``."""

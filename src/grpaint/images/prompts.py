@@ -10,12 +10,14 @@ from typing import Any, ClassVar, NoReturn
 
 from torch import Tensor
 
+from grpaint.core.bounds import MOST_SIDE, check_range
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import CaptionedImages, Prompt
 from grpaint.core.rng import permutation
-from grpaint.images.data import check_split
+from grpaint.images.data import check_split, first_missing
 from grpaint.images.order import epoch_order, is_held_out
 from grpaint.images.pictures import BadImage, crop_to, read_picture, to_tensor
+from grpaint.storage.confined import inside
 from grpaint.storage.reading import json_lines, read_text
 
 SUFFIXES = (".txt", ".jsonl", ".csv")
@@ -93,16 +95,20 @@ class PromptData:
     def __post_init__(self) -> None:
         check_split(self.held_out_path, self.held_out_share)
         for key, path in (("train", self.train), ("held_out_path", self.held_out_path)):
-            if not Path(path).is_file() and (path or key == "train"):
-                raise ValueError(f'{key} = "{path}": no such file; name your own (.txt, .jsonl, .csv)')
-            if path and Path(path).suffix not in SUFFIXES:
+            if (path or key == "train") and Path(path).suffix not in SUFFIXES:
                 raise ValueError(f'{key} = "{path}": must end in {", ".join(SUFFIXES)}')
-        if self.resolution < 1:
-            raise ValueError(f"resolution must be at least 1, got {self.resolution}")
+        check_range(self, 1, MOST_SIDE, "resolution")
+
+    @property
+    def missing(self) -> str:
+        """The first file that is not there, with its setting; empty if all are."""
+        return first_missing(self, "file; name your own (.txt, .jsonl, .csv)")
 
     @cached_property
     def _sides(self) -> tuple[list[Prompt], list[Prompt]]:
         """The training and the held-out prompts."""
+        if self.missing:
+            raise ConfigError(f"{self.missing}.")
         prompts = read_prompts(Path(self.train), self.column)
         if self.held_out_path:
             return prompts, read_prompts(Path(self.held_out_path), self.column)
@@ -135,7 +141,7 @@ class PromptData:
         name = prompt.metadata.get("reference")
         if not isinstance(name, str) or not name:
             raise ConfigError(f'{self.train}: the prompt "{prompt.text}" names no image in column "reference".')
-        file = Path(self.train).parent / name
+        file = inside(Path(self.train).parent, name, f'{self.train}: the reference of "{prompt.text}"')
         try:
             picture = crop_to(read_picture(file.read_bytes()), (self.resolution, self.resolution))
         except (BadImage, OSError) as error:

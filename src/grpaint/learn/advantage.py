@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from grpaint.core.bounds import Limit
 from grpaint.core.errors import RunError
 from grpaint.learn.table import RewardTable
 from grpaint.rollout.rollout import Rollout
@@ -89,7 +90,7 @@ class GroupNorm:
 
     std: Spread = "group"
     eps: float = 1e-4
-    clip: float = 5.0
+    clip: Limit = 5.0
 
     needs_group = True
 
@@ -112,7 +113,7 @@ class LeaveOneOut:
 
     std: Spread = "none"
     eps: float = 1e-4
-    clip: float = 5.0
+    clip: Limit = 5.0
 
     needs_group = True
 
@@ -136,7 +137,7 @@ class PerReward:
 
     std: Spread = "group"
     eps: float = 1e-6
-    clip: float = 5.0
+    clip: Limit = 5.0
 
     needs_group = True
 
@@ -186,7 +187,7 @@ class BatchNorm:
     """Rewards relative to the whole batch (DDPO without a tracker); a group may have one member."""
 
     eps: float = 1e-8
-    clip: float = 5.0
+    clip: Limit = 5.0
 
     needs_group = False
 
@@ -210,7 +211,7 @@ class History:
     buffer: int = 32
     min_count: int = 16
     eps: float = 1e-6
-    clip: float = 5.0
+    clip: Limit = 5.0
     _rewards_by_prompt: dict[str, deque[float]] = field(default_factory=dict, init=False, repr=False)
 
     needs_group = False

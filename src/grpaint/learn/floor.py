@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
+from grpaint.core.bounds import Limit
+
 
 @dataclass
 class Floor:
@@ -22,7 +24,7 @@ class Floor:
 
     rate: float = 0.5
     keep: float = 0.7
-    most: float = 10.0
+    most: Limit = 10.0
     multiplier: float = field(default=0.0, init=False)
     base: float | None = field(default=None, init=False)
     _running: float = field(default=0.0, init=False, repr=False)

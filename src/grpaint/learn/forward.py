@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from grpaint.core.bounds import Limit, check_range
 from grpaint.core.path import Path, Point
 from grpaint.core.policy import Policy
 from grpaint.core.prediction import Prediction
@@ -26,6 +27,7 @@ from grpaint.learn.surrogate import check_clip, clip_loss, clip_stops
 from grpaint.rollout.rollout import Plan, Rollout
 
 Measures = dict[str, Tensor]
+MOST_DRAWS = 1000  # every draw is a pass through the network; published settings use 1 to 4
 
 
 class NoisedBatch(NamedTuple):
@@ -53,8 +55,7 @@ class ForwardObjective(ABC):
 
     def __post_init__(self) -> None:
         check_minibatch(self.minibatch)
-        if self.draws < 1:
-            raise ValueError(f"draws must be at least 1, got {self.draws}")
+        check_range(self, 1, MOST_DRAWS, "draws")
         if not self.kl_reference >= 0:
             raise ValueError(f"kl_reference must not be negative, got {self.kl_reference}")
 
@@ -187,8 +188,8 @@ class AdvantageWeightedMatching(ForwardObjective):
     target: Target = "velocity"
     weight: Literal["uniform", "t", "t2", "ghuber"] = "ghuber"
     clip: float = 5.0
-    low: float = 1.0
-    high: float = 1.0
+    low: Limit = 1.0
+    high: Limit = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

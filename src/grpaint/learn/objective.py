@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from grpaint.core.bounds import ROWS, Limit, check_range
 from grpaint.core.errors import RunError
 from grpaint.core.path import Point
 from grpaint.core.policy import Policy, Weights
@@ -145,7 +146,7 @@ class Denoising:
     """
 
     target: Target = "velocity"
-    snr_gamma: float | None = None
+    snr_gamma: Limit | None = None
     times: Literal["uniform", "logit-normal"] = "uniform"
     towards_noise: float = 0.0
     minibatch: int = 0
@@ -198,8 +199,7 @@ class Anchor:
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise ValueError(f"weight must be positive, got {self.weight}")
-        if self.batch < 1:
-            raise ValueError(f"batch must be at least 1, got {self.batch}")
+        check_range(self, 1, ROWS, "batch")
 
     def __call__(self, policy: Policy, captioned: Rollout) -> Iterator[Term]:
         """Yield the weighted terms of the supervised loss on captioned images."""

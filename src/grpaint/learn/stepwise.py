@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from grpaint.core.bounds import Limit
 from grpaint.learn.advantage import GroupNorm
 from grpaint.learn.table import RewardTable
 from grpaint.rollout.rollout import Rollout
@@ -23,7 +24,7 @@ class StepAware:
     """
 
     fade: float = 0.5
-    clip: float = 5.0
+    clip: Limit = 5.0
 
     needs_group = True
     needs_previews = True

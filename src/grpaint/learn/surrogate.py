@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from grpaint.core.bounds import Limit
 from grpaint.core.step import Gaussian, per_row
 from grpaint.rollout.rollout import Transition
 
@@ -64,8 +65,8 @@ class PpoClip:
     Flow-GRPO, DanceGRPO and MixGRPO. With one update per rollout, sampled by the current weights, r is 1.
     """
 
-    low: float = 1e-4
-    high: float = 1e-4
+    low: Limit = 1e-4
+    high: Limit = 1e-4
 
     def __post_init__(self) -> None:
         check_clip(self.low, self.high)
@@ -95,8 +96,8 @@ class Guard(PpoClip):
     settings use 2e-6 to 1e-5.
     """
 
-    low: float = 4e-6
-    high: float = 4e-6
+    low: Limit = 4e-6
+    high: Limit = 4e-6
 
     def ratio(self, gaussian: Gaussian, transition: Transition) -> Float[Tensor, " k"]:
         noise = (transition.x_next - transition.mean) / transition.std

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from grpaint.core.bounds import Limit
 from grpaint.measures.score import Line, score_name
 
 Direction = Literal["up", "down", "either"]
@@ -50,9 +51,9 @@ class Watch:
     as such a judge if it fell by ``errors`` standard errors and by ``effect`` times its spread over prompts.
     """
 
-    errors: float = 4.0
-    effect: float = 0.5
-    factors: dict[str, float] = field(default_factory=dict)
+    errors: Limit = 4.0
+    effect: Limit = 0.5
+    factors: dict[str, Limit] = field(default_factory=dict)
     stop: bool = False
 
     def __post_init__(self) -> None:

@@ -2,17 +2,18 @@
 
 import dataclasses
 import inspect
-import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 
+from grpaint.core.bounds import Limit
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import Reward
 from grpaint.core.step import Sampler
+from grpaint.core.text import printable
 from grpaint.learn.advantage import Advantage
 from grpaint.learn.objective import Objective
 from grpaint.learn.penalty import Penalty
@@ -20,6 +21,7 @@ from grpaint.learn.surrogate import Surrogate
 from grpaint.measures.features import Features
 from grpaint.recipe import catalog
 from grpaint.recipe.pieces import Data, Logger, ModelSpec, Optimizer, WeightedReward
+from grpaint.recipe.scalars import check_name, scalar, short
 from grpaint.rewards.function import with_metadata
 from grpaint.rollout.start import Start
 from grpaint.rollout.window import Window
@@ -42,7 +44,6 @@ GROUPS: dict[object, str] = {
     Window: "windows",
 }
 PROTOCOLS = {group: protocol for protocol, group in GROUPS.items()}
-_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 def build(hint: Any, value: Any, key: str) -> tuple[Any, Any]:  # noqa: PLR0911 - one line a kind of hint
@@ -51,7 +52,11 @@ def build(hint: Any, value: Any, key: str) -> tuple[Any, Any]:  # noqa: PLR0911 
     Raises:
         ConfigError: with the key, the value, the reason and the way out.
     """
+    if hint is Limit:
+        return (scalar(float, value, key, infinite=True),) * 2
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return build(args[0], value, key)
     if origin in (types.UnionType, typing.Union):
         return (None, None) if value in (None, "none") else build(_not_none(args), value, key)
     if origin is Literal:
@@ -60,15 +65,25 @@ def build(hint: Any, value: Any, key: str) -> tuple[Any, Any]:  # noqa: PLR0911 
         items = [build(args[0], item, f"{key}[{n}]") for n, item in enumerate(_sized(value, key))]
         return tuple(piece for piece, _ in items), [plain for _, plain in items]
     if origin is dict:
-        pairs = {name: build(args[1], item, f"{key}.{name}") for name, item in _table(value, key).items()}
+        for name in (table := _table(value, key)):
+            check_name(name, key)
+        pairs = {name: build(args[1], item, f"{key}.{name}") for name, item in table.items()}
         return {name: piece for name, (piece, _) in pairs.items()}, {name: plain for name, (_, plain) in pairs.items()}
     if hint in GROUPS:
         return _piece(GROUPS[hint], value, key)
     if hint is WeightedReward:
         return _weighted(_table(value, key), key)
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return _dataclass(hint, _table(value, key), key)
-    return (_scalar(hint, value, key),) * 2
+    if _is_table(hint):
+        table, entry = _table(value, key), catalog.kind_of(hint)
+        if entry and table.get("kind") == entry[1]:  # as run.toml had it in 0.1 for a default
+            del table["kind"]
+        return _dataclass(hint, table, key)
+    return (scalar(hint, value, key),) * 2
+
+
+def _is_table(hint: Any) -> bool:
+    """Whether a hint is a dataclass, whose settings are a table without a kind."""
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
 def _weighted(settings: Plain, key: str) -> tuple[WeightedReward, Plain]:
@@ -90,33 +105,22 @@ def _not_none(args: tuple[Any, ...]) -> Any:
 
 
 def _one_of(choices: tuple[Any, ...], value: Any, key: str) -> Any:
-    if value not in choices:
-        hint = catalog.did_you_mean(str(value), [str(choice) for choice in choices])
-        raise ConfigError(f'{key} = "{value}": not a choice.{hint} There are: {", ".join(map(str, choices))}.')
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        hint = catalog.did_you_mean(value, [str(choice) for choice in choices]) if isinstance(value, str) else ""
+        raise ConfigError(f"{key} = {short(value)}: not a choice.{hint} There are: {', '.join(map(str, choices))}.")
     return value
 
 
 def _sized(value: Any, key: str) -> list[Any]:
     if not isinstance(value, list | tuple):
-        raise ConfigError(f"{key} = {value!r}: must be a list, in brackets.")
+        raise ConfigError(f"{key} = {short(value)}: must be a list, in brackets.")
     return list(value)
 
 
 def _table(value: Any, key: str) -> Plain:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{key} = {value!r}: must be a table of settings.")
+        raise ConfigError(f"{key} = {short(value)}: must be a table of settings.")
     return dict(value)
-
-
-def _scalar(hint: type, value: Any, key: str) -> Any:
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        actual = "" if isinstance(value, float) else f", not {_NAMES.get(type(value), 'that')}"
-        raise ConfigError(f"{key} = {value!r}: must be {_NAMES.get(hint, hint)}{actual}.")
-    if isinstance(value, float) and math.isnan(value):
-        raise ConfigError(f"{key} = nan: must be a number.")
-    return value
 
 
 def _piece(group: str, value: Any, key: str) -> tuple[Any, Any]:
@@ -172,15 +176,17 @@ def _plain_class(cls: type, setting: str) -> Any:
 
 def _dataclass(cls: type, settings: Plain, key: str) -> tuple[Any, Plain]:
     try:
-        hints = typing.get_type_hints(cls)
+        hints = typing.get_type_hints(cls, include_extras=True)
     except NameError as error:
         raise ConfigError(f"{key}: the annotations of {cls.__name__} cannot be read: {error}.") from error
+    if not cls.__module__.startswith("grpaint."):  # a user's own piece decides what infinity means to it
+        hints = {name: Limit if hint is float else hint for name, hint in hints.items()}
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     prefix = f"{key}." if key else ""
     for name in sorted(settings.keys() - fields.keys()):
         names = sorted(fields)
         raise ConfigError(
-            f"{prefix}{name}: no such setting.{catalog.did_you_mean(name, names)} "
+            f"{prefix}{name:.80}: no such setting.{catalog.did_you_mean(name, names)} "
             f"There are: {', '.join(names) or 'none'}."
         )
     arguments, plain = {}, {}
@@ -194,8 +200,13 @@ def _dataclass(cls: type, settings: Plain, key: str) -> tuple[Any, Plain]:
         piece = cls(**arguments)
     except ValueError as error:
         raise ConfigError(f"{prefix}{error}") from error
+    except OSError as error:  # of a path that a setting names: no permission, or a name that is too long
+        path = printable(str(error.filename or ""), 80)
+        raise ConfigError(f"{key or 'the recipe'}: {path}: {error.strerror or error}.") from error
     for name in fields.keys() - arguments.keys():
         plain[name] = dump(getattr(piece, name))
+        if _is_table(hints[name]):
+            plain[name].pop("kind", None)  # it can be of no other kind
         if not cls.__module__.startswith("grpaint.") and plain[name] is not None:
             _check_default(hints[name], plain[name], prefix + name)
     return piece, {name: plain[name] for name in fields if plain[name] is not None}

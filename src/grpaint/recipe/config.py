@@ -4,162 +4,24 @@ import copy
 import math
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from grpaint.core.errors import ConfigError
 from grpaint.core.reward import RewardBase, WeightSource
-from grpaint.core.runtime import Device, Precision
-from grpaint.learn.advantage import Advantage, PerReward
-from grpaint.learn.forward import ForwardObjective
-from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient
-from grpaint.learn.table import RewardSet
-from grpaint.measures.hacking import Watch
 from grpaint.recipe.build import Plain, build, dump
 from grpaint.recipe.catalog import did_you_mean
-from grpaint.recipe.optim import Behaviour
-from grpaint.recipe.pieces import Data, Logger, ModelSpec, WeightedReward
-from grpaint.recipe.settings import Checkpoints, Evaluation, Measuring, SftTraining, Training, check_least
-from grpaint.rollout.rollout import Plan
-from grpaint.rollout.start import Reference
-from grpaint.storage.reading import read_toml
+from grpaint.recipe.pieces import WeightedReward
+from grpaint.recipe.recipe import Recipe, SftRecipe, TrainRecipe
+from grpaint.recipe.scalars import short
+from grpaint.storage.reading import MOST_DEPTH, parse_toml, read_toml
+
+__all__ = ["Plain", "Recipe", "SftRecipe", "TrainRecipe", "read_toml"]  # also from here
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEFAULT = {"train": "scenes/awm", "sft": "scenes/sft"}
 WORLD_OF = {"ddpo": "scenes-epsilon", "sft-flow-grpo": "scenes-epsilon"}  # every other bare name means scenes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Common:
-    """The tables and settings that both stages share; ``threads``: 0 leaves the number to PyTorch."""
-
-    model: ModelSpec
-    data: Data
-    evaluate: Evaluation = field(default_factory=Evaluation)
-    measure: Measuring = field(default_factory=Measuring)
-    checkpoint: Checkpoints = field(default_factory=Checkpoints)
-    loggers: dict[str, Logger] = field(default_factory=dict)
-    device: Device = "auto"
-    precision: Precision = "auto"
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        check_least(self, 0, "threads")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SftRecipe(Common):
-    """The recipe of a supervised stage."""
-
-    stage: Literal["sft"] = "sft"
-    train: SftTraining
-    objective: Denoising
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_captioned(self.data, "stage")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainRecipe(Common):
-    """The recipe of a reinforcement-learning stage; constraints between its tables are checked when it is built."""
-
-    stage: Literal["train"] = "train"
-    plan: Plan
-    rewards: dict[str, WeightedReward]
-    advantage: Advantage = field(default_factory=PerReward)
-    objective: Objective = field(default_factory=PolicyGradient)
-    anchor: Anchor | None = None
-    behaviour: Behaviour | None = None
-    watch: Watch = field(default_factory=Watch)
-    train: Training
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.rewards:
-            raise ValueError("rewards must name at least one reward: [rewards.NAME] kind = ...")
-        if getattr(self.advantage, "needs_group", True) and self.train.group_size < 2:
-            raise ValueError(
-                f"train.group_size = {self.train.group_size}: advantages relative to the group need 2 or more images a "
-                'prompt; raise it, or use advantage = { kind = "batch" }'
-            )
-        if not any(item.weight for item in self.rewards.values()):
-            raise ValueError("rewards: every weight is 0, so nothing can be learned; raise one")
-        if self.plan.steps < 1:
-            raise ValueError(f"plan.steps must be at least 1, got {self.plan.steps}")
-        _prefix("plan.window", self.plan.window.check, self.plan.steps)
-        _prefix("plan", self.plan.check, self.model.path, self.train.group_size)
-        likelihood = self.objective if isinstance(self.objective, PolicyGradient) else None
-        if likelihood and not self.plan.window.reach(self.plan.steps):
-            raise ValueError(
-                "plan.window: no step is noisy, and a policy gradient needs a likelihood; choose another window"
-            )
-        if self.train.retain and (not likelihood or likelihood.minibatch):
-            raise ValueError("train.retain is for a policy gradient without minibatches: one graph a step; unset one")
-        if self.train.retain and self.plan.weights != "current":
-            raise ValueError(
-                "train.retain keeps the graphs of the weights that sample, and those of plan.weights = "
-                f'"{self.plan.weights}" are not those that learn; unset one'
-            )
-        if getattr(self.advantage, "needs_previews", False) and not (self.plan.previews and likelihood):
-            raise ValueError(
-                "advantage: step-aware advantages credit a policy gradient's steps with later previews; set "
-                'plan.previews = true and objective.kind = "policy-gradient"'
-            )
-        if isinstance(self.objective, ForwardObjective):
-            self.objective.check(self.plan)
-        if (self.plan.weights == "behaviour") != bool(self.behaviour):
-            raise ValueError('plan.weights = "behaviour" and a [behaviour] table go together: give both or neither')
-        if self.anchor:
-            _check_captioned(self.data, "anchor")
-        self._check_references()
-        self._check_updates()
-
-    def _check_updates(self) -> None:
-        survivors = self.plan.prune.keep[-1] if self.plan.prune and self.plan.prune.keep else self.train.group_size
-        if self.train.updates > self.train.prompts * survivors:
-            raise ValueError(
-                f"train.updates = {self.train.updates}: must not exceed train.prompts x the images that a group keeps "
-                f"= {self.train.prompts * survivors}"
-            )
-
-    def _check_references(self) -> None:
-        referenced = isinstance(self.plan.start, Reference)
-        for name, item in self.rewards.items():
-            if getattr(item.reward, "needs_reference", False) and not referenced:
-                raise ValueError(f'rewards.{name} needs rows that begin at a reference: plan.start.kind = "reference"')
-        if referenced and not getattr(self.data, "references", True):
-            raise ValueError('plan.start.kind = "reference" needs reference images: set data.references = true')
-        side = getattr(self.data, "resolution", None)
-        if referenced and side and self.model.pixels != (side, side):
-            high, width = self.model.pixels
-            raise ValueError(
-                f"data.resolution = {side}: rows begin at references, and the model's images have {width} x {high} "
-                "pixels; make them equal squares"
-            )
-
-    def reward_set(self) -> RewardSet:
-        """Return the rewards with their current weights, floors included."""
-        return RewardSet(
-            {name: item.reward for name, item in self.rewards.items()},
-            {name: item.weight_now for name, item in self.rewards.items()},
-        )
-
-
-def _prefix(key: str, check: Any, *values: Any) -> None:
-    try:
-        check(*values)
-    except ValueError as error:
-        raise ValueError(f"{key}.{error}") from error
-
-
-def _check_captioned(data: Data, key: str) -> None:
-    if not data.captioned:
-        raise ValueError(f'{key} trains on captioned images, and this data has prompts alone; use data.kind = "images"')
-
-
-Recipe = TrainRecipe | SftRecipe
 
 
 def recipe_names() -> list[str]:
@@ -195,14 +57,22 @@ def parse_sets(sets: Sequence[str]) -> list[tuple[list[str], Any]]:
         key, equals, text = item.partition("=")
         if not equals or not key.strip():
             raise ConfigError(
-                f'--set {item}: write it as key.sub=value, for example --set train.seed=1 or device="cpu".'
+                f'--set {item:.80}: write it as key.sub=value, for example --set train.seed=1 or device="cpu".'
             )
-        try:
-            value = tomllib.loads(f"v = {text}")["v"]
-        except tomllib.TOMLDecodeError:
-            value = text.strip()
-        pairs.append((key.strip().split("."), value))
+        path = key.strip().split(".")
+        if len(path) > MOST_DEPTH:
+            raise ConfigError(f"--set {key:.80}..: a key of more than {MOST_DEPTH} parts; no setting has so many.")
+        pairs.append((path, _set_value(key.strip()[:80], text)))
     return pairs
+
+
+def _set_value(key: str, text: str) -> Any:
+    try:
+        return parse_toml(f"v = {text}", f"--set {key}")["v"]
+    except ConfigError as error:
+        if isinstance(error.__cause__, tomllib.TOMLDecodeError):
+            return text.strip()
+        raise
 
 
 def override(table: Plain, sets: Sequence[str]) -> Plain:
@@ -216,7 +86,7 @@ def override(table: Plain, sets: Sequence[str]) -> Plain:
         for part in path[:-1]:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
-                raise ConfigError(f"--set {'.'.join(path)}: {part} is a value, not a table of settings.")
+                raise ConfigError(f"--set {'.'.join(path):.80}: {part:.80} is a value, not a table of settings.")
         if path[-1] == "kind" and node.get("kind") != value:
             node.clear()
         node[path[-1]] = value
@@ -231,9 +101,8 @@ def resolve(table: Plain, stage: str) -> tuple[Recipe, Plain]:
     """
     own_stage = table.get("stage", "train")
     if own_stage != stage:
-        raise ConfigError(
-            f'stage = "{own_stage}": this recipe is for `grpaint {own_stage}`, not for `grpaint {stage}`.'
-        )
+        other = short(own_stage).strip("'")
+        raise ConfigError(f'stage = "{other}": this recipe is for `grpaint {other}`, not for `grpaint {stage}`.')
     return build(SftRecipe if stage == "sft" else TrainRecipe, table, "")
 
 
@@ -279,5 +148,5 @@ def stage_of(name: str) -> str:
     """
     stage = read_toml(locate(name)).get("stage", "train")
     if stage not in get_args(Literal["sft", "train"]):
-        raise ConfigError(f'{name}: stage = "{stage}": not a stage. There are: sft, train.')
+        raise ConfigError(f"{name}: stage = {short(stage)}: not a stage. There are: sft, train.")
     return str(stage)

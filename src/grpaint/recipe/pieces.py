@@ -40,7 +40,11 @@ class Preparing(Protocol):
 
 
 class ModelSpec(Protocol):
-    """The ``[model]`` table: what is known before weights are opened, and how to open them."""
+    """The ``[model]`` table: what is known before weights are opened, and how to open them.
+
+    Two methods are optional: ``check_size(width, height)`` raises ValueError if the model cannot encode images of that
+    size, and ``check_captions(captions)`` ConfigError if it cannot read one of them.
+    """
 
     @property
     def path(self) -> Path:
@@ -78,7 +82,9 @@ class Data(Protocol):
     """The ``[data]`` table: training prompts, held-out prompts, and captioned images.
 
     ``score``: the measure by which a model is judged, or "reward" for the weighted sum of the recipe's rewards.
-    ``captioned``: whether there are captioned images; a supervised stage and an anchor need them.
+    ``captioned``: whether there are captioned images; a supervised stage and an anchor need them. Three attributes
+    are optional: ``sizes``, the sizes (width, height) of captioned images; ``image_size``, the height and width of the
+    only images that ``measures`` can judge; ``missing``, what is not there yet, or an empty text.
     """
 
     score: ClassVar[str]

@@ -4,19 +4,18 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from grpaint.core.bounds import IMAGES, ROWS, Limit, check_range
+from grpaint.core.path import TRAIN_STEPS, Path
 from grpaint.core.policy import Reward
 from grpaint.core.step import Ode, Sampler
 from grpaint.measures.features import Features
 from grpaint.recipe.optim import Adamw, Schedule
 from grpaint.recipe.pieces import Optimizer
+from grpaint.recipe.scalars import WHOLE
+from grpaint.rollout.plan import check_sampler
 
-
-def check_least(settings: object, low: float, *names: str) -> None:
-    """Raise ValueError if one of the settings ``names`` is below ``low``."""
-    for name in names:
-        value = getattr(settings, name)
-        if value < low:
-            raise ValueError(f"{name} must be at least {low:g}, got {value}")
+MOST_PICTURES = 1000  # of one sheet
+MOST_GUIDED = 100  # each is an evaluation of its own
 
 
 @dataclass(frozen=True)
@@ -35,15 +34,15 @@ class Optimisation:
     seed: int = 0
     warmup: int = 0
     schedule: Schedule = "constant"
-    max_grad_norm: float = 1.0
+    max_grad_norm: Limit = 1.0
     ema: float = 0.9
     evaluations: int = 0
     nonfinite: int = 5
     optimizer: Optimizer = field(default_factory=Adamw)
 
     def __post_init__(self) -> None:
-        check_least(self, 1, "iterations", "nonfinite")
-        check_least(self, 0, "warmup", "seed", "evaluations")
+        check_range(self, 1, WHOLE, "iterations", "nonfinite")
+        check_range(self, 0, WHOLE, "warmup", "seed", "evaluations")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not self.max_grad_norm > 0:
@@ -79,8 +78,13 @@ class Training(Optimisation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, 1, "prompts", "group_size", "updates", "parts")
-        check_least(self, 0, "constant")
+        check_range(self, 1, ROWS, "prompts", "group_size", "updates", "parts")
+        check_range(self, 0, WHOLE, "constant")
+        if self.prompts * self.group_size > IMAGES:
+            raise ValueError(
+                f"prompts x group_size = {self.prompts * self.group_size}: an iteration has at most {IMAGES} images; "
+                "lower one"
+            )
         if self.parts > self.prompts:
             raise ValueError(f"parts must not exceed prompts = {self.prompts}, got {self.parts}")
         if self.retain and self.parts > 1:
@@ -99,7 +103,7 @@ class SftTraining(Optimisation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, 1, "batch")
+        check_range(self, 1, ROWS, "batch")
 
 
 @dataclass(frozen=True)
@@ -125,14 +129,27 @@ class Evaluation:
     pictures: int = 8
 
     def __post_init__(self) -> None:
-        check_least(self, 1, "every", "prompts", "steps", "probe")
-        check_least(self, 0, "pictures", "seed")
+        check_range(self, 1, WHOLE, "every")
+        check_range(self, 1, ROWS, "prompts", "probe")
+        check_range(self, 1, TRAIN_STEPS, "steps")
+        check_range(self, 0, MOST_PICTURES, "pictures")
+        check_range(self, 0, WHOLE, "seed")
         if not 0 < self.tuned_share <= 1:
             raise ValueError(f"tuned_share must lie in (0, 1], got {self.tuned_share}")
         if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance must not be negative, got {self.guidance}")
+        if len(self.guided) > MOST_GUIDED:
+            raise ValueError(f"guided must have at most {MOST_GUIDED} values, got {len(self.guided)}")
         if any(not 0 <= guidance < math.inf for guidance in self.guided):
             raise ValueError(f"guided must not be negative, got {list(self.guided)}")
+
+    def check(self, path: Path) -> None:
+        """Check the sampler and its steps on a model's path, before any weights are opened.
+
+        Raises:
+            ValueError: they do not suit it.
+        """
+        check_sampler(self.sampler, path.grid(self.steps), "sampler")
 
 
 @dataclass(frozen=True)
@@ -155,8 +172,8 @@ class Measuring:
     image_draws: int = 100
 
     def __post_init__(self) -> None:
-        check_least(self, 2, "group", "draws", "image_draws")
-        check_least(self, 1, "group_prompts")
+        check_range(self, 2, ROWS, "group", "draws", "image_draws")
+        check_range(self, 1, ROWS, "group_prompts")
         if not 0 < self.strength <= 1:
             raise ValueError(f"strength must lie in (0, 1], got {self.strength}")
 
@@ -173,4 +190,4 @@ class Checkpoints:
     precision: Literal["fp32", "fp16"] = "fp32"
 
     def __post_init__(self) -> None:
-        check_least(self, 1, "every", "keep")
+        check_range(self, 1, WHOLE, "every", "keep")

@@ -44,8 +44,14 @@ def _clean_and_grainy() -> tuple[Tensor, Tensor]:
     return scene, scene + 0.5 * (noise(scene.shape[-1]) - 0.5)
 
 
+class _SceneReward(RewardBase):
+    """A reward of scenes, which have one size."""
+
+    image_size = (SIDE, SIDE)
+
+
 @dataclass(frozen=True)
-class SceneChecker(RewardBase):
+class SceneChecker(_SceneReward):
     """``strict`` * strict + ``soft`` * soft, in [0, 1] for weights that sum to 1.
 
     The strict score alone is the same for all members of many groups; the soft score differs between them.
@@ -67,7 +73,7 @@ class SceneChecker(RewardBase):
 
 
 @dataclass(frozen=True)
-class SceneScorer(RewardBase):
+class SceneScorer(_SceneReward):
     """The cosine of image and caption by a small learned scorer, the embedded world's stand-in for CLIP.
 
     ``enough``: higher cosines are clamped to it. Correct images still differ a little, and dividing by the std of an
@@ -93,7 +99,7 @@ class SceneScorer(RewardBase):
 
 
 @dataclass(frozen=True)
-class SceneDistance(RewardBase):
+class SceneDistance(_SceneReward):
     """Minus the distance to the prompt's reference image in the scorer's layers, in the manner of LPIPS.
 
     It is meaningful only for images whose sampling began at that reference, so it applies to those rows alone.
@@ -115,7 +121,7 @@ class SceneDistance(RewardBase):
 
 
 @dataclass(frozen=True)
-class SceneCleanliness(RewardBase):
+class SceneCleanliness(_SceneReward):
     """Minus the root-mean-square deviation of the background: it sees the woven pattern that the checker ignores.
 
     ``enough``: smaller deviations are clamped to it. Clean images differ by 3e-4 within a group, and dividing by its

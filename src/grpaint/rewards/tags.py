@@ -54,7 +54,7 @@ class TagRecall:
 
     @cached_property
     def _tagger(self) -> Tagger:
-        return import_target(self.tagger)
+        return import_target(self.tagger, "tagger")
 
     @cached_property
     def _weights(self) -> dict[str, float]:

@@ -50,6 +50,33 @@ class Course:
         return bool(trained_steps) and trained_steps[0] < step <= trained_steps[-1]
 
 
+def step_std(sampler: Sampler, grid: Sequence[Point], k: int, key: str) -> float:
+    """Return the std of the noise that a sampler adds at step ``k`` of a grid; ``key`` names the sampler in errors.
+
+    Raises:
+        ValueError: the sampler does not suit the path, or its gain or std is not finite.
+    """
+    try:
+        gain, std = sampler(grid[k], grid[k + 1])
+        finite = math.isfinite(gain) and math.isfinite(std)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise ValueError(f"{key}: {error}") from error
+    if not finite:
+        raise ValueError(f"{key} gives gain {gain} and std {std} at step {k}; both must be finite")
+    return std
+
+
+def check_sampler(sampler: Sampler, grid: Sequence[Point], key: str) -> None:
+    """Check a sampler on every step that it takes outside windows: all but those that end at clean data.
+
+    Raises:
+        ValueError: it does not suit the path; ``key`` names it.
+    """
+    for k, there in enumerate(grid[1:]):
+        if there.sigma:
+            step_std(sampler, grid, k, key)
+
+
 @dataclass(frozen=True)
 class Plan:
     """The settings of a rollout: ``sampler`` in the window, ``outside`` in other steps, and which ``weights`` sample.
@@ -80,8 +107,9 @@ class Plan:
         if self.prune:
             self.prune.check(self.steps, group_size)
         grid = path.grid(self.steps)
+        check_sampler(self.outside, grid, "outside")
         for k in self.window.reach(self.steps):
-            if not self._std(grid, k) > 0:
+            if not step_std(self.sampler, grid, k, "sampler") > 0:
                 raise ValueError(
                     f"sampler adds no noise at step {k}, which the window may train: it has no likelihood there. Use a "
                     "noisy sampler (an eta above 0), and keep the window off a last step that ends clean"
@@ -100,16 +128,6 @@ class Plan:
             raise ValueError("prune.close needs a window that closes before the last step; set prune.at instead")
         if self.tail:
             self._check_tail(grid)
-
-    def _std(self, grid: Sequence[Point], k: int) -> float:
-        """Return the std of the noise that the sampler adds at step ``k``; raises unless it and the gain are finite."""
-        try:
-            gain, std = self.sampler(grid[k], grid[k + 1])
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"sampler: {error}") from error
-        if not (math.isfinite(gain) and math.isfinite(std)):
-            raise ValueError(f"sampler gives gain {gain} and std {std} at step {k}; both must be finite")
-        return std
 
     def _check_entry(self, entry: int, reach: Sequence[int]) -> None:
         """Refuse settings that conflict with starting some rows from a reference at step ``entry``."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from grpaint.core.errors import ConfigError, MissingExtra, RunError
 from grpaint.core.user_code import user_code
@@ -37,7 +37,9 @@ class _Sink:
                 self.logger.write(iteration, line)
         except RunError as error:
             self.failed = True
-            self.log(f"{error}; it gets no more lines and the run goes on; metrics.jsonl and evaluations.jsonl have all")
+            self.log(
+                f"{error}; it gets no more lines and the run goes on; metrics.jsonl and evaluations.jsonl have all"
+            )
 
 
 def start_loggers(
@@ -78,7 +80,7 @@ class Wandb:
     """Weights & Biases; ``mode = "offline"`` opens no socket."""
 
     project: str = "grpaint"
-    mode: str = "online"
+    mode: Literal["online", "offline", "disabled"] = "online"
     _run: Any = field(default=None, init=False, repr=False)
 
     def start(self, folder: Path, settings: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from grpaint.core.rng import uniform
 from grpaint.scenes.captions import HELD_OUT_KINDS, KINDS, Caption, Kind, draw_caption, parse
 from grpaint.scenes.checker import Verdict, check
 from grpaint.scenes.render import keyed_random, render
+from grpaint.scenes.shapes import SIDE
 
 
 def caption_of(prompt: Prompt) -> Caption:
@@ -52,6 +53,8 @@ class SceneData:
 
     score: ClassVar[str] = "strict"
     captioned: ClassVar[bool] = True
+    sizes: ClassVar[tuple[tuple[int, int], ...]] = ((SIDE, SIDE),)
+    image_size: ClassVar[tuple[int, int]] = (SIDE, SIDE)
 
     def __post_init__(self) -> None:
         if not self.kinds:

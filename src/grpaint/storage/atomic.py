@@ -20,18 +20,19 @@ _NO_FOLDER_SYNC = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.
 ABANDONED_S = 86_400.0  # a temporary file this old was left by a killed process
 
 
-def write_atomic(file: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
+def write_atomic(file: Path, content: str | bytes | Callable[[BinaryIO], object], *, follow: bool = True) -> None:
     """Write a file, replacing an existing one in a single step that survives a power failure.
 
     ``content``: text (stored as UTF-8), bytes, or a function that writes to the open binary file it receives. Each call
     has its own temporary name, so processes may write the same file at once: the last rename wins. If writing raises or
     is interrupted, the temporary file is removed and ``file`` stays as it was. What a killed process left is removed by
-    a later write. A symbolic link is followed.
+    a later write. A symbolic link is followed; without ``follow``, as for a cache, whose names anybody can foretell, it
+    is replaced.
 
     Raises:
         OSError: if the file cannot be written, for example because its folder is missing or the disk is full.
     """
-    target = file.resolve()
+    target = file.resolve() if follow else file
     _remove_abandoned(target)
     temporary = target.with_name(f".{target.name[:200]}.{uuid.uuid4().hex[:16]}.part")
     try:

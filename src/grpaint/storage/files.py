@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +23,7 @@ WEIGHTS_FILE = "model.safetensors"
 
 def find_weights(path: Path) -> Path:
     """Return the weight file at a path: the path itself, or the file inside a checkpoint folder."""
-    return path / WEIGHTS_FILE if path.is_dir() else path
+    return path / WEIGHTS_FILE if os.path.isdir(path) else path
 
 
 def _missing_weights(path: Path, file: Path) -> CheckpointError:
@@ -143,7 +144,9 @@ def read_torch(file: Path) -> dict[str, Any]:
     try:
         stored = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file leads torch's unpickler to any of them
-        reason = printable(" ".join(str(error).split()), 120)
+        reason = printable(" ".join(str(error).split()), 120) or type(error).__name__
+        if "eights only load failed" in reason:  # torch's advice is to open it all the same
+            reason = "damaged, or with contents that could run code"
         raise CheckpointError(f"{file}: not a whole torch file of tensors ({reason}). Copy it again.") from error
     if not isinstance(stored, dict):
         raise CheckpointError(f"{file}: holds a {type(stored).__name__}, a table of tensors was expected.")
@@ -177,8 +180,10 @@ def check_tensors(
         )
 
 
-def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically; equal tensors and labels make equal bytes.
+def write_weights(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, follow: bool = True
+) -> None:
+    """Write a safetensors file atomically; equal tensors and labels make equal bytes. ``follow``: see ``write_atomic``.
 
     Raises:
         OSError: if the file cannot be written.
@@ -196,7 +201,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         file.write(len(text).to_bytes(8, "little") + text)
         file.write(raw[begin:])
 
-    write_atomic(path, write)
+    write_atomic(path, write, follow=follow)
 
 
 def flatten(sets: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

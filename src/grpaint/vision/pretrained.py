@@ -47,7 +47,7 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # a damaged file may raise anything
             reason = " ".join(str(error).split())[:160]
             raise CheckpointError(f"{folder}: its tokenizer cannot be read ({reason}). Copy it again.") from error

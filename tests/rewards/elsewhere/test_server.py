@@ -23,8 +23,8 @@ from PIL import Image
 import tiny_runs
 from grpaint.core import Prompt, Reward, RewardError
 from grpaint.recipe.build import build
-from grpaint.rewards.elsewhere.remote import Remote
 from grpaint.rewards.elsewhere.limits import Limits, Malformed
+from grpaint.rewards.elsewhere.remote import Remote
 from grpaint.rewards.elsewhere.scoring import ScoringQueue
 from grpaint.rewards.elsewhere.server import RewardServer, identity
 from grpaint.rewards.elsewhere.wire import pack, unpack

@@ -1,0 +1,18 @@
+"""Bounds that several settings share. A setting beyond them is refused before anything is allocated or counted."""
+
+from typing import Annotated
+
+Limit = Annotated[float, "may be inf"]  # the type of a number that bounds something: inf means no bound
+MOST_SIDE = 16_384  # pixels: the longest side of an image; a square of it has 3 GiB in fp32
+ROWS = 100_000  # the most prompts, captioned images or rows of one call
+IMAGES = 1_000_000  # the most images of an iteration
+
+
+def check_range(settings: object, low: float, high: float, *names: str) -> None:
+    """Raise ValueError if one of the settings ``names`` lies outside ``low`` .. ``high``."""
+    for name in names:
+        value = getattr(settings, name)
+        if value < low:
+            raise ValueError(f"{name} must be at least {low:g}, got {value}")
+        if value > high:
+            raise ValueError(f"{name} must be at most {high:.15g}, got {value}")

@@ -1,0 +1,181 @@
+"""A recipe as one frozen object: its tables, and the rules across them, which are checked when it is built."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from grpaint.core.bounds import check_range
+from grpaint.core.runtime import Device, Precision
+from grpaint.learn.advantage import Advantage, PerReward
+from grpaint.learn.forward import ForwardObjective
+from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient
+from grpaint.learn.table import RewardSet
+from grpaint.measures.hacking import Watch
+from grpaint.recipe.optim import Behaviour
+from grpaint.recipe.pieces import Data, Logger, ModelSpec, WeightedReward
+from grpaint.recipe.settings import Checkpoints, Evaluation, Measuring, SftTraining, Training
+from grpaint.rollout.rollout import Plan
+from grpaint.rollout.start import Reference
+
+MOST_THREADS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """The tables and settings that both stages share; ``threads``: 0 leaves the number to PyTorch."""
+
+    model: ModelSpec
+    data: Data
+    evaluate: Evaluation = field(default_factory=Evaluation)
+    measure: Measuring = field(default_factory=Measuring)
+    checkpoint: Checkpoints = field(default_factory=Checkpoints)
+    loggers: dict[str, Logger] = field(default_factory=dict)
+    device: Device = "auto"
+    precision: Precision = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        check_range(self, 0, MOST_THREADS, "threads")
+        _prefix("evaluate", self.evaluate.check, self.model.path)
+        self._check_images()
+
+    def _check_images(self) -> None:
+        """Refuse data whose captioned images or measures are of another size than the model's images can be."""
+        check_size = getattr(self.model, "check_size", None)
+        if self.data.captioned and check_size:
+            for size in getattr(self.data, "sizes", ()):
+                check_size(*size)
+        _check_size("data measures", self.data, self.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftRecipe(Common):
+    """The recipe of a supervised stage."""
+
+    stage: Literal["sft"] = "sft"
+    train: SftTraining
+    objective: Denoising
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_captioned(self.data, "stage")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe(Common):
+    """The recipe of a reinforcement-learning stage; constraints between its tables are checked when it is built."""
+
+    stage: Literal["train"] = "train"
+    plan: Plan
+    rewards: dict[str, WeightedReward]
+    advantage: Advantage = field(default_factory=PerReward)
+    objective: Objective = field(default_factory=PolicyGradient)
+    anchor: Anchor | None = None
+    behaviour: Behaviour | None = None
+    watch: Watch = field(default_factory=Watch)
+    train: Training
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_rewards()
+        self._check_plan()
+        if isinstance(self.objective, ForwardObjective):
+            self.objective.check(self.plan)
+        if (self.plan.weights == "behaviour") != bool(self.behaviour):
+            raise ValueError('plan.weights = "behaviour" and a [behaviour] table go together: give both or neither')
+        if self.anchor:
+            _check_captioned(self.data, "anchor")
+        self._check_references()
+        self._check_updates()
+
+    def _check_rewards(self) -> None:
+        if not self.rewards:
+            raise ValueError("rewards must name at least one reward: [rewards.NAME] kind = ...")
+        if getattr(self.advantage, "needs_group", True) and self.train.group_size < 2:
+            raise ValueError(
+                f"train.group_size = {self.train.group_size}: advantages relative to the group need 2 or more images a "
+                'prompt; raise it, or use advantage = { kind = "batch" }'
+            )
+        if not any(item.weight for item in self.rewards.values()):
+            raise ValueError("rewards: every weight is 0, so nothing can be learned; raise one")
+        for name, item in self.rewards.items():
+            _check_size(f"rewards.{name} scores", item.reward, self.model)
+
+    def _check_plan(self) -> None:
+        if self.plan.steps < 1:
+            raise ValueError(f"plan.steps must be at least 1, got {self.plan.steps}")
+        _prefix("plan.window", self.plan.window.check, self.plan.steps)
+        _prefix("plan", self.plan.check, self.model.path, self.train.group_size)
+        likelihood = self.objective if isinstance(self.objective, PolicyGradient) else None
+        if likelihood and not self.plan.window.reach(self.plan.steps):
+            raise ValueError(
+                "plan.window: no step is noisy, and a policy gradient needs a likelihood; choose another window"
+            )
+        if self.train.retain and (not likelihood or likelihood.minibatch):
+            raise ValueError("train.retain is for a policy gradient without minibatches: one graph a step; unset one")
+        if self.train.retain and self.plan.weights != "current":
+            raise ValueError(
+                "train.retain keeps the graphs of the weights that sample, and those of plan.weights = "
+                f'"{self.plan.weights}" are not those that learn; unset one'
+            )
+        if getattr(self.advantage, "needs_previews", False) and not (self.plan.previews and likelihood):
+            raise ValueError(
+                "advantage: step-aware advantages credit a policy gradient's steps with later previews; set "
+                'plan.previews = true and objective.kind = "policy-gradient"'
+            )
+
+    def _check_updates(self) -> None:
+        survivors = self.plan.prune.keep[-1] if self.plan.prune and self.plan.prune.keep else self.train.group_size
+        if self.train.updates > self.train.prompts * survivors:
+            raise ValueError(
+                f"train.updates = {self.train.updates}: must not exceed train.prompts x the images that a group keeps "
+                f"= {self.train.prompts * survivors}"
+            )
+
+    def _check_references(self) -> None:
+        referenced = isinstance(self.plan.start, Reference)
+        for name, item in self.rewards.items():
+            if getattr(item.reward, "needs_reference", False) and not referenced:
+                raise ValueError(f'rewards.{name} needs rows that begin at a reference: plan.start.kind = "reference"')
+        if referenced and not getattr(self.data, "references", True):
+            raise ValueError('plan.start.kind = "reference" needs reference images: set data.references = true')
+        side = getattr(self.data, "resolution", None)
+        if referenced and side and self.model.pixels != (side, side):
+            high, width = self.model.pixels
+            raise ValueError(
+                f"data.resolution = {side}: rows begin at references, and the model's images have {width} x {high} "
+                "pixels; make them equal squares"
+            )
+
+    def reward_set(self) -> RewardSet:
+        """Return the rewards with their current weights, floors included."""
+        return RewardSet(
+            {name: item.reward for name, item in self.rewards.items()},
+            {name: item.weight_now for name, item in self.rewards.items()},
+        )
+
+
+def _check_size(what: str, piece: Any, model: ModelSpec) -> None:
+    """Refuse a piece that looks at images of one size alone, if the model's images have another."""
+    size = getattr(piece, "image_size", None)
+    if size and tuple(model.pixels) != size:
+        high, width = model.pixels
+        raise ValueError(
+            f"{what} images of {size[1]} x {size[0]} pixels, and the model's have {width} x {high}; set model.height "
+            f"and model.width to these, or use another kind"
+        )
+
+
+def _prefix(key: str, check: Callable[..., None], *values: Any) -> None:
+    try:
+        check(*values)
+    except ValueError as error:
+        raise ValueError(f"{key}.{error}") from error
+
+
+def _check_captioned(data: Data, key: str) -> None:
+    if not data.captioned:
+        raise ValueError(f'{key} trains on captioned images, and this data has prompts alone; use data.kind = "images"')
+
+
+Recipe = TrainRecipe | SftRecipe
