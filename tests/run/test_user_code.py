@@ -107,7 +107,11 @@ def test_whatever_a_reward_raises_ends_the_run_with_its_name(fault):
 @pytest.mark.parametrize("fault", ["sys.exit(0)", "raise KeyboardInterrupt", "raise GeneratorExit"])
 @pytest.mark.parametrize(
     "piece",
-    ['advantage={kind="pieces.py:advantage"}', 'objective={kind="pieces.py:objective"}', 'data={kind="pieces.py:Data"}'],
+    [
+        'advantage={kind="pieces.py:advantage"}',
+        'objective={kind="pieces.py:objective"}',
+        'data={kind="pieces.py:Data"}',
+    ],
 )
 def test_a_piece_that_asks_for_the_end_fails_the_run_with_its_line(piece, fault):
     end = run(fault, REWARD, piece)
@@ -116,10 +120,14 @@ def test_a_piece_that_asks_for_the_end_fails_the_run_with_its_line(piece, fault)
 
 
 def test_an_error_of_writing_in_a_piece_is_not_taken_for_one_of_the_run_folder():
-    failed(run("raise OSError(28, 'No space left')", REWARD, 'advantage={kind="pieces.py:advantage"}'), "in wrong: OSError")
+    failed(
+        run("raise OSError(28, 'No space left')", REWARD, 'advantage={kind="pieces.py:advantage"}'), "in wrong: OSError"
+    )
 
 
-@pytest.mark.parametrize("fault", ["sys.exit(0)", "raise KeyboardInterrupt", "raise BrokenPipeError(32, 'Broken pipe')"])
+@pytest.mark.parametrize(
+    "fault", ["sys.exit(0)", "raise KeyboardInterrupt", "raise BrokenPipeError(32, 'Broken pipe')"]
+)
 def test_a_logger_that_fails_is_named_and_left_out_and_the_run_goes_on(fault):
     end = run(fault, REWARD, 'loggers={mine={kind="pieces.py:Sink"}}')
     assert (end.code, end.err) == (0, "")
@@ -160,8 +168,24 @@ def test_reward_try_names_a_reward_that_exits():
     assert "reward leaves.py:f raised SystemExit: 0" in end.err
 
 
-@pytest.mark.parametrize("method", ["check", "pair", "state_dict", "load_state_dict", "spent", "start", "stop"])
+@pytest.mark.parametrize("method", ["check", "pair", "state_dict", "load_state_dict", "spent", "start"])
 def test_every_method_of_a_reward_that_exits_is_named(method):
+    end = run("", f'rewards={{mine={{kind="{_with_methods(method)}"}}}}')
+    assert end.code in (1, 2)
+    assert end.err.count("\n") == 1
+    assert "SystemExit: 0" in end.err
+    assert "mine" in end.err
+
+
+def test_a_reward_that_exits_while_it_stops_is_named_and_its_run_is_finished():
+    end = run("", f'rewards={{mine={{kind="{_with_methods("stop")}"}}}}')
+    assert (end.code, end.err) == (0, "")
+    assert "reward mine raised SystemExit: 0 (while it stopped)" in end.out
+    assert status(Path("runs/it"))["status"] == "finished"
+
+
+def _with_methods(broken):
+    """Write a reward of which one method exits; its kind."""
     bodies = {
         "check": "return None",
         "pair": "return None",
@@ -171,22 +195,19 @@ def test_every_method_of_a_reward_that_exits_is_named(method):
         "start": "return ['started']",
         "stop": "return None",
     }
-    bodies[method] = "import sys; sys.exit(0)"
+    bodies[broken] = "import sys; sys.exit(0)"
     arguments = {"load_state_dict": ", state"}
     methods = [f"    def {name}(self{arguments.get(name, '')}):\n        {body}\n" for name, body in bodies.items()]
     call = "    def __call__(self, images, prompts):\n        return images.mean((1, 2, 3))\n"
-    Path("methods.py").write_text("from grpaint.core.reward import RewardBase\nclass R(RewardBase):\n" + call + "".join(methods))
-    end = run("", 'rewards={mine={kind="methods.py:R"}}')
-    assert end.code in (1, 2)
-    assert end.err.count("\n") == 1
-    assert "SystemExit: 0" in end.err
-    assert "mine" in end.err
+    base = "from grpaint.core.reward import RewardBase\nclass R(RewardBase):\n"
+    Path("methods.py").write_text(base + call + "".join(methods))
+    return "methods.py:R"
 
 
 @pytest.mark.parametrize("words", [["reward", "try", "slow.py:f", "--images", "pictures"], ["train", "flow-grpo-fast"]])
 def test_ctrl_c_in_a_reward_stays_a_ctrl_c(words):
-    slow = "import time\nfrom pathlib import Path\ndef f(images, prompts):\n    Path('begun').touch()\n    time.sleep(600)\n"
-    Path("slow.py").write_text(slow)
+    slow = "    Path('begun').touch()\n    time.sleep(600)\n"
+    Path("slow.py").write_text("import time\nfrom pathlib import Path\ndef f(images, prompts):\n" + slow)
     Path("pictures").mkdir()
     Image.new("RGB", (8, 8)).save("pictures/0.png")
     training = words[0] == "train"
@@ -197,7 +218,7 @@ def test_ctrl_c_in_a_reward_stays_a_ctrl_c(words):
     for _ in range(1 + training):  # the first asks a run to save
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
-    out, err = process.communicate(timeout=600)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert "stopped at once" in err
     assert "reward" not in err
@@ -220,7 +241,8 @@ def _piped(words, reader, sets=()):
 
 
 @pytest.mark.parametrize(
-    ("reader", "reason"), [("| head -1", "Broken pipe"), ("| true", "Broken pipe"), ("> /dev/full", "No space left on device")]
+    ("reader", "reason"),
+    [("| head -1", "Broken pipe"), ("| true", "Broken pipe"), ("> /dev/full", "No space left on device")],
 )
 def test_a_run_outlives_the_reader_of_its_output(reader, reason):
     code, err = _piped(["train", "flow-grpo-fast", "--name", "it"], reader, [*TINY, REWARD])
