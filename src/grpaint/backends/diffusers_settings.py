@@ -21,6 +21,7 @@ from grpaint.core.errors import ConfigError
 from grpaint.core.importing import check_import
 from grpaint.core.path import Path
 from grpaint.core.prediction import Parametrisation
+from grpaint.storage.files import local_path
 
 T = TypeVar("T")
 
@@ -221,7 +222,7 @@ class DiffusersSettings:
     @property
     def cache_folder(self) -> FilePath:
         """The folder of the cached embeddings."""
-        return FilePath(self.cache).expanduser() if self.cache else default_folder()
+        return local_path(self.cache) if self.cache else default_folder()
 
     @property
     @_read_from_folder

@@ -21,6 +21,11 @@ from grpaint.storage.reading import parse_object
 WEIGHTS_FILE = "model.safetensors"
 
 
+def local_path(text: str) -> Path:
+    """Return the path that a setting names; ``~`` or ``~USER`` before it is a home folder if there is such a user."""
+    return Path(os.path.expanduser(text))  # Path.expanduser raises where there is no such user
+
+
 def find_weights(path: Path) -> Path:
     """Return the weight file at a path: the path itself, or the file inside a checkpoint folder."""
     return path / WEIGHTS_FILE if os.path.isdir(path) else path
@@ -28,7 +33,7 @@ def find_weights(path: Path) -> Path:
 
 def _missing_weights(path: Path, file: Path) -> CheckpointError:
     """Return the error for a path without weights; if the path is a run, it names the run's last checkpoint."""
-    checkpoints = sorted(path.glob(f"checkpoints/*/{WEIGHTS_FILE}"))
+    checkpoints = sorted(path.glob(f"checkpoints/*/{WEIGHTS_FILE}")) if os.path.isdir(path) else []
     hint = (
         f" It is a run: name one of its checkpoints, such as {checkpoints[-1].parent}."
         if checkpoints
@@ -95,7 +100,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         CheckpointError: if it is missing, a git-lfs pointer, an HTML page, cut short, or not a safetensors file.
     """
     file = find_weights(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise _missing_weights(path, file)
     check_weights(file)
     with _opened(file) as weights:
@@ -126,7 +131,7 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
         CheckpointError: if the file is missing or bad, as in :func:`read_weights`.
     """
     file = find_weights(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise _missing_weights(path, file)
     check_weights(file)
     with _opened(file) as weights:

@@ -36,7 +36,7 @@ class PipelineFolder:
         except ConfigError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 reason = f"{path}: not found. Is {self.path} a folder in the diffusers layout?"
-                raise CheckpointError(reason) from error.__cause__
+                raise CheckpointError(reason) from None
             raise CheckpointError(f"{error} Copy it again.") from error
 
     @contextmanager
