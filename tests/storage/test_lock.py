@@ -184,3 +184,11 @@ def test_a_lock_file_with_anything_in_it_names_nobody(file, tmp_path):
         with pytest.raises(Locked) as caught:
             Lock(file, "x", "")
         assert "\x1b" not in str(caught.value)
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(file, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    file.symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="symbolic links"):
+        Lock(file, "x", "")
+    assert (tmp_path / "mine").read_text() == "mine"

@@ -24,7 +24,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-POLL_S = 0.2
+POLL_S, ATTEMPTS = 0.2, 100
 _held: set["Lock"] = set()  # by this process
 _without_locks: set[int] = set()  # the file systems of which a line has said so
 
@@ -57,8 +57,8 @@ class Lock:
 
     def _take(self) -> bool:
         """Take the lock unless it is held; a file that its holder removed meanwhile is opened anew."""
-        while True:
-            descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
+        for _ in range(ATTEMPTS):
+            descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
             try:
                 if fcntl is None:
                     raise OSError(errno.ENOSYS, "there is no flock")
@@ -68,9 +68,12 @@ class Lock:
                 return False
             except OSError as error:  # ENOLCK, ENOSYS, EOPNOTSUPP, EINVAL: some network and FUSE mounts
                 _warn_without_locks(self.file, descriptor, error)
+                break
             if self._is_named(descriptor):
                 break
             os.close(descriptor)
+        else:
+            raise OSError(errno.ESTALE, "its file is removed again and again", str(self.file))
         self._descriptor = descriptor
         _held.add(self)
         with contextlib.suppress(OSError):  # on a full disk the lock holds without its holder's name

@@ -119,9 +119,12 @@ def read_record(job: Job) -> Record:
     """Read the record of a finished job.
 
     Raises:
-        ConfigError: it was made with other settings.
+        ConfigError: it is damaged, or was made with other settings.
     """
-    record: Record = read_object(job.record)
+    try:
+        record: Record = read_object(job.record)
+    except ConfigError as error:
+        raise ConfigError(f"{error} Remove it, and it is written again.") from None
     if record.get("fingerprint") != job.fingerprint():
         raise ConfigError(
             f"{job.record}: made with other settings (budget, recipe, search or a file of your own) than this "
