@@ -31,10 +31,7 @@ from grpaint.recipe.config import (
     Recipe,
     SftRecipe,
     TrainRecipe,
-    keep_commits,
-    locate,
     open_recipe,
-    override,
     pin_commits,
     resolve,
 )
@@ -47,9 +44,8 @@ from grpaint.run.loggers import start_loggers
 from grpaint.run.loop import Loop
 from grpaint.run.memory import memory
 from grpaint.run.progress import Progress
-from grpaint.run.saved import check_resume
+from grpaint.run.resume import all_sets, settings_to_resume
 from grpaint.run.signals import Listener, Stopped
-from grpaint.storage.reading import read_toml
 
 Log = Callable[[str], None]
 Watcher = Callable[[int, dict[str, Any]], None]
@@ -75,50 +71,37 @@ def run(
         )
     path = runs / run_name
     if resume:
-        folder = RunFolder.open(path)
-        recipe, settings = _settings_to_resume(folder, stage, name, sets)
-        facts = folder.facts()
-        if facts.get("status") == "finished" and settings == resolve(folder.settings(), stage)[1]:
-            limits = "train.iterations" + (" and train.evaluations" if recipe.train.evaluations else "")
-            console.print(f"{path} has finished its {facts['iterations']} iterations; with larger {limits} it goes on.")
-            return
-        folder.keep_settings(settings)
-        folder.status(sets=_all_sets(folder, sets))
+        with RunFolder.open(path) as folder:
+            recipe, settings = settings_to_resume(folder, stage, name, sets)
+            facts = folder.facts()
+            if facts.get("status") == "finished" and settings == resolve(folder.settings(), stage)[1]:
+                done = facts.get("iterations", recipe.train.iterations)
+                limits = "train.iterations" + (" and train.evaluations" if recipe.train.evaluations else "")
+                console.print(f"{path} has finished its {done} iterations; with larger {limits} it goes on.")
+                return
+            folder.keep_settings(settings)
+            folder.status(sets=all_sets(folder, sets))
+            _train(console, recipe, settings, folder, advice)
     else:
         recipe, settings = pin_commits(*open_recipe(name, stage, sets))
-        folder = RunFolder.create(path, settings, sets)
+        with RunFolder.create(path, settings, sets) as folder:
+            try:
+                _train(console, recipe, settings, folder, advice)
+            except (ConfigError, CheckpointError):
+                if not folder.lines("evaluations.jsonl"):
+                    folder.discard()
+                raise
+
+
+def _train(console: Terminal, recipe: Recipe, settings: Mapping[str, Any], folder: RunFolder, advice: Advice) -> None:
+    """Train in a locked run folder, and print the result."""
     try:
         with Progress(console, recipe.train) as progress:
             start(recipe, folder, progress.log, [progress.update])
-    except (ConfigError, CheckpointError):
-        if not resume and not folder.lines("evaluations.jsonl"):
-            folder.discard()
-        raise
     except MemoryExhausted as error:
-        _print_advice(console, advice, settings, stage, error.phase)
+        _print_advice(console, advice, settings, recipe.stage, error.phase)
         raise
     _print_result(console, folder)
-
-
-def _all_sets(folder: RunFolder, sets: list[str]) -> list[str]:
-    """The ``--set`` items that the run began with, then the new ones."""
-    return [item for item in folder.facts().get("sets", []) if item not in sets] + sets
-
-
-def _settings_to_resume(
-    folder: RunFolder, stage: str, name: str | None, sets: list[str]
-) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe and settings with which a run continues.
-
-    Raises:
-        ConfigError: a setting that may not change on resume differs from the run's.
-    """
-    before = folder.settings()
-    table = override(before, sets) if name is None else override(read_toml(locate(name)), _all_sets(folder, sets))
-    recipe, settings = resolve(keep_commits(table, before), stage)
-    # both resolved, so that settings newer than the run have their defaults
-    check_resume(folder, resolve(before, stage)[1], settings)
-    return recipe, settings
 
 
 def _print_advice(console: Terminal, advice: Advice, settings: Mapping[str, Any], stage: str, phase: str) -> None:
@@ -133,10 +116,11 @@ def _print_advice(console: Terminal, advice: Advice, settings: Mapping[str, Any]
 def _print_result(console: Terminal, folder: RunFolder) -> None:
     """Print the evaluations before and after training, an alarm of reward hacking, and the paths of the run."""
     lines = folder.lines("evaluations.jsonl")
-    first, last = lines[0], lines[-1]
-    by_prompt = f"{score_name(last)}_by_prompt"
-    difference = paired_difference(first[by_prompt], last[by_prompt]) if by_prompt in last else None
-    console.print(before_after_table(first, last, difference))
+    if lines and lines[0]["iteration"] == 0:  # not where a damaged line was left out
+        first, last = lines[0], lines[-1]
+        by_prompt = f"{score_name(last)}_by_prompt"
+        difference = paired_difference(first[by_prompt], last[by_prompt]) if by_prompt in last else None
+        console.print(before_after_table(first, last, difference))
     if alarm := hacking_line(folder.facts()):
         console.print(alarm, soft_wrap=True)
     console.print(f"run folder  {folder.path}", soft_wrap=True)
@@ -181,8 +165,8 @@ def _reason(folder: RunFolder, error: BaseException) -> BaseException:
         return RunError(f"{place}: {describe(error)}")
     if isinstance(error, OSError):
         return RunError(
-            f"{folder.path}: could not be written ({error.strerror or error}). The last good checkpoint stays; fix "
-            "that and continue with --resume."
+            f"{error.filename or folder.path}: could not be written ({error.strerror or error}). The last good "
+            "checkpoint stays; fix that and continue with --resume."
         )
     return error
 
@@ -226,8 +210,7 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     loop = Loop(recipe, policy, folder, lambda iteration: _evaluation(recipe, policy, iteration), listener)
     loop.watchers.extend(sinks)
     folder.status(device=runtime.device, precision=runtime.precision, threads=torch.get_num_threads())
-    checkpoint = folder.latest()
-    if checkpoint:
+    if checkpoint := folder.resumable:
         loop.resume(checkpoint)
         log(f"resumed from {checkpoint}")
     else:

@@ -5,6 +5,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from grpaint.recipe.optim import learning_rate_factor
 from grpaint.recipe.pieces import Model, stateful
 from grpaint.rollout.rollout import Rollout
 from grpaint.run import nonfinite
-from grpaint.run.checkpoint import WeightFiles, read_checkpoint, state_text, weight_files, write_checkpoint
+from grpaint.run.checkpoint import WeightFiles, read_checkpoint, restore_pieces, weight_files, write_checkpoint
 from grpaint.run.folder import RunFolder
 from grpaint.run.memory import memory
 from grpaint.run.signals import Listener, Stopped
+from grpaint.run.state import check_storable
 
 Line = dict[str, Any]
+Terms = Callable[[Rollout, torch.Tensor], Iterable[Term]]  # from a batch and its advantages
 
 
 class Loop:
@@ -65,8 +68,8 @@ class Loop:
             Stopped: a signal asked for it; the state was saved.
         """
         every = self.recipe.checkpoint.every
+        self._state()  # fail now, not after hours, if a piece's state cannot be saved
         if self.done == 0:
-            self._state()  # fail now, not after hours, if a piece's state cannot be saved
             self._evaluate()
         while not self.finished:
             self._set_rates()
@@ -117,17 +120,17 @@ class Loop:
         """Add the ``seconds`` that another thread spent to ``time/NAME_s``."""
         self._times[name] += seconds
 
-    def update(self, terms: Callable[[], Iterable[Term]], batch: Rollout) -> dict[str, float]:
+    def update(self, terms: Terms, batch: Rollout, advantage: torch.Tensor) -> dict[str, float]:
         """Run backward on each term, then take an optimizer step.
 
-        Nothing moves if there are no terms or the gradient is not finite. ``terms`` computes the terms of ``batch``,
-        and is called again to find where a gradient is not finite. Returns the mean of each measure, or the
-        maximum if its name contains "error"; also by step, as ``name/step``.
+        Nothing moves if there are no terms or the gradient is not finite. ``terms`` computes the terms of ``batch``
+        with its ``advantage``, and is called again to find where a gradient is not finite. Returns the mean of each
+        measure, or the maximum if its name contains "error"; also by step, as ``name/step``.
 
         Raises:
             RunError: ``train.nonfinite`` updates in a row had a gradient that was not finite.
         """
-        measures = self.backward(terms())
+        measures = self.backward(terms(batch, advantage))
         means = {
             name: (torch.cat(parts).max() if "error" in name else torch.cat(parts).float().mean()).item()
             for name, parts in measures.items()
@@ -139,7 +142,7 @@ class Loop:
         means["grad_norm"] = norm.item()
         if not norm.isfinite():
             self.scaler.update()
-            self._handle_nonfinite(terms, batch)
+            self._handle_nonfinite(partial(terms, batch, advantage), batch)
             return means
         self.nonfinite = 0
         means["update_to_weight"] = self.step().item()
@@ -236,8 +239,8 @@ class Loop:
         """Return ``hacking`` and where it began if this evaluation raises the alarm; record the first alarm."""
         earlier = self.folder.lines("evaluations.jsonl")
         recipe = self.recipe
-        if not earlier or not isinstance(recipe, TrainRecipe):
-            return {}
+        if not isinstance(recipe, TrainRecipe) or not earlier or earlier[0]["iteration"] != 0:
+            return {}  # the base is being judged, or its line was damaged
         silent = [f"reward/{name}" for name, item in recipe.rewards.items() if not item.weight]
         self.alarm = hacking_alarm(earlier[0], line, recipe.watch, silent)
         if not self.alarm:
@@ -262,14 +265,19 @@ class Loop:
         """Write a checkpoint and remove old ones."""
         state = self._state()
         self.folder.save(self.done, lambda folder: write_checkpoint(folder, self.files(), state))
-        self.folder.thin(self.recipe.checkpoint.keep, self.best[1])
+        self.folder.thin(self.done, self.recipe.checkpoint.keep, self.best[1])
 
     def files(self) -> WeightFiles:
         """Return the weight files of a checkpoint: the tensors and the header of each, by file name."""
         return weight_files(self.policy, self.optimizers, self.recipe.checkpoint.precision)
 
-    def _state(self) -> str:
-        """Return what a checkpoint holds besides tensors, as JSON."""
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings of run.toml when the run began or was resumed; later changes by hand do not count."""
+        return self.folder.settings()
+
+    def _state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds besides tensors."""
         state = {
             "iteration": self.done,
             "best": self.best,
@@ -277,14 +285,16 @@ class Loop:
             "pieces": {name: piece.state_dict() for name, piece in self.pieces.items()},
             # noise, prompts and windows are functions of these two numbers: there is no other random state
             "random": {"seed": self.recipe.train.seed, "iteration": self.done},
+            "settings": self.settings,
         }
-        return state_text(state, self.pieces)
+        check_storable(state, self.pieces)
+        return state
 
     def resume(self, checkpoint: Path) -> None:
-        """Restore everything from a checkpoint, and remove the lines of later iterations from the .jsonl files."""
+        """Restore everything from a checkpoint, and remove what the run wrote after it."""
         state = read_checkpoint(checkpoint, self.policy, self.optimizers)
         self.done, self.best = state["iteration"], tuple(state["best"])
         self.policy.meter.counts = Counter(state["counts"])
-        for name, piece in self.pieces.items():
-            piece.load_state_dict(state["pieces"][name])
+        restore_pieces(checkpoint, self.pieces, state)
         self.folder.cut(self.done)
+        self.folder.thin(self.done, self.recipe.checkpoint.keep, self.best[1])  # a kill may have come before it

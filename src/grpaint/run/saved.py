@@ -1,7 +1,6 @@
-"""Open what a run has saved: its model from a run, checkpoint or file; check the settings with which it resumes."""
+"""Open what a run has saved: its model, from a run, a checkpoint or a file."""
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,51 +19,10 @@ from grpaint.recipe.trust import (
     take,
     without_rewards,
 )
-from grpaint.run.folder import RunFolder, find_checkpoint
+from grpaint.run.folder import find_checkpoint, find_run
+from grpaint.run.state import check_model
 from grpaint.storage.files import read_weights, unflatten
 from grpaint.storage.reading import parse_object, read_toml
-
-# Besides the length of a run --resume may change how a reward in another process is reached, which changes no score,
-# and how work is split into parts, which changes gradients by rounding alone.
-CHANGEABLE_ON_RESUME = (
-    r"train\.overlap|rewards\.[^.]+\."
-    "(urls?|token_env|timeout_s|start_s|retries|restarts|backoff_s|concurrency|python)"
-    r"|model\.(batch|vae_batch|checkpointing)|objective\.minibatch|anchor\.loss\.minibatch"
-)
-
-
-def check_resume(folder: RunFolder, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to resume a run with other settings, but for a greater length and :data:`CHANGEABLE_ON_RESUME`.
-
-    ``before`` are the settings of run.toml, ``now`` those of this command.
-
-    Raises:
-        ConfigError: another setting differs.
-    """
-    for key, old, new in _differences(before, now):
-        if key in ("train.iterations", "train.evaluations") and isinstance(new, int) and _longer(old, new):
-            continue
-        if re.fullmatch(CHANGEABLE_ON_RESUME, key):
-            continue
-        raise ConfigError(
-            f"{key} = {new!r}: the run {folder.path} has {old!r}; --resume repeats a run's settings (only larger "
-            "train.iterations and train.evaluations, where rewards are found, and model.batch, model.vae_batch, "
-            "model.checkpointing and minibatch may differ). Start another run with another --name."
-        )
-
-
-def _longer(old: int, new: int) -> bool:
-    """Whether a limit is raised; 0 is no limit."""
-    return new == 0 or 0 < old < new
-
-
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield key, old and new value of each setting that differs, a changed ``kind`` first."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted(old.keys() | new.keys(), key=lambda name: (name != "kind", name)):
-            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-    elif old != new:
-        yield key, old, new
 
 
 class SavedModel(NamedTuple):
@@ -109,6 +67,7 @@ class SavedModel(NamedTuple):
         Raises:
             ConfigError, CheckpointError: the weights, or those of its base, cannot be read.
         """
+        check_model(self.file)
         runtime = resolve_runtime(recipe.device, recipe.precision)
         if recipe.evaluate.tuned_share == 1:
             return recipe.model.from_file(str(self.file)).load(runtime)
@@ -130,9 +89,8 @@ def find_model(source: str, *, trust: bool = False) -> SavedModel:
         ConfigError, CheckpointError: there is none, or it cannot be read.
     """
     file = find_checkpoint(source)
-    run = next((parent for parent in file.parents if (parent / "run.toml").is_file()), None)
-    if run:
-        return SavedModel(file, read_toml(run / "run.toml"), Origin(run / "run.toml", trust))
+    if run := find_run(file):
+        return SavedModel(file, run.settings(), Origin(run.path / "run.toml", trust))
     header, origin = read_weights(file)[1], Origin(file, trust)
     if "grpaint" in header:
         return SavedModel(file, _from_header(header["grpaint"], origin), origin)

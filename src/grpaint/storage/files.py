@@ -4,9 +4,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +21,8 @@ from grpaint.storage.reading import parse_object
 
 WEIGHTS_FILE = "model.safetensors"
 
+Parts = tuple[bytes, memoryview]  # of a weight file: its header, its data
+
 
 def local_path(text: str) -> Path:
     """Return the path that a setting names; ``~`` or ``~USER`` before it is a home folder if there is such a user."""
@@ -31,11 +34,20 @@ def find_weights(path: Path) -> Path:
     return path / WEIGHTS_FILE if os.path.isdir(path) else path
 
 
+def numbered(folder: Path) -> list[Path]:
+    """Return the folders in ``folder`` whose names are numbers of six digits or more, in the order of the numbers."""
+    names = folder.iterdir() if os.path.isdir(folder) else ()
+    return sorted(
+        (path for path in names if re.fullmatch(r"[0-9]{6}|[1-9][0-9]{6,}", path.name) and path.is_dir()),
+        key=lambda path: int(path.name),
+    )
+
+
 def _missing_weights(path: Path, file: Path) -> CheckpointError:
     """Return the error for a path without weights; if the path is a run, it names the run's last checkpoint."""
-    checkpoints = sorted(path.glob(f"checkpoints/*/{WEIGHTS_FILE}")) if os.path.isdir(path) else []
+    checkpoints = [folder for folder in numbered(path / "checkpoints") if (folder / WEIGHTS_FILE).is_file()]
     hint = (
-        f" It is a run: name one of its checkpoints, such as {checkpoints[-1].parent}."
+        f" It is a run: name one of its checkpoints, such as {checkpoints[-1]}."
         if checkpoints
         else " Name a checkpoint's folder, or a file."
     )
@@ -185,6 +197,28 @@ def check_tensors(
         )
 
 
+def weight_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Parts:
+    """Return the header and the data of a safetensors file; equal tensors and labels make equal bytes."""
+    plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    raw = memoryview(save(plain, dict(metadata)))
+    begin = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(bytes(raw[8:begin]))
+    if metadata:  # safetensors writes the labels in a random order, and equal weights must make equal files
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, raw[begin:]
+
+
+def write_parts(path: Path, parts: Parts, *, follow: bool = True) -> None:
+    """Write the parts of a file atomically, one after the other. ``follow``: see ``write_atomic``.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    write_atomic(path, lambda file: file.writelines(parts), follow=follow)
+
+
 def write_weights(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, follow: bool = True
 ) -> None:
@@ -193,20 +227,15 @@ def write_weights(
     Raises:
         OSError: if the file cannot be written.
     """
-    plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    raw = memoryview(save(plain, dict(metadata or {})))
-    begin = 8 + int.from_bytes(raw[:8], "little")
-    header = json.loads(bytes(raw[8:begin]))
-    if metadata:  # safetensors writes the labels in a random order, and equal weights must make equal files
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    write_parts(path, weight_parts(tensors, metadata or {}), follow=follow)
 
-    def write(file: BinaryIO) -> None:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.write(raw[begin:])
 
-    write_atomic(path, write, follow=follow)
+def parts_digest(parts: Parts) -> str:
+    """Compute the SHA-256 of a file's parts, in hexadecimal digits; other threads run meanwhile."""
+    sha256 = hashlib.sha256()
+    for part in parts:
+        sha256.update(part)
+    return sha256.hexdigest()
 
 
 def flatten(sets: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from grpaint.recipe.settings import Measuring
 from grpaint.recipe.trust import JudgingRecipe
 from grpaint.rewards.scenes import SceneCleanliness, SceneDistance, SceneScorer
 from grpaint.rollout.start import Reference
-from grpaint.run.saved import find_model
+from grpaint.run.saved import SavedModel, find_model
 from grpaint.scenes.world import SceneData
 
 NEIGHBOURS = 3  # for recall
@@ -42,6 +43,15 @@ class Candidate:
     base: bool = False
     trust: bool = False
 
+    @cached_property
+    def saved(self) -> SavedModel:
+        """Its weight file and settings, looked for once: a run that trains meanwhile may save a later checkpoint.
+
+        Raises:
+            ConfigError, CheckpointError: there is none.
+        """
+        return find_model(self.source, trust=self.trust)
+
     def open(self, sets: Sequence[str]) -> tuple[Model, JudgingRecipe]:
         """Load the model, and return it with its recipe.
 
@@ -50,7 +60,7 @@ class Candidate:
         """
         recipe, _ = self.recipe(sets)
         if not self.base:
-            return find_model(self.source, trust=self.trust).open(recipe), recipe
+            return self.saved.open(recipe), recipe
         return recipe.model.load(resolve_runtime(recipe.device, recipe.precision)), recipe
 
     def recipe(self, sets: Sequence[str]) -> tuple[JudgingRecipe, list[str]]:
@@ -59,10 +69,9 @@ class Candidate:
         Raises:
             ConfigError: it has no recipe, or ``base`` is set and it is not a run.
         """
-        saved = find_model(self.source, trust=self.trust)
-        if self.base and saved.origin.file.name != "run.toml":
+        if self.base and self.saved.origin.file.name != "run.toml":
             raise ConfigError(f"{self.source}:base: only a run knows what it began from; name the weight file itself.")
-        return saved.judging(sets)
+        return self.saved.judging(sets)
 
 
 def parse_candidates(words: Sequence[str], *, trust: bool = False) -> tuple[Candidate, ...]:
