@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 import tiny_runs
+from grpaint.core.runtime import Runtime
+from grpaint.recipe.config import open_recipe
 from tiny_runs import REWARD, SMALL_MAIN, TINY, command, flags, lines, status
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -166,6 +168,19 @@ def test_reward_try_names_a_reward_that_exits():
     end = command("reward", "try", "leaves.py:f", "--images", "pictures")
     assert (end.code, end.err.count("\n")) == (1, 1)
     assert "reward leaves.py:f raised SystemExit: 0" in end.err
+
+
+def test_a_check_of_doctor_that_exits_is_a_finding_and_the_others_are_carried_out():
+    from grpaint.commands.doctor.command import examine
+    from grpaint.commands.doctor.examination import Finding
+
+    def leaves(case):
+        sys.exit(0)
+
+    recipe, _ = open_recipe("flow-grpo-fast", "train", TINY)
+    findings = list(examine(recipe, Runtime(), [leaves, lambda case: Finding("next", True, "", "")]))
+    assert [(finding.check, finding.passed) for finding in findings] == [("leaves", False), ("next", True)]
+    assert findings[0].evidence == "SystemExit: 0"
 
 
 @pytest.mark.parametrize("method", ["check", "pair", "state_dict", "load_state_dict", "spent", "start"])
