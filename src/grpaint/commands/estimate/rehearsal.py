@@ -28,7 +28,7 @@ from grpaint.run.folder import RunFolder
 from grpaint.run.loop import Line, Loop, Terms
 from grpaint.run.signals import Listener
 
-STAND_IN = "a photograph of an old stone bridge over a river in the morning, with trees and a small boat"
+STAND_IN = "a photograph of an old stone bridge over a river in the morning, with trees and a small boat on it"
 PHASES = ("load", "encode", "rollout", "decode", "reward", "update", "evaluate")
 
 
