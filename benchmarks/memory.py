@@ -128,7 +128,9 @@ def main() -> None:
         sys.exit(subprocess.run([sys.executable, *sys.argv, ASKED], env=os.environ | MALLOC, check=False).returncode)
     with tempfile.TemporaryDirectory() as place:
         base = (save_settings if args.plan else save)(args.size, Path(place) / args.size)
-        (base / "prompts.txt").write_text("".join(f"{n} large red circles above a small blue square\n" for n in range(99)))
+        (base / "prompts.txt").write_text(
+            "".join(f"{n} large red circles above a small blue square\n" for n in range(99))
+        )
         settings = override(table(base, args.size, args.pixels or SIZES[args.size].pixels), args.sets)
         plan = forecast(settings, "train", "cuda" if args.plan else None)
         print(f"{args.size}, {args.pixels or SIZES[args.size].pixels} pixels")
