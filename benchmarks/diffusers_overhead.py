@@ -24,9 +24,8 @@ from grpaint.recipe.config import resolve as resolve_recipe
 from grpaint.rollout.rollout import Rollout, roll
 
 TABLE = {
-    "data": {"kind": "scenes"},
     "plan": {"steps": 10, "sampler": {"kind": "ddim"}, "start": {"kind": "shared"}},
-    "rewards": {"checker": {"kind": "scenes-checker"}},
+    "rewards": {"jpeg": {"kind": "jpeg"}},
     "train": {"iterations": 1, "learning_rate": 1e-12, "prompts": 2, "group_size": 8},
 }
 
@@ -46,7 +45,11 @@ def opened(size: str, sets: list[str]) -> tuple[Any, Any]:
     with tempfile.TemporaryDirectory() as place:
         base = save(size, Path(place) / size)
         model = {"kind": "diffusers", "base": str(base), "lora": {"rank": 16}, "batch": 8}
-        recipe: Any = resolve_recipe(override({"model": model, **TABLE}, sets), "train")[0]
+        prompts = Path(place) / "prompts.txt"
+        prompts.write_text("".join(f"{n} large red circles above a small blue square\n" for n in range(99)))
+        data = {"kind": "prompts", "train": str(prompts)}
+        recipe: Any = resolve_recipe(override({"model": model, "data": data, **TABLE}, sets), "train")[0]
+        recipe.data.prepare(str)
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
         return recipe, recipe.model.load(resolve(recipe.device, recipe.precision))

@@ -46,14 +46,14 @@ def table(base: Path, size: str, pixels: int) -> dict[str, Any]:
             "batch": 4,
             "vae_batch": 1,
         },
-        "data": {"kind": "scenes"},
+        "data": {"kind": "prompts", "train": str(base / "prompts.txt"), "held_out_share": 0.5},
         "plan": {
             "steps": 10,
             "sampler": {"kind": "flow-sde" if flow else "ddim"},
             "window": {"kind": "random", "size": 2, "low": 0, "high": 4},
             "start": {"kind": "shared"},
         },
-        "rewards": {"checker": {"kind": "scenes-checker"}},
+        "rewards": {"jpeg": {"kind": "jpeg"}},
         "objective": {"kind": "policy-gradient", "minibatch": 4},
         "train": {"iterations": 100, "learning_rate": 1e-4, "prompts": 4, "group_size": 24},
         "evaluate": {"prompts": 16, "guided": []},
@@ -128,6 +128,9 @@ def main() -> None:
         sys.exit(subprocess.run([sys.executable, *sys.argv, ASKED], env=os.environ | MALLOC, check=False).returncode)
     with tempfile.TemporaryDirectory() as place:
         base = (save_settings if args.plan else save)(args.size, Path(place) / args.size)
+        (base / "prompts.txt").write_text(
+            "".join(f"{n} large red circles above a small blue square\n" for n in range(99))
+        )
         settings = override(table(base, args.size, args.pixels or SIZES[args.size].pixels), args.sets)
         plan = forecast(settings, "train", "cuda" if args.plan else None)
         print(f"{args.size}, {args.pixels or SIZES[args.size].pixels} pixels")

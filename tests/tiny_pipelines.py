@@ -364,14 +364,14 @@ FLOWS = ("sd3", "flux-dev", "flux-schnell", "qwen-image", "z-image")
 
 
 def recipe(folder: Path, **model: Any) -> TrainRecipe:
-    """GRPO on a pipeline's folder, in four steps of 16 x 16 pixels."""
+    """GRPO on a pipeline's folder, in four steps of 32 x 32 pixels."""
     tokens = {"tokens": 16} if folder.name in ("sd3", "flux-dev", "flux-schnell") else {}
     table = {
         "model": {
             "kind": "diffusers",
             "base": str(folder),
-            "height": 16,
-            "width": 16,
+            "height": 32,
+            "width": 32,
             "batch": 64,
             "vae_batch": 64,
             "lora": {"rank": 4},

@@ -181,7 +181,7 @@ def free_rewards(rewards: RewardSet, images: Tensor, prompts: Sequence[Prompt]) 
     free = {name: r for name, r in rewards.rewards.items() if not any(getattr(r, need, False) for need in needs)}
     if not free:
         return {}
-    states = {}
+    states: dict[str, Any] = {}
     for name, reward in free.items():
         with user_code(f"reward {name}", RewardError):
             states |= {name: copy.deepcopy(reward.state_dict())} if hasattr(reward, "state_dict") else {}

@@ -31,7 +31,7 @@ def sft(recipe: SftRecipe, loop: Loop) -> None:
             images, prompts = recipe.data.batch(recipe.train.batch, iteration, recipe.train.seed)
             batch = captioned(loop.policy, images, prompts, iteration=iteration, seed=recipe.train.seed)
             no_advantage = torch.zeros(len(images))
-            measures = loop.update(partial(recipe.objective, loop.policy, batch, no_advantage), batch)
+            measures = loop.update(partial(recipe.objective, loop.policy), batch, no_advantage)
         loop.record({f"sft/{name}": value for name, value in measures.items()})
 
 
@@ -54,7 +54,7 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
             for number, rows in enumerate(_row_splits(rollout, settings.updates)):
                 batch, update = rollout.rows(rows), iteration * settings.updates + number
                 anchor = partial(_anchor_terms, recipe.anchor, recipe.data, policy, update, settings.seed)
-                measures = loop.update(partial(_terms, recipe.objective, policy, batch, advantage[rows], anchor), batch)
+                measures = loop.update(partial(_terms, recipe.objective, policy, anchor), batch, advantage[rows])
                 if number:  # later updates are off-policy, so that their ratio is rightly not 1
                     measures = {name: value for name, value in measures.items() if "ratio_error" not in name}
                 loop.record({f"policy/{name}": value for name, value in measures.items()})
@@ -75,7 +75,7 @@ def _row_splits(rollout: Rollout, updates: int) -> Iterator[Tensor]:
 
 
 def _terms(
-    objective: Objective, policy: Policy, batch: Rollout, advantage: Tensor, anchor: partial[Iterator[Term]]
+    objective: Objective, policy: Policy, anchor: partial[Iterator[Term]], batch: Rollout, advantage: Tensor
 ) -> Iterator[Term]:
     """Yield the objective's terms, then the anchor's if the objective had any."""
     has_terms, terms = False, objective(policy, batch, advantage)

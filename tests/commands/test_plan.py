@@ -38,13 +38,13 @@ def small(folder: Path, **model: object) -> dict[str, object]:
     flow = folder.name in tiny_pipelines.FLOWS
     return {
         "model": {"kind": "diffusers", "base": str(folder), "height": 16, "width": 16, "lora": {"rank": 2}, **model},
-        "data": {"kind": "scenes"},
+        "data": {"kind": "prompts", "train": "absent.txt"},
         "plan": {
             "steps": 2,
             "sampler": {"kind": "flow-sde" if flow else "ddim"},
             "window": {"kind": "prefix", "size": 1},
         },
-        "rewards": {"checker": {"kind": "scenes-checker"}},
+        "rewards": {"jpeg": {"kind": "jpeg"}},
         "train": {"iterations": 3, "learning_rate": 1e-3, "prompts": 1, "group_size": 4},
         "evaluate": {"prompts": 2, "steps": 1, "guided": []},
         "precision": "fp32",

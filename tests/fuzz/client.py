@@ -1,7 +1,7 @@
 """Fuzz the HTTP clients of rewards: a server whose answers are broken in random ways, reproducible by a seed.
 
-``remote`` rewards (their health and their scores) and ``vlm-judge`` ask it. Every question must end within its time, in a
-RewardError or in the scores that the answer holds.
+``remote`` rewards (their health and their scores) and ``vlm-judge`` ask it. Every question must end within its time,
+in a RewardError or in the scores that the answer holds.
 """
 
 import contextlib

@@ -50,7 +50,7 @@ INTS = (
     *(2**31 - 1, 2**31, 2**32, 2**53, 2**53 + 1, 2**63 - 1, 2**63, -(2**63), 10**18, 10**308, 10**400),
 )
 TEXTS = (
-    *("", " ", "a", "none", "auto", "scenes", "[/x]", "\x1b[31m", "a\nb", "é\u202e", "\0", "x" * 5000, "../..", "/"),
+    *("", "a", "none", "auto", "scenes", "[/x]", "\x1b[31m", "a\nb", "é\u202e", "\0", "x" * 5000, "../..", "/"),
     *("nowhere", "~nobody/x", "a/b", "a@b", "nowhere.py:f", "math:sqrt", "math:nothing", "a:b:c", "prompts.txt", "{}"),
 )
 ODD: tuple[Any, ...] = (None, True, False, [], {}, [[]], [1, "a", {}], {"kind": 3}, {"kind": "group"}, {"": {}}, "x", 3)

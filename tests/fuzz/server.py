@@ -1,6 +1,6 @@
-"""Fuzz the reward server: broken requests of every kind, after each of which a good request must be scored rightly.
+"""Fuzz the reward server: broken requests of every kind, after which a good request must be scored rightly.
 
-The server runs in a thread of this process, with small limits. Its reward misbehaves in the ways that a prompt asks for.
+The server runs in a thread of this process, with small limits. Its reward misbehaves in the way that a prompt names.
 """
 
 import base64
@@ -360,8 +360,8 @@ def _judge(kind: str, answer: bytes) -> tuple[str, str]:
 def run(seed: int, minutes: float, most: int) -> Tally:
     """Send requests, most of them a dozen at once.
 
-    Outcomes: "done", "refused" (or the client left); else "hang", "traceback", or "wrong" (no answer, an answer without a
-    reason, or a good request that is not scored rightly afterwards). ``most`` counts all but the good ones.
+    Outcomes: "done", "refused" (or the client left); else "hang", "traceback", or "wrong" (no answer, an answer
+    without a reason, or a good request that is not scored rightly afterwards). ``most`` counts all but the good ones.
     """
     tally = Tally()
     with serving() as (port, errors), ThreadPoolExecutor(AT_ONCE) as pool:

@@ -55,6 +55,11 @@ def check_no_code(folder: PipelineFolder, without: Collection[str]) -> None:
     Raises:
         CheckpointError: if one would, with the file and what it names.
     """
+    name = folder.settings("model_index.json").get("_class_name")
+    if not isinstance(name, str):  # a list names a file of the folder
+        raise CheckpointError(
+            f"{folder.path / 'model_index.json'}: _class_name = {name!r:.80}: a folder names no code."
+        )
     for part in listed_parts(folder, without):
         part_class(folder, part)
         file = folder.path / part / "config.json"

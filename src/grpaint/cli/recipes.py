@@ -23,6 +23,7 @@ def plan(
         str | None, typer.Option(help="Memory of a GPU, as 24GB or 24GiB: does it fit, or what to do?")
     ] = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Open the weights, and measure the time.")] = False,
+    minutes: Annotated[float, typer.Option(min=0.01, max=1440, help="After which it says why it has no answer.")] = 1.0,
     as_json: AsJson = False,
     sets: Sets = None,
     trust: Trust = False,
@@ -30,7 +31,7 @@ def plan(
     """What a recipe will need: memory by phase, model evaluations, disk, time. Opens no weights."""
     from grpaint.commands.estimate.command import run
 
-    run(recipe, sets or [], gpu, measure=calibrate, as_json=as_json, trust=trust)
+    run(recipe, sets or [], gpu, measure=calibrate, as_json=as_json, trust=trust, minutes=minutes)
 
 
 @app.command(name="list")

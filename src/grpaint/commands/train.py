@@ -200,7 +200,7 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
         check_captions(recipe.data.captions())
     if isinstance(recipe, TrainRecipe):
         _self_test_rewards(recipe, runtime)
-    _start_loggers(recipe, folder)
+    sinks = start_loggers(recipe.loggers, folder.path, folder.settings(), log)
     with memory("load"):
         policy = recipe.model.load(runtime)
         if isinstance(recipe.data, Listed) and isinstance(policy, Preparing):
@@ -208,7 +208,7 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
             if encoded:
                 log(f"{encoded} captions encoded, and kept for later runs")
     loop = Loop(recipe, policy, folder, lambda iteration: _evaluation(recipe, policy, iteration), listener)
-    loop.watchers.extend(start_loggers(recipe.loggers, folder.path, folder.settings(), log))
+    loop.watchers.extend(sinks)
     folder.status(device=runtime.device, precision=runtime.precision, threads=torch.get_num_threads())
     if checkpoint := folder.resumable:
         loop.resume(checkpoint)
@@ -216,21 +216,6 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
     else:
         folder.cut(-1)
     return loop
-
-
-def _start_loggers(recipe: Recipe, folder: RunFolder) -> None:
-    """Start the loggers.
-
-    Raises:
-        ConfigError: one does not start.
-    """
-    for name, logger in recipe.loggers.items():
-        try:
-            logger.start(folder.path, folder.settings())
-        except GrpaintError:
-            raise
-        except Exception as error:  # its library may raise anything
-            raise ConfigError(f"loggers.{name}: it did not start: {type(error).__name__}: {error}") from error
 
 
 def _machine(runtime: Runtime) -> str:

@@ -22,7 +22,7 @@ def connect_rewards(rewards: Mapping[str, Reward], log: Callable[[str], None]) -
     with ExitStack() as stack:
         for name, reward in rewards.items():
             if isinstance(reward, ExternalReward):
-                stack.callback(_stop, name, reward)
+                stack.callback(_stop, name, reward, log)
                 with user_code(f"reward {name}", RewardError):
                     notes = [f"reward {name}: {note}" for note in reward.start()]
                 for note in notes:
@@ -30,9 +30,13 @@ def connect_rewards(rewards: Mapping[str, Reward], log: Callable[[str], None]) -
         yield
 
 
-def _stop(name: str, reward: ExternalReward) -> None:
-    with user_code(f"reward {name}", RewardError):
-        reward.stop()
+def _stop(name: str, reward: ExternalReward, log: Callable[[str], None]) -> None:
+    """Stop a reward; an error is told and not raised, since what comes before it says how the run ended."""
+    try:
+        with user_code(f"reward {name}", RewardError):
+            reward.stop()
+    except RewardError as error:
+        log(f"{error} (while it stopped)")
 
 
 def score_all(

@@ -10,8 +10,11 @@ from torch import Tensor
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt, Reward
 from grpaint.core.reward import RewardBase
+from grpaint.core.text import printable
 from grpaint.core.user_code import user_code
 from grpaint.learn import external_rewards
+
+MOST_TEXT = 200  # characters of a prompt in an error
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def score_images(
     Raises:
         RewardError: if an image or a score is not finite, the reward raises, or the number of scores is wrong.
     """
-    first = ", ".join(f'"{prompt.text}"' for prompt in prompts[:3])
+    first = ", ".join(f'"{printable(prompt.text, MOST_TEXT)}"' for prompt in prompts[:3])
     bad_images = (~images.isfinite()).flatten(1).any(1).sum()
     if type(images) is Tensor and bad_images:  # the estimate's tensor subclasses have no values
         raise RewardError(
@@ -109,6 +112,7 @@ def score_images(
         )
     bad_rows = (~scores.isfinite()).nonzero()[:, 0].tolist()
     if bad_rows:
-        value, texts = scores[bad_rows[0]].item(), ", ".join(f'"{prompts[i].text}"' for i in bad_rows[:3])
+        value = scores[bad_rows[0]].item()
+        texts = ", ".join(f'"{printable(prompts[i].text, MOST_TEXT)}"' for i in bad_rows[:3])
         raise RewardError(f"reward {name} returned {value} for {len(bad_rows)} images (prompts: {texts})")
     return scores

@@ -22,9 +22,10 @@ from grpaint.core.runtime import Device, Precision
 from grpaint.learn.objective import Objective
 from grpaint.measures.hacking import Watch
 from grpaint.recipe.build import Plain, build
-from grpaint.recipe.catalog import did_you_mean
-from grpaint.recipe.config import SftRecipe, TrainRecipe, locate, override, parse_sets
+from grpaint.recipe.catalog import CATALOG, did_you_mean, find_piece
+from grpaint.recipe.config import locate, override, parse_sets
 from grpaint.recipe.pieces import Data, ModelSpec, WeightedReward
+from grpaint.recipe.recipe import SftRecipe, TrainRecipe, check_evaluation, check_images
 from grpaint.recipe.settings import Evaluation, Measuring, Training
 from grpaint.rollout.rollout import Plan
 
@@ -40,6 +41,9 @@ class DrawingRecipe:
     device: Device = "auto"
     precision: Precision = "auto"
 
+    def __post_init__(self) -> None:
+        check_evaluation(self.evaluate, self.model)
+
 
 @dataclass(frozen=True, kw_only=True)
 class JudgingRecipe(DrawingRecipe):
@@ -49,6 +53,10 @@ class JudgingRecipe(DrawingRecipe):
     measure: Measuring = field(default_factory=Measuring)
     rewards: dict[str, WeightedReward] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_images(self.data, self.model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,16 +172,18 @@ def _table_at(table: Any, path: Sequence[str]) -> dict[str, Any]:
 
 def _effect(hint: Any, settings: Any, key: str, origin: Origin) -> str:
     """Return what a reward of a file does besides computing; empty if that is nothing."""
+    kind = settings.get("kind") if isinstance(settings, dict) else None
+    packaged = isinstance(kind, str) and kind in CATALOG["rewards"]
+    if packaged and issubclass(find_piece("rewards", str(kind), key), ExternalReward):
+        return f'kind = "{kind}" would start a program or open a connection'
     try:
         with origin.guard():
-            piece = build(hint, settings, key)[0]
+            build(hint, settings, key)
     except ForeignCode as error:
         return f'would run "{error.target}"'
     except ConfigError:
         return ""  # refused for this reason when it is built
-    reward = piece.reward if isinstance(piece, WeightedReward) else piece
-    external = isinstance(reward, ExternalReward)
-    return f'kind = "{settings["kind"]}" would start a program or open a connection' if external else ""
+    return ""
 
 
 def recipe_origin(name: str, *, trust: bool) -> Origin:

@@ -5,7 +5,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from grpaint.run.signals import Listener, Stopped
 from grpaint.run.state import check_storable
 
 Line = dict[str, Any]
+Terms = Callable[[Rollout, torch.Tensor], Iterable[Term]]  # from a batch and its advantages
 
 
 class Loop:
@@ -119,17 +120,17 @@ class Loop:
         """Add the ``seconds`` that another thread spent to ``time/NAME_s``."""
         self._times[name] += seconds
 
-    def update(self, terms: Callable[[], Iterable[Term]], batch: Rollout) -> dict[str, float]:
+    def update(self, terms: Terms, batch: Rollout, advantage: torch.Tensor) -> dict[str, float]:
         """Run backward on each term, then take an optimizer step.
 
-        Nothing moves if there are no terms or the gradient is not finite. ``terms`` computes the terms of ``batch``,
-        and is called again to find where a gradient is not finite. Returns the mean of each measure, or the
-        maximum if its name contains "error"; also by step, as ``name/step``.
+        Nothing moves if there are no terms or the gradient is not finite. ``terms`` computes the terms of ``batch``
+        with its ``advantage``, and is called again to find where a gradient is not finite. Returns the mean of each
+        measure, or the maximum if its name contains "error"; also by step, as ``name/step``.
 
         Raises:
             RunError: ``train.nonfinite`` updates in a row had a gradient that was not finite.
         """
-        measures = self.backward(terms())
+        measures = self.backward(terms(batch, advantage))
         means = {
             name: (torch.cat(parts).max() if "error" in name else torch.cat(parts).float().mean()).item()
             for name, parts in measures.items()
@@ -141,7 +142,7 @@ class Loop:
         means["grad_norm"] = norm.item()
         if not norm.isfinite():
             self.scaler.update()
-            self._handle_nonfinite(terms, batch)
+            self._handle_nonfinite(partial(terms, batch, advantage), batch)
             return means
         self.nonfinite = 0
         means["update_to_weight"] = self.step().item()

@@ -32,12 +32,16 @@ class PipelineFolder:
         """
         path = self.path / file
         try:
-            return read_object(path) | dict(self.changes.get(file, {}))
+            settings = read_object(path) | dict(self.changes.get(file, {}))
         except ConfigError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 reason = f"{path}: not found. Is {self.path} a folder in the diffusers layout?"
                 raise CheckpointError(reason) from None
             raise CheckpointError(f"{error} Copy it again.") from error
+        for part, kind in settings.items() if file == "model_index.json" else ():
+            if isinstance(kind, list) and not part.isidentifier():  # it is the name of a folder
+                raise CheckpointError(f'{path}: "{printable(part, 60)}" is no name of a part.')
+        return settings
 
     @contextmanager
     def opening(self, subject: str) -> Iterator[None]:

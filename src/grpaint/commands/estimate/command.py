@@ -1,13 +1,15 @@
 """Print the forecast of a recipe, and the settings to change if it does not fit a GPU."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from grpaint.commands.estimate import terminal
 from grpaint.commands.estimate.calibration import calibrate
+from grpaint.commands.estimate.deadline import TimeOver, time_limit
 from grpaint.commands.estimate.forecast import forecast, parse_bytes
-from grpaint.commands.estimate.levers import find_levers
+from grpaint.commands.estimate.levers import Lever, find_levers
 from grpaint.core.errors import ConfigError
 from grpaint.core.runtime import Device
 from grpaint.recipe.config import DEFAULT, locate, override, stage_of
@@ -16,25 +18,44 @@ from grpaint.report.console import echo
 from grpaint.storage.reading import read_toml
 
 
-def run(name: str | None, sets: list[str], gpu: str | None, *, measure: bool, as_json: bool, trust: bool) -> None:
+def run(
+    name: str | None,
+    sets: list[str],
+    gpu: str | None,
+    *,
+    measure: bool,
+    as_json: bool,
+    trust: bool = False,
+    minutes: float = 1.0,
+) -> None:
     """Print what a recipe needs; with ``gpu``, such as "24GB", also whether it fits and which settings make it fit.
 
     With ``measure`` the weights are opened and two iterations are timed. ``trust``: a run's own recipe may name code.
+    ``minutes`` limits the counting, not the timing.
 
     Raises:
         ConfigError, CheckpointError: the recipe could not run, or its model is not one of grpaint's own.
+        TimeOver: there is no answer after ``minutes``.
     """
+    end = time.monotonic() + 60 * minutes
     name = name or DEFAULT["train"]
     table, stage, limit = override(read_toml(locate(name)), sets), stage_of(name), parse_bytes(gpu) if gpu else 0
     device: Device | None = "cuda" if gpu else None
     origin = recipe_origin(name, trust=trust)
     for key, effect in foreign_rewards(table, origin).items() if measure else ():
         raise ConfigError(f"{origin.file}: {key}: {effect}. If you trust who made it, repeat the command with --trust.")
+    levers: list[Lever] = []
     with origin.guard(sets):
-        prediction = forecast(table, stage, device)
+        with time_limit(minutes):
+            prediction = forecast(table, stage, device)
         times = calibrate(prediction) if measure else None
         fits = not limit or prediction.fits(limit)
-        levers = [] if fits else list(find_levers(table, stage, prediction, limit=limit, device=device))
+        search = iter(()) if fits else find_levers(table, stage, prediction, limit=limit, device=device)
+        try:
+            with time_limit(max(end - time.monotonic(), 1) / 60):
+                levers.extend(search)
+        except TimeOver:
+            echo(f"plan: not every setting was tried within --minutes {minutes:g}.", err=True)
     if as_json:
         plain = prediction.plain() | ({"limit": limit, "fits": fits} if limit else {})
         plain |= {"times": vars(times)} if times else {}

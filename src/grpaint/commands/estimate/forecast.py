@@ -47,6 +47,11 @@ class Forecast:
     evaluations: tuple[int, int, int]
 
     @property
+    def missing(self) -> str:
+        """The data that is not there, for which captions stood in, or an empty text."""
+        return str(getattr(self.recipe.data, "missing", ""))
+
+    @property
     def peak(self) -> int:
         """The highest peak of any phase in bytes, with the GPU's overhead."""
         most = max(self.memory.peaks.values())
@@ -66,7 +71,13 @@ class Forecast:
         memory = vars(self.memory) | {"overhead": {n: overhead(v, self.device) for n, v in self.memory.peaks.items()}}
         names = ("iteration", "all", "judging")
         counts = dict(zip(names, self.evaluations, strict=True))
-        settings = {"device": self.device, "precision": self.precision, "evaluations": counts, "disk": self.disk}
+        missing = {"missing": self.missing} if self.missing else {}
+        settings = missing | {
+            "device": self.device,
+            "precision": self.precision,
+            "evaluations": counts,
+            "disk": self.disk,
+        }
         return settings | memory | {"peak": self.peak}
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grpaint.commands.estimate.deadline import TimeOver
 from grpaint.commands.estimate.forecast import Forecast, forecast, overhead
 from grpaint.commands.estimate.rehearsal import TraceCache
 from grpaint.core.errors import ConfigError
@@ -99,6 +100,8 @@ class _Search:
         """The forecast with further settings; None if the recipe does not allow them."""
         try:
             return forecast(override(self.table, sets), self.stage, self.device, self.cache)
+        except TimeOver:
+            raise
         except ConfigError:
             return None
 

@@ -1,7 +1,7 @@
 """Run a recipe's own loop for two iterations on fake networks, to predict its memory by phase."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
@@ -13,19 +13,22 @@ from torch import Tensor, nn
 
 from grpaint.backends.fake import FakeRuntime, emulate_device
 from grpaint.backends.scenes import ScenePolicy
+from grpaint.commands.estimate.deadline import explained
 from grpaint.commands.estimate.ledger import Ledger, size
 from grpaint.commands.estimate.replay import Replay, ReplayedFamily, Traces
 from grpaint.core.policy import Prompt
 from grpaint.judge import sample
-from grpaint.learn.objective import Term
+from grpaint.learn import objective as objectives
+from grpaint.learn.forward import ForwardObjective
 from grpaint.loops import sft, train
 from grpaint.recipe.config import Recipe, SftRecipe
 from grpaint.recipe.pieces import Data, Model
 from grpaint.rollout.rollout import Rollout
 from grpaint.run.folder import RunFolder
-from grpaint.run.loop import Line, Loop
+from grpaint.run.loop import Line, Loop, Terms
 from grpaint.run.signals import Listener
 
+STAND_IN = "a photograph of an old stone bridge over a river in the morning, with trees and a small boat on it"
 PHASES = ("load", "encode", "rollout", "decode", "reward", "update", "evaluate")
 
 
@@ -64,10 +67,12 @@ class Rehearsal(UnsavedLoop):
 
     def __init__(self, recipe: Recipe, policy: Model, ledger: Ledger) -> None:
         super().__init__(recipe, policy)
+        self._largest_batch = 0
         self.ledger, self.scaler = ledger, torch.amp.GradScaler("cpu", enabled=False)  # an enabled one reads values
 
     def iterations(self) -> Iterator[int]:
         for number in super().iterations():
+            self._largest_batch = 0
             yield number
             if number == 0:
                 settings = self.recipe.evaluate
@@ -80,11 +85,28 @@ class Rehearsal(UnsavedLoop):
         with self.ledger.phase(name):
             yield
 
-    def update(self, terms: Callable[[], Iterable[Term]], batch: Rollout) -> dict[str, float]:
-        if self.backward(terms()):
+    def update(self, terms: Terms, batch: Rollout, advantage: Tensor) -> dict[str, float]:
+        if len(batch.group) <= self._largest_batch:  # an update of as many rows was part of this iteration
+            return {}
+        self._largest_batch = len(batch.group)
+        minibatch = getattr(self.recipe.objective, "minibatch", 0)
+        if self.backward(terms(*_representative(batch, advantage, minibatch))):
             self.clip()
             self.step()
         return {}
+
+
+def _representative(batch: Rollout, advantage: Tensor, minibatch: int) -> tuple[Rollout, Tensor]:
+    """The part of a batch whose update has the same peaks: the first and the last step, two minibatches of rows."""
+    if any(transition.live for transition in batch.transitions):
+        return batch, advantage
+    steps = batch.transitions if len(batch.transitions) < 3 else (batch.transitions[0], batch.transitions[-1])
+    batch = dataclasses.replace(batch, transitions=steps)
+    rows = (advantage != 0).reshape(len(advantage), -1).any(1).nonzero()[:, 0]
+    rows = rows if len(rows) else torch.arange(len(advantage))
+    if not minibatch or len(rows) <= 2 * minibatch:
+        return batch, advantage
+    return batch.rows(rows[: 2 * minibatch]), advantage[rows[: 2 * minibatch]]
 
 
 @dataclass(frozen=True)
@@ -98,6 +120,25 @@ class StandInReward:
         if self.reward:
             self.reward(images, prompts)
         return torch.arange(len(prompts)) * 0.618 % 1
+
+
+class StandInData:
+    """Captions, and references if the recipe has them, in place of data whose files are not there."""
+
+    captioned = True
+
+    def __init__(self, data: Any) -> None:
+        side = getattr(data, "resolution", 0)
+        reference = torch.zeros(3, side, side) if getattr(data, "references", False) else None
+        self._prompt = Prompt(STAND_IN, {}, reference)
+
+    def prompts(self, count: int, iteration: int, seed: int) -> list[Prompt]:
+        """The same prompt ``count`` times."""
+        return [self._prompt] * count
+
+    def held_out(self, count: int, seed: int) -> list[Prompt]:
+        """The same prompt ``count`` times."""
+        return [Prompt(STAND_IN)] * count
 
 
 class FakeImages:
@@ -146,28 +187,54 @@ def rehearse(recipe: Recipe, runtime: FakeRuntime, cache: TraceCache) -> Memory:
     Raises:
         ConfigError, CheckpointError: the model's settings are missing, damaged or incompatible.
     """
-    with Ledger() as ledger, emulate_device(runtime.target):
+    with Ledger() as ledger, explained(ledger.last_phase), emulate_device(runtime.target), _fake_noise(runtime):
         policy = recipe.model.load(runtime)
         _instrument(policy, runtime, ledger, cache.of(recipe.model, runtime))
         with torch.no_grad():
             pixels = policy.decode(runtime.blank((1, *recipe.model.sample_shape))).shape[1:]
         ledger.peaks.clear()
-        data: Any = FakeImages(recipe.data, tuple(pixels), runtime)
-        recipe.data.prepare(lambda _: None)
+        source: Any = StandInData(recipe.data) if getattr(recipe.data, "missing", "") else recipe.data
+        if source is recipe.data:
+            source.prepare(lambda _: None)
+        data: Any = FakeImages(source, tuple(pixels), runtime)
+        recipe = _shortened(recipe)
         recipe = dataclasses.replace(with_stand_in_rewards(recipe, call=False), data=data)
         loop = Rehearsal(recipe, policy, ledger)
         sft(recipe, loop) if isinstance(recipe, SftRecipe) else train(recipe, loop)
         return _memory(policy, loop, ledger)
 
 
+@contextmanager
+def _fake_noise(runtime: FakeRuntime) -> Iterator[None]:
+    """Inside the block, supervised losses draw fake noise, whatever the size of their batch."""
+    names: dict[str, Any] = vars(objectives)
+    draw, names["noise"] = names["noise"], lambda _, rows, shape: runtime.blank((len(rows), *shape))
+    try:
+        yield
+    finally:
+        names["noise"] = draw
+
+
+def _shortened(recipe: Recipe) -> Recipe:
+    """The recipe without repetitions that raise no peak: steps of an evaluation and draws of a forward objective."""
+    evaluate = dataclasses.replace(recipe.evaluate, steps=min(recipe.evaluate.steps, 2))
+    objective: Any = recipe.objective
+    if isinstance(objective, ForwardObjective):
+        objective = dataclasses.replace(objective, draws=min(objective.draws, 2))
+    return dataclasses.replace(recipe, evaluate=evaluate, objective=objective)
+
+
 def _instrument(policy: Any, runtime: FakeRuntime, ledger: Ledger, traces: Traces) -> None:
     """Record encoding and decoding as separate phases, and replay the networks after the first call of each shape."""
-    shape = policy.spec.sample_shape
+    shape, predict = policy.spec.sample_shape, policy.predict
     policy.noise = lambda _, rows: runtime.blank((len(rows), *shape))
     for name in ("encode", "encode_images", "decode"):
         phase = "decode" if name == "decode" else "encode"
         setattr(policy, name, in_phase(getattr(policy, name), partial(ledger.phase, phase)))
     replay = Replay(policy.parameters(), runtime, ledger, traces)
+    policy.predict = lambda x, here, cond, weights="current": replay.predict(
+        (x, cond, policy.spec.batch, weights), partial(predict, x, here, cond, weights)
+    )
     if isinstance(policy, ScenePolicy):
         clean = policy._clean
         policy._clean = lambda x, level, cond: replay.run(  # type: ignore[method-assign]

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from grpaint.backends.fake import FakeRuntime
 from grpaint.commands.estimate.ledger import Ledger, size
+from grpaint.core.prediction import Prediction
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,24 @@ class Replay:
         if grad:
             return _ReplayedCall.apply(self.parameters[0], self, self.traces[key])
         return self.replay_forward(self.traces[key])
+
+    def predict(self, inputs: tuple[Tensor, Any, int, str], work: Callable[[], Prediction]) -> Prediction:
+        """Return a prediction like that of ``work``, which splits its rows into calls of the network.
+
+        Without gradients it runs only once for each number of rows; with gradients, each call is replayed by itself.
+        """
+        if torch.is_grad_enabled():
+            return work()
+        x, cond, batch, weights = inputs
+        parts = [part for part in tree_leaves(list(vars(cond).values())) if isinstance(part, Tensor)]
+        key = ("predict", tuple(x.shape), batch, weights, *map(_signature, parts))
+        if key not in self.traces:
+            before = self.ledger.live
+            with self.ledger.watch() as peak:
+                out = work().x0
+            self.traces[key] = Trace(tuple(out.shape), out.dtype, peak.whole - before)
+        trace = self.traces[key]
+        return Prediction(self.replay_forward(trace), self.runtime.blank(trace.shape, trace.dtype))
 
     def replay_forward(self, trace: Trace) -> Tensor:
         """Record the peak of a call's forward, and return a tensor like its output."""

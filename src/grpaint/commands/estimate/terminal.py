@@ -31,6 +31,8 @@ def forecast_lines(forecast: Forecast, times: Times | None = None) -> Iterator[s
     else:
         yield "  without the process itself and the workspace of kernels"
     yield "  without what rewards need for themselves: they read values, which a plan does not have"
+    if forecast.missing:
+        yield f"not counted: {forecast.missing}; one caption of 20 words stands in for its prompts and images"
     each, every, judging = forecast.evaluations
     yield f"model evaluations: {each:,} an iteration, {every:,} in all, at most {judging:,} more for judging"
     files = ", ".join(f"{name} {gib(size)}" for name, size in memory.checkpoint.items())

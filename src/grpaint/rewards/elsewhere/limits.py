@@ -44,7 +44,7 @@ class TooLarge(Malformed):
 
 
 def parse_json(text: bytes, limits: Limits) -> Any:
-    """Parse JSON of ``limits.depth`` levels and ``limits.values`` items, in which no key repeats and numbers are finite.
+    """Parse JSON within ``limits``, in which no key of an object repeats and every number is finite.
 
     Lone surrogates are read as U+FFFD.
 
@@ -52,13 +52,13 @@ def parse_json(text: bytes, limits: Limits) -> Any:
         Malformed: it is something else.
     """
     brackets = re.sub(rb"[^][{},]+", b"", _STRING.sub(b"", text))
-    if len(brackets) > 2 * limits.values:
-        raise TooLarge(f"more than {limits.values} values in the JSON")
-    depth = 0
-    for bracket in brackets.replace(b",", b""):
+    most, depth = 2 * limits.values, 0  # two brackets, or a comma, for a value
+    for bracket in brackets[:most].replace(b",", b""):
         depth += 1 if bracket in b"[{" else -1
         if depth > limits.depth:
             raise Malformed(f"JSON of more than {limits.depth} levels")
+    if len(brackets) > most:
+        raise TooLarge(f"more than {limits.values} values in the JSON")
     try:
         value = json.loads(
             text.decode("utf-8-sig"),

@@ -145,13 +145,14 @@ def _shape(name: str, tensor: Any) -> list[int]:
     """Check a tensor's entry in the header and return its shape: ``[b, 3, h, w]``, for a reference ``[3, h, w]``."""
     if name != "images" and not re.fullmatch(r"reference\.\d{1,6}", name, re.ASCII):
         raise Malformed(f'a tensor {name!r:.60}; there are "images" and "reference.N"')
-    shape, kind = (tensor.get("shape"), tensor.get("dtype")) if isinstance(tensor, dict) else (None, None)
+    entry = tensor if isinstance(tensor, dict) else {}
+    shape, kind = entry.get("shape"), entry.get("dtype")
     if kind not in DTYPES:
         raise Malformed(f"{name} has dtype {kind!r:.20}; it must be uint8, or finite floats: {', '.join(DTYPES)}")
-    right = isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape)
-    if not right or len(shape) != (4 if name == "images" else 3) or shape[-3] != 3:
+    sides = shape if isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape) else []
+    if len(sides) != (4 if name == "images" else 3) or sides[-3] != 3:
         raise Malformed(f"{name} has shape {shape!r:.60}; it must be [b, 3, h, w], a reference [3, h, w]")
-    return list(shape)
+    return sides
 
 
 def _check_size(pixels: int, images: int, limits: Limits) -> int:
@@ -182,20 +183,20 @@ def _from_json(body: bytes, limits: Limits) -> Request:
     if not images:
         raise Malformed("images must be one or more, all of one size")
     prompts, references = [_prompt(entry, limits) for entry in entries], [_reference(entry) for entry in entries]
-    pictures = [None if text is None else _png(text) for text in (*images, *references)]
-    pixels = _check_size(sum(_area(raw) for raw in pictures if raw is not None), len(images), limits)
+    pictures = [_png(text) for text in images]
+    own = [None if text is None else _png(text) for text in references]
+    pixels = _check_size(sum(map(_area, [*pictures, *filter(None, own)])), len(images), limits)
 
     def decode() -> tuple[Tensor, list[Prompt]]:
-        batch: Tensor | None = None
-        for row, raw in enumerate(pictures[: len(images)]):
+        batch = torch.empty(0)
+        for row, raw in enumerate(pictures):
             image = _decode_png(raw)
-            if batch is None:
-                batch = torch.empty(len(images), *image.shape)
+            if not row:
+                batch = torch.empty(len(pictures), *image.shape)
             if image.shape != batch.shape[1:]:
                 raise Malformed("images must be one or more, all of one size")
             batch[row] = image
-        decoded = [None if raw is None else _decode_png(raw).float().div_(255) for raw in pictures[len(images) :]]
-        assert batch is not None
+        decoded = [None if raw is None else _decode_png(raw).float().div_(255) for raw in own]
         return batch.div_(255), [Prompt(p.text, p.metadata, r) for p, r in zip(prompts, decoded, strict=True)]
 
     return Request(pixels, decode)

@@ -1,0 +1,59 @@
+"""The time that a plan may take: when it is over, the plan ends and says what it was counting."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from grpaint.core.errors import ConfigError
+
+FEWER = {  # what makes a phase of the rehearsal shorter
+    "encode": "train.prompts, train.batch or evaluate.prompts",
+    "rollout": "train.prompts, train.group_size or plan.steps, or raise model.batch",
+    "decode": "train.prompts, train.group_size or evaluate.prompts, or raise model.vae_batch",
+    "reward": "train.prompts or train.group_size",
+    "update": "train.prompts or train.group_size, or raise objective.minibatch",
+    "evaluate": "evaluate.prompts, or raise model.batch",
+}
+
+
+class TimeOver(ConfigError):
+    """A plan was not ready in time."""
+
+
+@contextmanager
+def time_limit(minutes: float) -> Iterator[None]:
+    """End the block after so many minutes.
+
+    The signal is repeated, since an exception in a destructor is lost. Only the main thread can be interrupted;
+    elsewhere the block takes what it takes.
+
+    Raises:
+        TimeOver: the time is over.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeOver(f"plan: no answer within --minutes {minutes:g}.")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def explained(last_phase: list[str]) -> Iterator[None]:
+    """Name what was being counted, the phase at the end of ``last_phase``, if the time is over in the block."""
+    try:
+        yield
+    except TimeOver as error:
+        phase = last_phase[-1] if last_phase else ""
+        counted = f"counting {phase}" if phase else "reading the data and the model's settings"
+        hint = f"Lower {FEWER[phase]}; or give it" if phase in FEWER else "Give it"
+        raise TimeOver(f"{str(error)[:-1]}: it was still {counted}. {hint} longer with --minutes.") from None
