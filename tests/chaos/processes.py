@@ -75,7 +75,7 @@ def _command(words: list[str]) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         sys.argv = ["grpaint", *words]
-        sys.stdout, sys.stderr = (open(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))  # noqa: SIM115
+        sys.stdout, sys.stderr = (open(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))  # noqa: SIM115 - reason: they are those of a whole process
         cli.main()
         code = 0
     except SystemExit as end:

@@ -90,14 +90,14 @@ def test_a_file_that_is_not_whole_takes_the_checkpoint_before(name, damage, stra
 
 
 @pytest.mark.parametrize(
-    "text",
+    "content",
     ["null", "4", "[]", "{}", '{"iteration": 4}', "[" * 100_000, '{"iteration": ' + "9" * 5000 + "}", "\x00\x1b[31m"],
 )
-def test_a_state_of_other_contents_takes_the_checkpoint_before(text, caplog):
-    (IT / "checkpoints/000004/state.json").write_text(text)
-    said = _resumed(caplog)
-    assert "checkpoints/000004/state.json" in said
-    assert said.isprintable()
+def test_a_state_of_other_contents_takes_the_checkpoint_before(content, caplog):
+    (IT / "checkpoints/000004/state.json").write_text(content)
+    text = _resumed(caplog)
+    assert "checkpoints/000004/state.json" in text
+    assert text.isprintable()
 
 
 def test_a_state_without_its_own_digest_is_no_early_one(caplog):
