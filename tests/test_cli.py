@@ -23,13 +23,13 @@ pytestmark = pytest.mark.usefixtures("small_network")
 COMMANDS = {
     "train": "recipe --set --name --runs --resume",
     "sft": "recipe --set --name --runs --resume",
-    "sample": "source prompts --seed --out --steps --guidance --like --snippet --set",
-    "export": "source --for --out --check --push --set",
-    "doctor": "recipe --set --json",
+    "sample": "source prompts --seed --out --steps --guidance --like --snippet --set --trust",
+    "export": "source --for --out --check --push --set --trust",
+    "doctor": "recipe --set --json --trust",
     "fetch": "recipe --to --dry-run --set",
-    "evaluate": "sources --out --few --keep --json --set",
-    "show": "recipe --set --json",
-    "plan": "recipe --gpu --calibrate --json --set",
+    "evaluate": "sources --out --few --keep --json --set --trust",
+    "show": "recipe --set --json --trust",
+    "plan": "recipe --gpu --calibrate --json --set --trust",
     "compare": "methods --seeds --budget-evaluations --budget-minutes --world --only --shard --search --baseline "
     "--dry-run --out --set",
     "list": "what --json",
@@ -191,7 +191,7 @@ def test_sample_refuses_an_unknown_word(run):
 
 
 def test_evaluating_a_run_gives_its_last_evaluation(run):
-    end = command("evaluate", str(run), "--json")
+    end = command("evaluate", str(run), "--json", "--trust")
     last = tiny_runs.lines(run / "evaluations.jsonl")[-1]
     assert json.loads(end.out) == {key: value for key, value in last.items() if key != "iteration"}
     table = command("evaluate", str(run / "checkpoints/000004"))

@@ -1,9 +1,13 @@
 """A run that was stopped, however it was stopped, and resumed equals the one that was not, bit for bit."""
 
 import json
+import os
+import pty
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -100,7 +104,7 @@ def test_a_resumed_sft_run_is_the_same(tmp_path_factory):
     _resumed(straight, stage="sft")
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_finishes_the_iteration_saves_and_stops(name, short):
     Path("fault").write_text(name)  # sent from within the third iteration
     end = command("train", "flow-grpo-fast", "--name", "it", sets=[*TINY, REWARD])
@@ -154,6 +158,37 @@ def test_a_process_stopped_from_outside_as_soon_as_it_runs(short):
     assert status(IT)["status"] == "interrupted"
     assert [path.name for path in IT.glob("checkpoints/*")] == ["000001"]
     _resumed(short)
+
+
+OWN_TERMINAL = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"  # whose end it is told
+
+
+def test_a_run_whose_terminal_is_closed_saves(short):
+    terminal, side = pty.openpty()
+    program = OWN_TERMINAL + tiny_runs.SMALL_MAIN.format(folder=str(Path(__file__).parent))
+    words = ["train", "flow-grpo-fast", "--name", "it", *tiny_runs.flags(*TINY, REWARD)]
+    running = subprocess.Popen(
+        [sys.executable, "-c", program, *words], stdin=side, stdout=side, stderr=side, start_new_session=True
+    )
+    os.close(side)
+    while running.poll() is None and not ((IT / "run.json").is_file() and status(IT)["status"] == "running"):
+        time.sleep(0.005)
+    os.close(terminal)
+    assert running.wait(600) == 129
+    assert (status(IT)["status"], status(IT)["reason"]) == ("interrupted", "SIGHUP")
+    assert [path.name for path in IT.glob("checkpoints/*")] == ["000001"]
+    _resumed(short)
+
+
+def test_under_nohup_the_end_of_the_terminal_stops_nothing(short):
+    Path("fault").write_text("SIGHUP")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert command("train", "flow-grpo-fast", "--name", "it", sets=[*TINY, REWARD]).code == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    tiny_runs.same(short, IT)
 
 
 def test_handlers_are_put_back(short):

@@ -11,19 +11,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from grpaint.core.errors import RunError
+from grpaint.core.errors import RewardError, RunError
 from grpaint.core.path import Path, VpPath
 from grpaint.core.policy import Prompt, Weights
 from grpaint.core.rng import Key
 from grpaint.core.step import Ode
+from grpaint.core.user_code import user_code
 from grpaint.learn.objective import Denoising
 from grpaint.learn.table import RewardSet
 from grpaint.measures.image_statistics import image_statistics
 from grpaint.measures.score import comparable_score
 from grpaint.recipe.build import dump
-from grpaint.recipe.config import Recipe, TrainRecipe
+from grpaint.recipe.config import Recipe, SftRecipe
 from grpaint.recipe.pieces import Data, Model
 from grpaint.recipe.settings import Evaluation
+from grpaint.recipe.trust import JudgingRecipe
 from grpaint.rollout.rollout import Plan, Rollout, roll
 from grpaint.rollout.start import Independent, Start
 from grpaint.rollout.window import Closed
@@ -162,15 +164,15 @@ def evaluate(
     return line
 
 
-def judging_rewards(recipe: Recipe) -> RewardSet | None:
-    """Return the rewards that a model is judged by, with the weights of its recipe; None for a supervised recipe.
+def judging_rewards(recipe: Recipe | JudgingRecipe) -> RewardSet | None:
+    """Return the rewards that a model is judged by, with the weights of its recipe; None if it has none.
 
     What a floor adds to a weight is left out: it belongs to training and changes between evaluations.
     """
-    if not isinstance(recipe, TrainRecipe):
+    if isinstance(recipe, SftRecipe) or not recipe.rewards:
         return None
-    weights = {name: item.weight for name, item in recipe.rewards.items()}
-    return replace(recipe.reward_set(), weights=weights)
+    rewards = {name: item.reward for name, item in recipe.rewards.items()}
+    return RewardSet(rewards, {name: item.weight for name, item in recipe.rewards.items()})
 
 
 def free_rewards(rewards: RewardSet, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
@@ -179,10 +181,14 @@ def free_rewards(rewards: RewardSet, images: Tensor, prompts: Sequence[Prompt]) 
     free = {name: r for name, r in rewards.rewards.items() if not any(getattr(r, need, False) for need in needs)}
     if not free:
         return {}
-    states = [(r, copy.deepcopy(r.state_dict())) for r in free.values() if hasattr(r, "state_dict")]
+    states: dict[str, Any] = {}
+    for name, reward in free.items():
+        with user_code(f"reward {name}", RewardError):
+            states |= {name: copy.deepcopy(reward.state_dict())} if hasattr(reward, "state_dict") else {}
     table = RewardSet(free, rewards.weights).score(images, prompts)
-    for reward, state in states:  # evaluation must not change the state of a reward
-        reward.load_state_dict(state)  # type: ignore[attr-defined]  # it has both or neither
+    for name, state in states.items():  # evaluation must not change the state of a reward
+        with user_code(f"reward {name}", RewardError):
+            free[name].load_state_dict(state)  # type: ignore[attr-defined]  # it has both or neither
     weighted = torch.stack([table.weight(name) * column for name, column in table.columns.items()])
     return {f"reward/{name}": column for name, column in table.columns.items()} | {"reward": weighted.sum(0)}
 

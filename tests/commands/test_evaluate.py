@@ -36,7 +36,7 @@ def run(tmp_path_factory, small_network):
         sets = [item for item in TINY if not item.startswith("model.")]
         extra = [REWARD, "train.iterations=2", "train.learning_rate=0.003", "evaluate.pictures=0"]
         assert command("train", "flow-grpo-fast", "--name", "one", sets=[*sets, *extra]).code == 0
-        end = command("evaluate", "base", "tuned=one", "--few", "--keep", "--json", sets=FEW)
+        end = command("evaluate", "base", "tuned=one", "--few", "--keep", "--json", "--trust", sets=FEW)
         assert end.code == 0, end.err
         assert json.loads(end.out) == json.loads(Path("evaluation/evaluation.json").read_text())
     return here
@@ -74,7 +74,7 @@ def test_every_measure_has_its_protocol_and_its_card(result):
 
 
 def test_values_are_those_of_evaluate_and_differences_are_paired(result):
-    line = json.loads(command("evaluate", "one", "--json").out)
+    line = json.loads(command("evaluate", "one", "--json", "--trust").out)
     first = tiny_runs.lines(Path("runs/one/evaluations.jsonl"))[0]
     for name in ("strict", "soft", "background", "reward/bright", "image/saturation", "denoising_loss"):
         measure = entry(result, name)
@@ -105,7 +105,7 @@ def test_the_page_is_one_file_and_has_every_picture(result):
 
 def test_parts_and_interruptions_change_nothing(result, monkeypatch, tmp_path):
     monkeypatch.setattr(parts, "PART", 4)
-    words = ("evaluate", "base", "tuned=one", "--few", "--json", "--out", str(tmp_path / "again"))
+    words = ("evaluate", "base", "tuned=one", "--few", "--json", "--trust", "--out", str(tmp_path / "again"))
     assert command(*words, sets=FEW).code == 0
     (tmp_path / "again/records/tuned/0001.safetensors").unlink()
     (tmp_path / "again/evaluation.json").unlink()
@@ -150,7 +150,7 @@ REFUSED = {
 @pytest.mark.parametrize("words", REFUSED, ids=str)
 def test_impossible_evaluations_are_refused_in_one_line(words, tmp_path):
     sets, message = REFUSED[words]
-    end = command("evaluate", *filter(None, words), "--out", str(tmp_path / "no"), sets=sets)
+    end = command("evaluate", "--trust", *filter(None, words), "--out", str(tmp_path / "no"), sets=sets)
     assert (end.code, end.err.count("\n")) == (2, 1)
     assert message in end.err
     assert not (tmp_path / "no").exists()
@@ -165,7 +165,7 @@ def test_without_torchmetrics_nothing_is_sampled(monkeypatch, tmp_path):
 
 
 def test_a_base_alone_is_judged(tmp_path):
-    end = command("evaluate", "one:base", "--few", "--json", sets=FEW)
+    end = command("evaluate", "one:base", "--few", "--json", "--trust", sets=FEW)
     assert end.code == 0, end.err
     assert list(json.loads(end.out)["sources"]) == ["base"]
 
@@ -208,9 +208,9 @@ def test_prompts_alone_are_judged_by_what_needs_no_reference(tmp_path):
         sets += ["measure.features={kind='scenes'}", "train.iterations=2"]
         end = command("train", "flow-grpo-fast", "--name", "it", sets=sets)
         assert (end.code, "denoising" in end.out) == (0, False), end.err
-        one = command("evaluate", "it")
+        one = command("evaluate", "it", "--trust")
         assert (one.code, "Held-out prompts (4), 2-step ode" in one.out) == (0, True), one.err
-        end = command("evaluate", "base", "tuned=it", "--json", "--keep", sets=FEW)
+        end = command("evaluate", "base", "tuned=it", "--json", "--keep", "--trust", sets=FEW)
         assert end.code == 0, end.err
         report = json.loads(end.out)
         assert report["protocols"] == ["free generation"]
@@ -241,4 +241,4 @@ def test_data_without_measures_are_judged_by_the_reward(tmp_path):
         assert first["base_guided"]["reward"] is not None
         state = json.loads(Path("runs/it/checkpoints/000002/state.json").read_text())
         assert state["best"][0] == max(first["reward"], last["reward"])
-        assert "reward" in command("evaluate", "it").out
+        assert "reward" in command("evaluate", "it", "--trust").out

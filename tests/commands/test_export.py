@@ -184,18 +184,21 @@ def test_a_picture_or_a_file_brings_no_code(run: Path, monkeypatch: pytest.Monke
     Path("evil.py").write_text("from pathlib import Path\nPath('ran').touch()\nX = int\n")
     files = command("sample", "mine", "a red circle", "--out", "honest").output.split()
     record = json.loads(Image.open(files[0]).info["grpaint"])
-    for key, value in (("sampler", {"kind": "evil.py:X"}), ("model", {**record["model"], "family": "evil.py:X"})):
-        Image.open(files[0]).save("bad.png", pnginfo=provenance.png_metadata({**record, key: value}))
-        assert "asks for code" in str(command("sample", "--like", "bad.png").exception)
+    model = {**record["model"], "family": "evil.py:X"}
+    sampler = {"kind": "evil.py:X"}
+    for facts, words in (({"sampler": sampler}, "asks for code"), ({"model": model}, "drawn with model.")):
+        Image.open(files[0]).save("bad.png", pnginfo=provenance.png_metadata({**record, **facts}))
+        assert words in str(command("sample", "--like", "bad.png").exception)
     tensors, header = read_weights(next(Path("runs/mine/checkpoints").iterdir()))
-    about = {"recipe": {"model": {**record["model"], "family": "evil.py:X"}}}
+    about = {"recipe": {"model": model}}
     write_weights(Path("bad.safetensors"), tensors, header | {"grpaint": json.dumps(about)})
     assert "asks for code" in str(command("sample", "bad.safetensors", "a").exception)
     assert not Path("ran").exists()
     for text, words in (
-        ("no json", "cannot be read"),
-        ("{}", "its metadata lacks guidance, model"),
-        ("[]", "cannot be read"),
+        ("no json", "not JSON"),
+        ("{}", "its metadata lacks the settings of its model"),
+        ('{"model": {}}', "source is missing"),
+        ("[]", "must be a JSON object"),
     ):
         info = PngInfo()
         info.add_text("grpaint", text)

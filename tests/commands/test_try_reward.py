@@ -12,7 +12,8 @@ from PIL import Image
 
 from grpaint.images.collection import Collection, ReadOptions
 from grpaint.images.pictures import read_picture, to_tensor
-from grpaint.rewards.elsewhere.wire import Malformed, unpack
+from grpaint.rewards.elsewhere.limits import Malformed
+from grpaint.rewards.elsewhere.wire import unpack
 from tiny_runs import command
 
 REWARD = """

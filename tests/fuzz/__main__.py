@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 SUBJECTS = {
+    "client": ("client", "run"),
     "data": ("data", "run"),
     "recipes": ("recipes", "run_shown"),
     "runs": ("recipes", "run_accepted"),
+    "server": ("server", "run"),
 }
 
 

@@ -1,5 +1,6 @@
 """Data files of every kind, damaged and foreign: each ends in a result or in one line, in a process of its own."""
 
+import contextlib
 import io
 import json
 import os
@@ -8,7 +9,8 @@ import shutil
 import string
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,12 @@ ODD_TEXTS = (
 )
 ODD_NUMBERS = (0, -1, 1e308, -1e308, 2**63, 2**64, 10**300, 0.1, float("nan"), float("inf"))
 ODD_JSON = ("[" * 3000, "9" * 5000, "{", "nul", '"\\ud800"', '{"text": 1e999}', "\ufeff{}", '{"text": "a"', "\0")
+SETS = (
+    "threads=1", "device=cpu", "precision=fp32", "model.start=random", "anchor=none", "plan.steps=4",
+    "train.iterations=1", "train.prompts=2", "train.group_size=4", "checkpoint.every=1", "evaluate.guided=[]",
+    "evaluate.pictures=0", "evaluate.prompts=4", "evaluate.steps=2", "evaluate.probe=4",
+)  # fmt: skip
+SHORT = [word for item in SETS for word in ("--set", item)]
 SUFFIXES = (".png", ".jpg", ".webp", ".bmp", ".gif", ".tif")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "EPS", "PPM", "ICO", "TGA", "PCX", "PDF", "JPEG2000")
 
@@ -91,7 +99,7 @@ def picture(number: int, form: str = "PNG", rng: random.Random | None = None) ->
     return into.getvalue()
 
 
-def folder(root: Path, count: int = 3) -> Path:
+def folder(root: Path, count: int = 8) -> Path:
     """A folder of whole captioned images, to which a case adds what is wrong."""
     root.mkdir()
     for number in range(count):
@@ -103,7 +111,7 @@ def folder(root: Path, count: int = 3) -> Path:
 def pictures(root: Path, rng: random.Random) -> list[str]:
     """Image files, damaged or of another format than their names say."""
     folder(root)
-    for number in range(3, 6):
+    for number in range(8, 11):
         raw = picture(number, rng.choice(FORMATS), rng)
         (root / f"{number}{rng.choice(SUFFIXES)}").write_bytes(damaged(raw, rng) if rng.random() < 0.8 else raw)
         (root / f"{number}.txt").write_text("odd")
@@ -111,18 +119,17 @@ def pictures(root: Path, rng: random.Random) -> list[str]:
 
 
 def sidecars(root: Path, rng: random.Random) -> list[str]:
-    """Sidecars of JSON and text with any value in any column."""
+    """Sidecars of JSON and text, one of them with any value in any column."""
     folder(root)
     names = ("text", "tag_string", "tags", "rating", "score", "tags_general", "tag_string_artist", "file", "reference")
-    for number in range(3):
-        fields = {rng.choice(names): value(rng) for _ in range(4)}
-        text = json.dumps(fields) if rng.random() < 0.7 else rng.choice(ODD_JSON)
-        (root / f"{number}.json").write_bytes(
-            damaged(text.encode("utf-8", "surrogatepass"), rng)
-            if rng.random() < 0.3
-            else text.encode("utf-8", "surrogatepass")
-        )
-        if rng.random() < 0.5:
+    for number in range(8):
+        fields = {"tag_string": "a b_c", "rating": "g", "score": number}
+        if number == 3:
+            fields |= {rng.choice(names): value(rng) for _ in range(rng.choice((1, 1, 3)))}
+        text = rng.choice(ODD_JSON) if number == 5 and rng.random() < 0.2 else json.dumps(fields)
+        raw = text.encode("utf-8", "surrogatepass")
+        (root / f"{number}.json").write_bytes(damaged(raw, rng) if number == 6 and rng.random() < 0.3 else raw)
+        if rng.random() < 0.1:
             (root / f"{number}.txt").unlink()
     return data_command(root, rng)
 
@@ -130,22 +137,26 @@ def sidecars(root: Path, rng: random.Random) -> list[str]:
 def metadata(root: Path, rng: random.Random) -> list[str]:
     """A metadata.jsonl whose lines name what they like."""
     folder(root)
-    (root / "0.txt").unlink()
-    lines = []
-    for number in range(3):
-        name = rng.choice((f"{number}.png", f"{number}.png", value(rng)))
-        fields = {"file_name": name, "text": rng.choice((f"picture {number}", value(rng))), "a": value(rng)}
-        lines.append(json.dumps(fields) if rng.random() < 0.8 else rng.choice(ODD_JSON))
-    text = rng.choice(("\n", "\r\n", "\n\n", "\u2028")).join(lines).encode("utf-8", "surrogatepass")
-    (root / "metadata.jsonl").write_bytes(damaged(text, rng) if rng.random() < 0.3 else text)
+    for number in range(8):
+        (root / f"{number}.txt").unlink()
+    lines = [{"file_name": f"{number}.png", "text": f"picture {number}", "a": number} for number in range(8)]
+    for _ in range(rng.choice((1, 1, 3))):
+        rng.choice(lines)[rng.choice(("file_name", "text", "a", "score", "b"))] = value(rng)
+    texts = [json.dumps(line) for line in lines]
+    if rng.random() < 0.2:
+        texts[4] = rng.choice(ODD_JSON)
+    raw = rng.choice(("\n", "\r\n", "\n\n", "\u2028")).join(texts).encode("utf-8", "surrogatepass")
+    (root / "metadata.jsonl").write_bytes(damaged(raw, rng) if rng.random() < 0.2 else raw)
     return data_command(root, rng)
 
 
 def data_command(root: Path, rng: random.Random) -> list[str]:
     """A command that reads captions or tags."""
-    share = ["--set", "data.held_out_share=0.4"]
+    share = ["--set", "data.held_out_share=0.5"]
     tags = rng.choice(
         (
+            [],
+            [],
             [],
             ["--set", "data.tags={}"],
             ["--set", 'data.tags={ratings=["general"]}'],
@@ -187,12 +198,13 @@ def shards(root: Path, rng: random.Random) -> list[str]:
     into = io.BytesIO()
     form = rng.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
     with tarfile.open(fileobj=into, mode="w", format=form) as tar:
-        for number in range(4):
-            stem = rng.choice((f"{number}", f"{number}", f"d/{number}", "x" * 150, "[/b]", "円", "../up"))
+        for number in range(8):
+            odd = rng.choice((f"d/{number}", "x" * 150, "[/b]", "円", "../up"))
+            stem = odd if rng.random() < 0.2 else f"{number}"
             for suffix, raw in ((".png", picture(number)), rng.choice(((".txt", b"a"), (".json", b'{"text": "a"}')))):
                 member = tarfile.TarInfo(stem + suffix)
                 member.size = len(raw)
-                if form == tarfile.PAX_FORMAT and rng.random() < 0.5:
+                if form == tarfile.PAX_FORMAT and rng.random() < 0.1:
                     odd = rng.choice(("size", "GNU.sparse.map", "GNU.sparse.size", "GNU.sparse.major", "path", "mtime"))
                     member.pax_headers = {odd: rng.choice(("-1", "abc", "9" * 30, "0,1", "1", "\ud800"))}
                 try:
@@ -200,7 +212,7 @@ def shards(root: Path, rng: random.Random) -> list[str]:
                 except (ValueError, UnicodeError):
                     continue
     raw_tar = bytearray(into.getvalue())
-    for _ in range(rng.choice((0, 1, 2))):
+    for _ in range(rng.choice((0, 0, 1, 2))):
         at = 512 * rng.randrange(max(1, len(raw_tar) // 512))
         begin, length = rng.choice(
             ((124, 12), (156, 1), (0, 100), (100, 24), (136, 12), (345, 155), (257, 8), (148, 8))
@@ -212,33 +224,39 @@ def shards(root: Path, rng: random.Random) -> list[str]:
         raw_tar[at + 148 : at + 156] = b" " * 8
         raw_tar[at + 148 : at + 156] = b"%06o\0 " % (sum(raw_tar[at : at + 512]) % 8**6)
     raw_bytes = bytes(raw_tar)
-    (root / "a.tar").write_bytes(damaged(raw_bytes, rng) if rng.random() < 0.5 else raw_bytes)
+    (root / "a.tar").write_bytes(damaged(raw_bytes, rng) if rng.random() < 0.3 else raw_bytes)
     return data_command(root if rng.random() < 0.5 else root / "a.tar", rng)
 
 
 def table(rng: random.Random) -> Any:
-    """A table of images with some odd column."""
+    """A table of images, half of the time with an odd column."""
     import pyarrow
 
     columns: dict[str, Any] = {
-        "image": rng.choice(
-            (
-                [{"bytes": picture(n), "path": None} for n in range(4)],
-                [picture(n) for n in range(4)],
-                ["0.png", "../0.png", "/etc/passwd", "a\0"],
-                [None, b"", b"junk", None],
-                [1, 2, 3, 4],
-            )
-        ),
-        "text": rng.choice((list("abcd"), [None] * 4, [1, 2, 3, 4], [["a"], [], None, ["b"]], ["a", None, "b", "c"])),
-        "score": rng.choice(([1.0, None, float("nan"), float("inf")], [1, 2, 3, 4])),
-        "rating": rng.choice((["g", "s", None, "x"], [["g"]] * 4)),
+        "image": [{"bytes": picture(n), "path": None} for n in range(8)],
+        "text": [f"picture {n}" for n in range(8)],
+        "score": list(range(8)),
+        "rating": ["g"] * 8,
     }
-    dictionary = rng.random() < 0.3
+    odd: dict[str, Sequence[Any]] = {
+        "image": (
+            [picture(n) for n in range(8)],
+            ["0.png", "../0.png", "/etc/passwd", "a\0", "", ".", "x" * 5000, "円"],
+            [None, b"", b"junk", None] * 2,
+            list(range(8)),
+            [[picture(n)] for n in range(8)],
+        ),
+        "text": ([None] * 8, list(range(8)), [["a"], [], None, ["b"]] * 2, ["a", None, "\0", "c"] * 2, [b"\xff"] * 8),
+        "score": ([1.0, None, float("nan"), float("inf")] * 2, ["high"] * 8, [True] * 8, [datetime.now(UTC)] * 8),
+        "rating": (["g", "s", None, "x"] * 2, [["g"]] * 8, [1] * 8),
+    }
+    if rng.random() < 0.6:
+        name = rng.choice(list(odd))
+        columns[name] = rng.choice(odd[name])
     made = pyarrow.table(columns)
-    if dictionary and made["text"].type == pyarrow.string():
+    if rng.random() < 0.3 and made["text"].type == pyarrow.string():
         made = made.set_column(1, "text", made["text"].dictionary_encode())
-    return made
+    return made.append_column(rng.choice(("text", "image", "")), made["score"]) if rng.random() < 0.1 else made
 
 
 def parquet(root: Path, rng: random.Random) -> list[str]:
@@ -249,7 +267,7 @@ def parquet(root: Path, rng: random.Random) -> list[str]:
     codec = rng.choice(("snappy", "none", "gzip", "zstd"))
     pyarrow.parquet.write_table(table(rng), root / "a.parquet", compression=codec, use_dictionary=rng.random() < 0.5)
     raw = (root / "a.parquet").read_bytes()
-    (root / "a.parquet").write_bytes(damaged(raw, rng) if rng.random() < 0.8 else raw)
+    (root / "a.parquet").write_bytes(damaged(raw, rng) if rng.random() < 0.5 else raw)
     return data_command(root, rng)
 
 
@@ -262,9 +280,10 @@ def arrow(root: Path, rng: random.Random) -> list[str]:
     with pyarrow.ipc.new_stream(root / "data.arrow", made.schema) as stream:
         stream.write_table(made)
     raw = (root / "data.arrow").read_bytes()
-    (root / "data.arrow").write_bytes(damaged(raw, rng) if rng.random() < 0.8 else raw)
+    (root / "data.arrow").write_bytes(damaged(raw, rng) if rng.random() < 0.5 else raw)
     if rng.random() < 0.3:
-        listed = rng.choice(([{"filename": "data.arrow"}], [{"filename": "../x"}], value(rng), [value(rng)]))
+        whole = [{"filename": "data.arrow"}]
+        listed = rng.choice((whole, whole, [{"filename": "../x"}], value(rng), [value(rng)]))
         (root / "state.json").write_text(
             json.dumps({"_data_files": listed, "_indices_data_files": rng.choice((None, []))})
         )
@@ -276,61 +295,70 @@ def prompts(root: Path, rng: random.Random) -> list[str]:
     root.mkdir()
     (root / "0.png").write_bytes(picture(0))
     suffix = rng.choice((".txt", ".jsonl", ".csv"))
-    rows = [
-        {"prompt": rng.choice((f"a red circle {n}", value(rng))), "reference": rng.choice(("0.png", value(rng)))}
-        for n in range(6)
-    ]
+    rows: list[dict[str, Any]] = [{"prompt": f"a red circle {n}", "reference": "0.png"} for n in range(8)]
+    for _ in range(rng.choice((0, 1, 3))):
+        rng.choice(rows)[rng.choice(("prompt", "reference"))] = value(rng)
     if suffix == ".txt":
         text = "\n".join(str(row["prompt"]) for row in rows)
     elif suffix == ".jsonl":
-        text = "\n".join(json.dumps(row) if rng.random() < 0.9 else rng.choice(ODD_JSON) for row in rows)
+        text = "\n".join(json.dumps(row) if rng.random() < 0.98 else rng.choice(ODD_JSON) for row in rows)
     else:
         text = "prompt,reference\n" + "\n".join(f"{row['prompt']},{row['reference']}" for row in rows)
     raw = text.encode("utf-8", "surrogatepass")
-    (root / f"p{suffix}").write_bytes(damaged(raw, rng) if rng.random() < 0.3 else raw)
+    (root / f"p{suffix}").write_bytes(damaged(raw, rng) if rng.random() < 0.2 else raw)
     words = ["read prompts", str(root / f"p{suffix}")]
     return [*words, "references"] if rng.random() < 0.4 else words
 
 
 def weights(root: Path, rng: random.Random) -> list[str]:
-    """Safetensors files with damaged headers and tensors, opened as a model's and as a scorer's."""
-    import torch
-    from safetensors.torch import save
+    """A model's safetensors file with a damaged header or tensor, or foreign labels, opened as commands do."""
+    from safetensors.torch import load, save
 
     root.mkdir()
+    whole = next((root.parents[1] / "runs/it/checkpoints").iterdir()) / "model.safetensors"
+    recipe = {"recipe": {"model": {"kind": "scenes"}, "evaluate": {"steps": 2}}}
+    if rng.random() < 0.5:
+        holder = rng.choice([recipe, recipe["recipe"], *recipe["recipe"].values()])
+        holder[rng.choice(("recipe", "model", "evaluate", "kind", "steps", "sampler", "start"))] = value(rng)
+    text = rng.choice(ODD_JSON) if rng.random() < 0.1 else json.dumps(recipe)
     labels = {
-        "grpaint": rng.choice(('{"recipe": {"model": {"kind": "scenes"}}}', "{", "[" * 2000, json.dumps(value(rng))))
+        "grpaint": text.encode("utf-8", "replace").decode(),
+        "parametrisation": rng.choice(("velocity", "epsilon", "x")),
     }
-    raw = save(
-        {"a": torch.zeros(3), "b.weight": torch.zeros(2, 2)}, rng.choice((labels, {"parametrisation": "epsilon"}))
-    )
+    raw = save(load(whole.read_bytes()), labels) if rng.random() < 0.6 else whole.read_bytes()
     length = int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8 : 8 + length])
-    match rng.randrange(4):
+    header, tensors = json.loads(raw[8 : 8 + length]), raw[8 + length :]
+    name = rng.choice([key for key in header if key != "__metadata__"])
+    match rng.randrange(5):
         case 0:
             raw = damaged(raw, rng)
         case 1:
-            header[rng.choice(("a", "__metadata__", "c"))] = value(rng)
+            raw = damaged(raw[: 8 + length], rng) + tensors
         case 2:
-            header["a"][rng.choice(("data_offsets", "shape", "dtype"))] = rng.choice(
+            header[rng.choice((name, "__metadata__", "c"))] = value(rng)
+        case 3:
+            header[name][rng.choice(("data_offsets", "shape", "dtype"))] = rng.choice(
                 (value(rng), [0, 2**63], [-1, 4], "F8_E4M3")
             )
-        case 3:
-            header = rng.choice(([], None, {}, value(rng)))
     if raw[:8] == length.to_bytes(8, "little"):
-        text = json.dumps(header).encode()
-        raw = (
-            rng.choice((len(text), 2**63, 2**40, 0)).to_bytes(8, "little") + text + raw[8 + length :]
-            if rng.random() < 0.3
-            else len(text).to_bytes(8, "little") + text + raw[8 + length :]
-        )
+        new = json.dumps(header).encode()
+        size = rng.choice((2**63, 2**40, 0)) if rng.random() < 0.1 else len(new)
+        raw = size.to_bytes(8, "little") + new + tensors
     (root / "w.safetensors").write_bytes(raw)
     return rng.choice(
         (
             ["sample", str(root / "w.safetensors"), "a red circle", "--out", str(root / "out"), "--steps", "1"],
-            ["show", "scenes/mix-grpo", "--set", f"model.start={root / 'w.safetensors'}"],
+            ["sample", str(root / "w.safetensors"), "a red circle", "--out", str(root / "out"), "--steps", "1"],
+            [
+                "train",
+                "scenes/mix-grpo",
+                "--runs",
+                str(root / "runs"),
+                *SHORT,
+                "--set",
+                f"model.start={root / 'w.safetensors'}",
+            ],
             ["read header", str(root / "w.safetensors")],
-            ["read weights", str(root / "w.safetensors")],
         )
     )
 
@@ -353,20 +381,18 @@ def drawn(root: Path, rng: random.Random) -> list[str]:
     from PIL.PngImagePlugin import PngInfo
 
     root.mkdir()
-    facts = {
-        "source": "runs/x", "weights_sha256": "0" * 64, "prompt": "a red circle", "seed": 0, "steps": 2,
-        "sampler": {"kind": "ode"}, "tuned_share": 1.0, "guidance": 1.0, "model": {"kind": "scenes"},
-    }  # fmt: skip
+    with Image.open(next((root.parents[1] / "drawn").iterdir())) as image:
+        facts = json.loads(image.info["grpaint"])
     for _ in range(rng.choice((0, 1, 2))):
-        facts[rng.choice(list(facts))] = value(rng)
-    if rng.random() < 0.4:
-        facts["sampler"] = {rng.choice(("kind", 'kind="a:b" #', "eta", "a.b", "")): value(rng)}
+        holder = rng.choice([facts, facts["sampler"], facts["model"]])
+        if isinstance(holder, dict):
+            holder[rng.choice([*holder, 'kind="a:b" #', "a.b", ""])] = value(rng)
     text = PngInfo()
     text.add_text("grpaint", json.dumps(facts) if rng.random() < 0.8 else rng.choice(ODD_JSON), zip=rng.random() < 0.3)
     Image.new("RGB", (32, 32)).save(root / "p.png", pnginfo=text)
     raw = (root / "p.png").read_bytes()
     (root / "p.png").write_bytes(damaged(raw, rng) if rng.random() < 0.3 else raw)
-    source = [str(root / "w.safetensors")] if rng.random() < 0.5 else []
+    source = [str(root.parents[1] / "runs/it")] if rng.random() < 0.5 else []
     return ["sample", *source, "--like", str(root / "p.png"), "--out", str(root / "out")]
 
 
@@ -426,12 +452,21 @@ def run(seed: int, minutes: float, most: int, kinds: tuple[str, ...] = ()) -> Ta
     import grpaint.commands.data
     import grpaint.commands.sample.command
     import grpaint.commands.show  # noqa: F401  imported once, before the forks
+    from small_network import small_network
     from tiny_pipelines import save, stock
 
     chosen = [kind for kind in KINDS if not kinds or kind.__name__ in kinds]
     tally = Tally()
-    with tempfile.TemporaryDirectory(prefix="grpaint-fuzz-") as place:
+    with tempfile.TemporaryDirectory(prefix="grpaint-fuzz-") as place, contextlib.ExitStack() as stack:
         os.environ["XDG_CACHE_HOME"] = f"{place}/cache"
+        os.chdir(place)
+        stack.enter_context(small_network())
+        for words in (
+            ["train", "mix-grpo", "--name", "it", *SHORT],
+            ["sample", "runs/it", "a red circle", "--out", f"{place}/drawn"],
+        ):
+            outcome, text = command(*words)
+            assert outcome == "done", text
         if pipelines in chosen:
             stock(save("sd15", Path(place)))  # opened once, for what it imports
         for number, rng in cases(seed, minutes, most):

@@ -186,3 +186,26 @@ def test_a_lone_surrogate_in_a_caption_is_replaced(tmp_path):
     )
     assert captions.code == 0
     assert "cut \ufffd 1" in (tmp_path / "c.txt").read_text(encoding="utf-8")
+
+
+def test_a_metadata_line_may_name_a_picture_that_is_a_link_but_nothing_outside_its_folder(tmp_path):
+    path = making.listed(tmp_path / "set", 3)
+    elsewhere = tmp_path / "elsewhere.png"
+    (path / "000.png").rename(elsewhere)
+    (path / "000.png").symlink_to(elsewhere)
+    assert len(opened(path).entries()) == 3
+    for name in ("../elsewhere.png", str(elsewhere), "a\0.png"):
+        (path / "metadata.jsonl").write_text(json.dumps({"file_name": name, "text": "a"}) + "\n")
+        assert "metadata.jsonl:1" in refusal(path)
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw.replace(b"32", b"23"), lambda raw: raw[:40], lambda _: b"[]"])
+def test_damaged_facts_in_the_cache_are_found_out_again(tmp_path, monkeypatch, damage):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = making.folder(tmp_path / "set")
+    before = command("data", "scan", str(path)).out
+    for file in (tmp_path / "cache").rglob("*.json"):
+        whole = file.read_bytes()
+        file.write_bytes(damage(whole))
+        assert file.read_bytes() != whole
+    assert command("data", "scan", str(path)).out == before

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 from collections import Counter
 
 import pytest
@@ -196,6 +197,10 @@ BROKEN = {
     ":2: a second line for 000.png": '{"file_name": "000.png"}\n{"file_name": "000.png"}',
     ":1: there is no file 999.png": '{"file_name": "999.png", "text": "a"}',
     ":1: must be a JSON object": "[1]",
+    ':1: "../other.png" contains': '{"file_name": "../other.png"}',
+    ':1: "/etc/passwd" is an absolute name': '{"file_name": "/etc/passwd"}',
+    ':1: "pipe.png" is no regular file': '{"file_name": "pipe.png"}',
+    ':1: "link.png" is a link to': '{"file_name": "link.png"}',
     ":1: metadata.jsonl: images end in .png": '{"file_name": "metadata.jsonl"}',
 }
 
@@ -203,11 +208,28 @@ BROKEN = {
 @pytest.mark.parametrize("message", BROKEN)
 def test_a_bad_line_of_metadata_is_named(tmp_path, message):
     path = making.listed(tmp_path / "set")
+    shutil.copy(path / "000.png", tmp_path / "other.png")
+    (path / "link.png").symlink_to("../other.png")
+    os.mkfifo(path / "pipe.png")
     (path / "metadata.jsonl").write_text(BROKEN[message])
     with pytest.raises(ConfigError, match=message) as error:
         data(path).prepare(str)
     assert "metadata.jsonl:" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("cell", ["../000.png", "/etc/passwd", "link.png"])
+def test_a_table_names_no_picture_outside_its_folder(tmp_path, cell):
+    (tmp_path / "000.png").write_bytes(making.png(0))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/link.png").symlink_to("../000.png")
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"image": [cell], "text": ["a"]})
+    pyarrow.parquet.write_table(table, tmp_path / "set/a.parquet")
+    with pytest.raises(ConfigError, match=r"a.parquet: a.parquet:0:0: .*only files in the folder"):
+        data(tmp_path / "set").prepare(str)
 
 
 def test_bad_sidecars_are_named_with_their_line(tmp_path):

@@ -1,6 +1,7 @@
 """Prompt files, and the scan of what a base model can learn from them."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,20 @@ def test_references_are_read_from_their_column(tmp_path):
     file.write_text("\n".join(json.dumps({"prompt": f"p {n}"}) for n in range(30)))
     with pytest.raises(ConfigError, match='names no image in column "reference"'):
         PromptData(str(file), references=True).prepare(str)
+
+
+@pytest.mark.parametrize("name", ["../a.png", "link.png", "pipe.png", "up/a.png", "{tmp_path}/a.png"])
+def test_a_reference_outside_the_folder_of_the_prompts_is_refused(tmp_path, name):
+    (tmp_path / "a.png").write_bytes(making.png(7))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/link.png").symlink_to("../a.png")
+    (tmp_path / "set/up").symlink_to("..")
+    os.mkfifo(tmp_path / "set/pipe.png")
+    file = tmp_path / "set/p.jsonl"
+    name = name.format(tmp_path=tmp_path)
+    file.write_text("\n".join(json.dumps({"prompt": f"p {n}", "reference": name}) for n in range(30)))
+    with pytest.raises(ConfigError, match=r'p.jsonl: the reference of "p .*": ".*only files in the folder'):
+        PromptData(str(file), references=True, resolution=32).prepare(str)
 
 
 def test_prompts_alone_are_refused_if_images_are_needed(tmp_path):

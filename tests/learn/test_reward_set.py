@@ -1,5 +1,6 @@
 """A reward that answers wrongly stops the run, with its name and the prompts; nothing is repaired."""
 
+import signal
 from collections.abc import Sequence
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from grpaint.core import Prompt, RewardError, RunError
 from grpaint.learn import RewardSet
+from grpaint.run.signals import ctrl_c
 
 PROMPTS = [Prompt(text) for text in ("red", "green", "blue", "white")]
 IMAGES = torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -98,3 +100,43 @@ def test_a_reward_that_needs_references_applies_to_rows_that_began_at_one() -> N
     assert torch.equal(table.applies["edit"], references)
     expected = IMAGES.mean((1, 2, 3)) + references.float()
     torch.testing.assert_close(table.total(), expected)
+
+
+class Own(BaseException):
+    """Neither an error nor an end that Python knows."""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (SystemExit(0), "SystemExit: 0"),
+        (SystemExit(), "SystemExit"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (GeneratorExit(), "GeneratorExit"),
+        (StopIteration(), "StopIteration"),
+        (MemoryError(), "MemoryError"),
+        (BrokenPipeError(32, "Broken pipe"), r"BrokenPipeError: \[Errno 32\] Broken pipe"),
+        (Own("two\nlines, and \x1b"), r"Own: two lines, and \\x1b"),
+        (ValueError("x" * 5000), "ValueError: x{900,} .."),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_whatever_a_reward_raises_becomes_an_error_with_its_name(error: BaseException, words: str) -> None:
+    def broken(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        raise error
+
+    with ctrl_c(), pytest.raises(RewardError, match=rf"^reward bad raised {words} \(first prompts") as raised:
+        RewardSet({"bad": broken}, {}).score(IMAGES, PROMPTS)
+    assert raised.value.__cause__ is error
+    assert len(str(raised.value)) < 1200
+
+
+def test_ctrl_c_passes_through_a_reward() -> None:
+    def asleep(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        signal.raise_signal(signal.SIGINT)
+        return images
+
+    with ctrl_c(), pytest.raises(KeyboardInterrupt):
+        RewardSet({"asleep": asleep}, {}).score(IMAGES, PROMPTS)
+    with pytest.raises(KeyboardInterrupt):  # as Python itself raises it
+        RewardSet({"asleep": asleep}, {}).score(IMAGES, PROMPTS)

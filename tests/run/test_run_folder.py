@@ -257,5 +257,5 @@ def test_a_logger_that_is_not_installed_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     end = command("train", "flow-grpo-fast", "--name", "logged", sets=[*SETS, "loggers.mine.kind=wandb"])
     assert end.code == 2
-    assert end.err == "grpaint: logger wandb needs an optional package: pip install 'grpaint[wandb]'\n"
+    assert end.err == "grpaint: loggers.mine: logger wandb needs an optional package: pip install 'grpaint[wandb]'\n"
     assert not list(Path("runs").iterdir())

@@ -1,8 +1,10 @@
 """The folders of the caches."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from grpaint.backends import embeddings
 from grpaint.images import cache
@@ -25,3 +27,34 @@ def test_the_variable_names_another_place(monkeypatch):
     assert embeddings.default_folder() == Path("/fast/grpaint/embeddings")
     monkeypatch.setenv("XDG_CACHE_HOME", "~/fast")
     assert cache_folder("x") == Path("/home/me/fast/grpaint/x")
+
+
+def test_a_link_under_a_foreseeable_name_is_replaced_and_not_followed(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    cache.write("a set", {"a": 1})
+    (file,) = cache.folder().iterdir()
+    file.unlink()
+    file.symlink_to(mine)
+    cache.write("a set", {"a": 2})
+    assert (mine.read_text(), cache.read("a set"), file.is_symlink()) == ("mine", {"a": 2}, False)
+
+    stored = embeddings.EmbeddingCache(tmp_path / "texts", "", lambda texts: iter([(torch.ones(1),)] * len(texts)))
+    place = stored.file("a")
+    place.parent.mkdir(parents=True)
+    place.symlink_to(mine)
+    stored.prepare(["a"])
+    stored(["a"])
+    assert (mine.read_text(), place.is_symlink()) == ("mine", False)
+
+
+def test_a_pipe_in_the_cache_is_not_waited_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache.write("a set", {"a": 1})
+    (file,) = cache.folder().iterdir()
+    file.unlink()
+    os.mkfifo(file)
+    assert cache.read("a set") == {}
+    cache.write("a set", {"a": 2})
+    assert cache.read("a set") == {"a": 2}

@@ -1,6 +1,5 @@
 """The files of a pipeline's parts: a folder or hub repository, and optionally a single file with some of the parts."""
 
-import importlib
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from grpaint.backends.families import FAMILIES, Family, PipelineFolder
 from grpaint.backends.families.schedule import PREDICTION_TYPES
 from grpaint.backends.pipeline_files import pipeline_folder
+from grpaint.backends.pipeline_parts import part_class
 from grpaint.backends.single_file import NETWORK, SingleFile, is_single_file, read_single_file
 from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.storage.files import check_tensors
@@ -146,7 +146,7 @@ def open_parts(
     index = folder.settings("model_index.json")
     present = [part for part in single.parts if (index.get(part) or ABSENT)[0]]  # the settings may leave T5 out
     names = [part for part in present if part not in without]
-    classes = {part: getattr(importlib.import_module(index[part][0]), index[part][1]) for part in names}
+    classes = {part: part_class(folder, part) for part in names}
     if family.NETWORK in classes:
         _check_network(single, folder, family.NETWORK, classes[family.NETWORK])
     modules = {}

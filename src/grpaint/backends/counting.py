@@ -1,11 +1,12 @@
 """The length of captions in a model's own tokens, without opening its weights."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from grpaint.backends.diffusers import Diffusers
 from grpaint.core.errors import MissingExtra
+from grpaint.vision.pretrained import open_tokenizer
 
 Count = Callable[[str], int]
 
@@ -26,9 +27,7 @@ def token_counts(model: object) -> dict[str, Count]:
 
 
 def _counter(folder: Path) -> Count:
-    try:
-        from transformers import AutoTokenizer
-    except ImportError:
-        raise MissingExtra("counting a model's tokens", "diffusers") from None
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if not find_spec("transformers"):
+        raise MissingExtra("counting a model's tokens", "diffusers")
+    tokenizer = open_tokenizer(folder)
     return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)

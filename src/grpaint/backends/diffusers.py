@@ -34,6 +34,10 @@ class Diffusers(DiffusersSettings):
             MissingExtra: if diffusers and transformers are not installed, or peft if there is an adapter.
             CheckpointError: if weights are missing, damaged, or of another architecture.
         """
+        with self.opening():
+            return self._open(runtime)
+
+    def _open(self, runtime: Runtime) -> DiffusersPolicy:
         name, family = self.named_family
         quantize = quantizer(self.base_precision, runtime)
         without = text_encoders(self.origin) if self.embeddings == "cache" else ()

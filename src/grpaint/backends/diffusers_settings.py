@@ -1,10 +1,13 @@
 """The settings of a diffusers pipeline, and what follows from them before any weight is opened."""
 
+import functools
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path as FilePath
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from grpaint.backends.adapters import Lora
 from grpaint.backends.base_model import BaseModel, PredictionSetting, find_base
@@ -15,8 +18,23 @@ from grpaint.backends.pipeline_files import pin_commit
 from grpaint.backends.quantize import BasePrecision
 from grpaint.core.bounds import MOST_SIDE, check_range
 from grpaint.core.errors import ConfigError
+from grpaint.core.importing import check_import
 from grpaint.core.path import Path
 from grpaint.core.prediction import Parametrisation
+from grpaint.storage.files import local_path
+
+T = TypeVar("T")
+
+
+def _read_from_folder(read: Callable[["DiffusersSettings"], T]) -> Callable[["DiffusersSettings"], T]:
+    """Make settings of the folder that make no sense an error of the folder."""
+
+    @functools.wraps(read)
+    def guarded(settings: "DiffusersSettings") -> T:
+        with settings.opening():
+            return read(settings)
+
+    return guarded
 
 
 @dataclass(frozen=True)
@@ -68,6 +86,8 @@ class DiffusersSettings:
         if self.family not in ("auto", *FAMILIES) and ":" not in self.family:
             names = ", ".join(("auto", *FAMILIES))
             raise ValueError(f'family must be {names}, or your own as module:Name, got "{self.family}"')
+        if ":" in self.family:
+            check_import(self.family, "model.family")  # imported when first used, where the origin is not known
         if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance must not be negative, got {self.guidance}")
         if self.guidance_kind == "none" and self.guidance != 1:
@@ -82,6 +102,14 @@ class DiffusersSettings:
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
         check_range(self, 0, MOST_SIDE, "height", "width", "tokens")
+
+    def opening(self) -> AbstractContextManager[None]:
+        """Within the block, what a library raises at the folder's files is an error of the folder.
+
+        With a family of the user's own it goes through, since it may be the family's.
+        """
+        name, family = self.named_family
+        return self._folder.opening(f"a {family.PIPELINE}") if name in FAMILIES else nullcontext()
 
     def from_file(self, file: str) -> Self:
         """The same model, starting from weights that a run of it saved."""
@@ -121,6 +149,7 @@ class DiffusersSettings:
         return self.origin.family(*find_family(self.family, self._folder))
 
     @cached_property
+    @_read_from_folder
     def guided_by(self) -> Guidance:
         """The kind of guidance in use, with "auto" resolved.
 
@@ -144,6 +173,7 @@ class DiffusersSettings:
         return 2 if self.guided_by == "cfg" and self.guidance != 1 else 1
 
     @cached_property
+    @_read_from_folder
     def path(self) -> Path:
         """The noising path, read from the scheduler's settings without opening weights.
 
@@ -157,17 +187,20 @@ class DiffusersSettings:
         return self.named_family[1].path(self._folder, self.sample_shape)
 
     @cached_property
+    @_read_from_folder
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one latent, read without opening weights."""
         return self.named_family[1].latent_shape(self._folder, self.height, self.width)
 
     @property
+    @_read_from_folder
     def pixels(self) -> tuple[int, int]:
         """Height and width of an image."""
         factor = self.named_family[1].factor(self._folder)
         return self.sample_shape[-2] * factor, self.sample_shape[-1] * factor
 
     @property
+    @_read_from_folder
     def side_multiple(self) -> int:
         """The number of pixels by which both sides of an image must be divisible."""
         family = self.named_family[1]
@@ -189,9 +222,10 @@ class DiffusersSettings:
     @property
     def cache_folder(self) -> FilePath:
         """The folder of the cached embeddings."""
-        return FilePath(self.cache).expanduser() if self.cache else default_folder()
+        return local_path(self.cache) if self.cache else default_folder()
 
     @property
+    @_read_from_folder
     def parametrisation(self) -> Parametrisation:
         """What the network's raw output means, read from the scheduler's settings."""
         return self.named_family[1].parametrisation(self._folder)

@@ -132,7 +132,7 @@ class EmbeddingCache:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             tensors = {str(number): tensor for number, tensor in enumerate(embedding)}
-            write_weights(file, tensors, {"caption": text, "sha256": _digest(embedding)})
+            write_weights(file, tensors, {"caption": text, "sha256": _digest(embedding)}, follow=False)
         except OSError as error:
             raise RunError(
                 f'model.cache = "{self.folder}": cannot be written ({error.strerror or error}). Name a folder with '

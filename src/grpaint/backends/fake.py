@@ -18,7 +18,7 @@ from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 
 from grpaint.backends.families import PipelineFolder
-from grpaint.core.errors import ConfigError
+from grpaint.backends.pipeline_parts import listed_parts, part_class
 from grpaint.core.runtime import Device, Precision, Runtime, resolve
 
 # What CUDA's autocast computes in fp32 and the CPU's does not: https://pytorch.org/docs/stable/amp.html
@@ -92,28 +92,21 @@ def meta_modules(folder: Path, without: Collection[str], dtypes: dict[str, torch
     ``dtypes``: by part, "default" for the others.
     """
     modules = {}
-    for name, kind in PipelineFolder(folder).settings("model_index.json").items():
-        is_needed = isinstance(kind, list) and kind[0] and name not in without
-        if is_needed and (folder / name / "config.json").is_file():
+    for name in listed_parts(PipelineFolder(folder), without):
+        if (folder / name / "config.json").is_file():
             with torch.device("meta"):
-                module = _constructor(folder / name, *kind)()
+                module = _constructor(PipelineFolder(folder), name)()
             modules[name] = module.to(dtypes.get(name, dtypes["default"]))
     return modules
 
 
-def _constructor(folder: Path, library: str, name: str) -> Callable[[], nn.Module]:
-    import diffusers
-    import transformers
-
-    cls = getattr({"diffusers": diffusers, "transformers": transformers}.get(library), name, None)
-    if cls is None:
-        raise ConfigError(
-            f"{folder}: {library}.{name}: only networks of diffusers and transformers can be planned for."
-        )
-    if library == "diffusers":
-        settings = cls.load_config(folder)
+def _constructor(folder: PipelineFolder, part: str) -> Callable[[], nn.Module]:
+    cls = part_class(folder, part)
+    place = folder.path / part
+    if hasattr(cls, "load_config"):  # of diffusers
+        settings = cls.load_config(place)
         return lambda: cls.from_config(settings)
-    config = cls.config_class.from_pretrained(folder)
+    config = cls.config_class.from_pretrained(place)
     return lambda: cls(config)
 
 

@@ -1,25 +1,24 @@
 """Open a stock pipeline, whole or in parts, and load the weight files that a run starts from."""
 
 import gc
-import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from grpaint.backends.adapters import Lora
 from grpaint.backends.base_model import BaseModel, open_parts
 from grpaint.backends.fake import meta_modules
-from grpaint.backends.families import Family
+from grpaint.backends.families import Family, PipelineFolder
 from grpaint.backends.pipeline_files import check_parts
+from grpaint.backends.pipeline_parts import check_no_code
 from grpaint.core.errors import CheckpointError, MissingExtra
 from grpaint.core.runtime import Runtime
 from grpaint.storage.files import check_tensors, read_header, read_weights
+from grpaint.storage.reading import parse_object
 
 
 def open_pipeline(
@@ -49,15 +48,13 @@ def open_pipeline(
     unused = dict.fromkeys(part for part, kind in index.items() if kind == [None, None])  # SD 3 without T5
     absent = family.WITHOUT | unused | dict.fromkeys(without)
     folder = base.settings.path if runtime.fake else base.folder
+    check_no_code(PipelineFolder(folder), absent)
     safe = None if runtime.fake else check_parts(folder, {*absent, *base.file_parts})
-    try:
+    with PipelineFolder(folder).opening(f"a {family.PIPELINE}"):
         parts = meta_modules(folder, absent, dtypes) if runtime.fake else open_parts(base, family, dtypes, without)
         pipe = getattr(diffusers, family.PIPELINE).from_pretrained(
             folder, dtype=dtypes, local_files_only=True, use_safetensors=safe, **absent, **parts
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder}: diffusers cannot open it as a {family.PIPELINE}: {reason}") from error
     if "scheduler" not in without:
         pipe.scheduler = base.with_prediction(pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
@@ -119,10 +116,18 @@ def file_tensor_name(family: Family, name: str) -> str:
     return f"{family.NETWORK}.{name.replace('.default.', '.')}"
 
 
-def adapter_scale(metadata: Mapping[str, str], family: Family) -> float:
-    """The alpha / rank of an adapter file, from the header that diffusers writes; 1 if it is not there."""
-    config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+def adapter_scale(file: Path, metadata: Mapping[str, str], family: Family) -> float:
+    """The alpha / rank of an adapter file, from the header that diffusers writes; 1 if it is not there.
+
+    Raises:
+        ConfigError, CheckpointError: if the header is damaged.
+    """
+    config = parse_object(metadata.get("lora_adapter_metadata", "{}"), str(file))
     alpha, rank = (config.get(f"{family.NETWORK}.{key}", 1) for key in ("lora_alpha", "r"))
+    if not all(isinstance(value, int | float) and 0 < value < 1e6 for value in (alpha, rank)):
+        raise CheckpointError(
+            f"{file}: its header has lora_alpha = {alpha!r:.40} and r = {rank!r:.40}, not two numbers."
+        )
     return float(alpha / rank)
 
 
@@ -149,6 +154,6 @@ def load_adapter(
     stored, metadata = read_weights(file)
     parameters = {file_tensor_name(family, key): p for key, p in trainable.items()}
     check_tensors(file, stored, parameters, metadata, {"family": name})
-    factor = adapter_scale(metadata, family) * lora.rank / lora.alpha
+    factor = adapter_scale(file, metadata, family) * lora.rank / lora.alpha
     for key, p in parameters.items():
         p.data.copy_(stored[key].float() * (factor if ".lora_B." in key else 1))

@@ -6,7 +6,7 @@ from pathlib import Path
 from grpaint.backends.families.folder import PipelineFolder
 from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.storage import hub
-from grpaint.storage.files import check_weights
+from grpaint.storage.files import check_weights, local_path
 from grpaint.storage.hub import is_hub_id
 from grpaint.storage.reading import read_object
 
@@ -23,7 +23,7 @@ def pipeline_folder(base: str, *, weights: bool, key: str = "model.base", withou
     Raises:
         ConfigError: if there is no such folder, the hub cannot be reached, or it has no such repository.
     """
-    folder = Path(base).expanduser()
+    folder = local_path(base)
     if folder.is_dir():
         return folder
     if not is_hub_id(base):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from grpaint.core.errors import ConfigError
-from grpaint.storage.files import read_header
+from grpaint.storage.files import local_path, read_header
 
 Shapes = Mapping[str, tuple[int, ...]]
 Prediction = Literal["epsilon", "v"]
@@ -96,7 +96,7 @@ def read_single_file(base: str) -> SingleFile:
         ConfigError: if there is no such file, or no family reads it.
         CheckpointError: if it is not a whole safetensors file.
     """
-    path = Path(base).expanduser()
+    path = local_path(base)
     if base.endswith(".ckpt"):
         raise ConfigError(
             f'model.base = "{base}": a pickle can run code and is not opened. Take the model\'s .safetensors file.'

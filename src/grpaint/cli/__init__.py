@@ -9,6 +9,8 @@ import sys
 import typer
 
 from grpaint.cli.app import app
+from grpaint.cli.output import lasting_errors
+from grpaint.run.signals import ctrl_c
 from grpaint.cli import runs, models, data, rewards, serve, recipes  # noqa: F401
 
 
@@ -19,41 +21,41 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a stand-in of a test may not have an encoding
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # reason: see above
-    try:
-        app()
-    except (KeyboardInterrupt, SystemExit) as end:
-        if isinstance(end, SystemExit) and end.code != 130:  # typer turns Ctrl-C into this
-            raise
-        typer.echo("grpaint: stopped at once; what was saved before stays.", err=True)
-        sys.exit(130)
-    except Exception as error:
-        code = _explain(error)
-        if code is None:
-            raise
-        sys.exit(code)
+    with lasting_errors(), ctrl_c():
+        try:
+            app()
+        except (KeyboardInterrupt, SystemExit) as end:
+            if isinstance(end, SystemExit) and end.code != 130:  # typer turns Ctrl-C into this
+                raise
+            typer.echo("grpaint: stopped at once; what was saved before stays.", err=True)
+            sys.exit(130)
+        except Exception as error:
+            code = _explain(error)
+            if code is None:
+                raise
+            sys.exit(code)
 
 
 def _explain(error: Exception) -> int | None:
     """Print an expected error in one line and return its exit code; return None for a bug of ours."""
     from grpaint.core.errors import CheckpointError, ConfigError, GrpaintError
     from grpaint.core.importing import user_code_location
+    from grpaint.core.user_code import describe
 
     if isinstance(error, GrpaintError):
         _print_error(" ".join(str(error).split("\n")))
         unreadable = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
         return 2 if unreadable or isinstance(error, ConfigError) else 1
-    if isinstance(error, OSError):
-        way_out = "; fix that, or name another place." if error.filename else ""
-        _print_error(f"{error.filename or ''}: {error.strerror or error}{way_out}")
-        return 1
     code = getattr(error, "exit_code", None)
     if code is not None and type(error).__name__ == "Stopped":
         _print_error(f"stopped by {error} after saving; continue with --resume.")
         return int(code)
-    place = user_code_location(error)
-    if place:
-        message = " ".join(str(error).split())
-        _print_error(f"{place}: {type(error).__name__}: {message}")
+    if place := user_code_location(error):
+        _print_error(f"{place}: {describe(error)}")
+        return 1
+    if isinstance(error, OSError):
+        way_out = "; fix that, or name another place." if error.filename else ""
+        _print_error(f"{error.filename or ''}: {error.strerror or error}{way_out}")
         return 1
     return None
 

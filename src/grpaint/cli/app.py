@@ -1,11 +1,44 @@
 """The application that every command joins."""
 
 import os
-from typing import Annotated
+import sys
+import traceback
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+
+class _Commands(TyperGroup):
+    """The commands; an end that a user's own code asks for, such as by ``sys.exit(0)``, is not taken for theirs."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (SystemExit, KeyboardInterrupt, GeneratorExit, EOFError, BrokenPipeError) as error:
+            if _of_user_code(error):
+                from grpaint.core.errors import RunError
+                from grpaint.core.importing import user_code_location
+                from grpaint.core.user_code import describe
+
+                raise RunError(f"{user_code_location(error)}: {describe(error)}") from error
+            raise
+
+
+def _of_user_code(error: BaseException) -> bool:
+    """Return whether a user's code raised ``error``, and neither a signal nor the end of a reader of the output."""
+    if "grpaint.core.importing" not in sys.modules:  # no code of a user's has run
+        return False
+    from grpaint.core.importing import user_code_location
+    from grpaint.core.user_code import interrupted
+
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    of_rich = isinstance(error, SystemExit) and frame.name == "on_broken_pipe"
+    return not (interrupted(error) or of_rich) and bool(user_code_location(error))
+
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

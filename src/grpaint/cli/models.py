@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from grpaint.cli.app import app
-from grpaint.cli.options import AsJson, ModelName, RecipeName, Sets
+from grpaint.cli.options import AsJson, ModelName, RecipeName, Sets, Trust
 
 
 @app.command()
@@ -20,11 +20,12 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
     like: Annotated[Path | None, typer.Option(help="Draw this picture of ours again.")] = None,
     snippet: Annotated[bool, typer.Option("--snippet", help="Print a script for diffusers instead.")] = False,
     sets: Sets = None,
+    trust: Trust = False,
 ) -> None:
     """Draw captions with a trained model. Each picture says how it was drawn."""
     from grpaint.commands.sample.command import DrawRequest, draw_captions
 
-    draw_captions(source, DrawRequest(prompts or [], seed, out, steps, guidance, like, snippet, sets or []))
+    draw_captions(source, DrawRequest(prompts or [], seed, out, steps, guidance, like, snippet, sets or [], trust))
 
 
 @app.command()
@@ -39,19 +40,20 @@ def export(
         str | None, typer.Option(metavar="OWNER/NAME", help="Then upload it to this repository of the hub.")
     ] = None,
     sets: Sets = None,
+    trust: Trust = False,
 ) -> None:
     """Write a trained adapter or pipeline for other programs; it is loaded again and compared first."""
     from grpaint.commands.export import command
 
-    command.export(source, target, out, check, push, sets or [])
+    command.export(source, target, out, check, push, sets or [], trust=trust)
 
 
 @app.command()
-def doctor(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False) -> None:
+def doctor(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False, trust: Trust = False) -> None:
     """Check a recipe on this machine and model before it runs: PASS or FAIL, the likely cause and the fix."""
     from grpaint.commands.doctor.command import run
 
-    run(recipe, sets or [], as_json=as_json)
+    run(recipe, sets or [], as_json=as_json, trust=trust)
 
 
 @app.command()

@@ -10,5 +10,6 @@ Sets = Annotated[list[str] | None, typer.Option("--set", help="key.sub=value; ma
 RunName = Annotated[str | None, typer.Option("--name", help="The folder's name under runs/.")]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds run folders.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run of this name.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Let settings of a run or file that you only read name code.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelName = Annotated[str, typer.Argument(metavar="RUN-OR-CHECKPOINT", help="A run, a checkpoint folder, or a file.")]

@@ -5,15 +5,15 @@ from typing import Annotated
 import typer
 
 from grpaint.cli.app import app
-from grpaint.cli.options import AsJson, RecipeName, Sets
+from grpaint.cli.options import AsJson, RecipeName, Sets, Trust
 
 
 @app.command()
-def show(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False) -> None:
+def show(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False, trust: Trust = False) -> None:
     """A recipe in full: its settings, its steps, its batches and what an iteration costs. Opens no weights."""
     from grpaint.commands import show as command
 
-    command.show(recipe, sets or [], as_json=as_json)
+    command.show(recipe, sets or [], as_json=as_json, trust=trust)
 
 
 @app.command()
@@ -26,11 +26,12 @@ def plan(
     minutes: Annotated[float, typer.Option(min=0.01, max=1440, help="After which it says why it has no answer.")] = 1.0,
     as_json: AsJson = False,
     sets: Sets = None,
+    trust: Trust = False,
 ) -> None:
     """What a recipe will need: memory by phase, model evaluations, disk, time. Opens no weights."""
     from grpaint.commands.estimate.command import run
 
-    run(recipe, sets or [], gpu, measure=calibrate, as_json=as_json, minutes=minutes)
+    run(recipe, sets or [], gpu, measure=calibrate, as_json=as_json, minutes=minutes, trust=trust)
 
 
 @app.command(name="list")

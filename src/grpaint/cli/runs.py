@@ -6,12 +6,14 @@ from typing import Annotated
 import typer
 
 from grpaint.cli.app import app
-from grpaint.cli.options import AsJson, RecipeName, Resume, RunName, Runs, Sets
+from grpaint.cli.options import AsJson, RecipeName, Resume, RunName, Runs, Sets, Trust
+from grpaint.cli.output import lasting_output
 
 RUNS = Path("runs")
 
 
 @app.command()
+@lasting_output()
 def train(
     recipe: RecipeName = None, sets: Sets = None, name: RunName = None, runs: Runs = RUNS, resume: Resume = False
 ) -> None:
@@ -23,6 +25,7 @@ def train(
 
 
 @app.command()
+@lasting_output()
 def sft(
     recipe: RecipeName = None, sets: Sets = None, name: RunName = None, runs: Runs = RUNS, resume: Resume = False
 ) -> None:
@@ -34,6 +37,7 @@ def sft(
 
 
 @app.command()
+@lasting_output()
 def evaluate(
     sources: Annotated[
         list[str],
@@ -46,14 +50,16 @@ def evaluate(
     keep: Annotated[bool, typer.Option("--keep", help="Keep the images.")] = False,
     as_json: AsJson = False,
     sets: Sets = None,
+    trust: Trust = False,
 ) -> None:
     """Judge a model on held-out prompts, or several against each other. --set takes evaluate.* and measure.*"""
     from grpaint.commands.evaluate.command import run
 
-    run(sources, sets or [], out, few=few, keep=keep, as_json=as_json)
+    run(sources, sets or [], out, few=few, keep=keep, as_json=as_json, trust=trust)
 
 
 @app.command()
+@lasting_output()
 def compare(  # noqa: PLR0913 - reason: one argument a flag
     methods: Annotated[
         list[str],

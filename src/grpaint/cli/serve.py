@@ -7,9 +7,11 @@ import typer
 
 from grpaint.cli.app import app
 from grpaint.cli.options import Sets
+from grpaint.cli.output import lasting_output
 
 
 @app.command(name="serve-reward")
+@lasting_output()
 def serve_reward(  # noqa: PLR0913 - reason: one argument a flag
     reward: Annotated[str, typer.Argument(help="A name that `grpaint list rewards` gives, or file.py:function.")],
     port: Annotated[int, typer.Option(help="0 takes a free one.")],

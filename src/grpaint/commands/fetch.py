@@ -8,6 +8,7 @@ from grpaint.recipe.build import Plain
 from grpaint.recipe.config import locate, override, weights_of
 from grpaint.report.console import echo
 from grpaint.storage import hub
+from grpaint.storage.files import local_path
 from grpaint.storage.reading import read_toml
 
 
@@ -56,6 +57,6 @@ def _of_rewards(table: Plain) -> list[Download]:
             repository, files = hub.repository_files(source.location)
             files = [file for file in files if hub.matches_any(file.name, source.files)]
             downloads.append(Download(f"{key}.{source.setting}", repository, files))
-        elif not Path(source.location).expanduser().exists():
+        elif not local_path(source.location).exists():
             echo(f"{key}.{source.setting}: {source.files[0]} comes from {source.origin}")
     return downloads

@@ -3,21 +3,24 @@
 import ipaddress
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.policy import ExternalReward, Reward
+from grpaint.core.policy import Reward
+from grpaint.learn.external_rewards import connect_rewards
 from grpaint.learn.table import score_images
 from grpaint.recipe.build import build
 from grpaint.recipe.config import override
 from grpaint.report.console import echo
-from grpaint.rewards.elsewhere.server import Limits, RewardServer, identity
+from grpaint.rewards.elsewhere.limits import Limits
+from grpaint.rewards.elsewhere.server import RewardServer, identity
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ class Service:
         ranges = self.max_mib >= 1 and 0 < self.timeout <= 86_400 and 0 <= self.port < 65536
         if not ranges or self.batch < 0 or self.threads < 0:
             raise ConfigError("serve-reward: --max-mib, --timeout (seconds, up to a day), --port: out of range.")
-        return Limits(self.max_mib << 20, self.timeout, self.batch)
+        size = self.max_mib << 20  # of uint8 pixels: a quarter of it, as fp32, is what they take
+        pixels, memory = max(Limits.pixels, size // 4), max(Limits.memory, 16 * size)
+        return Limits(size, self.timeout, self.batch, pixels=pixels, memory=memory)
 
 
 def run(kind: str, sets: Sequence[str], service: Service) -> None:
@@ -61,13 +66,23 @@ def run(kind: str, sets: Sequence[str], service: Service) -> None:
     if service.threads:
         torch.set_num_threads(service.threads)
     token, generated = token_of(service.host, service.token_env, service.token_file)
-    address = service.host, service.port
-    server, stop = make_server(kind, sets, address, token, limits, lambda line: echo(line, err=True))
-    if generated:
-        echo(f"token {token}")
-    name, digest = server.about["name"], server.about["identity"]
-    echo(f"serving {name} on http://{service.host}:{server.server_port} identity {digest}")
-    serve(server, stop)
+    reward, settings = open_reward(kind, sets)
+    about = {"name": kind, "version": version("grpaint"), "identity": identity(reward, settings)}
+
+    def log(line: str) -> None:
+        echo(line, err=True)
+
+    with connect_rewards({kind: reward}, log):
+        score = partial(score_images, kind, reward)
+        try:
+            server = RewardServer((service.host, service.port), score, about, token, limits, log)
+        except OSError as error:
+            reason = (error.strerror or str(error)).partition(" (while")[0]  # the library repeats the address
+            raise ConfigError(f"--host {service.host} --port {service.port}: {reason}.") from error
+        if generated:
+            echo(f"token {token}")
+        echo(f"serving {kind} on http://{service.host}:{server.server_port} identity {about['identity']}")
+        server.serve_forever()
 
 
 def token_of(host: str, variable: str | None, file: Path | None) -> tuple[str, bool]:
@@ -103,19 +118,11 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def make_server(
-    kind: str,
-    sets: Sequence[str],
-    address: tuple[str, int],
-    token: str,
-    limits: Limits,
-    log: Callable[[str], None],
-) -> tuple[RewardServer, Callable[[], None]]:
-    """Return a server that listens on ``address``, and a function to call after it has ended.
+def open_reward(kind: str, sets: Sequence[str]) -> tuple[Reward, dict[str, Any]]:
+    """Build the reward ``kind`` with its own settings; return it, and all of them.
 
     Raises:
-        ConfigError: the reward cannot be built or served, or the address cannot be used.
-        RewardError: a reward in another process does not start.
+        ConfigError: it cannot be built or served.
     """
     if any(item.partition("=")[0].strip() in ("kind", "weight") for item in sets):
         raise ConfigError(
@@ -127,23 +134,4 @@ def make_server(
             f"{kind}: it compares the images of a prompt, and a server does not receive them together; name it in "
             "the run itself, or serve it pointwise."
         )
-    stop: Callable[[], None] = lambda: None  # noqa: E731
-    if isinstance(reward, ExternalReward):
-        stop = reward.stop
-        for note in reward.start():
-            log(note)
-    about = {"name": kind, "version": version("grpaint"), "identity": identity(reward, settings)}
-    try:
-        return RewardServer(address, partial(score_images, kind, reward), about, token, limits, log), stop
-    except OSError as error:
-        stop()
-        reason = (error.strerror or str(error)).partition(" (while")[0]  # the library repeats the address
-        raise ConfigError(f"--host {address[0]} --port {address[1]}: {reason}.") from error
-
-
-def serve(server: RewardServer, stop: Callable[[], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C, finish the requests under way, then call ``stop``."""
-    try:
-        server.serve_forever()
-    finally:
-        stop()
+    return reward, settings

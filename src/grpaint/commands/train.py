@@ -8,10 +8,19 @@ from typing import Any
 
 import torch
 
-from grpaint.core.errors import CheckpointError, ConfigError, GrpaintError, MemoryExhausted, RewardError, RunError
+from grpaint.core.errors import (
+    CheckpointError,
+    ConfigError,
+    GrpaintError,
+    MemoryExhausted,
+    RewardError,
+    RunError,
+)
+from grpaint.core.importing import user_code_location
 from grpaint.core.rng import uniform
 from grpaint.core.runtime import Runtime, has_matrix_units
 from grpaint.core.runtime import resolve as resolve_runtime
+from grpaint.core.user_code import describe, interrupted
 from grpaint.judge import best_guided, evaluate, judging_rewards, paired_difference, sample
 from grpaint.learn.external_rewards import connect_rewards
 from grpaint.learn.reward_checks import self_test
@@ -22,10 +31,7 @@ from grpaint.recipe.config import (
     Recipe,
     SftRecipe,
     TrainRecipe,
-    keep_commits,
-    locate,
     open_recipe,
-    override,
     pin_commits,
     resolve,
 )
@@ -34,12 +40,12 @@ from grpaint.report.console import Terminal
 from grpaint.report.figures import picture_sheet, save_picture
 from grpaint.report.terminal import before_after_table, hacking_line
 from grpaint.run.folder import RunFolder
+from grpaint.run.loggers import start_loggers
 from grpaint.run.loop import Loop
 from grpaint.run.memory import memory
 from grpaint.run.progress import Progress
-from grpaint.run.saved import check_resume
+from grpaint.run.resume import all_sets, settings_to_resume
 from grpaint.run.signals import Listener, Stopped
-from grpaint.storage.reading import read_toml
 
 Log = Callable[[str], None]
 Watcher = Callable[[int, dict[str, Any]], None]
@@ -65,50 +71,37 @@ def run(
         )
     path = runs / run_name
     if resume:
-        folder = RunFolder.open(path)
-        recipe, settings = _settings_to_resume(folder, stage, name, sets)
-        facts = folder.facts()
-        if facts.get("status") == "finished" and settings == resolve(folder.settings(), stage)[1]:
-            limits = "train.iterations" + (" and train.evaluations" if recipe.train.evaluations else "")
-            console.print(f"{path} has finished its {facts['iterations']} iterations; with larger {limits} it goes on.")
-            return
-        folder.keep_settings(settings)
-        folder.status(sets=_all_sets(folder, sets))
+        with RunFolder.open(path) as folder:
+            recipe, settings = settings_to_resume(folder, stage, name, sets)
+            facts = folder.facts()
+            if facts.get("status") == "finished" and settings == resolve(folder.settings(), stage)[1]:
+                done = facts.get("iterations", recipe.train.iterations)
+                limits = "train.iterations" + (" and train.evaluations" if recipe.train.evaluations else "")
+                console.print(f"{path} has finished its {done} iterations; with larger {limits} it goes on.")
+                return
+            folder.keep_settings(settings)
+            folder.status(sets=all_sets(folder, sets))
+            _train(console, recipe, settings, folder, advice)
     else:
         recipe, settings = pin_commits(*open_recipe(name, stage, sets))
-        folder = RunFolder.create(path, settings, sets)
+        with RunFolder.create(path, settings, sets) as folder:
+            try:
+                _train(console, recipe, settings, folder, advice)
+            except (ConfigError, CheckpointError):
+                if not folder.lines("evaluations.jsonl"):
+                    folder.discard()
+                raise
+
+
+def _train(console: Terminal, recipe: Recipe, settings: Mapping[str, Any], folder: RunFolder, advice: Advice) -> None:
+    """Train in a locked run folder, and print the result."""
     try:
         with Progress(console, recipe.train) as progress:
             start(recipe, folder, progress.log, [progress.update])
-    except (ConfigError, CheckpointError):
-        if not resume and not folder.lines("evaluations.jsonl"):
-            folder.discard()
-        raise
     except MemoryExhausted as error:
-        _print_advice(console, advice, settings, stage, error.phase)
+        _print_advice(console, advice, settings, recipe.stage, error.phase)
         raise
     _print_result(console, folder)
-
-
-def _all_sets(folder: RunFolder, sets: list[str]) -> list[str]:
-    """The ``--set`` items that the run began with, then the new ones."""
-    return [item for item in folder.facts().get("sets", []) if item not in sets] + sets
-
-
-def _settings_to_resume(
-    folder: RunFolder, stage: str, name: str | None, sets: list[str]
-) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe and settings with which a run continues.
-
-    Raises:
-        ConfigError: a setting that may not change on resume differs from the run's.
-    """
-    before = folder.settings()
-    table = override(before, sets) if name is None else override(read_toml(locate(name)), _all_sets(folder, sets))
-    recipe, settings = resolve(keep_commits(table, before), stage)
-    # both resolved, so that settings newer than the run have their defaults
-    check_resume(folder, resolve(before, stage)[1], settings)
-    return recipe, settings
 
 
 def _print_advice(console: Terminal, advice: Advice, settings: Mapping[str, Any], stage: str, phase: str) -> None:
@@ -123,10 +116,11 @@ def _print_advice(console: Terminal, advice: Advice, settings: Mapping[str, Any]
 def _print_result(console: Terminal, folder: RunFolder) -> None:
     """Print the evaluations before and after training, an alarm of reward hacking, and the paths of the run."""
     lines = folder.lines("evaluations.jsonl")
-    first, last = lines[0], lines[-1]
-    by_prompt = f"{score_name(last)}_by_prompt"
-    difference = paired_difference(first[by_prompt], last[by_prompt]) if by_prompt in last else None
-    console.print(before_after_table(first, last, difference))
+    if lines and lines[0]["iteration"] == 0:  # not where a damaged line was left out
+        first, last = lines[0], lines[-1]
+        by_prompt = f"{score_name(last)}_by_prompt"
+        difference = paired_difference(first[by_prompt], last[by_prompt]) if by_prompt in last else None
+        console.print(before_after_table(first, last, difference))
     if alarm := hacking_line(folder.facts()):
         console.print(alarm, soft_wrap=True)
     console.print(f"run folder  {folder.path}", soft_wrap=True)
@@ -155,22 +149,34 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher]) 
                 train(recipe, loop)
             _save_pictures(recipe, loop)
             folder.status(status="finished", iterations=loop.done)
-    except OSError as error:
-        _record_end(folder, error)
-        raise RunError(
-            f"{folder.path}: could not be written ({error.strerror or error}). The last good checkpoint stays; fix "
-            "that and continue with --resume."
-        ) from error
-    except (Exception, KeyboardInterrupt) as error:
-        _record_end(folder, error)
-        raise
+    except BaseException as error:
+        reason = _reason(folder, error)
+        _record_end(folder, reason)
+        if reason is error:
+            raise
+        raise reason from error
+
+
+def _reason(folder: RunFolder, error: BaseException) -> BaseException:
+    """Return what ended a run: an error of ours that names a user's own code or the folder, or else ``error``."""
+    if isinstance(error, GrpaintError | Stopped) or interrupted(error):
+        return error
+    if place := user_code_location(error):
+        return RunError(f"{place}: {describe(error)}")
+    if isinstance(error, OSError):
+        return RunError(
+            f"{error.filename or folder.path}: could not be written ({error.strerror or error}). The last good "
+            "checkpoint stays; fix that and continue with --resume."
+        )
+    return error
 
 
 def _record_end(folder: RunFolder, error: BaseException) -> None:
     """Write the status of a run that ends early."""
-    status = "interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+    interruption = isinstance(error, Stopped | KeyboardInterrupt)
+    reason = type(error).__name__ if isinstance(error, KeyboardInterrupt) else str(error)
     with contextlib.suppress(OSError):  # a full disk must not hide the first error
-        folder.status(status=status, reason=str(error) or type(error).__name__)
+        folder.status(status="interrupted" if interruption else "failed", reason=reason or type(error).__name__)
 
 
 def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -> Loop:
@@ -194,7 +200,7 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
         check_captions(recipe.data.captions())
     if isinstance(recipe, TrainRecipe):
         _self_test_rewards(recipe, runtime)
-    _start_loggers(recipe, folder)
+    sinks = start_loggers(recipe.loggers, folder.path, folder.settings(), log)
     with memory("load"):
         policy = recipe.model.load(runtime)
         if isinstance(recipe.data, Listed) and isinstance(policy, Preparing):
@@ -202,30 +208,14 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
             if encoded:
                 log(f"{encoded} captions encoded, and kept for later runs")
     loop = Loop(recipe, policy, folder, lambda iteration: _evaluation(recipe, policy, iteration), listener)
-    loop.watchers.extend(logger.write for logger in recipe.loggers.values())
+    loop.watchers.extend(sinks)
     folder.status(device=runtime.device, precision=runtime.precision, threads=torch.get_num_threads())
-    checkpoint = folder.latest()
-    if checkpoint:
+    if checkpoint := folder.resumable:
         loop.resume(checkpoint)
         log(f"resumed from {checkpoint}")
     else:
         folder.cut(-1)
     return loop
-
-
-def _start_loggers(recipe: Recipe, folder: RunFolder) -> None:
-    """Start the loggers.
-
-    Raises:
-        ConfigError: one does not start.
-    """
-    for name, logger in recipe.loggers.items():
-        try:
-            logger.start(folder.path, folder.settings())
-        except GrpaintError:
-            raise
-        except Exception as error:  # its library may raise anything
-            raise ConfigError(f"loggers.{name}: it did not start: {type(error).__name__}: {error}") from error
 
 
 def _machine(runtime: Runtime) -> str:

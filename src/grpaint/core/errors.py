@@ -10,6 +10,13 @@ GrpaintError                 one line for the terminal, never a traceback
 """
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, torch on the CPU, CUDA or cuBLAS means that there is no memory left."""
+    signs = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
+    torch_says_so = isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
+    return isinstance(error, MemoryError) or torch_says_so  # torch.OutOfMemoryError is a RuntimeError
+
+
 class GrpaintError(Exception):
     """Base class; the message says in one line what went wrong, why, and how to fix it."""
 

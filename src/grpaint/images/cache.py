@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from grpaint.core.errors import ConfigError
 from grpaint.storage.atomic import write_atomic
 from grpaint.storage.cache import cache_folder
+from grpaint.storage.reading import parse_object, read_object
 
-VERSION = 1
+VERSION = 2
 
 
 def folder() -> Path:
@@ -24,16 +26,21 @@ def stamp(file: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+
+
 def _file(subject: str) -> Path:
-    return folder() / f"{hashlib.blake2b(subject.encode(), digest_size=12).hexdigest()}.json"
+    return folder() / f"{_digest(subject)}.json"
 
 
 def read(subject: str) -> dict[str, Any]:
-    """Return the facts stored for ``subject``; none if they cannot be read, since they can be found out again."""
+    """Return the facts stored for ``subject``; none if they are damaged, since they can be found out again."""
     try:
-        stored = json.loads(_file(subject).read_text(encoding="utf-8"))
-        return dict(stored["found"]) if stored["version"] == VERSION else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        stored = read_object(_file(subject))
+        text = stored["facts"] if stored["version"] == VERSION else "{}"
+        return parse_object(text, subject) if stored["digest"] == _digest(text) else {}
+    except (ConfigError, KeyError, TypeError, AttributeError):
         return {}
 
 
@@ -42,4 +49,5 @@ def write(subject: str, facts: Mapping[str, Any]) -> None:
     file = _file(subject)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, json.dumps({"version": VERSION, "found": facts}))
+        text = json.dumps(facts)
+        write_atomic(file, json.dumps({"version": VERSION, "digest": _digest(text), "facts": text}), follow=False)

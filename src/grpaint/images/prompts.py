@@ -17,6 +17,7 @@ from grpaint.core.rng import permutation
 from grpaint.images.data import check_split, first_missing
 from grpaint.images.order import epoch_order, is_held_out
 from grpaint.images.pictures import BadImage, crop_to, read_picture, to_tensor
+from grpaint.storage.confined import inside
 from grpaint.storage.reading import json_lines, read_text
 
 SUFFIXES = (".txt", ".jsonl", ".csv")
@@ -140,7 +141,7 @@ class PromptData:
         name = prompt.metadata.get("reference")
         if not isinstance(name, str) or not name:
             raise ConfigError(f'{self.train}: the prompt "{prompt.text}" names no image in column "reference".')
-        file = Path(self.train).parent / name
+        file = inside(Path(self.train).parent, name, f'{self.train}: the reference of "{prompt.text}"')
         try:
             picture = crop_to(read_picture(file.read_bytes()), (self.resolution, self.resolution))
         except (BadImage, OSError) as error:

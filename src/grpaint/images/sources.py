@@ -15,6 +15,7 @@ from grpaint.core.errors import ConfigError
 from grpaint.core.text import printable
 from grpaint.images import cache
 from grpaint.images.pictures import SUFFIXES, BadImage
+from grpaint.storage.confined import inside
 from grpaint.storage.reading import decode_text, json_lines, parse_object, read_object, read_regular, read_text
 
 Fields = dict[str, Any]
@@ -120,7 +121,7 @@ def _rows(table: Path) -> Iterator[tuple[Path, Fields]]:
             raise ConfigError(f"{table}:{number}: no file_name, which names the image that the line describes.")
         if name in earlier_names:
             raise ConfigError(f"{table}:{number}: a second line for {name}.")
-        if not (table.parent / name).is_file():
+        if not inside(table.parent, name, f"{table}:{number}", links=True).is_file():
             raise ConfigError(f"{table}:{number}: there is no file {name} beside it.")
         if Path(name).suffix.lower() not in SUFFIXES:
             raise ConfigError(f"{table}:{number}: {name}: images end in {', '.join(SUFFIXES)}.")

@@ -36,7 +36,7 @@ def problem(file: str) -> str:
             for begin in range(0, batch.num_rows, ROWS):
                 batch.slice(begin, ROWS).to_pylist()
     except Exception as error:  # noqa: BLE001 - reason: a damaged file may raise anything
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
     return ""
 
 

@@ -13,6 +13,7 @@ from grpaint.core.text import printable
 from grpaint.images import cache
 from grpaint.images.pictures import BadImage
 from grpaint.images.sources import ImageEntry, read_image_file
+from grpaint.storage.confined import inside
 from grpaint.storage.reading import read_object
 
 CHECK = Path(__file__).with_name("table_check.py")
@@ -74,7 +75,7 @@ class ImageTables:
         if isinstance(cell, dict):
             cell = cell.get("bytes") or cell.get("path")
         if isinstance(cell, str):
-            return read_image_file(entry.file.parent / cell)
+            return read_image_file(inside(entry.file.parent, cell, f"{entry.file}: {entry.name}"))
         if not isinstance(cell, bytes):
             raise BadImage("no image in its column")
         return cell

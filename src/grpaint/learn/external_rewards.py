@@ -8,6 +8,7 @@ from torch import Tensor
 
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import ExternalReward, Prompt, Reward
+from grpaint.core.user_code import user_code
 from grpaint.parallel.background import BackgroundCall
 
 
@@ -21,14 +22,21 @@ def connect_rewards(rewards: Mapping[str, Reward], log: Callable[[str], None]) -
     with ExitStack() as stack:
         for name, reward in rewards.items():
             if isinstance(reward, ExternalReward):
-                stack.callback(reward.stop)
-                try:
-                    notes = reward.start()
-                except RewardError as error:
-                    raise RewardError(f"reward {name}: {error}") from error
+                stack.callback(_stop, name, reward, log)
+                with user_code(f"reward {name}", RewardError):
+                    notes = [f"reward {name}: {note}" for note in reward.start()]
                 for note in notes:
-                    log(f"reward {name}: {note}")
+                    log(note)
         yield
+
+
+def _stop(name: str, reward: ExternalReward, log: Callable[[str], None]) -> None:
+    """Stop a reward; an error is told and not raised, since what comes before it says how the run ended."""
+    try:
+        with user_code(f"reward {name}", RewardError):
+            reward.stop()
+    except RewardError as error:
+        log(f"{error} (while it stopped)")
 
 
 def score_all(

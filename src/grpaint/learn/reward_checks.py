@@ -13,6 +13,7 @@ from torch import Tensor
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt, Reward
 from grpaint.core.reward import Pair, RewardBase
+from grpaint.core.user_code import user_code
 from grpaint.learn.table import RewardTable, score_images
 
 
@@ -26,8 +27,9 @@ def self_test(
     Raises:
         RewardError: if scoring fails as in :func:`score_images`, or the pair's scores are out of range or misordered.
     """
-    pair = _pair_of(name, reward)
-    state = copy.deepcopy(reward.state_dict()) if hasattr(reward, "state_dict") else None
+    with user_code(f"reward {name}", RewardError, " (before its self-test)"):
+        pair = reward.pair() if isinstance(reward, RewardBase) else None
+        state = copy.deepcopy(reward.state_dict()) if hasattr(reward, "state_dict") else None
     if pair is None:
         score_images(name, reward, images, prompts)
     else:
@@ -35,15 +37,9 @@ def self_test(
         scores = score_images(name, reward, pair_images, [pair.prompt] * 2)
         _check_pair(name, pair, scores)
     if state is not None:
-        reward.load_state_dict(state)  # type: ignore[attr-defined]  # a state_dict comes with it
+        with user_code(f"reward {name}", RewardError, " (after its self-test)"):
+            reward.load_state_dict(state)  # type: ignore[attr-defined]  # a state_dict comes with it
     return (pair, scores) if pair else None
-
-
-def _pair_of(name: str, reward: Reward) -> Pair | None:
-    try:
-        return reward.pair() if isinstance(reward, RewardBase) else None
-    except Exception as error:  # a user's own reward may raise anything
-        raise RewardError(f"reward {name}: its self-test pair raised {type(error).__name__}: {error}") from error
 
 
 def _check_pair(name: str, pair: Pair, scores: Tensor) -> None:

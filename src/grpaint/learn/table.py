@@ -7,10 +7,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from grpaint.core.errors import GrpaintError, RewardError
+from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt, Reward
 from grpaint.core.reward import RewardBase
+from grpaint.core.text import printable
+from grpaint.core.user_code import user_code
 from grpaint.learn import external_rewards
+
+MOST_TEXT = 200  # characters of a prompt in an error
 
 
 @dataclass(frozen=True)
@@ -92,20 +96,15 @@ def score_images(
     Raises:
         RewardError: if an image or a score is not finite, the reward raises, or the number of scores is wrong.
     """
-    first = ", ".join(f'"{prompt.text}"' for prompt in prompts[:3])
+    first = ", ".join(f'"{printable(prompt.text, MOST_TEXT)}"' for prompt in prompts[:3])
     bad_images = (~images.isfinite()).flatten(1).any(1).sum()
     if type(images) is Tensor and bad_images:  # the estimate's tensor subclasses have no values
         raise RewardError(
             f"reward {name} was not called: {bad_images.item()} of {len(images)} images contain NaN or infinity (first "
             f"prompts: {first}). Use a higher precision or a lower train.learning_rate, and continue with --resume."
         )
-    try:
-        with torch.no_grad():
-            scores = torch.as_tensor(reward(images, prompts), dtype=torch.float32).cpu()
-    except GrpaintError as error:
-        raise RewardError(f"reward {name}: {error} (first prompts: {first})") from error
-    except Exception as error:
-        raise RewardError(f"reward {name} raised {type(error).__name__}: {error} (first prompts: {first})") from error
+    with user_code(f"reward {name}", RewardError, f" (first prompts: {first})"), torch.no_grad():
+        scores = torch.as_tensor(reward(images, prompts), dtype=torch.float32).cpu()
     if scores.shape != (len(prompts),):
         raise RewardError(
             f"reward {name} returned shape {tuple(scores.shape)} for {len(prompts)} images; it must return one "
@@ -113,6 +112,7 @@ def score_images(
         )
     bad_rows = (~scores.isfinite()).nonzero()[:, 0].tolist()
     if bad_rows:
-        value, texts = scores[bad_rows[0]].item(), ", ".join(f'"{prompts[i].text}"' for i in bad_rows[:3])
+        value = scores[bad_rows[0]].item()
+        texts = ", ".join(f'"{printable(prompts[i].text, MOST_TEXT)}"' for i in bad_rows[:3])
         raise RewardError(f"reward {name} returned {value} for {len(bad_rows)} images (prompts: {texts})")
     return scores

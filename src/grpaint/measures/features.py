@@ -15,7 +15,7 @@ from grpaint.core.errors import ConfigError, MissingExtra
 from grpaint.images.encoding import eight_bit
 from grpaint.scenes.scorer import SHIPPED, WIDTH, shipped_scorer
 from grpaint.scenes.shapes import SIDE
-from grpaint.storage.files import digest
+from grpaint.storage.files import digest, local_path
 from grpaint.vision.clip import ClipImages, load_clip_network
 from grpaint.vision.sources import read_config
 
@@ -80,7 +80,7 @@ class ClipFeatures:
     path: str
 
     def _file(self, name: str) -> Path:
-        file = Path(self.path).expanduser() / name
+        file = local_path(self.path) / name
         if not file.is_file():
             raise ConfigError(
                 f'features.path = "{self.path}": {name} not found; name the folder of a CLIP model (transformers, '
@@ -136,7 +136,7 @@ class InceptionFeatures:
     width = 2048
 
     def card(self) -> dict[str, Any]:
-        if not Path(self.path).expanduser().is_file():
+        if not local_path(self.path).is_file():
             raise ConfigError(
                 f'features.path = "{self.path}": no such file; name Inception\'s weights-inception-*.pth.'
             )
@@ -147,7 +147,7 @@ class InceptionFeatures:
         return {
             "name": "Inception v3 pool features",
             "version": f"torch-fidelity {version}",
-            "weights": file_hash(Path(self.path).expanduser()),
+            "weights": file_hash(local_path(self.path)),
             "resize": "bilinear as TensorFlow 1",
             "input": "299x299",
             "width": self.width,
@@ -159,7 +159,7 @@ class InceptionFeatures:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:
             raise MissingExtra('features.kind = "inception"', "inception") from error
-        file = str(Path(self.path).expanduser())
+        file = str(local_path(self.path))
         return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=file).eval()
 
     def __call__(self, images: Tensor, /) -> Tensor:

@@ -22,9 +22,9 @@ class BackgroundCall(Generic[T]):
         threading.Thread(target=self._run, args=(function, torch.get_num_threads()), daemon=True).start()
 
     def _run(self, function: Callable[[], T], threads: int) -> None:
-        # a new thread has an OpenMP thread count of its own, and the count changes how sums round
-        torch.set_num_threads(threads)
         try:
+            # a new thread has an OpenMP thread count of its own, and the count changes how sums round
+            torch.set_num_threads(threads)
             self._results.append(function())
         except BaseException as error:  # noqa: BLE001 - reason: result() raises it
             self._error = error

@@ -7,7 +7,8 @@ import difflib
 from typing import Any
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.importing import import_target
+from grpaint.core.importing import import_packaged, import_target
+from grpaint.core.user_code import user_code
 
 CATALOG: dict[str, dict[str, str]] = {
     "models": {
@@ -114,19 +115,19 @@ def find_piece(group: str, kind: str, key: str) -> Any:
     """Import the class or function that ``kind`` names in ``group``; ``key`` is the table's, for errors.
 
     Raises:
-        ConfigError: there is no such name, file or attribute.
+        ConfigError: there is no such name, file or attribute; ForeignCode, if a file names it and may not.
     """
     known = CATALOG[group]
-    if ":" not in kind and kind not in known:
+    if kind in known:
+        return import_packaged(known[kind])
+    if ":" not in kind:
         names = sorted(known)
         raise ConfigError(
             f'{key}.kind = "{kind}": no such {group.removesuffix("s")}.{did_you_mean(kind, names)} '
             f"There are: {', '.join(names)}; or your own, as module:Name or file.py:name."
         )
-    try:
-        return import_target(known.get(kind, kind))
-    except Exception as error:  # a user's own file may raise anything
-        raise ConfigError(f'{key}.kind = "{kind}": cannot be imported: {type(error).__name__}: {error}') from error
+    with user_code(f'{key}.kind = "{kind}": cannot be imported: it', ConfigError):
+        return import_target(kind, f"{key}.kind")
 
 
 def kind_of(cls: type) -> tuple[str, str] | None:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from grpaint.backends.weights import WeightSets
-from grpaint.core.errors import ConfigError
+from grpaint.core.errors import ConfigError, GrpaintError
 from grpaint.core.path import Path
 from grpaint.core.policy import CaptionedImages, Policy, Prompt, Reward, Weights
 from grpaint.core.reward import RewardBase
 from grpaint.core.runtime import Runtime
+from grpaint.core.user_code import describe, interrupted
 from grpaint.learn.floor import Floor
 
 
@@ -171,6 +172,10 @@ class WeightedReward:
                 self.reward.check()
         except ValueError as error:
             raise ConfigError(f"{key}.{error}") from error
+        except BaseException as error:
+            if isinstance(error, GrpaintError) or interrupted(error):
+                raise
+            raise ConfigError(f"{key}: its check raised {describe(error)}") from error
 
 
 def stateful(piece: Any, name: str = "") -> dict[str, Any]:

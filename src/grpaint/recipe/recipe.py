@@ -36,16 +36,30 @@ class Common:
 
     def __post_init__(self) -> None:
         check_range(self, 0, MOST_THREADS, "threads")
-        _prefix("evaluate", self.evaluate.check, self.model.path)
-        self._check_images()
+        check_evaluation(self.evaluate, self.model)
+        check_images(self.data, self.model)
 
-    def _check_images(self) -> None:
-        """Refuse data whose captioned images or measures are of another size than the model's images can be."""
-        check_size = getattr(self.model, "check_size", None)
-        if self.data.captioned and check_size:
-            for size in getattr(self.data, "sizes", ()):
-                check_size(*size)
-        _check_size("data measures", self.data, self.model)
+
+def check_evaluation(evaluate: Evaluation, model: ModelSpec) -> None:
+    """Check that a model can be sampled as ``[evaluate]`` says.
+
+    Raises:
+        ValueError: the sampler or its steps do not suit the model's path.
+    """
+    _prefix("evaluate", evaluate.check, model.path)
+
+
+def check_images(data: Data, model: ModelSpec) -> None:
+    """Check that captioned images and measures are of a size that the model's images can be.
+
+    Raises:
+        ValueError, ConfigError: they are of another size.
+    """
+    check_size = getattr(model, "check_size", None)
+    if data.captioned and check_size:
+        for size in getattr(data, "sizes", ()):
+            check_size(*size)
+    _check_size("data measures", data, model)
 
 
 @dataclass(frozen=True, kw_only=True)

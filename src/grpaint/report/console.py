@@ -33,3 +33,7 @@ class Terminal(Console):
     def render_str(self, text: str, **settings: Any) -> Text:
         """Make a text of rich from a plain one; characters that do not print become escapes."""
         return super().render_str(printable_lines(text), **settings)
+
+    def on_broken_pipe(self) -> None:
+        """Let the error of writing pass, which rich would turn into an end of the process by SystemExit."""
+        raise  # noqa: PLE0704 - reason: it is called where the error is handled

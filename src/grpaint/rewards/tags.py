@@ -9,6 +9,7 @@ from torch import Tensor
 
 from grpaint.core.importing import import_target
 from grpaint.core.policy import Prompt
+from grpaint.core.user_code import user_code
 from grpaint.images.tags import underscores_to_spaces
 
 Tagger = Callable[[Tensor], Sequence[Mapping[str, float]]]
@@ -46,16 +47,14 @@ class TagRecall:
             raise ValueError(f"threshold must lie in [0, 1], got {self.threshold}")
         if any(weight < 0 for weight in (self.weights or {}).values()):
             raise ValueError("weights must not be negative")
-        try:
+        with user_code(f'tagger = "{self.tagger}": cannot be imported: it', ValueError):
             is_function = callable(self._tagger)
-        except Exception as error:  # noqa: BLE001 - reason: a user's own file may raise anything
-            raise ValueError(f'tagger = "{self.tagger}": cannot be imported: {type(error).__name__}: {error}') from None
         if not is_function:
             raise ValueError(f'tagger = "{self.tagger}": is not a function')
 
     @cached_property
     def _tagger(self) -> Tagger:
-        return import_target(self.tagger)
+        return import_target(self.tagger, "tagger")
 
     @cached_property
     def _weights(self) -> dict[str, float]:

@@ -20,7 +20,7 @@ from grpaint.rewards.elsewhere.client import (
     ask_with_retries,
     bearer,
     check_url,
-    printable,
+    one_line,
     read_object,
 )
 from grpaint.rewards.elsewhere.remote import check_patience
@@ -195,12 +195,12 @@ def _usage(answer: Mapping[str, Any]) -> dict[str, int]:
 
 def _grade(text: str) -> float:
     if not re.fullmatch(r"\s*(10(\.0+)?|\d(\.\d+)?)\s*", text, re.ASCII):
-        raise Failed(f'it answered "{printable(text, 60)}" instead of a number from 0 to 10')
+        raise Failed(f'it answered "{one_line(text, 60)}" instead of a number from 0 to 10')
     return float(text)
 
 
 def _choice(text: str) -> float:
     word = text.strip().lower()
     if word not in CHOICE_VALUES:
-        raise Failed(f'it answered "{printable(text, 60)}" instead of A, B or tie')
+        raise Failed(f'it answered "{one_line(text, 60)}" instead of A, B or tie')
     return CHOICE_VALUES[word]

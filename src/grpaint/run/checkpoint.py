@@ -1,19 +1,26 @@
 """The contents of a checkpoint folder: a stand-alone weight file, the training state, and what JSON holds."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from grpaint.core.errors import CheckpointError, RunError
+from grpaint.core.errors import CheckpointError
 from grpaint.recipe.optim import load_optimizer_sets, optimizer_sets
 from grpaint.recipe.pieces import Model
+from grpaint.run.state import STATE_FILE, TRAINING_FILE, read_state, sealed
 from grpaint.storage.atomic import write_synced
-from grpaint.storage.files import WEIGHTS_FILE, flatten, read_weights, unflatten, write_weights
-
-TRAINING_FILE, STATE_FILE = "training.safetensors", "state.json"
+from grpaint.storage.files import (
+    WEIGHTS_FILE,
+    flatten,
+    parts_digest,
+    read_weights,
+    unflatten,
+    weight_parts,
+    write_parts,
+)
 
 WeightFiles = dict[str, tuple[dict[str, torch.Tensor], dict[str, str]]]
 
@@ -29,42 +36,47 @@ def weight_files(policy: Model, optimizers: Sequence[torch.optim.Optimizer], pre
         tensors = {name: tensor.half() for name, tensor in tensors.items()}
     sets = {name: weights for name, weights in policy.weights.tensors().items() if name != "reference"}
     sets |= optimizer_sets(optimizers, policy.weights.trainable)
-    return {WEIGHTS_FILE: (tensors, header), TRAINING_FILE: (flatten(sets), {})}
+    return {TRAINING_FILE: (flatten(sets), {}), WEIGHTS_FILE: (tensors, header)}
 
 
-def state_text(state: Mapping[str, Any], pieces: Iterable[str]) -> str:
-    """Return a run's state as JSON; ``pieces`` are the names of those that have a state of their own.
-
-    Raises:
-        RunError: JSON cannot hold the state of a piece.
-    """
-    try:
-        return json.dumps(state) + "\n"
-    except TypeError as error:
-        raise RunError(f"{', '.join(pieces)}: a state_dict cannot be kept as JSON ({error}).") from error
-
-
-def write_checkpoint(folder: Path, files: WeightFiles, state: str) -> None:
+def write_checkpoint(folder: Path, files: WeightFiles, state: Mapping[str, Any]) -> None:
     """Write the weight files and the state into ``folder``, a new one that is renamed when it is complete."""
-    for name, (tensors, header) in files.items():
-        write_weights(folder / name, tensors, header)
-    write_synced(folder / STATE_FILE, state)
+    contents, digests = {}, {}
+    with ThreadPoolExecutor(len(files)) as hashing:  # of the bytes that are written, while the disk is busy
+        for name, content in files.items():
+            contents[name] = weight_parts(*content)
+            digests[name] = hashing.submit(parts_digest, contents[name])
+        for name, parts in contents.items():
+            write_parts(folder / name, parts)
+    about = {
+        name: {"bytes": sum(map(len, parts)), "sha256": digests[name].result()} for name, parts in contents.items()
+    }
+    write_synced(folder / STATE_FILE, sealed({**state, "files": about}))
 
 
 def read_checkpoint(folder: Path, policy: Model, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Load a checkpoint's weights and optimizer state into ``policy`` and ``optimizers``; return its JSON state.
+    """Load a whole checkpoint's weights and optimizer state into ``policy`` and ``optimizers``; return its state.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or of another model.
+        CheckpointError: it is of another model.
     """
-    try:
-        state = dict(json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder / STATE_FILE}: cannot be read ({error}). Remove {folder.name}; the run then resumes from the "
-            "checkpoint before it."
-        ) from None
+    state = read_state(folder)
     sets = unflatten(read_weights(folder / TRAINING_FILE)[0])
     policy.weights.load(sets)
     load_optimizer_sets(optimizers, policy.weights.trainable, sets)
     return state
+
+
+def restore_pieces(folder: Path, pieces: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Give the pieces of a recipe the states that they had, by name.
+
+    Raises:
+        CheckpointError: the checkpoint is of other pieces.
+    """
+    for name, piece in pieces.items():
+        try:
+            piece.load_state_dict(state["pieces"][name])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{folder}: state.json does not hold the state of {name} ({type(error).__name__}: {error})."
+            ) from None

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt
+from grpaint.core.user_code import user_code
 from grpaint.learn.table import RewardTable
 from grpaint.parallel.background import BackgroundCall
 from grpaint.recipe.config import TrainRecipe
@@ -43,7 +45,10 @@ class Collector:
     def _new_costs(self) -> dict[str, int]:
         """Return what rewards that count their costs, such as tokens, have cost since the last call."""
         rewards = {name: item.reward for name, item in self.recipe.rewards.items() if hasattr(item.reward, "spent")}
-        costs = {name: reward.spent() for name, reward in rewards.items()}
+        costs = {}
+        for name, reward in rewards.items():
+            with user_code(f"reward {name}", RewardError):
+                costs[name] = dict(reward.spent())
         return {f"cost/{name}/{unit}": count for name, counts in costs.items() for unit, count in counts.items()}
 
     def _whole(self, prompts: Sequence[Prompt], iteration: int) -> tuple[Rollout, RewardTable]:

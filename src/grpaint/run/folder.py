@@ -1,23 +1,31 @@
 """The run folder: settings, metrics, pictures and checkpoints. A kill at any moment loses nothing but time."""
 
 import datetime
+import errno
 import importlib.metadata
 import json
+import logging
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tomli_w
 
 from grpaint.core.errors import CheckpointError, ConfigError
+from grpaint.run.facts import read_facts
+from grpaint.run.lines import EVALUATIONS, METRICS, append_line, cut_lines, read_lines, set_aside, sync_lines
+from grpaint.run.state import check_checkpoint, last_checkpoint, read_state
 from grpaint.storage.atomic import atomic_folder, write_atomic
-from grpaint.storage.files import WEIGHTS_FILE
+from grpaint.storage.files import WEIGHTS_FILE, numbered
+from grpaint.storage.lock import Lock
 from grpaint.storage.reading import read_toml
 
-LINES = ("metrics.jsonl", "evaluations.jsonl")
+LINES, LOCK_FILE = (METRICS, EVALUATIONS), ".lock"
 
 
 def _now() -> str:
@@ -35,39 +43,88 @@ def _commit() -> str | None:
 
 
 class RunFolder:
-    """``runs/NAME``: run.toml, run.json, metrics.jsonl, evaluations.jsonl, samples/, checkpoints/NNNNNN/."""
+    """``runs/NAME``: run.toml, run.json, metrics.jsonl, evaluations.jsonl, samples/, checkpoints/NNNNNN/.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Made by :meth:`create` or :meth:`open` it is locked until its block ends: one process at a time writes a run.
+    """
+
+    def __init__(self, path: Path, lock: Lock | None = None) -> None:
+        self.path, self._lock = path, lock
         self.samples, self.checkpoints = path / "samples", path / "checkpoints"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock:
+            self._lock.release()
 
     @classmethod
     def create(cls, path: Path, settings: Mapping[str, Any], sets: Sequence[str] = ()) -> "RunFolder":
         """A new folder, made aside and renamed; ``sets`` are the ``--set`` arguments that led to ``settings``.
 
         Raises:
-            ConfigError: the name is taken.
+            ConfigError: the name is taken, or another process is taking it.
         """
         if path.exists():
-            raise ConfigError(f"{path} exists. Take another --name, or go on with it: --name {path.name} --resume.")
-        with atomic_folder(path) as temporary:
-            folder = cls(temporary)
-            for part in (folder.samples, folder.checkpoints):
-                part.mkdir()
-            folder.keep_settings(settings)
-            folder.status(status="starting", sets=list(sets))
-        return cls(path)
+            raise _taken(path)
+        with ExitStack() as undo:
+            try:
+                with atomic_folder(path) as temporary:
+                    lock = undo.enter_context(_lock(temporary, path))
+                    folder = cls(temporary)
+                    for part in (folder.samples, folder.checkpoints):
+                        part.mkdir()
+                    folder.keep_settings(settings)
+                    folder.status(status="starting", sets=list(sets))
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
+                    raise _taken(path) from None
+                raise
+            undo.pop_all()
+        lock.renamed(path / LOCK_FILE)
+        return cls(path, lock)
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """Open the folder of a run.
+        """Open the folder of a run to go on with it; a damaged run.json or run.toml is repaired, and a line says so.
 
         Raises:
-            ConfigError: ``path`` has no run.toml.
+            ConfigError: ``path`` has no run.toml and no checkpoint to restore it from, or another process writes it.
         """
-        if not (path / "run.toml").is_file():
+        if not (path / "run.toml").is_file() and not numbered(path / "checkpoints"):
             raise ConfigError(f"{path}: no run to resume there (run.toml not found).")
-        return cls(path)
+        with ExitStack() as undo:
+            folder = undo.enter_context(cls(path, _lock(path, path)))
+            folder._sweep()
+            folder._repair()
+            undo.pop_all()
+        return folder
+
+    def _sweep(self) -> None:
+        """Remove what a killed process had not finished writing."""
+        for folder in (self.path, self.samples, self.checkpoints):
+            for left in [*folder.glob(".*.part"), *folder.glob(".*.lock")]:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+    def _repair(self) -> None:
+        """Set a damaged run.json aside; restore run.toml from the last checkpoint where it is damaged or missing."""
+        facts, settings = self.path / "run.json", self.path / "run.toml"
+        try:
+            read_facts(facts)
+        except ConfigError as error:
+            copy = set_aside(facts)
+            facts.unlink()
+            _log("%s It holds nothing that a run needs, and is written anew; as it was it is %s.", error, copy.name)
+        try:
+            if not self.settings():
+                raise ConfigError(f"{settings}: empty.")
+        except ConfigError as error:
+            if not (made_with := self.made_with()):
+                raise
+            as_it_was = f" As it was it is {set_aside(settings).name}." if settings.is_file() else ""
+            self.keep_settings(made_with)
+            _log("%s It is restored from the last checkpoint.%s", error, as_it_was)
 
     def discard(self) -> None:
         """Remove the folder of a run that never began."""
@@ -76,6 +133,14 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """Return the settings of run.toml."""
         return read_toml(self.path / "run.toml")
+
+    def made_with(self) -> dict[str, Any] | None:
+        """Return the settings that the last whole checkpoint was made with; None without one, or if it is an early one.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none is whole.
+        """
+        return read_state(self.resumable).get("settings") if self.resumable else None
 
     def keep_settings(self, settings: Mapping[str, Any]) -> None:
         """Replace run.toml, for example with more ``train.iterations`` on resume."""
@@ -98,33 +163,42 @@ class RunFolder:
         write_atomic(self.path / "run.json", json.dumps(facts | changes, indent=2) + "\n")
 
     def facts(self) -> dict[str, Any]:
-        """Return the contents of run.json; empty before a run has begun."""
-        file = self.path / "run.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        """Return the contents of run.json; empty before a run has begun, and where it is damaged, as a line says."""
+        try:
+            return read_facts(self.path / "run.json")
+        except ConfigError as error:
+            _log("%s What it says of the run is left out.", error)
+            return {}
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl or evaluations.jsonl."""
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.path / name, line)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """Return the complete lines of a file; a last line that a kill cut short is left out."""
-        file = self.path / name
-        if not file.is_file():
-            return []
-        raw = file.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in raw]
+        """Return the complete lines of a file; a last line that a kill cut short, and damaged ones, are left out."""
+        return read_lines(self.path / name)
 
     def cut(self, iteration: int) -> None:
         """Remove the lines after ``iteration`` (-1: all), as if the run had stopped there."""
         for name in LINES:
-            earlier = [line for line in self.lines(name) if line["iteration"] <= iteration]
-            write_atomic(self.path / name, "".join(json.dumps(line) + "\n" for line in earlier))
+            cut_lines(self.path / name, iteration)
 
     def latest(self) -> Path | None:
-        """Return the folder of the last complete checkpoint; None before the first."""
-        complete = sorted(folder for folder in self.checkpoints.glob("[0-9]*") if folder.is_dir())
-        return complete[-1] if complete else None
+        """Return the last checkpoint whose state.json is whole and whose files have their sizes; None before the first.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none is whole.
+        """
+        return last_checkpoint(self.checkpoints, read_state)
+
+    @cached_property
+    def resumable(self) -> Path | None:
+        """The last checkpoint of which every byte is as it was written; None before the first.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none is whole.
+        """
+        return last_checkpoint(self.checkpoints, check_checkpoint)
 
     def save(self, iteration: int, write: Callable[[Path], None]) -> Path:
         """Write a checkpoint aside, then rename it into place.
@@ -134,6 +208,8 @@ class RunFolder:
         """
         final = self.checkpoints / f"{iteration:06d}"
         try:
+            for name in LINES:
+                sync_lines(self.path / name)
             with atomic_folder(final, replace=True) as temporary:
                 write(temporary)
         except OSError as error:
@@ -143,18 +219,45 @@ class RunFolder:
             ) from error
         return final
 
-    def thin(self, keep: int, best: int | None) -> None:
-        """Remove all checkpoints but the last ``keep`` and that of iteration ``best``."""
-        complete = sorted(folder for folder in self.checkpoints.glob("[0-9]*") if folder.is_dir())
-        for folder in complete[:-keep]:
+    def thin(self, iteration: int, keep: int, best: int | None) -> None:
+        """Remove all checkpoints up to ``iteration`` but the last ``keep`` and that of iteration ``best``.
+
+        Later ones are damaged, or the run would have gone on from them.
+        """
+        earlier = [folder for folder in numbered(self.checkpoints) if int(folder.name) <= iteration]
+        for folder in earlier[:-keep]:
             if int(folder.name) != best:
                 shutil.rmtree(folder)
 
 
+def _taken(path: Path) -> ConfigError:
+    return ConfigError(f"{path} exists. Take another --name, or go on with it: --name {path.name} --resume.")
+
+
+def _lock(folder: Path, path: Path) -> Lock:
+    """Lock the ``folder`` of a run that is or will be at ``path``.
+
+    Raises:
+        ConfigError: another process writes it.
+    """
+    way_out = "Wait until it has ended or stop it (it saves on SIGTERM), or start another run with another --name."
+    return Lock(folder / LOCK_FILE, str(path), way_out)
+
+
+def _log(text: str, *values: object) -> None:
+    logging.getLogger(__name__).warning(f"grpaint: {text}", *values)
+
+
+def find_run(file: Path) -> RunFolder | None:
+    """Return the run that a weight file belongs to, if any."""
+    path = next((parent for parent in file.parents if (parent / "run.toml").is_file()), None)
+    return RunFolder(path) if path else None
+
+
 def evaluations(file: Path) -> list[dict[str, Any]]:
     """Return the evaluations of the run that a weight file belongs to; none if it belongs to no run."""
-    run = next((parent for parent in file.parents if (parent / "run.toml").is_file()), None)
-    return RunFolder(run).lines("evaluations.jsonl") if run else []
+    run = find_run(file)
+    return run.lines(EVALUATIONS) if run else []
 
 
 def find_checkpoint(name: str) -> Path:
@@ -162,6 +265,7 @@ def find_checkpoint(name: str) -> Path:
 
     Raises:
         ConfigError: there is no such run, folder or file, or the run has no checkpoint yet.
+        CheckpointError: none of the run's checkpoints is whole.
     """
     for path in (Path(name), Path("runs") / name):
         if (path / "run.toml").is_file():

@@ -1,11 +1,13 @@
 """Loggers that receive the numbers of metrics.jsonl: TensorBoard, Weights & Biases, trackio; each needs its extra."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from grpaint.core.errors import MissingExtra
+from grpaint.core.errors import ConfigError, MissingExtra, RunError
+from grpaint.core.user_code import user_code
+from grpaint.recipe.pieces import Logger
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
@@ -16,6 +18,42 @@ def numbers(line: Mapping[str, Any]) -> dict[str, float]:
         for name, value in line.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
+
+
+@dataclass
+class _Sink:
+    """Passes lines to a logger until it raises, which must not end the run: ``log`` then gets a line with its name."""
+
+    name: str
+    logger: Logger
+    log: Callable[[str], None]
+    failed: bool = False
+
+    def write(self, iteration: int, line: Mapping[str, Any]) -> None:
+        if self.failed:
+            return
+        try:
+            with user_code(f"loggers.{self.name}", RunError):
+                self.logger.write(iteration, line)
+        except RunError as error:
+            self.failed = True
+            self.log(
+                f"{error}; it gets no more lines and the run goes on; metrics.jsonl and evaluations.jsonl have all"
+            )
+
+
+def start_loggers(
+    loggers: Mapping[str, Logger], folder: Path, settings: Mapping[str, Any], log: Callable[[str], None]
+) -> list[Callable[[int, dict[str, Any]], None]]:
+    """Start every logger; return functions that pass an iteration and its line to one logger each.
+
+    Raises:
+        ConfigError: a logger does not start; the message names it.
+    """
+    for name, logger in loggers.items():
+        with user_code(f"loggers.{name}", ConfigError):
+            logger.start(folder, settings)
+    return [_Sink(name, logger, log).write for name, logger in loggers.items()]
 
 
 @dataclass

@@ -5,7 +5,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from grpaint.recipe.optim import learning_rate_factor
 from grpaint.recipe.pieces import Model, stateful
 from grpaint.rollout.rollout import Rollout
 from grpaint.run import nonfinite
-from grpaint.run.checkpoint import WeightFiles, read_checkpoint, state_text, weight_files, write_checkpoint
+from grpaint.run.checkpoint import WeightFiles, read_checkpoint, restore_pieces, weight_files, write_checkpoint
 from grpaint.run.folder import RunFolder
 from grpaint.run.memory import memory
 from grpaint.run.signals import Listener, Stopped
+from grpaint.run.state import check_storable
 
 Line = dict[str, Any]
 Terms = Callable[[Rollout, torch.Tensor], Iterable[Term]]  # from a batch and its advantages
@@ -67,8 +68,8 @@ class Loop:
             Stopped: a signal asked for it; the state was saved.
         """
         every = self.recipe.checkpoint.every
+        self._state()  # fail now, not after hours, if a piece's state cannot be saved
         if self.done == 0:
-            self._state()  # fail now, not after hours, if a piece's state cannot be saved
             self._evaluate()
         while not self.finished:
             self._set_rates()
@@ -238,8 +239,8 @@ class Loop:
         """Return ``hacking`` and where it began if this evaluation raises the alarm; record the first alarm."""
         earlier = self.folder.lines("evaluations.jsonl")
         recipe = self.recipe
-        if not earlier or not isinstance(recipe, TrainRecipe):
-            return {}
+        if not isinstance(recipe, TrainRecipe) or not earlier or earlier[0]["iteration"] != 0:
+            return {}  # the base is being judged, or its line was damaged
         silent = [f"reward/{name}" for name, item in recipe.rewards.items() if not item.weight]
         self.alarm = hacking_alarm(earlier[0], line, recipe.watch, silent)
         if not self.alarm:
@@ -264,14 +265,19 @@ class Loop:
         """Write a checkpoint and remove old ones."""
         state = self._state()
         self.folder.save(self.done, lambda folder: write_checkpoint(folder, self.files(), state))
-        self.folder.thin(self.recipe.checkpoint.keep, self.best[1])
+        self.folder.thin(self.done, self.recipe.checkpoint.keep, self.best[1])
 
     def files(self) -> WeightFiles:
         """Return the weight files of a checkpoint: the tensors and the header of each, by file name."""
         return weight_files(self.policy, self.optimizers, self.recipe.checkpoint.precision)
 
-    def _state(self) -> str:
-        """Return what a checkpoint holds besides tensors, as JSON."""
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings of run.toml when the run began or was resumed; later changes by hand do not count."""
+        return self.folder.settings()
+
+    def _state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds besides tensors."""
         state = {
             "iteration": self.done,
             "best": self.best,
@@ -279,14 +285,16 @@ class Loop:
             "pieces": {name: piece.state_dict() for name, piece in self.pieces.items()},
             # noise, prompts and windows are functions of these two numbers: there is no other random state
             "random": {"seed": self.recipe.train.seed, "iteration": self.done},
+            "settings": self.settings,
         }
-        return state_text(state, self.pieces)
+        check_storable(state, self.pieces)
+        return state
 
     def resume(self, checkpoint: Path) -> None:
-        """Restore everything from a checkpoint, and remove the lines of later iterations from the .jsonl files."""
+        """Restore everything from a checkpoint, and remove what the run wrote after it."""
         state = read_checkpoint(checkpoint, self.policy, self.optimizers)
         self.done, self.best = state["iteration"], tuple(state["best"])
         self.policy.meter.counts = Counter(state["counts"])
-        for name, piece in self.pieces.items():
-            piece.load_state_dict(state["pieces"][name])
+        restore_pieces(checkpoint, self.pieces, state)
         self.folder.cut(self.done)
+        self.folder.thin(self.done, self.recipe.checkpoint.keep, self.best[1])  # a kill may have come before it

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from grpaint.core.errors import MemoryExhausted
+from grpaint.core.errors import MemoryExhausted, is_out_of_memory
 
 LOWER = {
     "load": "precision, or take a smaller model",
@@ -24,9 +24,7 @@ def memory(phase: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        message = str(error).lower()
-        signs = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
-        if isinstance(error, RuntimeError) and not any(sign in message for sign in signs):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise MemoryExhausted(phase, LOWER[phase]) from error

@@ -4,9 +4,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,17 +21,33 @@ from grpaint.storage.reading import parse_object
 
 WEIGHTS_FILE = "model.safetensors"
 
+Parts = tuple[bytes, memoryview]  # of a weight file: its header, its data
+
+
+def local_path(text: str) -> Path:
+    """Return the path that a setting names; ``~`` or ``~USER`` before it is a home folder if there is such a user."""
+    return Path(os.path.expanduser(text))  # Path.expanduser raises where there is no such user
+
 
 def find_weights(path: Path) -> Path:
     """Return the weight file at a path: the path itself, or the file inside a checkpoint folder."""
     return path / WEIGHTS_FILE if os.path.isdir(path) else path
 
 
+def numbered(folder: Path) -> list[Path]:
+    """Return the folders in ``folder`` whose names are numbers of six digits or more, in the order of the numbers."""
+    names = folder.iterdir() if os.path.isdir(folder) else ()
+    return sorted(
+        (path for path in names if re.fullmatch(r"[0-9]{6}|[1-9][0-9]{6,}", path.name) and path.is_dir()),
+        key=lambda path: int(path.name),
+    )
+
+
 def _missing_weights(path: Path, file: Path) -> CheckpointError:
     """Return the error for a path without weights; if the path is a run, it names the run's last checkpoint."""
-    checkpoints = sorted(path.glob(f"checkpoints/*/{WEIGHTS_FILE}"))
+    checkpoints = [folder for folder in numbered(path / "checkpoints") if (folder / WEIGHTS_FILE).is_file()]
     hint = (
-        f" It is a run: name one of its checkpoints, such as {checkpoints[-1].parent}."
+        f" It is a run: name one of its checkpoints, such as {checkpoints[-1]}."
         if checkpoints
         else " Name a checkpoint's folder, or a file."
     )
@@ -95,7 +112,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         CheckpointError: if it is missing, a git-lfs pointer, an HTML page, cut short, or not a safetensors file.
     """
     file = find_weights(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise _missing_weights(path, file)
     check_weights(file)
     with _opened(file) as weights:
@@ -126,7 +143,7 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
         CheckpointError: if the file is missing or bad, as in :func:`read_weights`.
     """
     file = find_weights(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise _missing_weights(path, file)
     check_weights(file)
     with _opened(file) as weights:
@@ -144,7 +161,9 @@ def read_torch(file: Path) -> dict[str, Any]:
     try:
         stored = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file leads torch's unpickler to any of them
-        reason = printable(" ".join(str(error).split()), 120)
+        reason = printable(" ".join(str(error).split()), 120) or type(error).__name__
+        if "eights only load failed" in reason:  # torch's advice is to open it all the same
+            reason = "damaged, or with contents that could run code"
         raise CheckpointError(f"{file}: not a whole torch file of tensors ({reason}). Copy it again.") from error
     if not isinstance(stored, dict):
         raise CheckpointError(f"{file}: holds a {type(stored).__name__}, a table of tensors was expected.")
@@ -178,26 +197,45 @@ def check_tensors(
         )
 
 
-def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically; equal tensors and labels make equal bytes.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
+def weight_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Parts:
+    """Return the header and the data of a safetensors file; equal tensors and labels make equal bytes."""
     plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    raw = memoryview(save(plain, dict(metadata or {})))
+    raw = memoryview(save(plain, dict(metadata)))
     begin = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(bytes(raw[8:begin]))
     if metadata:  # safetensors writes the labels in a random order, and equal weights must make equal files
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, raw[begin:]
 
-    def write(file: BinaryIO) -> None:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.write(raw[begin:])
 
-    write_atomic(path, write)
+def write_parts(path: Path, parts: Parts, *, follow: bool = True) -> None:
+    """Write the parts of a file atomically, one after the other. ``follow``: see ``write_atomic``.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    write_atomic(path, lambda file: file.writelines(parts), follow=follow)
+
+
+def write_weights(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, follow: bool = True
+) -> None:
+    """Write a safetensors file atomically; equal tensors and labels make equal bytes. ``follow``: see ``write_atomic``.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    write_parts(path, weight_parts(tensors, metadata or {}), follow=follow)
+
+
+def parts_digest(parts: Parts) -> str:
+    """Compute the SHA-256 of a file's parts, in hexadecimal digits; other threads run meanwhile."""
+    sha256 = hashlib.sha256()
+    for part in parts:
+        sha256.update(part)
+    return sha256.hexdigest()
 
 
 def flatten(sets: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

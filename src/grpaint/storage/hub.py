@@ -4,6 +4,7 @@ Only the hub's client opens network connections here. A repository is named ``ow
 with a commit, a branch or a tag.
 """
 
+import os
 import re
 import textwrap
 from collections.abc import Sequence
@@ -28,8 +29,8 @@ class HubFile:
 def is_hub_id(base: str) -> bool:
     """Whether a name means ``owner/name`` or ``owner/name@revision`` on the hub, and not a local path."""
     looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", base) and not base.startswith((".", "~"))
-    looks_like_id = looks_like_id and not base.endswith((".safetensors", ".ckpt"))
-    return bool(looks_like_id) and not Path(base).exists() and not Path(base).parent.is_dir()
+    looks_like_id = looks_like_id and not base.endswith((".safetensors", ".ckpt")) and ".." not in base.split("/")
+    return bool(looks_like_id) and not os.path.exists(base) and not os.path.isdir(os.path.dirname(base))
 
 
 def at_commit(base: str, commit: str) -> str:

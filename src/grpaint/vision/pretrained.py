@@ -40,18 +40,26 @@ def build_config(kind: str, **settings: Any) -> Any:
     return getattr(transformers, kind).from_dict(settings)
 
 
+def open_tokenizer(folder: Path) -> Any:
+    """Open a tokenizer of transformers; code that its folder may hold is not run.
+
+    Raises:
+        CheckpointError: if it cannot be read, or needs code of its own.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a damaged file may raise anything
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{folder}: its tokenizer cannot be read ({reason}). Copy it again.") from error
+
+
 class Tokenizer:
     """Encodes captions as token ids ``[b, length]``; a longer caption is truncated and keeps its end token."""
 
     def __init__(self, folder: Path, length: int) -> None:
-        from transformers import AutoTokenizer
-
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # a damaged file may raise anything
-            reason = " ".join(str(error).split())[:160]
-            raise CheckpointError(f"{folder}: its tokenizer cannot be read ({reason}). Copy it again.") from error
-        self.length = length
+        self._tokenizer, self.length = open_tokenizer(folder), length
 
     @property
     def end_token(self) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.core.reward import WeightSource
-from grpaint.storage.files import check_start, check_weights
+from grpaint.storage.files import check_start, check_weights, local_path
 from grpaint.storage.hub import is_hub_id, snapshot
 from grpaint.storage.reading import read_object
 
@@ -29,7 +29,7 @@ def weight_file(source: WeightSource) -> Path:
         ValueError: if there is no such file; the message says where to get it.
         CheckpointError: if its content is not what its name says.
     """
-    first, path = source.files[0], Path(source.location).expanduser()
+    first, path = source.files[0], local_path(source.location)
     if is_hub_id(source.location):
         try:
             file = _snapshot(source.setting, source.location, source.files) / first

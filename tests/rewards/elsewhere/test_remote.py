@@ -149,8 +149,8 @@ def test_neither_proxies_nor_an_event_loop_around_it_matter(url, monkeypatch):
     ("address", "words"),
     [
         ("http://localhost:1", "cannot be reached (Connection refused)"),
-        ("http://127.0.0.1:1/a b", "cannot be reached (Connection refused)"),
-        ("http://a\tb:1", "InvalidURL"),
+        ("http://127.0.0.1:1/a%20b", "cannot be reached (Connection refused)"),
+        ("http://xn--a-ecp.ru-:1", "its address or a header is not valid"),
     ],
 )
 def test_an_unreachable_address_has_its_reason(address, words):
@@ -185,6 +185,15 @@ def test_the_token_comes_from_the_environment(tmp_path, monkeypatch):
         ({"urls": ()}, "urls must name"),
         ({"urls": ("127.0.0.1:80",)}, "is no address"),
         ({"urls": ("http://me:secret@host",)}, "token_env"),
+        ({"urls": ("http://a b:1",)}, r'urls: "http://a b:1" is no address \(a blank or a control character\)'),
+        ({"urls": ("http://a:1/\t",)}, "a blank or a control character"),
+        ({"urls": ("http://\x1b[31ma:1",)}, r'"http://\\x1b\[31ma:1" is no address'),
+        ({"urls": ("http://a\u202eb:1",)}, r'"http://a\\u202eb:1" is no address'),
+        ({"urls": ("http://a..b:1",)}, "label empty or too long"),
+        ({"urls": (f"http://{'a' * 64}:1",)}, "label too long"),
+        ({"urls": ("http://a:99999",)}, "out of range"),
+        ({"urls": ("http://[::1",)}, "IPv6"),
+        ({"urls": ("http://\ud800:1",)}, r'"http://\\ud800:1" is no address'),
         ({"urls": ("http://a",), "batch": 0}, "batch"),
         ({"urls": ("http://a",), "timeout_s": 0}, "timeout_s"),
         ({"urls": ("http://a",), "retries": -1}, "retries"),

@@ -23,9 +23,11 @@ from PIL import Image
 import tiny_runs
 from grpaint.core import Prompt, Reward, RewardError
 from grpaint.recipe.build import build
+from grpaint.rewards.elsewhere.limits import Limits, Malformed
 from grpaint.rewards.elsewhere.remote import Remote
-from grpaint.rewards.elsewhere.server import Limits, RewardServer, ScoringQueue, identity
-from grpaint.rewards.elsewhere.wire import Malformed, pack, unpack
+from grpaint.rewards.elsewhere.scoring import ScoringQueue
+from grpaint.rewards.elsewhere.server import RewardServer, identity
+from grpaint.rewards.elsewhere.wire import pack, unpack
 from grpaint.rewards.scenes import SceneDistance
 from grpaint.scenes.world import SceneData
 from tiny_runs import command
@@ -341,7 +343,7 @@ def test_waiting_requests_are_scored_in_one_batch_and_fail_separately():
         threads.append(threading.Thread(target=send, args=(number, text)))
         threads[-1].start()
         begun.wait()  # the first is under way before another waits
-        while len(bench._jobs) < number:
+        while len(bench._waiting) < number:
             time.sleep(0.005)
     gate.set()
     for thread in threads:

@@ -35,6 +35,22 @@ def fault(images, prompts, metadata):
     word = prompts[0]
     if word == "raise":
         raise ValueError("no such\\nweights")
+    if word == "exit":
+        sys.exit(0)
+    if word == "interrupt":
+        raise KeyboardInterrupt
+    if word == "garbage":
+        for descriptor in range(1, 9):
+            try:
+                os.write(descriptor, b"garbage in the place of a frame" * 9)
+            except OSError:
+                pass
+    if word == "kill":
+        os.kill(os.getpid(), 9)
+    if word == "signal":
+        os.kill(os.getpid(), 40)
+    if word == "closed":
+        os.closerange(0, 20)
     if word == "die":
         sys.stderr.write("Fatal: driver mismatch\\n")
         os._exit(3)
@@ -103,6 +119,12 @@ def test_pixels_come_as_they_were(worker):
     ("word", "message"),
     [
         ("raise", "raised ValueError: no such weights"),
+        ("exit", "its worker: it raised SystemExit: 0"),
+        ("interrupt", "its worker: it raised KeyboardInterrupt"),
+        ("garbage", "failed 3 times on the same batch: its answer is longer than"),
+        ("kill", "failed 3 times on the same batch: it ended by SIGKILL"),
+        ("signal", "failed 3 times on the same batch: it ended by signal 40"),
+        ("closed", "failed 3 times on the same batch: it ended with exit code"),
         ("die", "failed 3 times on the same batch: it ended with exit code 3 (it said: Fatal: driver mismatch)"),
         ("abort", "it ended by SIGABRT"),
         ("short", "its worker gave 1 values for 5 images"),
@@ -145,6 +167,9 @@ def test_a_worker_that_does_not_start_gives_the_reason(foreign):
         RewardError, match=r"did not start: it ended with exit code 1.*No module named 'no_such_package'"
     ):
         Worker(reward="bad.py:f", python=foreign).start()
+    Path("leaves.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(RewardError, match="did not start: it ended with exit code 0"):
+        Worker(reward="leaves.py:f", python=foreign).start()
     with pytest.raises(RewardError, match=r'python = "/no/such/python": cannot be started'):
         Worker(reward="bad.py:f", python="/no/such/python").start()
     with pytest.raises(ValueError, match=r"no file nowhere\.py"):

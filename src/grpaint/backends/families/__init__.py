@@ -6,7 +6,8 @@ A family of your own is a subclass of :class:`Family`, named by ``model.family =
 from grpaint.backends.families.base import Family, Guidance
 from grpaint.backends.families.folder import PipelineFolder
 from grpaint.core.errors import ConfigError
-from grpaint.core.importing import import_target
+from grpaint.core.importing import import_packaged, import_target
+from grpaint.core.user_code import user_code
 
 FAMILIES = {
     "flux": "grpaint.backends.families.flux:Flux",
@@ -41,10 +42,11 @@ def find_family(name: str, folder: PipelineFolder) -> tuple[str, Family]:
 
 
 def _load(name: str) -> Family:
-    try:
-        family = import_target(FAMILIES.get(name, name))()
-    except Exception as error:  # a user's own file may raise anything
-        raise ConfigError(f'model.family = "{name}": cannot be imported: {type(error).__name__}: {error}') from error
+    if name in FAMILIES:
+        family = import_packaged(FAMILIES[name])()
+    else:
+        with user_code(f'model.family = "{name}": cannot be imported: it', ConfigError):
+            family = import_target(name, "model.family")()
     if not isinstance(family, Family):
         raise ConfigError(f'model.family = "{name}": not a subclass of grpaint.backends.families.Family.')
     return family

@@ -1,12 +1,15 @@
 """A pipeline's folder, whose settings are read as JSON before any weight is opened."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
-from grpaint.core.errors import CheckpointError, ConfigError
+from grpaint.core.errors import CheckpointError, ConfigError, GrpaintError, is_out_of_memory
+from grpaint.core.text import printable
+from grpaint.storage.reading import read_object
 
 OFF = (False, None)
 
@@ -29,14 +32,37 @@ class PipelineFolder:
         """
         path = self.path / file
         try:
-            settings = json.loads(path.read_text())
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path}: not found. Is {self.path} a folder in the diffusers layout?") from error
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: not a readable JSON file ({error}). Copy it again.") from error
-        if not isinstance(settings, dict):
-            raise CheckpointError(f"{path}: settings must be a JSON object, not {type(settings).__name__}.")
-        return settings | dict(self.changes.get(file, {}))
+            settings = read_object(path) | dict(self.changes.get(file, {}))
+        except ConfigError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                reason = f"{path}: not found. Is {self.path} a folder in the diffusers layout?"
+                raise CheckpointError(reason) from None
+            raise CheckpointError(f"{error} Copy it again.") from error
+        for part, kind in settings.items() if file == "model_index.json" else ():
+            if isinstance(kind, list) and not part.isidentifier():  # it is the name of a folder
+                raise CheckpointError(f'{path}: "{printable(part, 60)}" is no name of a part.')
+        return settings
+
+    @contextmanager
+    def opening(self, subject: str) -> Iterator[None]:
+        """Within the block, whatever a library raises at files that make no sense to it is an error of the folder.
+
+        ``subject``: what is opened, such as "a StableDiffusionPipeline".
+
+        Raises:
+            CheckpointError: with the folder and the library's reason. Errors of ours and a lack of memory pass.
+        """
+        try:
+            yield
+        except GrpaintError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            reason = printable(" ".join(str(error).split()), 300)
+            raise CheckpointError(
+                f"{self.path}: diffusers cannot open it as {subject}: {type(error).__name__}: {reason}"
+            ) from error
 
     def scheduler(
         self, defaults: Mapping[str, Mapping[str, Any]], allowed: Mapping[str, Sequence[object]]

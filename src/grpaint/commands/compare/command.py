@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpaint.commands.compare.jobs import Contender, Job, Record, read_record, run_jobs, select_shard, unfinished
+from grpaint.commands.compare.jobs import Contender, Job, Record, Turn, read_record, run_jobs, select_shard, unfinished
 from grpaint.core.errors import ConfigError
 from grpaint.measures.score import comparable_score
 from grpaint.recipe.config import TrainRecipe
@@ -192,10 +192,12 @@ class Comparison:
         if dry:
             return
         every = self.runs()
-        records = finished_records(every)
-        absent = [job.name for job in every if not job.record.is_file()]
-        title, first = f"grpaint: methods compared on {self.world}", baseline or self.contenders[0].name
-        write_comparison(self.out, records, title=title, baseline=first, missing=absent)
+        self.out.mkdir(parents=True, exist_ok=True)
+        with Turn(log).lock(self.out / ".lock", f"the page of {self.out}"):  # the last to write it has read all records
+            records = finished_records(every)
+            absent = [job.name for job in every if not job.record.is_file()]
+            title, first = f"grpaint: methods compared on {self.world}", baseline or self.contenders[0].name
+            write_comparison(self.out, records, title=title, baseline=first, missing=absent)
         log(f"{len(records)} of {len(every)} runs; {self.out / 'comparison.html'}")
 
 

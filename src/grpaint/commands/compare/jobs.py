@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from grpaint.images.encoding import png_data_url
 from grpaint.images.pictures import open_picture
 from grpaint.measures.score import score_name, score_text, score_unit
 from grpaint.recipe.config import TrainRecipe, locate, open_recipe, override
-from grpaint.run.folder import RunFolder
+from grpaint.run.folder import LOCK_FILE, RunFolder
 from grpaint.storage.atomic import write_atomic
-from grpaint.storage.reading import read_toml
+from grpaint.storage.lock import Lock
+from grpaint.storage.reading import read_object, read_toml
 
 RECORDED_SCORES = ("iteration", "score", "strict", "soft", "background", "patch_energy", "denoising_loss")
 
@@ -117,10 +119,13 @@ def read_record(job: Job) -> Record:
     """Read the record of a finished job.
 
     Raises:
-        ConfigError: it was made with other settings.
+        ConfigError: it is damaged, or was made with other settings.
     """
-    record: Record = json.loads(job.record.read_text(encoding="utf-8"))
-    if record["fingerprint"] != job.fingerprint():
+    try:
+        record: Record = read_object(job.record)
+    except ConfigError as error:
+        raise ConfigError(f"{error} Remove it, and it is written again.") from None
+    if record.get("fingerprint") != job.fingerprint():
         raise ConfigError(
             f"{job.record}: made with other settings (budget, recipe, search or a file of your own) than this "
             "command's. Take another --out, or remove it."
@@ -145,16 +150,40 @@ def unfinished(jobs: Sequence[Job]) -> list[Job]:
     return [job for job in jobs if not (job.record.is_file() and read_record(job))]
 
 
+class Turn:
+    """Waits for what another process writes, and logs the process that it waits for."""
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log, self._logged, self.given_up = log, set[str](), threading.Event()
+
+    def lock(self, file: Path, subject: str) -> Lock:
+        """Take the lock of ``file`` once no other process holds it.
+
+        Raises:
+            RunError: the wait was given up.
+        """
+
+        def wait(holder: str) -> None:
+            if self.given_up.is_set():
+                raise RunError(f"{subject}: no longer waits for {holder}.")
+            line = f"{subject}: waits for {holder}"
+            if line not in self._logged:
+                self._logged.add(line)
+                self._log(line)
+
+        return Lock(file, subject, "", wait)
+
+
 def run_jobs(jobs: Sequence[Job], work: Path, log: Callable[[str], None], workers: int) -> None:
     """Run each job in its own process, at most ``workers`` at once; an interrupted run is resumed.
 
     Raises:
         RunError: runs failed; raised after all others have ended, with the names of those that failed.
     """
-    failed = []
+    failed, turn = [], Turn(log)
     work.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(workers) as pool:
-        waiting = {pool.submit(_run, job, work): job for job in jobs}
+        waiting = {pool.submit(_run, job, work, turn): job for job in jobs}
         try:
             for future in as_completed(waiting):
                 job, (code, errors) = waiting[future], future.result()
@@ -165,39 +194,73 @@ def run_jobs(jobs: Sequence[Job], work: Path, log: Callable[[str], None], worker
                     name = score_name(last)
                     log(f"{job.name}  held-out {score_text(name, last[name])}{score_unit(name)}")
         except KeyboardInterrupt:  # children got the signal too, and save
+            turn.given_up.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     if failed:
         raise RunError(f"{len(failed)} of {len(jobs)} runs did not finish: {'; '.join(failed)}. Run the command again.")
 
 
-def _run(job: Job, work: Path) -> tuple[int, str]:
-    """Train one job and write its record if it succeeds; return its exit code and standard error."""
-    folder = RunFolder(work / "runs" / job.name)
-    words = ["train", job.recipe, "--name", job.name, "--runs", str(work / "runs")]
+def _run(job: Job, work: Path, turn: Turn) -> tuple[int, str]:
+    """Train one job and write its record if it succeeds; return its exit code and standard error.
+
+    Waits for another command that trains the job, and for a run whose command was killed.
+    """
+    with turn.lock(work / f".{job.name}.lock", job.name):
+        if job.record.is_file():  # another command has finished it
+            return 0, ""
+        folder = RunFolder(work / "runs" / job.name)
+        if folder.path.exists():
+            turn.lock(folder.path / LOCK_FILE, job.name).release()
+        code, errors = _train(job, folder)
+        if code == 0:
+            job.record.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(job.record, json.dumps(make_record(job, folder)) + "\n")
+        return code, errors
+
+
+def _train(job: Job, folder: RunFolder) -> tuple[int, str]:
+    """Train a job in a process of its own, which ends with this one; return its exit code and standard error."""
+    words = ["train", job.recipe, "--name", job.name, "--runs", str(folder.path.parent)]
     if folder.path.exists():
         words.append("--resume")
     for item in job.sets:
         words += ["--set", item]
-    program = "import sys; from grpaint.cli import main; sys.argv[0] = 'grpaint'; sys.exit(main())"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    process = subprocess.run(
-        [sys.executable, "-c", program, *words], env=environment, capture_output=True, text=True, check=False
+    program = (
+        "import sys; from grpaint.parallel.parent import stop_with_parent; stop_with_parent(); "
+        "from grpaint.cli import main; sys.argv[0] = 'grpaint'; sys.exit(main())"
     )
-    if process.returncode == 0:
-        job.record.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(job.record, json.dumps(make_record(job, folder)) + "\n")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    parent, child = os.pipe()  # it ends when this process does, however that ends
+    with open(parent, "rb") as stdin, open(child, "wb"):
+        process = subprocess.run(
+            [sys.executable, "-c", program, *words],
+            env=environment,
+            stdin=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     return process.returncode, process.stderr
 
 
 def make_record(job: Job, folder: RunFolder) -> Record:
-    """The record of a finished run: its settings, its scores over cost, and its pictures at half size."""
+    """The record of a finished run: its settings, its scores over cost, and its pictures at half size.
+
+    Raises:
+        RunError: a line of the run is lost that the record needs.
+    """
     spent = {0: (0, 0.0, 0)}  # by iteration: model evaluations, processor seconds, reward calls
     cpu, calls = 0.0, 0
     for line in folder.lines("metrics.jsonl"):
         cpu, calls = cpu + line["time/cpu_s"], calls + line.get("cost/reward_calls", 0)
         spent[line["iteration"]] = line["cost/model_evaluations"], cpu, calls
     evaluation_lines = folder.lines("evaluations.jsonl")
+    if not evaluation_lines or not {line["iteration"] for line in evaluation_lines} | {*range(len(spent))} <= {*spent}:
+        raise RunError(
+            f"{folder.path}: lines of metrics.jsonl or evaluations.jsonl are lost, so its costs are not known; remove "
+            "it and run the command again."
+        )
     scores = []
     for line in evaluation_lines:
         evaluations, seconds, reward_calls = spent[line["iteration"]]

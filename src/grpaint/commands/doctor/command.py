@@ -17,9 +17,12 @@ from grpaint.commands.doctor.learning import (
 from grpaint.commands.doctor.sampling import initial_ratio, noise_floor, sampler_parity, step_noise
 from grpaint.core.errors import ConfigError
 from grpaint.core.runtime import Runtime, resolve
-from grpaint.recipe.config import TrainRecipe, open_recipe
+from grpaint.core.user_code import describe, interrupted
+from grpaint.recipe.config import DEFAULT, TrainRecipe, open_recipe, stage_of
 from grpaint.recipe.pieces import model_description
+from grpaint.recipe.trust import ExaminedRecipe, foreign_rewards, left_out_lines, recipe_origin, take
 from grpaint.report.console import echo
+from grpaint.storage.reading import read_toml
 
 VERDICTS = {True: "PASS", False: "FAIL", None: "  - "}
 NAMES: dict[Check, str] = {  # by which a check that raises is reported
@@ -37,7 +40,9 @@ NAMES: dict[Check, str] = {  # by which a check that raises is reported
 CHECKS = tuple(NAMES)
 
 
-def examine(recipe: TrainRecipe, runtime: Runtime, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
+def examine(
+    recipe: TrainRecipe | ExaminedRecipe, runtime: Runtime, checks: Sequence[Check] = CHECKS
+) -> Iterator[Finding]:
     """Load the recipe's model and yield the finding of each check in turn.
 
     Raises:
@@ -47,19 +52,35 @@ def examine(recipe: TrainRecipe, runtime: Runtime, checks: Sequence[Check] = CHE
     with case.policy.meter.account("doctor"):
         for check in checks:
             try:
-                yield check(case)
-            except ConfigError:
-                raise
-            except Exception as error:  # noqa: BLE001 - reason: a check that raises is a finding too
-                reason = " ".join(str(error).split())[:200]
+                finding = check(case)
+            except BaseException as error:
+                if isinstance(error, ConfigError) or interrupted(error):
+                    raise
                 name = NAMES.get(check, check.__name__)
-                yield Finding(name, False, f"{type(error).__name__}: {reason}", "it could not be carried out")
+                finding = Finding(name, False, describe(error), "it could not be carried out")
+            yield finding
 
 
-def run(name: str | None, sets: list[str], *, as_json: bool) -> None:
-    """Check a recipe and print PASS or FAIL, the likely cause and the fix; exit with 1 if a check failed."""
+def open_examined(name: str, sets: list[str], *, trust: bool) -> TrainRecipe | ExaminedRecipe:
+    """Open a recipe; of a run's own one, without ``trust``, the tables that are examined, its rewards left out.
+
+    Raises:
+        ConfigError: it cannot run, or a table that is examined names code.
+    """
+    origin = recipe_origin(name, trust=trust)
+    if not origin.trusted and stage_of(name) == "train":
+        table = read_toml(origin.file)
+        for line in left_out_lines(foreign_rewards(table, origin), origin):
+            echo(line, err=True)
+        return take(ExaminedRecipe, table, origin, sets)
     recipe, _ = open_recipe(name, "train", sets)
     assert isinstance(recipe, TrainRecipe)
+    return recipe
+
+
+def run(name: str | None, sets: list[str], *, as_json: bool, trust: bool) -> None:
+    """Check a recipe and print PASS or FAIL, the likely cause and the fix; exit with 1 if a check failed."""
+    recipe = open_examined(name or DEFAULT["train"], sets, trust=trust)
     if not as_json and (about := model_description(recipe.model)):
         echo(f"model  {about}")
     recipe.data.prepare(lambda _: None)

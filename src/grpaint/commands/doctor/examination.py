@@ -18,6 +18,7 @@ from grpaint.learn.surrogate import PpoClip, log_ratio
 from grpaint.learn.table import RewardTable
 from grpaint.recipe.config import TrainRecipe
 from grpaint.recipe.pieces import Model
+from grpaint.recipe.trust import ExaminedRecipe
 from grpaint.rollout.rollout import Plan, Rollout, Transition, act, roll
 from grpaint.rollout.window import Closed, Whole
 
@@ -46,7 +47,7 @@ class Finding:
 class Examination:
     """A recipe's model, loaded once, with the samples and updates that checks need; checks restore its weights."""
 
-    recipe: TrainRecipe
+    recipe: TrainRecipe | ExaminedRecipe
     policy: Model
     runtime: Runtime
 

@@ -10,18 +10,21 @@ from grpaint.commands.estimate.calibration import calibrate
 from grpaint.commands.estimate.deadline import TimeOver, time_limit
 from grpaint.commands.estimate.forecast import forecast, parse_bytes
 from grpaint.commands.estimate.levers import Lever, find_levers
+from grpaint.core.errors import ConfigError
 from grpaint.core.runtime import Device
 from grpaint.recipe.config import DEFAULT, locate, override, stage_of
+from grpaint.recipe.trust import foreign_rewards, recipe_origin
 from grpaint.report.console import echo
 from grpaint.storage.reading import read_toml
 
 
 def run(
-    name: str | None, sets: list[str], gpu: str | None, *, measure: bool, as_json: bool, minutes: float = 1.0
+    name: str | None, sets: list[str], gpu: str | None, *, measure: bool, as_json: bool, minutes: float, trust: bool
 ) -> None:
     """Print what a recipe needs; with ``gpu``, such as "24GB", also whether it fits and which settings make it fit.
 
     With ``measure`` the weights are opened and two iterations are timed. ``minutes`` limits the counting, not that.
+    ``trust``: a run's own recipe may name code.
 
     Raises:
         ConfigError, CheckpointError: the recipe could not run, or its model is not one of grpaint's own.
@@ -31,17 +34,21 @@ def run(
     name = name or DEFAULT["train"]
     table, stage, limit = override(read_toml(locate(name)), sets), stage_of(name), parse_bytes(gpu) if gpu else 0
     device: Device | None = "cuda" if gpu else None
-    with time_limit(minutes):
-        prediction = forecast(table, stage, device)
-    times = calibrate(prediction) if measure else None
-    fits = not limit or prediction.fits(limit)
-    levers: list[Lever] = []
-    search = iter(()) if fits else find_levers(table, stage, prediction, limit=limit, device=device)
-    try:
-        with time_limit(max(end - time.monotonic(), 1) / 60):
-            levers.extend(search)
-    except TimeOver:
-        echo(f"plan: not every setting was tried within --minutes {minutes:g}.", err=True)
+    origin = recipe_origin(name, trust=trust)
+    for key, effect in foreign_rewards(table, origin).items() if measure else ():
+        raise ConfigError(f"{origin.file}: {key}: {effect}. If you trust who made it, repeat the command with --trust.")
+    with origin.guard(sets):
+        with time_limit(minutes):
+            prediction = forecast(table, stage, device)
+        times = calibrate(prediction) if measure else None
+        fits = not limit or prediction.fits(limit)
+        levers: list[Lever] = []
+        search = iter(()) if fits else find_levers(table, stage, prediction, limit=limit, device=device)
+        try:
+            with time_limit(max(end - time.monotonic(), 1) / 60):
+                levers.extend(search)
+        except TimeOver:
+            echo(f"plan: not every setting was tried within --minutes {minutes:g}.", err=True)
     if as_json:
         plain = prediction.plain() | ({"limit": limit, "fits": fits} if limit else {})
         plain |= {"times": vars(times)} if times else {}

@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from grpaint.judge import judging_rewards
 from grpaint.measures.features import ScenesFeatures
 from grpaint.measures.likeness import check_installed
 from grpaint.recipe.build import dump
-from grpaint.recipe.config import Recipe, override, resolve
 from grpaint.recipe.pieces import Model
 from grpaint.recipe.settings import Measuring
+from grpaint.recipe.trust import JudgingRecipe
 from grpaint.rewards.scenes import SceneCleanliness, SceneDistance, SceneScorer
 from grpaint.rollout.start import Reference
-from grpaint.run.saved import find_model, open_model
+from grpaint.run.saved import SavedModel, find_model
 from grpaint.scenes.world import SceneData
 
 NEIGHBOURS = 3  # for recall
@@ -32,37 +33,49 @@ STANDS_FOR = {"scenes-scorer": "CLIP-Score", "scenes-cleanliness": "aesthetic", 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A named model: of a run, a checkpoint or a file, or with ``base`` the weights from which a run began."""
+    """A named model: of a run, a checkpoint or a file, or with ``base`` the weights from which a run began.
+
+    ``trust``: its settings may name code.
+    """
 
     name: str
     source: str
     base: bool = False
+    trust: bool = False
 
-    def open(self, sets: Sequence[str]) -> tuple[Model, Recipe]:
+    @cached_property
+    def saved(self) -> SavedModel:
+        """Its weight file and settings, looked for once: a run that trains meanwhile may save a later checkpoint.
+
+        Raises:
+            ConfigError, CheckpointError: there is none.
+        """
+        return find_model(self.source, trust=self.trust)
+
+    def open(self, sets: Sequence[str]) -> tuple[Model, JudgingRecipe]:
         """Load the model, and return it with its recipe.
 
         Raises:
             ConfigError, CheckpointError: it cannot be read.
         """
+        recipe, _ = self.recipe(sets)
         if not self.base:
-            return open_model(self.source, sets)
-        recipe = self.recipe(sets)
+            return self.saved.open(recipe), recipe
         return recipe.model.load(resolve_runtime(recipe.device, recipe.precision)), recipe
 
-    def recipe(self, sets: Sequence[str]) -> Recipe:
-        """Read its recipe without opening weights.
+    def recipe(self, sets: Sequence[str]) -> tuple[JudgingRecipe, list[str]]:
+        """Read the tables by which it is judged without opening weights, and a line for each reward left out.
 
         Raises:
             ConfigError: it has no recipe, or ``base`` is set and it is not a run.
         """
-        file, table = find_model(self.source)
-        if self.base and not any((parent / "run.toml").is_file() for parent in file.parents):
+        if self.base and self.saved.origin.file.name != "run.toml":
             raise ConfigError(f"{self.source}:base: only a run knows what it began from; name the weight file itself.")
-        return resolve(override(table, sets), table.get("stage", "train"))[0]
+        return self.saved.judging(sets)
 
 
-def parse_candidates(words: Sequence[str]) -> tuple[Candidate, ...]:
-    """Parse ``NAME=SOURCE`` or ``SOURCE`` arguments.
+def parse_candidates(words: Sequence[str], *, trust: bool = False) -> tuple[Candidate, ...]:
+    """Parse ``NAME=SOURCE`` or ``SOURCE`` arguments; ``trust``: their settings may name code.
 
     ``RUN:base`` is the model that a run began from; ``base`` alone is that of the last argument.
 
@@ -77,7 +90,7 @@ def parse_candidates(words: Sequence[str]) -> tuple[Candidate, ...]:
         source, base = rest.removesuffix(":base"), rest.endswith(":base")
         if rest == "base" and word != words[-1]:
             source, base = _source_of(words[-1]), True
-        candidates.append(Candidate(name or ("base" if base else Path(source).stem), source, base))
+        candidates.append(Candidate(name or ("base" if base else Path(source).stem), source, base, trust))
     names = [candidate.name for candidate in candidates]
     for name in names:
         if names.count(name) > 1:
@@ -98,11 +111,11 @@ class Judging:
     On scenes, a measure that the recipe does not name has a stand-in from the embedded world.
     """
 
-    recipe: Recipe
+    recipe: JudgingRecipe
     measure: Measuring
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "Judging":
+    def of(cls, recipe: JudgingRecipe) -> "Judging":
         """Judge by a recipe."""
         measure = recipe.measure
         if isinstance(recipe.data, SceneData | DrawnImages):
@@ -150,7 +163,7 @@ class Judging:
         """
         shape = self.recipe.model.sample_shape
         for candidate in candidates:
-            model = candidate.recipe(sets).model
+            model = candidate.recipe(sets)[0].model
             if model.sample_shape != shape:
                 raise ConfigError(
                     f"{candidate.name}: samples of {model.sample_shape}, {candidates[-1].name}'s are {shape}; models "

@@ -178,7 +178,7 @@ class EvaluationParts:
 
     def _total(self, scores: Tensors) -> Tensors:
         """The recipe's weighted reward, summed over its rewards that need no reference; empty if it has none."""
-        weights = {f"reward/{name}": r.weight for name, r in getattr(self.judging.recipe, "rewards", {}).items()}
+        weights = {f"reward/{name}": r.weight for name, r in self.judging.recipe.rewards.items()}
         parts = [weights[name] * scores[name] for name in weights if name in scores]
         return {"reward": torch.stack(parts).sum(0)} if parts else {}
 

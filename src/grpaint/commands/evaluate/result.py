@@ -14,7 +14,7 @@ from grpaint.commands.evaluate.candidates import NEIGHBOURS, STANDS_FOR, piece_s
 from grpaint.commands.evaluate.parts import REFERENCE, EvaluationParts, Tensors
 from grpaint.measures.distances import KernelDistance, Moments, frechet_distance, pairwise_distance, recall_hits
 from grpaint.measures.features import file_hash
-from grpaint.measures.hacking import Watch, hacking_alarm
+from grpaint.measures.hacking import hacking_alarm
 from grpaint.measures.intervals import resample_counts, resampled_mean_interval
 from grpaint.recipe.build import dump
 from grpaint.rewards.scenes import SceneCleanliness, SceneDistance, SceneScorer
@@ -198,10 +198,8 @@ class Assessment:
 
     def hacking(self) -> dict[str, Any]:
         """The alarms of reward hacking against the first candidate, by candidate; only those that are raised."""
-        watch = getattr(self.parts.judging.recipe, "watch", Watch())
-        untrained = [
-            f"reward/{n}" for n, r in getattr(self.parts.judging.recipe, "rewards", {}).items() if not r.weight
-        ]
+        watch = self.parts.judging.recipe.watch
+        untrained = [f"reward/{n}" for n, r in self.parts.judging.recipe.rewards.items() if not r.weight]
         measured = self.parts.judging.measure.rewards
         untrained += [
             n for n, r in measured.items() if not isinstance(r, SceneCleanliness)

@@ -9,18 +9,27 @@ from grpaint.commands.export import formats
 from grpaint.commands.export import push as hub
 from grpaint.core.errors import ConfigError
 from grpaint.recipe.pieces import Model
+from grpaint.recipe.trust import DrawingRecipe
 from grpaint.report.console import echo
 from grpaint.run.folder import evaluations
-from grpaint.run.saved import find_model, open_model
+from grpaint.run.saved import find_model
 
 STEPS = 4  # sampling steps, at most, to compare latents before and after
 
 
 def export(
-    source: str, target: str, out: Path | None, adapter: Path | None, repository: str | None, sets: list[str]
+    source: str,
+    target: str,
+    out: Path | None,
+    adapter: Path | None,
+    repository: str | None,
+    sets: list[str],
+    *,
+    trust: bool,
 ) -> None:
     """Export the model of ``source`` for ``target`` into ``out``, and upload it if ``repository`` is given.
 
+    ``trust``: the settings of ``source`` may name code.
     With ``adapter`` nothing is written: the layers of that file which also exist in the model are counted.
 
     Raises:
@@ -29,18 +38,19 @@ def export(
     user = hub.check_login(repository) if repository else ""
     if target not in get_args(formats.Target):
         raise ConfigError(f"--for {target}: there are {', '.join(get_args(formats.Target))}.")
-    policy, recipe = open_model(source, sets)
+    saved = find_model(source, trust=trust)
+    recipe = saved.recipe(DrawingRecipe, sets)
+    policy = saved.open(recipe)
     if adapter:
         _print_layers(policy, adapter)
         return
     folder = out or Path("exports") / f"{Path(source).name.removesuffix('.safetensors')}-{target}"
-    file, table = find_model(source)
     steps = min(STEPS, recipe.evaluate.steps)
-    deviation = formats.export(policy, table, steps, target, folder)  # type: ignore[arg-type]
+    deviation = formats.export(policy, saved.settings, steps, target, folder)  # type: ignore[arg-type]
     echo(f"{folder}  reloaded: latents differ by {deviation:.1e}")
     if repository:
-        about = formats.description(policy, table)
-        card = hub.card(repository, target, about, evaluations(file))
+        about = formats.description(policy, saved.settings)
+        card = hub.card(repository, target, about, evaluations(saved.file))
         (folder / hub.CARD).write_text(card, encoding="utf-8")
         echo(f"to {repository} as {user}, private if it is new; the files carry the recipe, with this machine's paths:")
         for path, size in hub.files_to_upload(folder):

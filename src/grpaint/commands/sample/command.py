@@ -8,9 +8,10 @@ from grpaint.commands.sample import provenance
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import Prompt
 from grpaint.judge import sample
+from grpaint.recipe.trust import DrawingRecipe
 from grpaint.report.console import echo, echo_lines
 from grpaint.report.figures import new_file, save_picture, to_picture
-from grpaint.run.saved import find_model, open_model
+from grpaint.run.saved import find_model
 from grpaint.storage.files import digest
 
 LEAST_SIDE = 256  # pixels: smaller pictures are enlarged
@@ -21,6 +22,7 @@ class DrawRequest:
     """The arguments of ``grpaint sample``: captions, the seed of the first one, the output folder, and settings.
 
     ``like``: a picture of ``grpaint sample`` to draw again; ``snippet``: print a diffusers script instead.
+    ``trust``: the settings of the model and of ``like`` may name code.
     """
 
     prompts: list[str]
@@ -31,6 +33,7 @@ class DrawRequest:
     like: Path | None
     snippet: bool
     sets: list[str]
+    trust: bool
 
     def settings(self) -> list[str]:
         """The ``--set`` items, with those that its other flags are short for."""
@@ -44,16 +47,18 @@ def draw_captions(source: str | None, request: DrawRequest) -> None:
     Raises:
         ConfigError, CheckpointError: a caption or model is missing, or ``like`` was drawn with another model.
     """
-    sets, prompts, seed = request.settings(), request.prompts, request.seed
+    sets, prompts, seed, record = request.settings(), request.prompts, request.seed, None
     if request.like:
-        record = provenance.read_provenance(request.like)
-        source, prompts, seed = source or record["source"], prompts or [record["prompt"]], record["seed"]
-        sets = provenance.sampling_sets(record) + sets
+        record = provenance.read_provenance(request.like, sets, trust=request.trust)
+        source, prompts, seed = source or record.source, prompts or [record.prompt], record.seed
     if not source or not prompts:
         raise ConfigError("sample: name a run, checkpoint or file, and a caption in quotes; or --like PICTURE.")
-    policy, recipe = open_model(source, [*sets, f"evaluate.seed={seed}"])
-    file = find_model(source)[0]
-    if request.like:
+    saved = find_model(source, trust=request.trust)
+    if record:
+        saved = saved.with_evaluation(record.evaluate)
+    recipe = saved.recipe(DrawingRecipe, [*sets, f"evaluate.seed={seed}"])
+    policy, file = saved.open(recipe), saved.file
+    if request.like and record:
         provenance.check_provenance(request.like, record, file, recipe)
     if request.guidance is not None and getattr(policy, "distilled", False):
         raise ConfigError("--guidance: this model's guidance is distilled into it; give --set model.guidance=..")

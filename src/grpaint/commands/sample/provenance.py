@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +13,49 @@ from grpaint.backends.base_model import SCHEDULER
 from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.backends.families.schedule import stock_grid_matches
 from grpaint.core.errors import ConfigError
+from grpaint.core.importing import ForeignCode
 from grpaint.core.rng import seed_of
-from grpaint.core.step import Ode
+from grpaint.core.step import Ode, Sampler
 from grpaint.images.pictures import BadImage, open_picture
-from grpaint.recipe.build import dump
-from grpaint.recipe.config import Recipe
-from grpaint.run.saved import refuse_code
+from grpaint.recipe.build import build, dump
+from grpaint.recipe.trust import DrawingRecipe, Origin
 from grpaint.storage.files import digest
-from grpaint.storage.reading import read_regular
+from grpaint.storage.reading import parse_object, read_regular
 
 KEY = "grpaint"
 PACKING = """b, c, h, w = latents.shape
 latents = latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
 latents = latents.reshape(b, h * w // 4, 4 * c)
 """
-REQUIRED_KEYS = {"source", "weights_sha256", "prompt", "seed", "steps", "sampler", "tuned_share", "guidance", "model"}
 
 
-def drawing_facts(source: str, weights: str, recipe: Recipe, prompt: str, seed: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Provenance:
+    """How a picture was drawn; ``evaluate``: its sampler, steps, tuned share and guidance. ``model``: only compared."""
+
+    source: str
+    weights_sha256: str
+    prompt: str
+    seed: int
+    evaluate: dict[str, Any]
+    model: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a picture's metadata must hold, besides the settings of its model."""
+
+    source: str
+    weights_sha256: str
+    prompt: str
+    seed: int
+    steps: int
+    sampler: Sampler
+    tuned_share: float
+    guidance: float
+
+
+def drawing_facts(source: str, weights: str, recipe: DrawingRecipe, prompt: str, seed: int) -> dict[str, Any]:
     """Everything that determines a picture: prompt, seed, sampler, steps, guidance, model settings and weights."""
     return {
         "source": source,
@@ -50,42 +77,34 @@ def png_metadata(facts: dict[str, Any]) -> PngInfo:
     return out
 
 
-def read_provenance(file: Path) -> dict[str, Any]:
-    """Read how a picture was drawn.
+def read_provenance(file: Path, sets: Sequence[str], *, trust: bool) -> Provenance:
+    """Read how a picture was drawn; its sampler may name code only if ``trust`` is set, or ``sets`` name it too.
 
     Raises:
-        ConfigError: it is not a picture, or its metadata is missing, damaged or incomplete.
+        ConfigError: it is not a picture, or its metadata is missing, damaged or incomplete, or names code.
     """
     try:
         text = open_picture(read_regular(file)).info.get(KEY)
     except BadImage as bad:
         raise ConfigError(f"--like {file}: not a picture that can be read ({bad}).") from None
-    if not text:
+    if not isinstance(text, str):
         raise ConfigError(f"--like {file}: it does not say how it was drawn; only pictures of `grpaint sample` do.")
+    facts, origin = parse_object(text, f"--like {file}"), Origin(file, trust)
+    model = facts.pop("model", None)
+    if not isinstance(model, dict):
+        raise ConfigError(f"--like {file}: its metadata lacks the settings of its model.")
     try:
-        facts: dict[str, Any] = json.loads(text)
-        missing = sorted(REQUIRED_KEYS - facts.keys())
-        refuse_code(facts, f"--like {file}")
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(f"--like {file}: its metadata cannot be read ({error}).") from error
-    if missing:
-        raise ConfigError(f"--like {file}: its metadata lacks {', '.join(missing)}.")
-    return facts
+        with origin.guard(sets):
+            record, plain = build(_Record, facts, "")
+    except ForeignCode:
+        raise
+    except ConfigError as error:
+        raise ConfigError(f"--like {file}: its metadata cannot be used: {error}") from error
+    evaluate = {key: plain[key] for key in ("sampler", "steps", "tuned_share", "guidance")}
+    return Provenance(record.source, record.weights_sha256, record.prompt, record.seed, evaluate, model)
 
 
-def sampling_sets(facts: dict[str, Any]) -> list[str]:
-    """The ``--set`` items that repeat a picture's sampler, steps, guidance and tuned share."""
-    sampler = {f"sampler.{key}": value for key, value in facts["sampler"].items()}
-    values = {
-        "guidance": facts["guidance"],
-        "steps": facts["steps"],
-        "tuned_share": facts["tuned_share"],
-        **sampler,
-    }
-    return [f"evaluate.{key}={json.dumps(value)}" for key, value in values.items()]
-
-
-def check_provenance(picture: Path, facts: dict[str, Any], file: Path, recipe: Recipe) -> None:
+def check_provenance(picture: Path, record: Provenance, file: Path, recipe: DrawingRecipe) -> None:
     """Check that the weights and the model's settings are those that a picture was drawn with.
 
     Raises:
@@ -94,22 +113,22 @@ def check_provenance(picture: Path, facts: dict[str, Any], file: Path, recipe: R
     model = dump(recipe.model)
     settings = dataclasses.fields(recipe.model)  # type: ignore[arg-type]
     picture_settings = {field.name: field.default for field in settings if not dataclasses.is_dataclass(field.default)}
-    picture_settings |= facts["model"]  # an older picture lacks settings that are newer than it
-    for key in sorted((facts["model"].keys() | model.keys()) - {"base", "config", "start", "adapter"}):
+    picture_settings |= record.model  # an older picture lacks settings that are newer than it
+    for key in sorted((record.model.keys() | model.keys()) - {"base", "config", "start", "adapter"}):
         if picture_settings.get(key) != model.get(key):
             raise ConfigError(
-                f"--like {picture}: drawn with model.{key} = {picture_settings.get(key)!r}, here it is "
+                f"--like {picture}: drawn with model.{key} = {picture_settings.get(key)!r:.60}, here it is "
                 f"{model.get(key)!r}; give it by --set model.{key}=.."
             )
     weights = digest(file)
-    if weights != facts["weights_sha256"]:
+    if weights != record.weights_sha256:
         raise ConfigError(
             f"--like {picture}: drawn with other weights than {file} holds (SHA-256 "
-            f"{facts['weights_sha256'][:12]}.., here {weights[:12]}..); name the checkpoint that has them."
+            f"{record.weights_sha256[:12]}.., here {weights[:12]}..); name the checkpoint that has them."
         )
 
 
-def diffusers_script(policy: Any, recipe: Recipe, prompt: str, seed: int, weights: Path) -> str:
+def diffusers_script(policy: Any, recipe: DrawingRecipe, prompt: str, seed: int, weights: Path) -> str:
     """Return a Python script that draws the picture with diffusers alone.
 
     Raises:
@@ -148,7 +167,7 @@ def diffusers_script(policy: Any, recipe: Recipe, prompt: str, seed: int, weight
     )
 
 
-def _check_snippet(policy: Any, recipe: Recipe) -> None:
+def _check_snippet(policy: Any, recipe: DrawingRecipe) -> None:
     """Raise ConfigError if no stock pipeline draws the same picture."""
     if not isinstance(policy, DiffusersPolicy):
         raise ConfigError("--snippet: diffusers cannot draw the built-in model.")
@@ -186,7 +205,7 @@ def _scheduler_lines(policy: DiffusersPolicy) -> str:
     return lines + (
         "from diffusers import DDIMScheduler\n"
         "pipe.scheduler = DDIMScheduler.from_config(\n"
-        f"    pipe.scheduler.config, clip_sample=False, set_alpha_to_one={ours.config['set_alpha_to_one']}\n"
+        f"    pipe.scheduler.config, clip_sample=False, set_alpha_to_one={ours.config['set_alpha_to_one']!r}\n"
         ")\n"
     )
 

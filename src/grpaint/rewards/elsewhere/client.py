@@ -15,6 +15,8 @@ import httpx2
 from anyio.from_thread import start_blocking_portal
 
 from grpaint.core.errors import ConfigError, RewardError
+from grpaint.core.text import printable
+from grpaint.core.user_code import describe
 
 T = TypeVar("T")
 LONGEST_WAIT_S = 60.0
@@ -35,12 +37,16 @@ def check_url(url: str) -> None:
         ValueError: it is not; the message says why.
     """
     try:
+        if not url.isprintable() or " " in url:
+            raise ValueError("a blank or a control character")
         parts = urlsplit(url)
         plain = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError as error:
-        raise ValueError(f'"{url}" is no address ({error}); write http://HOST:PORT') from error
+        (parts.hostname or "").encode("idna")  # as the system's resolver reads it
+        httpx2.URL(url)
+    except (ValueError, httpx2.InvalidURL) as error:  # UnicodeError is a ValueError
+        raise ValueError(f'"{one_line(url)}" is no address ({one_line(str(error))}); write http://HOST:PORT') from error
     if not plain or parts.query or parts.fragment or parts.username:
-        raise ValueError(f'"{url}" is no address; write http://HOST:PORT, a token apart from it in token_env')
+        raise ValueError(f'"{one_line(url)}" is no address; write http://HOST:PORT, a token apart from it in token_env')
 
 
 def bearer(token_env: str | None) -> dict[str, str]:
@@ -78,9 +84,11 @@ class Question:
         try:
             with start_blocking_portal() as portal:  # an event loop of its own: the caller may run in one already
                 return portal.call(self._ask)
+        except Failed:
+            raise
         except (httpx2.LocalProtocolError, UnicodeError) as error:  # their messages may hold a header, and its token
-            raise Failed("the request cannot be sent: a header is not valid", retryable=False) from error
-        except (TimeoutError, OSError, httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise Failed("the request cannot be sent: its address or a header is not valid", retryable=False) from error
+        except Exception as error:  # of the libraries below, whatever a server sends
             raise Failed(self._reason(error)) from error
 
     async def _ask(self) -> bytes:
@@ -114,8 +122,8 @@ class Question:
             case httpx2.RemoteProtocolError() if re.search("closed|disconnected", str(error)):
                 return "it closed the connection before its answer was whole"
             case httpx2.RemoteProtocolError():
-                return f"its answer is no HTTP ({printable(str(error), 60)})"
-        return f"{type(error).__name__}: {error}"
+                return f"its answer is no HTTP ({one_line(str(error), 60)})"
+        return describe(error)
 
 
 def _system_reason(error: BaseException) -> str:
@@ -135,13 +143,12 @@ def _refusal(body: bytes) -> str:
     except (ValueError, KeyError, TypeError, RecursionError):
         return ""
     reason = reason.get("message", "") if isinstance(reason, dict) else reason
-    return f": {printable(str(reason))}" if reason else ""
+    return f": {one_line(str(reason))}" if reason else ""
 
 
-def printable(text: str, most: int = 300) -> str:
-    """Return an untrusted text as one printable line, cut after ``most`` characters and then marked with ``..``."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 2 * most]).split())
-    return line[:most] + " .." * (len(line) > most)
+def one_line(text: str, most: int = 300) -> str:
+    """Return the beginning of an untrusted text as one printable line of at most ``most`` characters."""
+    return printable(" ".join(text[: 4 * most].split()), most)
 
 
 def read_object(body: bytes) -> dict[str, Any]:
@@ -155,7 +162,7 @@ def read_object(body: bytes) -> dict[str, Any]:
     except _NoNumberError as error:
         raise Failed(f"its answer holds {error}, which is no score") from error
     except (ValueError, RecursionError) as error:
-        raise Failed(f'its answer is no JSON: "{printable(body[:200].decode("utf-8", "replace"), 60)}"') from error
+        raise Failed(f'its answer is no JSON: "{one_line(body[:200].decode("utf-8", "replace"), 60)}"') from error
     if not isinstance(value, dict):
         raise Failed(f"its answer is no JSON object but {type(value).__name__}")
     return value

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from grpaint.core.errors import RewardError
-from grpaint.rewards.elsewhere.client import Failed, printable, read_object
+from grpaint.core.text import printable
+from grpaint.rewards.elsewhere.client import Failed, one_line, read_object
 
 MAIN = Path(__file__).with_name("worker_main.py")
 STOP_S = 5.0
@@ -49,7 +50,11 @@ class Process:
         self._stderr_lines: deque[str] = deque(maxlen=8)
         self._stderr_reader = threading.Thread(target=self._read_stderr, daemon=True)
         self._stderr_reader.start()
-        self.greeting = self._receive(start_s, 1 << 16, "start")
+        try:
+            self.greeting = self._receive(start_s, 1 << 16, "start")
+        except Failed:
+            self.kill()
+            raise
 
     def call(self, body: bytes, seconds: float, limit: int) -> list[Any]:
         """The values that the worker's function returns for a batch; its answer may have ``limit`` bytes.
@@ -60,7 +65,7 @@ class Process:
         """
         answer = self._receive(seconds, limit, "answer", body)
         if "error" in answer:
-            raise Failed(f"it raised {printable(str(answer['error']))}{self.stderr_tail()}", retryable=False)
+            raise Failed(f"it raised {one_line(str(answer['error']))}{self.stderr_tail()}", retryable=False)
         if not isinstance(answer.get("values"), list):
             raise Failed("its function must return a list, one value an image", retryable=False)
         return answer["values"]
@@ -101,7 +106,8 @@ class Process:
         code = self._process.wait()
         if code >= 0:
             return f" with exit code {code}"
-        return f" by {signal.Signals(-code).name}"
+        names = {one.value: one.name for one in signal.Signals}  # a realtime signal has none
+        return f" by {names.get(-code, f'signal {-code}')}"
 
     def _read_stderr(self) -> None:
         """Keep the last lines of standard error."""
@@ -112,7 +118,7 @@ class Process:
     def stderr_tail(self) -> str:
         """The end of the worker's standard error in brackets, for error messages; "" if there is none."""
         self._stderr_reader.join(0.2)  # what is still in the pipe
-        tail = printable(" ".join("".join(self._stderr_lines).split())[-300:])
+        tail = printable(" ".join("".join(self._stderr_lines).split())[-300:])  # whose end says most
         return f" (it said: {tail})" if tail else ""
 
     def kill(self) -> None:

@@ -16,7 +16,7 @@ from grpaint.rewards.elsewhere.client import (
     ask_with_retries,
     bearer,
     check_url,
-    printable,
+    one_line,
     read_object,
 )
 from grpaint.rewards.elsewhere.wire import SAFETENSORS_TYPE, PixelFormat, answer_limit, pack, read_scores
@@ -110,7 +110,7 @@ class Remote:
         health = read_object(question.ask())
         if not all(isinstance(health.get(key), str) for key in ("name", "version", "identity")):
             raise Failed("its answer does not name its reward; is this `grpaint serve-reward`?")
-        return {key: printable(str(health[key]), 80) for key in ("name", "version", "identity")}
+        return {key: one_line(str(health[key]), 80) for key in ("name", "version", "identity")}
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
         if not self._identity:

@@ -9,9 +9,7 @@ import json
 import math
 import socket
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +17,8 @@ from types import FrameType
 from typing import Any
 
 import anyio.to_thread
-import torch
 import uvicorn
+from h11 import LocalProtocolError
 from starlette.applications import Starlette
 from starlette.authentication import AuthenticationBackend, AuthenticationError
 from starlette.exceptions import HTTPException
@@ -30,16 +28,14 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
-from torch import Tensor
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from grpaint.core.errors import RewardError
-from grpaint.core.policy import Prompt, Reward
-from grpaint.rewards.elsewhere.client import printable
-from grpaint.rewards.elsewhere.wire import Malformed, unpack
+from grpaint.core.policy import Reward
+from grpaint.core.user_code import describe
+from grpaint.rewards.elsewhere.limits import Limits, Malformed, TooLarge
+from grpaint.rewards.elsewhere.scoring import Job, Score, ScoringQueue
+from grpaint.rewards.elsewhere.wire import JSON_TYPE, read_request
 from grpaint.rewards.function import WithMetadata
-
-Score = Callable[[Tensor, Sequence[Prompt]], Tensor]
 
 
 def identity(reward: Reward, settings: dict[str, Any]) -> str:
@@ -49,87 +45,35 @@ def identity(reward: Reward, settings: dict[str, Any]) -> str:
     """
     digest = hashlib.sha256(json.dumps([version("grpaint"), settings], sort_keys=True, default=str).encode())
     own = reward.function if isinstance(reward, WithMetadata) else reward
-    source = inspect.getsourcefile(own if inspect.isfunction(own) else type(own))
-    if source:
-        digest.update(Path(source).read_bytes())
+    with contextlib.suppress(TypeError):  # what is built into Python has no file
+        if source := inspect.getsourcefile(own if inspect.isfunction(own) else type(own)):
+            digest.update(Path(source).read_bytes())
     return digest.hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Limits of a server: ``bytes`` of a request, ``seconds`` for it to arrive and again to be scored.
+class _Memory:
+    """Counts the bytes that all requests hold together."""
 
-    ``batch``: images of waiting requests that are scored together (0: each alone). ``connections``: at one time.
-    """
+    def __init__(self, most: int) -> None:
+        self._free, self._lock = most, threading.Lock()
 
-    bytes: int = 256 << 20
-    seconds: float = 300.0
-    batch: int = 0
-    connections: int = 32
+    @contextlib.contextmanager
+    def held(self, size: int) -> Iterator[None]:
+        """Count ``size`` bytes within the block.
 
-
-@dataclass
-class _Job:
-    images: Tensor
-    prompts: list[Prompt]
-    finished: threading.Event = field(default_factory=threading.Event)
-    abandoned: bool = False
-    scores: list[float] | None = None
-    error: str = ""
-
-
-class ScoringQueue:
-    """Scores requests in one thread, so that a reward need not be thread-safe; waiting ones may share a batch."""
-
-    def __init__(self, score: Score, batch: int) -> None:
-        self._score, self._batch = score, batch
-        self._jobs: deque[_Job] = deque()
-        self._arrived = threading.Condition()
-        threading.Thread(target=self._work, daemon=True).start()
-
-    def score(self, images: Tensor, prompts: list[Prompt], seconds: float) -> _Job:
-        """Queue a request and wait for its scores; ``finished`` is not set if ``seconds`` were not enough."""
-        job = _Job(images, prompts)
-        with self._arrived:
-            self._jobs.append(job)
-            self._arrived.notify()
-        job.abandoned = not job.finished.wait(seconds)
-        return job
-
-    def _work(self) -> None:
-        while True:
-            jobs = self._next()
-            if len(jobs) > 1 and self._try(jobs):
-                continue
-            for job in jobs:  # a request that fails must not fail others
-                self._try([job])
-
-    def _next(self) -> list[_Job]:
-        """Wait for a request; return it with those behind it that fit into the same batch."""
-        with self._arrived:
-            self._arrived.wait_for(lambda: self._jobs)
-            jobs = [self._jobs.popleft()]
-            while self._jobs and self._fits([*jobs, self._jobs[0]]):
-                jobs.append(self._jobs.popleft())
-        return [job for job in jobs if not job.abandoned]
-
-    def _fits(self, jobs: list[_Job]) -> bool:
-        sizes = {job.images.shape[1:] for job in jobs}
-        return len(sizes) == 1 and sum(len(job.images) for job in jobs) <= self._batch
-
-    def _try(self, jobs: list[_Job]) -> bool:
+        Raises:
+            HTTPException: there is no room for them now.
+        """
+        with self._lock:
+            full = size > self._free
+            self._free -= 0 if full else size
+        if full:
+            raise HTTPException(503, "other requests take up the server's memory; ask again", {"Retry-After": "1"})
         try:
-            prompts = [prompt for job in jobs for prompt in job.prompts]
-            scores = self._score(torch.cat([job.images for job in jobs]), prompts).tolist()
-        except RewardError as error:
-            jobs[0].error = str(error)
-            if len(jobs) == 1:
-                jobs[0].finished.set()
-            return False
-        for job in jobs:
-            job.scores, scores, job.error = scores[: len(job.prompts)], scores[len(job.prompts) :], ""
-            job.finished.set()
-        return True
+            yield
+        finally:
+            with self._lock:
+                self._free += size
 
 
 class RewardServer(uvicorn.Server):
@@ -148,6 +92,7 @@ class RewardServer(uvicorn.Server):
         self.server_port = int(self._socket.getsockname()[1])
         self.about, self.limits, self.log = about, limits, log
         self.queue = ScoringQueue(score, limits.batch)
+        self._memory = _Memory(limits.memory)
         self._threads = anyio.CapacityLimiter(limits.connections)
 
         def refuse(_: HTTPConnection, error: AuthenticationError) -> Response:
@@ -186,18 +131,22 @@ class RewardServer(uvicorn.Server):
         self.stop()
 
     async def _health(self, request: Request) -> Response:
-        return _Answer(200, self.about)
+        trouble = self.queue.trouble(self.limits.seconds)
+        state = {"error": trouble} if trouble else {}
+        return _Answer(503 if trouble else 200, self.about | state | {"waiting": self.queue.waiting})
 
     async def _score(self, request: Request) -> Response:
-        body = await self._body(request)
-        scored = partial(self._scored, body, request.headers.get("Content-Type", ""))
-        return await anyio.to_thread.run_sync(scored, limiter=self._threads)
+        length, kind = self._length(request), request.headers.get("Content-Type", "")
+        # JSON becomes a text, which takes up to four bytes for each of its own
+        with self._memory.held(length * (4 if kind.startswith(JSON_TYPE) else 1)):
+            body = await self._body(request)
+            return await anyio.to_thread.run_sync(partial(self._scored, body, kind), limiter=self._threads)
 
-    async def _body(self, request: Request) -> bytes:
-        """Read the body within ``limits``.
+    def _length(self, request: Request) -> int:
+        """Return the length of the body.
 
         Raises:
-            HTTPException: it has no length, is too long, or does not arrive in time.
+            HTTPException: it has none, or is too long.
         """
         length = request.headers.get("Content-Length", "")
         if not length or "Transfer-Encoding" in request.headers:
@@ -205,6 +154,14 @@ class RewardServer(uvicorn.Server):
         if int(length) > self.limits.bytes:  # the protocol lets 20 digits through, and nothing else
             most = self.limits.bytes >> 20
             raise HTTPException(413, f"the body is larger than {most} MiB; send smaller batches")
+        return int(length)
+
+    async def _body(self, request: Request) -> bytes:
+        """Read the body.
+
+        Raises:
+            HTTPException: it does not arrive in time.
+        """
         request.state.arrival.cancel()
         with anyio.CancelScope(deadline=request.state.arrival.when()), contextlib.suppress(ClientDisconnect):
             return await request.body()
@@ -212,16 +169,29 @@ class RewardServer(uvicorn.Server):
 
     def _scored(self, body: bytes, kind: str) -> Response:
         try:
-            images, prompts = unpack(body, kind)
+            unread = read_request(body, kind, self.limits)
+            with self._memory.held(4 * 3 * unread.pixels):  # fp32
+                return self._answer(self.queue.score(*unread.decode(), self.limits.seconds))
         except Malformed as error:
-            return _Answer(400, {"error": str(error)})
-        job = self.queue.score(images, prompts, self.limits.seconds)
+            return _Answer(413 if isinstance(error, TooLarge) else 400, {"error": str(error)})
+        except HTTPException:
+            raise
+        except BaseException as error:  # noqa: BLE001 - reason: no memory, or a fault of a decoder
+            return self._failure(500, f"the request could not be read: {describe(error)}")
+
+    def _answer(self, job: Job) -> Response:
         if job.scores is not None:
             return _Answer(200, {"scores": job.scores, "identity": self.about["identity"]})
         if job.error:
-            self.log(printable(job.error))
-            return _Answer(500, {"error": job.error})
-        return _Answer(504, {"error": f"no scores within {self.limits.seconds:g} s"})
+            return self._failure(503 if self.queue.ended else 500, job.error)
+        waiting = f"; {self.queue.waiting} requests wait" if self.queue.waiting else ""
+        return _Answer(504, {"error": f"no scores within {self.limits.seconds:g} s{waiting}"})
+
+    def _failure(self, status: int, reason: str) -> Response:
+        """Log the reason and return an answer with it."""
+        with contextlib.suppress(OSError):  # nobody may read the log any more
+            self.log(reason)
+        return _Answer(status, {"error": reason})
 
 
 class _Connection(H11Protocol):
@@ -241,6 +211,12 @@ class _Connection(H11Protocol):
         if len(self.connections) > self.limits.connections or len(self.tasks) >= self.limits.connections:
             transport.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        try:
+            super().send_400_response(msg)
+        except LocalProtocolError:  # an answer is under way, to a request that is followed by no HTTP
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in self._timers:
@@ -262,8 +238,8 @@ class _Token(AuthenticationBackend):
 class _Answer(Response):
     """A JSON answer. After a refusal the rest of the request is read for a while: closing earlier loses the answer."""
 
-    def __init__(self, status: int, content: dict[str, Any]) -> None:
-        super().__init__(json.dumps(content, allow_nan=False), status, media_type="application/json")
+    def __init__(self, status: int, content: dict[str, Any], headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(json.dumps(content, allow_nan=False), status, headers, "application/json")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -278,4 +254,4 @@ async def _refuse(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     nowhere = error.status_code in (404, 405)
     reason = "there are GET /health and POST /score" if nowhere else error.detail
-    return _Answer(error.status_code, {"error": reason})
+    return _Answer(error.status_code, {"error": reason}, error.headers)

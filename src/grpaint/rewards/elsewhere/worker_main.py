@@ -140,7 +140,7 @@ def main() -> None:
         try:
             answer: dict[str, Any] = {"values": compute(function, call_mode, form, body)}
             json.dumps(answer, allow_nan=False)
-        except Exception as error:  # noqa: BLE001 - reason: the error is sent as the answer
+        except BaseException as error:  # noqa: BLE001 - reason: sys.exit too is sent as the answer
             traceback.print_exc()
             answer = {"error": type(error).__name__ + ": " + str(error)}
         write_frame(out, answer)

@@ -1,0 +1,79 @@
+"""The classes of a pipeline's parts, which its folder names: networks, schedulers and tokenizers of two libraries.
+
+A downloaded folder is data. ``model_index.json`` names a library and a class for each part, and a part's
+``config.json`` may name an implementation of attention to download; neither brings code of its own here.
+"""
+
+import importlib
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from grpaint.backends.families.folder import PipelineFolder
+from grpaint.core.errors import CheckpointError
+from grpaint.storage.reading import read_json
+
+LOADABLE = {
+    "diffusers": ("ModelMixin", "SchedulerMixin"),
+    "transformers": ("PreTrainedModel", "PreTrainedTokenizerBase", "FeatureExtractionMixin", "ImageProcessingMixin"),
+}
+IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")  # a value OWNER/NAME is a program from the hub
+
+
+def listed_parts(folder: PipelineFolder, without: Collection[str] = ()) -> list[str]:
+    """The parts that ``model_index.json`` lists, except those in ``without``."""
+    index = folder.settings("model_index.json")
+    return [part for part, kind in index.items() if isinstance(kind, list) and any(kind) and part not in without]
+
+
+def part_class(folder: PipelineFolder, part: str) -> Any:
+    """The class of a part.
+
+    Raises:
+        CheckpointError: if the folder names another kind of class, or another library.
+    """
+    kind = folder.settings("model_index.json").get(part)
+    library, name = kind if isinstance(kind, list) and len(kind) == 2 else (None, None)
+    cls = None
+    if isinstance(library, str) and library in LOADABLE and isinstance(name, str):
+        module = importlib.import_module(library)
+        cls = getattr(module, name, None)
+        if missing := getattr(cls, "_backends", None):  # a placeholder
+            raise CheckpointError(f"{folder.path}: {part}: {library}.{name} needs {', '.join(missing)}; install it.")
+        bases = tuple(getattr(module, base) for base in LOADABLE[library])
+        cls = cls if isinstance(cls, type) and issubclass(cls, bases) else None
+    if cls is None:
+        raise CheckpointError(
+            f"{folder.path / 'model_index.json'}: {part} = {kind!r:.80}: a folder is data and names no code; a part is "
+            "a network, a scheduler or a tokenizer of diffusers or transformers. Save it as one of these."
+        )
+    return cls
+
+
+def check_no_code(folder: PipelineFolder, without: Collection[str]) -> None:
+    """Check that no part of a pipeline, except those in ``without``, would run code of the folder or the hub.
+
+    Raises:
+        CheckpointError: if one would, with the file and what it names.
+    """
+    name = folder.settings("model_index.json").get("_class_name")
+    if not isinstance(name, str):  # a list names a file of the folder
+        raise CheckpointError(
+            f"{folder.path / 'model_index.json'}: _class_name = {name!r:.80}: a folder names no code."
+        )
+    for part in listed_parts(folder, without):
+        part_class(folder, part)
+        file = folder.path / part / "config.json"
+        for key, value in _entries(read_json(file)) if file.is_file() else ():
+            if key.lstrip("_").startswith(IMPLEMENTATIONS) and "/" in str(value):
+                raise CheckpointError(
+                    f"{file}: {key} = {value!r:.80} would download and run a program; a folder is data. Remove the key."
+                )
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every key and value in nested tables and lists."""
+    if isinstance(value, Mapping):
+        yield from value.items()
+    if isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _entries(item)

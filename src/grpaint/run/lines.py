@@ -1,0 +1,139 @@
+"""The .jsonl files of a run: one JSON object in a line, with the iteration that it is about."""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpaint.core.errors import ConfigError
+from grpaint.measures.score import score_name
+from grpaint.storage.atomic import write_atomic
+from grpaint.storage.reading import decode_text, parse_object, read_regular
+
+METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A line as it is in the file; ``values`` is None where it is damaged, for ``reason``."""
+
+    number: int
+    raw: bytes
+    values: Line | None
+    reason: str = ""
+
+    @property
+    def iteration(self) -> int | None:
+        return self.values["iteration"] if self.values else None
+
+
+def _stored(file: Path) -> list[_Stored]:
+    """Return the complete lines of a file but blank ones; a last line that a kill cut short is left out."""
+    if not file.exists():
+        return []
+    out = []
+    for number, raw in enumerate(read_regular(file).split(b"\n")[:-1], 1):
+        if not raw.strip():
+            continue
+        try:
+            out.append(_Stored(number, raw, _parse(raw, file, number)))
+        except ConfigError as error:
+            out.append(_Stored(number, raw, None, str(error).removeprefix(f"{file}:{number}: ").rstrip(".")))
+    return out
+
+
+def _parse(raw: bytes, file: Path, number: int) -> Line:
+    """Parse a line of a run.
+
+    Raises:
+        ConfigError: it is no JSON object, or it lacks what every such line has.
+    """
+    try:
+        text = decode_text(raw, str(file))
+    except ConfigError:
+        raise ConfigError("not UTF-8.") from None
+    line = parse_object(text, str(file), number)
+    other = score_name(line) if file.name == EVALUATIONS else "cost/model_evaluations"
+    for key, kind in (("iteration", int), (other, int | float)):
+        if not isinstance(line.get(key), kind) or isinstance(line[key], bool):
+            raise ConfigError(f"without a number {key}.")
+    return line
+
+
+def _damage(lines: list[_Stored]) -> str:
+    """Name damaged lines and why the first of them is."""
+    numbers = ", ".join(str(line.number) for line in lines[:10]) + (", .." if len(lines) > 10 else "")
+    return f"line{'s' if len(lines) > 1 else ''} {numbers} damaged ({lines[0].reason})"
+
+
+def read_lines(file: Path) -> list[Line]:
+    """Return the whole lines of a file; damaged ones are left out, and a logged line says which."""
+    lines = _stored(file)
+    if damaged := [line for line in lines if line.values is None]:
+        logging.getLogger(__name__).warning("grpaint: %s: %s, left out.", file, _damage(damaged))
+    return [line.values for line in lines if line.values is not None]
+
+
+def append_line(file: Path, line: Mapping[str, Any]) -> None:
+    """Append a line; a last line that was cut short is ended first.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = json.dumps(line).encode() + b"\n"
+    try:
+        with file.open("a+b") as stream:
+            if stream.tell():
+                stream.seek(-1, os.SEEK_END)
+                text = text if stream.read(1) == b"\n" else b"\n" + text
+            stream.write(text)
+    except OSError as error:
+        error.filename = error.filename or str(file)  # a full disk is told without one
+        raise
+
+
+def cut_lines(file: Path, iteration: int) -> None:
+    """Remove the lines after ``iteration`` (-1: all), as if the run had stopped there.
+
+    Damaged lines among the earlier ones are removed too: a logged line says which, and the file as it was is kept as
+    NAME.damaged.
+    """
+    kept, damaged, passed = [], [], iteration < 0
+    for line in _stored(file):
+        if line.iteration is not None:
+            passed |= line.iteration >= iteration
+            if line.iteration <= iteration:
+                kept.append(line)
+        elif not passed:
+            damaged.append(line)
+    note = ""
+    if damaged:
+        note = f"{_damage(damaged)}, left out; the file as it was is {set_aside(file).name}"
+    elif file.name == METRICS and (lacking := sorted({*range(1, iteration + 1)} - {line.iteration for line in kept})):
+        note = f"there is no line of iteration {', '.join(map(str, lacking[:10]))}"
+    if note:
+        logging.getLogger(__name__).warning("grpaint: %s: %s. The run is not harmed, its curve has a gap.", file, note)
+    write_atomic(file, b"".join(line.raw + b"\n" for line in kept))
+
+
+def set_aside(file: Path) -> Path:
+    """Copy a damaged file to NAME.damaged, or to NAME.damaged-2 and so on, and return the copy."""
+    copy = file.with_name(f"{file.name}.damaged")
+    number = 1
+    while copy.exists():
+        number += 1
+        copy = file.with_name(f"{file.name}.damaged-{number}")
+    write_atomic(copy, read_regular(file))
+    return copy
+
+
+def sync_lines(file: Path) -> None:
+    """Flush a file's lines to the disk, so that no checkpoint outlives the lines before it."""
+    with contextlib.suppress(FileNotFoundError), file.open("rb") as stream:
+        os.fsync(stream.fileno())
