@@ -72,6 +72,7 @@ def test_a_recipe_is_shown_and_planned_without_its_data(name: str, root: Path, t
     base = root / PIPELINES[name.partition("/")[0]]
     sets = [f"model.base={json.dumps(str(base))}", "model.height=16", "model.width=16"]
     sets += ["data.resolution=16", "data.bucket_step=4", "train.batch=2"] if name.endswith("sft") else FEW
+    sets += ["data.resolution=16"] if "resolution" in locate(name).read_text() else []
     with contextlib.chdir(tmp_path):
         shown, planned = command("show", name, sets=sets), command("plan", name, sets=sets)
         refused = command(stage_of(name), name, sets=sets)
@@ -79,7 +80,7 @@ def test_a_recipe_is_shown_and_planned_without_its_data(name: str, root: Path, t
     assert re.search(r'not counted: data.train = "(prompts.txt|images)": no such file', planned.out)
     assert refused.code == 2
     assert re.search(r'^grpaint: (rewards|data.train = "(prompts.txt|images)": no such file)', refused.err)
-    assert not (tmp_path / "runs").exists()
+    assert not list((tmp_path / "runs").glob("[!.]*"))
 
 
 @pytest.mark.parametrize("name", RECIPES)
