@@ -61,11 +61,11 @@ class Reply:
 
 @dataclass
 class Liar:
-    """A server that gives every connection the ``reply`` of now; ``asked`` counts the connections."""
+    """A server that gives every connection the ``reply`` of now; ``connections`` counts them."""
 
     listener: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0), backlog=64))
     reply: Callable[[bytes], Reply] = lambda _: Reply(b"")
-    asked: int = 0
+    connections: int = 0
 
     @property
     def url(self) -> str:
@@ -76,7 +76,7 @@ class Liar:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self.listener.accept()
-                self.asked += 1
+                self.connections += 1
                 threading.Thread(target=self._answer, args=(connection, self.reply), daemon=True).start()
 
     def _answer(self, connection: socket.socket, reply: Callable[[bytes], Reply]) -> None:
@@ -326,7 +326,7 @@ def run(seed: int, minutes: float, most: int) -> Tally:
 
 def _try(liar: Liar, question: _Question, reply: Reply) -> tuple[str, str]:
     """Ask once; the outcome and what there is to say."""
-    before, ended = liar.asked, threading.Event()
+    before, ended = liar.connections, threading.Event()
     results: list[Any] = []
 
     def ask() -> None:
@@ -342,7 +342,7 @@ def _try(liar: Liar, question: _Question, reply: Reply) -> tuple[str, str]:
         return "hang", f"no end within {LATE_S:g} s"
     result = results[0]
     if isinstance(result, RewardError):
-        bad = "\n" in str(result) or liar.asked - before > question.images  # a redirect is not followed
+        bad = "\n" in str(result) or liar.connections - before > question.images  # a redirect is not followed
         return "wrong" if bad else "refused", str(result)
     if isinstance(result, BaseException):
         return "traceback", f"{type(result).__name__}: {result}"

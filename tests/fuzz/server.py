@@ -321,7 +321,7 @@ def serving() -> Iterator[tuple[int, list[str]]]:
     logging.getLogger().addHandler(errors)
     hook, threading.excepthook = (
         threading.excepthook,
-        lambda told: errors.lines.append(f"in a thread: {told.exc_value!r}"),
+        lambda caught: errors.lines.append(f"in a thread: {caught.exc_value!r}"),
     )
     about = {"name": "mean", "version": "0", "identity": "0"}
     server = RewardServer(("127.0.0.1", 0), partial(score_images, "mean", reward), about, TOKEN, LIMITS, lambda _: None)

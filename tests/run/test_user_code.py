@@ -153,7 +153,16 @@ def test_a_file_that_exits_when_it_is_imported_is_named(command_line):
     assert 'rewards.mine.kind = "leaves.py:f": cannot be imported: it raised SystemExit: 0' in end.err
 
 
-@pytest.mark.parametrize("fault", ["sys.exit(0)", "raise KeyboardInterrupt", "raise EOFError", "raise BrokenPipeError"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "sys.exit(0)",
+        "raise KeyboardInterrupt",
+        "raise EOFError",
+        "raise BrokenPipeError",
+        "raise type('Mine', (BaseException,), {})",
+    ],
+)
 def test_a_class_of_a_user_that_asks_for_the_end_while_it_is_made_is_named(fault):
     Path("leaves.py").write_text(f"import sys\nclass C:\n    def __init__(self):\n        {fault}\n")
     end = command("show", "flow-grpo-fast", sets=['rewards={mine={kind="leaves.py:C"}}'])
@@ -265,6 +274,16 @@ def test_a_run_outlives_the_reader_of_its_output(reader, reason):
     assert err == f"grpaint: standard output: {reason}; the command goes on, and what it prints is lost.\n"
     assert status(Path("runs/it"))["status"] == "finished"
     assert len(lines(Path("runs/it/metrics.jsonl"))) == 4
+
+
+def test_a_run_outlives_a_reward_that_closes_its_output():
+    Path("fault").write_text("sys.stdout.close()")
+    sets = [*TINY, 'rewards={mine={kind="pieces.py:reward"}}']
+    code, err = _piped(["train", "flow-grpo-fast", "--name", "it"], "| cat", sets)
+    assert code == 0
+    assert "standard output: I/O operation on closed file" in err
+    assert err.count("\n") == 1
+    assert status(Path("runs/it"))["status"] == "finished"
 
 
 def test_a_run_that_nobody_reads_at_all_has_its_exit_code_and_status():

@@ -15,14 +15,19 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (SystemExit, KeyboardInterrupt, GeneratorExit, EOFError, BrokenPipeError) as error:
-            if _of_user_code(error):
+        except BaseException as error:
+            if _asks_for_the_end(error) and _of_user_code(error):
                 from grpaint.core.errors import RunError
                 from grpaint.core.importing import user_code_location
                 from grpaint.core.user_code import describe
 
                 raise RunError(f"{user_code_location(error)}: {describe(error)}") from error
             raise
+
+
+def _asks_for_the_end(error: BaseException) -> bool:
+    """Return whether typer, or Python, would end the command at ``error`` without a word or with a traceback."""
+    return not isinstance(error, Exception) or isinstance(error, EOFError | BrokenPipeError)
 
 
 def _of_user_code(error: BaseException) -> bool:

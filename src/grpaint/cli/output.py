@@ -3,38 +3,36 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 
 class _Lasting:
     """A stream like ``stream``; once writing fails, what is written is dropped, and ``explain`` is called with why."""
 
-    def __init__(self, stream: TextIO, explain: Any) -> None:
-        self._stream, self._explain = stream, explain
+    def __init__(self, stream: TextIO, explain: Callable[[Exception], None]) -> None:
+        self._stream, self._explain, self._lost = stream, explain, False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except OSError as error:
-            self._drop(error)
-            return len(text)
+        self._try(self._stream.write, text)
+        return len(text)
 
     def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except OSError as error:
-            self._drop(error)
+        self._try(self._stream.flush)
 
-    def _drop(self, error: OSError) -> None:
-        """Connect the stream to the null device, which also takes what the stream still holds."""
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, self._stream.fileno())
-        os.close(null)
-        self._explain(error)
+    def _try(self, method: Callable[..., Any], *arguments: Any) -> None:
+        if self._lost:
+            return
+        try:
+            method(*arguments)
+        except (OSError, ValueError) as error:  # ValueError: somebody has closed it
+            self._lost = True
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as null:
+                os.dup2(null.fileno(), self._stream.fileno())  # which takes what the stream still holds
+            self._explain(error)
 
 
 @contextlib.contextmanager
@@ -48,9 +46,9 @@ def lasting_errors() -> Iterator[None]:
 def lasting_output() -> Iterator[None]:
     """Let the block outlive the reader of standard output; one line on standard error says so."""
 
-    def explain(error: OSError) -> None:
-        line = f"grpaint: standard output: {error.strerror}; the command goes on, and what it prints is lost.\n"
-        sys.stderr.write(line)
+    def explain(error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or error
+        sys.stderr.write(f"grpaint: standard output: {reason}; the command goes on, and what it prints is lost.\n")
 
     with contextlib.redirect_stdout(_Lasting(sys.stdout, explain)):  # type: ignore[type-var]
         yield

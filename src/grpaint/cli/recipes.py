@@ -31,7 +31,7 @@ def plan(
     """What a recipe will need: memory by phase, model evaluations, disk, time. Opens no weights."""
     from grpaint.commands.estimate.command import run
 
-    run(recipe, sets or [], gpu, measure=calibrate, as_json=as_json, minutes=minutes, trust=trust)
+    run(recipe, sets or [], gpu, measure=calibrate, as_json=as_json, trust=trust, minutes=minutes)
 
 
 @app.command(name="list")

@@ -19,12 +19,19 @@ from grpaint.storage.reading import read_toml
 
 
 def run(
-    name: str | None, sets: list[str], gpu: str | None, *, measure: bool, as_json: bool, minutes: float, trust: bool
+    name: str | None,
+    sets: list[str],
+    gpu: str | None,
+    *,
+    measure: bool,
+    as_json: bool,
+    trust: bool = False,
+    minutes: float = 1.0,
 ) -> None:
     """Print what a recipe needs; with ``gpu``, such as "24GB", also whether it fits and which settings make it fit.
 
-    With ``measure`` the weights are opened and two iterations are timed. ``minutes`` limits the counting, not that.
-    ``trust``: a run's own recipe may name code.
+    With ``measure`` the weights are opened and two iterations are timed. ``trust``: a run's own recipe may name code.
+    ``minutes`` limits the counting, not the timing.
 
     Raises:
         ConfigError, CheckpointError: the recipe could not run, or its model is not one of grpaint's own.
