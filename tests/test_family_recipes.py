@@ -1,6 +1,8 @@
 """The recipes for real models: each resolves on a tiny pipeline of its family, and says what it is and is not."""
 
+import contextlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from grpaint.learn.objective import PolicyGradient
 from grpaint.recipe.config import TrainRecipe, locate, open_recipe, recipe_names, stage_of
 from grpaint.rollout import Sliding, Whole
 from tiny_pipelines import save
-from tiny_runs import EMBEDDED
+from tiny_runs import EMBEDDED, command
 
 PIPELINES = {
     "flux-dev": "flux-dev",
@@ -60,6 +62,25 @@ def test_a_recipe_says_its_source_what_differs_and_that_nobody_has_measured_it(n
         assert any(line.startswith(word) for line in header), word
     assert "Not yet measured on real weights." in header
     assert max(map(len, text.splitlines())) <= 120
+
+
+FEW = ("train.prompts=2", "train.updates=1", "evaluate.prompts=2")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_shown_and_planned_without_its_data(name: str, root: Path, tmp_path: Path) -> None:
+    base = root / PIPELINES[name.partition("/")[0]]
+    sets = [f"model.base={json.dumps(str(base))}", "model.height=16", "model.width=16"]
+    sets += ["data.resolution=16", "data.bucket_step=4", "train.batch=2"] if name.endswith("sft") else FEW
+    sets += ["data.resolution=16"] if "resolution" in locate(name).read_text() else []
+    with contextlib.chdir(tmp_path):
+        shown, planned = command("show", name, sets=sets), command("plan", name, sets=sets)
+        refused = command(stage_of(name), name, sets=sets)
+    assert (shown.code, planned.code) == (0, 0), shown.err + planned.err
+    assert re.search(r'not counted: data.train = "(prompts.txt|images)": no such file', planned.out)
+    assert refused.code == 2
+    assert re.search(r'^grpaint: (rewards|data.train = "(prompts.txt|images)": no such file)', refused.err)
+    assert not list((tmp_path / "runs").glob("[!.]*"))
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -13,7 +13,7 @@ from grpaint.recipe.config import open_recipe, stage_of
 from grpaint.recipe.settings import Evaluation
 from grpaint.scenes.world import SceneData
 from grpaint.storage.files import read_weights
-from tiny_runs import EMBEDDED
+from tiny_runs import EMBEDDED, command
 
 ROOT = Path(__file__).parent.parent
 KINDS = sorted(START)
@@ -45,6 +45,13 @@ def test_every_recipe_resolves_and_says_what_it_is(name: str) -> None:
     assert first.startswith("# ")
     assert first.endswith(".")
     assert recipe.train.iterations > 0
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_every_recipe_is_shown_and_planned(name: str) -> None:
+    few = ["evaluate.prompts=2"] if stage_of(name) == "sft" else ["train.prompts=1", "train.updates=1"]
+    assert command("show", name).code == 0
+    assert command("plan", name, sets=[*few, "evaluate.prompts=2"]).code == 0
 
 
 @pytest.mark.parametrize(("group", "kind"), [(group, kind) for group, known in CATALOG.items() for kind in known])

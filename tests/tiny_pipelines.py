@@ -42,6 +42,7 @@ from transformers import (
 )
 
 from grpaint.recipe.config import TrainRecipe, resolve
+from grpaint.scenes.world import SceneData
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -364,23 +365,25 @@ FLOWS = ("sd3", "flux-dev", "flux-schnell", "qwen-image", "z-image")
 
 
 def recipe(folder: Path, **model: Any) -> TrainRecipe:
-    """GRPO on a pipeline's folder, in four steps of 32 x 32 pixels."""
+    """GRPO on a pipeline's folder, in four steps of 16 x 16 pixels."""
     tokens = {"tokens": 16} if folder.name in ("sd3", "flux-dev", "flux-schnell") else {}
+    prompts = folder.parent / "prompts.txt"
+    prompts.write_text("".join(f"{prompt.text}\n" for prompt in SceneData().prompts(40, 0, 0)))
     table = {
         "model": {
             "kind": "diffusers",
             "base": str(folder),
-            "height": 32,
-            "width": 32,
+            "height": 16,
+            "width": 16,
             "batch": 64,
             "vae_batch": 64,
             "lora": {"rank": 4},
             **tokens,
             **model,
         },
-        "data": {"kind": "scenes"},
+        "data": {"kind": "prompts", "train": str(prompts), "held_out_share": 0.5},
         "plan": {"steps": 4, "sampler": {"kind": "flow-sde" if folder.name in FLOWS else "ddim"}},
-        "rewards": {"checker": {"kind": "scenes-checker"}},
+        "rewards": {"jpeg": {"kind": "jpeg"}},
         "train": {"iterations": 1, "learning_rate": 1e-3},
     }
     settings = resolve(table, "train")[0]

@@ -110,6 +110,26 @@ def test_judging_costs_what_the_plan_says():
     assert report["evaluations"]["judging"] == json.loads((last / "state.json").read_text())["counts"]["evaluation"]
 
 
+def test_a_plan_that_takes_too_long_says_why_and_what_to_lower():
+    sets = ["train.prompts=50000", "evaluate.prompts=2"]
+    end = command("plan", "flow-grpo-fast", "--minutes", "0.02", sets=[*TINY, *SHORT, *sets])
+    assert end.code == 2
+    assert end.err.startswith("grpaint: plan: no answer within --minutes 0.02: it was still ")
+    assert "--minutes" in end.err.splitlines()[-1]
+
+
+def test_repeated_work_is_counted_once_and_changes_no_peak():
+    few = [*TINY, "precision=fp32", *SHORT, "objective.minibatch=2", "anchor.batch=2"]
+    tables = [
+        override(read_toml(locate("flow-grpo-fast")), [*few, *more])
+        for more in (["evaluate.steps=2"], ["evaluate.steps=900"])
+    ]
+    peaks = [forecast(table, "train").memory.peaks for table in tables]
+    assert peaks[0] == peaks[1]
+    many = override(read_toml(locate("awm")), ["objective.draws=1000", "evaluate.prompts=2", "train.prompts=1"])
+    assert forecast(many, "train").evaluations[0] > 1000
+
+
 @pytest.mark.parametrize(("text", "size"), [("24GB", 24 * 10**9), ("24GiB", 24 * 2**30), ("1.5 mib", 3 * 2**19)])
 def test_sizes(text, size):
     assert parse_bytes(text) == size
@@ -132,7 +152,7 @@ def test_levers_are_pasted_and_then_it_fits(tmp_path):
     now = forecast(table, "train", "cuda")
     most = sorted(now.memory.peaks.values())
     limit = now.peak - (most[-1] - most[-2]) // 2  # what only the largest phase exceeds
-    words = ["plan", str(bare), "--gpu", f"{limit / 2**20:.3f}MiB"]
+    words = ["plan", str(bare), "--minutes", "20", "--gpu", f"{limit / 2**20:.3f}MiB"]
     end = command(*words, sets=sets)
     assert "does not fit" in end.out
     pasted = re.findall(r"^  (--set .*?)  ", end.out, re.M)

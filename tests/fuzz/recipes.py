@@ -98,7 +98,8 @@ class Generator:
 
     def __init__(self, seed: int, pipelines: tuple[str, ...]) -> None:
         self.seed, self.pipelines = seed, pipelines
-        self.packaged = {name: read_toml(RECIPES / f"{name}.toml") for name in recipe_names()}
+        tables = {name: read_toml(RECIPES / f"{name}.toml") for name in recipe_names()}
+        self.packaged = {name: t for name, t in tables.items() if pipelines or t["model"]["kind"] == "scenes"}
 
     def wild(self, number: int) -> tuple[Table, list[str]]:
         """Return a table and ``--set`` items in which anything may be wrong."""

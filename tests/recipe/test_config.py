@@ -106,12 +106,57 @@ REFUSED = {
     "rewards.mine.kind=reward.py:scores": ["rewards.mine.kind", "scores"],
     "rewards.mine.kind=reward.py:calls": ["rewards.mine.kind", "function"],
     "plan.start.kind=reference": ["plan.start.kind", "data.references"],
+    "rewards.checker.weight=1e300": ["rewards.checker.weight = 1e+300", "fp32", "1e+30"],
+    "rewards.checker.weight=inf": ["rewards.checker.weight = inf", "finite"],
+    "train.optimizer.eps=1e-320": ["train.optimizer.eps", "fp32"],
+    f"train.learning_rate=1{'0' * 300}": ["train.learning_rate", "fp32"],
+    "train.seed=9007199254740993": ["train.seed", "2^53"],
+    f"train.seed={'9' * 5000}": ["--set train.seed", "digits"],
+    f"train.seed=0x{'f' * 5000}": ["--set train.seed", "digits"],
+    f"train.seed={'[' * 5000}": ["--set train.seed", "levels"],
+    f"train.{'a.' * 5000}a=1": ["--set train.a.a", "parts"],
+    f"rewards.{'x' * 300}.kind=jpeg": ["rewards.xxx", "300 characters"],
+    'rewards.checker.kind="\\u0000"': ["rewards.checker.kind"],
+    "model.start=\udcff": ["model.start", "no character of a text"],
+    "train.prompts=100001": ["train.prompts", "at most 100000"],
+    "train.group_size=100000": ["train.prompts x group_size", "1000000"],
+    "evaluate.prompts=1000000000": ["evaluate.prompts", "at most 100000"],
+    "evaluate.steps=1001": ["evaluate.steps", "at most 1000"],
+    "threads=100000": ["threads", "at most 1024"],
+    "loggers.it={kind='wandb',mode='shout'}": ["loggers.it.mode", "offline"],
 }
 
 
 @pytest.mark.parametrize("setting", REFUSED)
 def test_a_bad_setting_is_one_line(setting):
     _refused(command("train", "flow-grpo-fast", sets=[setting]), *REFUSED[setting])
+
+
+@pytest.mark.parametrize("key", ["evaluate.sampler", "plan.outside"])
+def test_every_sampler_is_tried_on_the_models_path_before_weights_are_opened(key):
+    sets = ["model.parametrisation=epsilon", "plan.sampler.kind=ddim", f"{key}.kind=flow-sde"]
+    _refused(command("train", "flow-grpo-fast", sets=sets), key, "flows", "ddim")
+
+
+def test_images_of_another_size_than_the_built_in_models_are_refused_before_they_are_opened():
+    sets = ['data={kind="images",train="nowhere",resolution=64}']
+    _refused(command("train", "flow-grpo-fast", sets=sets), "64 x 64", "data.resolution = 32")
+
+
+def test_infinity_is_a_bound_where_something_is_bounded():
+    sets = ["train.max_grad_norm=inf", "advantage.clip=inf", "objective.surrogate.high=inf"]
+    _, settings = open_recipe("flow-grpo-fast", "train", sets)
+    assert settings["train"]["max_grad_norm"] == settings["advantage"]["clip"] == float("inf")
+    assert resolve(tomllib.loads(tomli_w.dumps(settings)), "train")[1] == settings
+
+
+def test_an_anchor_of_defaults_comes_back_from_run_toml():
+    settings = open_recipe("flow-grpo-fast", "train", ["anchor={}"])[1]
+    assert "kind" not in settings["anchor"]["loss"]
+    settings["anchor"]["loss"]["kind"] = "denoising"  # as earlier versions wrote it
+    assert resolve(settings, "train")[1]["anchor"]["loss"] == {
+        key: value for key, value in settings["anchor"]["loss"].items() if key != "kind"
+    }
 
 
 @pytest.mark.parametrize("sampler", ["flow-sde", "dance-sde"])

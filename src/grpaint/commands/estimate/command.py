@@ -44,18 +44,20 @@ def run(
     origin = recipe_origin(name, trust=trust)
     for key, effect in foreign_rewards(table, origin).items() if measure else ():
         raise ConfigError(f"{origin.file}: {key}: {effect}. If you trust who made it, repeat the command with --trust.")
-    levers: list[Lever] = []
     with origin.guard(sets):
         with time_limit(minutes):
             prediction = forecast(table, stage, device)
-        times = calibrate(prediction) if measure else None
         fits = not limit or prediction.fits(limit)
+        levers: list[Lever] = []
+        complete = True
         search = iter(()) if fits else find_levers(table, stage, prediction, limit=limit, device=device)
         try:
             with time_limit(max(end - time.monotonic(), 1) / 60):
                 levers.extend(search)
         except TimeOver:
+            complete = False
             echo(f"plan: not every setting was tried within --minutes {minutes:g}.", err=True)
+        times = calibrate(prediction) if measure else None
     if as_json:
         plain = prediction.plain() | ({"limit": limit, "fits": fits} if limit else {})
         plain |= {"times": vars(times)} if times else {}
@@ -68,7 +70,7 @@ def run(
         echo(f"{terminal.gib(limit)} GiB: {verdict}")
         for line in terminal.lever_lines(levers):
             echo(line)
-        if not (fits or (levers and levers[-1].forecast.fits(limit))):
+        if complete and not (fits or (levers and levers[-1].forecast.fits(limit))):
             echo("  and that is not enough: take a smaller model")
 
 
