@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ SUBJECTS = {
 
 def main() -> int:
     """Run the fuzzer of a subject and print its counts and its faults."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}  # a child of threads would hang
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "src")]
     parser = argparse.ArgumentParser(prog="scripts/fuzz", description="Damaged and foreign input for every reader.")
     parser.add_argument("subject", choices=SUBJECTS)
