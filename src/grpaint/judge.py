@@ -184,7 +184,8 @@ def free_rewards(rewards: RewardSet, images: Tensor, prompts: Sequence[Prompt]) 
     states: dict[str, Any] = {}
     for name, reward in free.items():
         with user_code(f"reward {name}", RewardError):
-            states |= {name: copy.deepcopy(reward.state_dict())} if hasattr(reward, "state_dict") else {}
+            if hasattr(reward, "state_dict"):
+                states[name] = copy.deepcopy(reward.state_dict())
     table = RewardSet(free, rewards.weights).score(images, prompts)
     for name, state in states.items():  # evaluation must not change the state of a reward
         with user_code(f"reward {name}", RewardError):

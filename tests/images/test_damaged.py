@@ -98,7 +98,7 @@ def test_a_data_set_on_disk_whose_state_lists_no_file_of_it_is_refused(tmp_path,
     assert "state.json" in refusal(tmp_path)
 
 
-def test_every_turned_byte_of_a_table_leaves_a_table_or_one_line_with_its_name(tmp_path):
+def test_a_turned_byte_of_a_table_leaves_a_table_or_one_line_with_its_name(tmp_path):
     import pyarrow
 
     table = pyarrow.table({"image": [making.png(n) for n in range(3)], "text": list("abc")})
@@ -128,6 +128,15 @@ def test_a_table_that_ends_the_process_that_reads_it_is_told_in_a_line(tmp_path,
     (tmp_path / "table_check.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     monkeypatch.setattr(tables, "CHECK", tmp_path / "table_check.py")
     assert "ends a process" in refusal_of_one(path)
+
+
+def test_a_table_that_was_read_is_used_however_its_process_ends(tmp_path, monkeypatch):
+    path = making.parquet(tmp_path / "set")
+    (tmp_path / "table_check.py").write_text(
+        "import sys\nfor n in range(len(sys.argv) - 1):\n    print(f'[{n}, \"\"]')\nsys.exit(3)\n"
+    )
+    monkeypatch.setattr(tables, "CHECK", tmp_path / "table_check.py")
+    assert opened(path).entries()
 
 
 def refusal_of_one(path):

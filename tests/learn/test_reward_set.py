@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grpaint.core import Prompt, RewardError, RunError
 from grpaint.learn import RewardSet
-from grpaint.run.signals import ctrl_c
+from grpaint.run.signals import Listener, ctrl_c
 
 PROMPTS = [Prompt(text) for text in ("red", "green", "blue", "white")]
 IMAGES = torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -136,7 +136,15 @@ def test_ctrl_c_passes_through_a_reward() -> None:
         signal.raise_signal(signal.SIGINT)
         return images
 
+    def closed(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        signal.raise_signal(signal.SIGHUP)
+        return images
+
     with ctrl_c(), pytest.raises(KeyboardInterrupt):
         RewardSet({"asleep": asleep}, {}).score(IMAGES, PROMPTS)
+    listener = Listener()
+    listener.requested = signal.SIGHUP
+    with listener, pytest.raises(KeyboardInterrupt):  # the second end of a terminal
+        RewardSet({"asleep": closed}, {}).score(IMAGES, PROMPTS)
     with pytest.raises(KeyboardInterrupt):  # as Python itself raises it
         RewardSet({"asleep": asleep}, {}).score(IMAGES, PROMPTS)

@@ -13,7 +13,7 @@ import tiny_runs
 from grpaint.core.errors import CheckpointError
 from grpaint.recipe.config import read_toml
 from grpaint.run.folder import RunFolder, find_checkpoint
-from grpaint.run.state import check_checkpoint
+from grpaint.run.state import check_checkpoint, sealed
 from grpaint.storage.files import numbered
 from tiny_runs import REWARD, TINY, command, lines, status
 
@@ -109,6 +109,15 @@ def test_a_state_without_its_own_digest_is_no_early_one(caplog):
     file = IT / "checkpoints/000004/state.json"
     file.write_text(file.read_text().replace('"sha256": "', '"sha257": "'))
     assert "its SHA-256 is missing" in _resumed(caplog)
+
+
+@pytest.mark.parametrize("files", [[], 3, {"model.safetensors": None}, {"model.safetensors": {"bytes": 1}}])
+def test_a_sealed_state_of_another_form_takes_the_checkpoint_before(files, caplog):
+    file = IT / "checkpoints/000004/state.json"
+    state = json.loads(file.read_text()) | {"files": files}
+    del state["sha256"]
+    file.write_bytes(sealed(state))
+    assert "files is not a size and a digest of each" in _resumed(caplog)
 
 
 def test_the_checkpoint_of_another_iteration_is_not_taken(caplog):

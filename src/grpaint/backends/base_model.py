@@ -17,6 +17,7 @@ from grpaint.backends.pipeline_files import pipeline_folder
 from grpaint.backends.pipeline_parts import part_class
 from grpaint.backends.single_file import NETWORK, SingleFile, is_single_file, read_single_file
 from grpaint.core.errors import CheckpointError, ConfigError
+from grpaint.core.text import one_line
 from grpaint.storage.files import check_tensors
 
 PredictionSetting = Literal["auto", "epsilon", "v"]
@@ -200,8 +201,7 @@ def _check_network(single: SingleFile, folder: PipelineFolder, part: str, cls: A
     try:
         converted = convert(checkpoint=tensors, config=config)
     except (KeyError, IndexError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{subject}: diffusers cannot convert the file with these settings ({reason})."
+            f"{subject}: diffusers cannot convert the file with these settings ({one_line(str(error), 300)})."
         ) from error
     check_tensors(Path(subject), converted, expected, {}, {})

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def _read_from_folder(read: Callable[["DiffusersSettings"], T]) -> Callable[["DiffusersSettings"], T]:
-    """Make settings of the folder that make no sense an error of the folder."""
+    """Turn what a family raises at the folder's settings into an error that names the folder."""
 
     @functools.wraps(read)
     def guarded(settings: "DiffusersSettings") -> T:

@@ -6,8 +6,6 @@ import contextlib
 import os
 import sys
 
-import typer
-
 from grpaint.cli.app import app
 from grpaint.cli.output import lasting_errors
 from grpaint.run.signals import ctrl_c
@@ -27,7 +25,7 @@ def main() -> None:
         except (KeyboardInterrupt, SystemExit) as end:
             if isinstance(end, SystemExit) and end.code != 130:  # typer turns Ctrl-C into this
                 raise
-            typer.echo("grpaint: stopped at once; what was saved before stays.", err=True)
+            _print_error("stopped at once; what was saved before stays.")
             sys.exit(130)
         except Exception as error:
             code = _explain(error)
@@ -61,6 +59,6 @@ def _explain(error: Exception) -> int | None:
 
 
 def _print_error(message: str) -> None:
-    from grpaint.core.text import printable
+    from grpaint.report.console import echo
 
-    typer.echo(f"grpaint: {printable(message)}", err=True)
+    echo(f"grpaint: {message}", err=True)

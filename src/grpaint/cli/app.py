@@ -2,7 +2,6 @@
 
 import os
 import sys
-import traceback
 from typing import Annotated, Any
 
 import typer
@@ -31,15 +30,13 @@ def _asks_for_the_end(error: BaseException) -> bool:
 
 
 def _of_user_code(error: BaseException) -> bool:
-    """Return whether a user's code raised ``error``, and neither a signal nor the end of a reader of the output."""
+    """Return whether a user's code raised ``error``, and not a signal."""
     if "grpaint.core.importing" not in sys.modules:  # no code of a user's has run
         return False
     from grpaint.core.importing import user_code_location
     from grpaint.core.user_code import interrupted
 
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    of_rich = isinstance(error, SystemExit) and frame.name == "on_broken_pipe"
-    return not (interrupted(error) or of_rich) and bool(user_code_location(error))
+    return not interrupted(error) and bool(user_code_location(error))
 
 
 app = typer.Typer(

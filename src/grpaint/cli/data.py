@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from grpaint.cli.app import app
-from grpaint.cli.options import AsJson, RecipeName, Sets
+from grpaint.cli.options import AsJson, RecipeName, Sets, Trust
 
 data = typer.Typer(no_args_is_help=True, help="Look at captioned images, resolve their captions, draw a set.")
 prompts = typer.Typer(no_args_is_help=True, help="Look at prompts before training on them.")
@@ -24,11 +24,12 @@ def scan(
     sheet: Annotated[Path | None, typer.Option(help="Where a contact sheet goes, as .png.")] = None,
     sets: Sets = None,
     as_json: AsJson = False,
+    trust: Trust = False,
 ) -> None:
     """Count, measure and verify captioned images: sizes, captions, duplicates, bad files."""
     from grpaint.commands import data as command
 
-    command.scan_images(where, sets or [], sheet, as_json=as_json)
+    command.scan_images(where, sets or [], sheet, as_json=as_json, trust=trust)
 
 
 @data.command()
@@ -37,11 +38,12 @@ def captions(
     out: Annotated[Path, typer.Option(help="The file; a line an image, its name and a tab before the caption.")],
     draws: Annotated[int, typer.Option(min=0, help="Captions an image, shuffled and thinned as in training.")] = 0,
     sets: Sets = None,
+    trust: Trust = False,
 ) -> None:
     """Write the final captions of the training images to a file, for proofreading."""
     from grpaint.commands import data as command
 
-    command.save_captions(where, sets or [], out, draws)
+    command.save_captions(where, sets or [], out, draws, trust=trust)
 
 
 @data.command()
@@ -67,8 +69,9 @@ def scan_prompts(
     ] = None,
     sets: Sets = None,
     as_json: AsJson = False,
+    trust: Trust = False,
 ) -> None:
     """The spread of rewards a prompt under the base model, dead prompts, near-duplicates, overlap with captions."""
     from grpaint.commands.prompt_scan import run
 
-    run(recipe, sets or [], count, against, as_json=as_json)
+    run(recipe, sets or [], count, against, as_json=as_json, trust=trust)

@@ -62,8 +62,9 @@ def fetch(
     to: Annotated[Path, typer.Option(help="Where the files go.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
     sets: Sets = None,
+    trust: Trust = False,
 ) -> None:
     """Download every file that a recipe needs, with sizes and hashes; nothing else needs a network."""
     from grpaint.commands import fetch as command
 
-    command.fetch(recipe, sets or [], to, dry_run=dry_run)
+    command.fetch(recipe, sets or [], to, dry_run=dry_run, trust=trust)

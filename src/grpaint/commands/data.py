@@ -14,12 +14,15 @@ from grpaint.images.survey import contact_sheet, survey, write_captions
 from grpaint.recipe.build import build
 from grpaint.recipe.config import open_recipe, override, stage_of
 from grpaint.recipe.pieces import Data
+from grpaint.recipe.trust import recipe_origin
 from grpaint.report.console import echo, echo_lines
 from grpaint.report.figures import save_picture
 
 
-def open_image_data(place: str, sets: list[str]) -> tuple[ImageData, dict[str, Any]]:
+def open_image_data(place: str, sets: list[str], *, trust: bool) -> tuple[ImageData, dict[str, Any]]:
     """Open the data of a folder or recipe; return it with functions that count a caption's words or tokens, by unit.
+
+    ``trust``: a run's own recipe may name code.
 
     Raises:
         ConfigError: the folder or recipe does not exist, or its data has no images.
@@ -29,19 +32,20 @@ def open_image_data(place: str, sets: list[str]) -> tuple[ImageData, dict[str, A
         data = build(Data, table["data"], "data")[0]
         counts: dict[str, Any] = {"words": count_words}
     else:
-        recipe, _ = open_recipe(place, stage_of(place), sets)
-        data, counts = recipe.data, token_counts(recipe.model)
+        with recipe_origin(place, trust=trust).guard(sets):
+            recipe, _ = open_recipe(place, stage_of(place), sets)
+            data, counts = recipe.data, token_counts(recipe.model)
     if not isinstance(data, ImageData):
         raise ConfigError(f'{place}: its data is not of kind "images"; for prompts there is `grpaint prompts scan`.')
     return data, counts
 
 
-def scan_images(place: str, sets: list[str], sheet: Path | None, *, as_json: bool) -> None:
+def scan_images(place: str, sets: list[str], sheet: Path | None, *, as_json: bool, trust: bool) -> None:
     """Count, measure and verify captioned images and print a survey; exit with 1 if none can be trained on.
 
     ``sheet``: also save a contact sheet of the pictures there.
     """
-    data, counts = open_image_data(place, sets)
+    data, counts = open_image_data(place, sets, trust=trust)
     summary = survey(data, counts)
     if sheet:
         save_picture(contact_sheet([item for c in data.collections for item in c.captioned]), sheet)
@@ -74,9 +78,9 @@ def _survey_lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def save_captions(place: str, sets: list[str], out: Path, draws: int) -> None:
+def save_captions(place: str, sets: list[str], out: Path, draws: int, *, trust: bool) -> None:
     """Write to ``out`` every training image's caption, and ``draws`` random variants of it by shuffling and dropout."""
-    data, _ = open_image_data(place, sets)
+    data, _ = open_image_data(place, sets, trust=trust)
     echo(f"{out}  {write_captions(data, out, draws)} captions of {len(data.training)} images")
 
 

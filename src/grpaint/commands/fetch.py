@@ -6,6 +6,7 @@ from typing import NamedTuple
 from grpaint.backends import pipeline_files, single_file
 from grpaint.recipe.build import Plain
 from grpaint.recipe.config import locate, override, weights_of
+from grpaint.recipe.trust import recipe_origin
 from grpaint.report.console import echo
 from grpaint.storage import hub
 from grpaint.storage.files import local_path
@@ -20,14 +21,17 @@ class Download(NamedTuple):
     files: list[hub.HubFile]
 
 
-def fetch(name: str, sets: list[str], folder: Path, *, dry_run: bool) -> None:
+def fetch(name: str, sets: list[str], folder: Path, *, dry_run: bool, trust: bool) -> None:
     """List the files of a recipe's model and rewards, download them, and print the settings that name them.
+
+    ``trust``: a run's own recipe may name code.
 
     Raises:
         ConfigError, CheckpointError: the hub has no such repository, or a file differs from the hub's size or hash.
     """
     table = override(read_toml(locate(name)), sets)
-    downloads = [*_of_model(table.get("model", {})), *_of_rewards(table)]
+    with recipe_origin(name, trust=trust).guard(sets):
+        downloads = [*_of_model(table.get("model", {})), *_of_rewards(table)]
     for download in downloads:
         for file in download.files:
             echo(f"{file.size:>14,}  {file.sha256 or '-':64}  {file.name}")

@@ -15,10 +15,12 @@ from grpaint.core.rng import seed_of
 from grpaint.core.runtime import resolve
 from grpaint.images.data import ImageData
 from grpaint.images.prompts import PromptData
-from grpaint.recipe.config import TrainRecipe, open_recipe
+from grpaint.recipe.config import DEFAULT, TrainRecipe, open_recipe
 from grpaint.recipe.pieces import Data
+from grpaint.recipe.trust import check_rewards, recipe_origin
 from grpaint.report.console import echo, echo_lines
 from grpaint.rollout.rollout import roll
+from grpaint.storage.reading import read_toml
 
 FLAT = 1e-6  # a group whose scores differ by no more has no advantage to learn from
 NEAR = 0.75  # Jaccard similarity of the words and word pairs of two prompts, from which they are near-duplicates
@@ -130,16 +132,31 @@ def scan_prompts(recipe: TrainRecipe, captions: Data | None, count: int, log: Ca
     return out
 
 
-def run(name: str | None, sets: list[str], count: int, captions_of: str | None, *, as_json: bool) -> None:
+def run(name: str | None, sets: list[str], count: int, captions_of: str | None, *, as_json: bool, trust: bool) -> None:
     """Scan ``count`` prompts of a recipe and print the report.
 
-    ``captions_of``: the supervised stage's recipe, whose captions are searched for overlaps.
+    ``captions_of``: the supervised stage's recipe, whose captions are searched for overlaps. ``trust``: a run's own
+    recipe may name code.
+
+    Raises:
+        ConfigError: a recipe cannot run, or names code, or starts something, and is not trusted.
     """
-    recipe, _ = open_recipe(name, "train", sets)
+    name = name or DEFAULT["train"]
+    origin = recipe_origin(name, trust=trust)
+    check_rewards(read_toml(origin.file), origin)
+    with origin.guard(sets):
+        recipe, _ = open_recipe(name, "train", sets)
     assert isinstance(recipe, TrainRecipe)
-    captions = open_recipe(captions_of, "sft")[0].data if captions_of else None
-    report = scan_prompts(recipe, captions, count, lambda line: echo(line, err=True))
+    captions = _data_of(captions_of, trust=trust) if captions_of else None
+    with origin.guard(sets):
+        report = scan_prompts(recipe, captions, count, lambda line: echo(line, err=True))
     echo_lines([json.dumps(report)] if as_json else _report_lines(report))
+
+
+def _data_of(name: str, *, trust: bool) -> Data:
+    """Return the data of a supervised stage's recipe."""
+    with recipe_origin(name, trust=trust).guard():
+        return open_recipe(name, "sft")[0].data
 
 
 def _report_lines(report: dict[str, Any]) -> list[str]:

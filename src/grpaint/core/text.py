@@ -18,6 +18,11 @@ def printable(text: str, most: int | None = None) -> str:
     return text if most is None or len(text) <= most else text[:most] + " .."
 
 
+def one_line(text: str, most: int) -> str:
+    """Return foreign text, which may have many lines, as one printable line of at most ``most`` characters."""
+    return printable(" ".join(text[: 4 * most].split()), most)
+
+
 def printable_lines(text: str) -> str:
     """Return ``text`` with each of its lines made :func:`printable`; only line feeds end a line."""
     return "\n".join(map(printable, text.split("\n")))

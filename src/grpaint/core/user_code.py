@@ -7,19 +7,19 @@ from contextlib import contextmanager
 
 from grpaint.core.errors import GrpaintError
 from grpaint.core.importing import ForeignCode
-from grpaint.core.text import printable
+from grpaint.core.text import one_line
 
 MOST_CHARACTERS = 1000  # of a message, which may hold a whole tensor
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
-def describe(error: BaseException) -> str:
-    """Return ``ValueError: its message`` in one printable line, cut if it is very long."""
+def describe(error: BaseException, most: int = MOST_CHARACTERS) -> str:
+    """Return ``ValueError: its message`` in one printable line of at most ``most`` characters."""
     try:
-        message = " ".join(str(error).split())
+        message = str(error).strip()
     except Exception as second:  # noqa: BLE001 - reason: an exception of a user's own may raise anything
         message = f"its message cannot be read ({type(second).__name__})"
-    return printable(f"{type(error).__name__}: {message}" if message else type(error).__name__, MOST_CHARACTERS)
+    return one_line(f"{type(error).__name__}: {message}" if message else type(error).__name__, most)
 
 
 def interrupted(error: BaseException) -> bool:

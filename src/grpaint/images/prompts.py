@@ -14,9 +14,11 @@ from grpaint.core.bounds import MOST_SIDE, check_range
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import CaptionedImages, Prompt
 from grpaint.core.rng import permutation
+from grpaint.core.text import printable
 from grpaint.images.data import check_split, first_missing
 from grpaint.images.order import epoch_order, is_held_out
 from grpaint.images.pictures import BadImage, crop_to, read_picture, to_tensor
+from grpaint.images.sources import read_image_file
 from grpaint.storage.confined import inside
 from grpaint.storage.reading import json_lines, read_text
 
@@ -139,14 +141,14 @@ class PromptData:
 
     def _with_reference(self, prompt: Prompt) -> Prompt:
         name = prompt.metadata.get("reference")
+        subject = f'"{printable(prompt.text, 200)}"'
         if not isinstance(name, str) or not name:
-            raise ConfigError(f'{self.train}: the prompt "{prompt.text}" names no image in column "reference".')
-        file = inside(Path(self.train).parent, name, f'{self.train}: the reference of "{prompt.text}"')
+            raise ConfigError(f'{self.train}: the prompt {subject} names no image in column "reference".')
+        file = inside(Path(self.train).parent, name, f"{self.train}: the reference of {subject}")
         try:
-            picture = crop_to(read_picture(file.read_bytes()), (self.resolution, self.resolution))
-        except (BadImage, OSError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ConfigError(f'{file}: {reason}; it is the reference of "{prompt.text}".') from None
+            picture = crop_to(read_picture(read_image_file(file)), (self.resolution, self.resolution))
+        except BadImage as error:
+            raise ConfigError(f"{file}: {error}; it is the reference of {subject}.") from None
         return Prompt(prompt.text, prompt.metadata, to_tensor([picture])[0])
 
     def prompts(self, count: int, iteration: int, seed: int) -> list[Prompt]:

@@ -1,7 +1,6 @@
 """Captioned images in parquet files, and in the arrow files of Hugging Face data sets on disk."""
 
 import functools
-import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from grpaint.images import cache
 from grpaint.images.pictures import BadImage
 from grpaint.images.sources import ImageEntry, read_image_file
 from grpaint.storage.confined import inside
-from grpaint.storage.reading import read_object
+from grpaint.storage.reading import parse_json, read_object
 
 CHECK = Path(__file__).with_name("table_check.py")
 
@@ -96,12 +95,12 @@ def _check_files(files: list[Path]) -> None:
         return
     command = [sys.executable, "-P", str(CHECK), *map(str, unchecked)]
     process = subprocess.run(command, capture_output=True, check=False)
-    problems = [json.loads(line)[1] for line in process.stdout.splitlines()]
+    problems = [parse_json(line, str(CHECK))[1] for line in process.stdout.decode().splitlines()]
     for file, problem in zip(unchecked, problems, strict=False):
         if problem:
             raise ConfigError(f"{file}: cannot be read as a table: {printable(problem)}. Copy or make it again.")
         cache.write(subjects[file], {"whole": cache.stamp(file)})
-    if process.returncode:
+    if len(problems) < len(unchecked):
         raise ConfigError(
             f"{unchecked[len(problems)]}: damaged so that reading it ends a process (code {process.returncode}). "
             "Copy or make it again."

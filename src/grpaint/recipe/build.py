@@ -52,7 +52,7 @@ def build(hint: Any, value: Any, key: str) -> tuple[Any, Any]:  # noqa: PLR0911 
     Raises:
         ConfigError: with the key, the value, the reason and the way out.
     """
-    if hint is Limit:
+    if hint == Limit:
         return (scalar(float, value, key, infinite=True),) * 2
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:

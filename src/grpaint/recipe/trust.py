@@ -148,6 +148,18 @@ def foreign_rewards(table: Plain, origin: Origin) -> dict[str, str]:
     return effects
 
 
+def check_rewards(table: Plain, origin: Origin) -> None:
+    """Refuse rewards that do more than compute, for a command that would call them.
+
+    Raises:
+        ConfigError: the first of them, with what it would do.
+    """
+    for key, effect in foreign_rewards(table, origin).items():
+        raise ConfigError(
+            f"{origin.file}: {key}: {effect}. If you trust who made the file, repeat the command with --trust."
+        )
+
+
 def without_rewards(table: Plain, keys: Collection[str]) -> Plain:
     """Return the table without the rewards of these keys, such as "rewards.mine" or "measure.rewards.mine"."""
     table = copy.deepcopy(table)

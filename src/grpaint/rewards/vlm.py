@@ -12,6 +12,7 @@ from torch import Tensor
 
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt
+from grpaint.core.text import one_line
 from grpaint.images.encoding import eight_bit_picture, png_data_url
 from grpaint.parallel.background import BackgroundCall
 from grpaint.rewards.elsewhere.client import (
@@ -20,7 +21,6 @@ from grpaint.rewards.elsewhere.client import (
     ask_with_retries,
     bearer,
     check_url,
-    one_line,
     read_object,
 )
 from grpaint.rewards.elsewhere.remote import check_patience

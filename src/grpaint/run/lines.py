@@ -104,22 +104,24 @@ def cut_lines(file: Path, iteration: int) -> None:
     Damaged lines among the earlier ones are removed too: a logged line says which, and the file as it was is kept as
     NAME.damaged.
     """
-    kept, damaged, passed = [], [], iteration < 0
+    earlier, damaged, passed = [], [], iteration < 0
     for line in _stored(file):
         if line.iteration is not None:
             passed |= line.iteration >= iteration
             if line.iteration <= iteration:
-                kept.append(line)
+                earlier.append(line)
         elif not passed:
             damaged.append(line)
     note = ""
     if damaged:
         note = f"{_damage(damaged)}, left out; the file as it was is {set_aside(file).name}"
-    elif file.name == METRICS and (lacking := sorted({*range(1, iteration + 1)} - {line.iteration for line in kept})):
+    elif file.name == METRICS and (
+        lacking := sorted({*range(1, iteration + 1)} - {line.iteration for line in earlier})
+    ):
         note = f"there is no line of iteration {', '.join(map(str, lacking[:10]))}"
     if note:
         logging.getLogger(__name__).warning("grpaint: %s: %s. The run is not harmed, its curve has a gap.", file, note)
-    write_atomic(file, b"".join(line.raw + b"\n" for line in kept))
+    write_atomic(file, b"".join(line.raw + b"\n" for line in earlier))
 
 
 def set_aside(file: Path) -> Path:

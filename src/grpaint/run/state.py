@@ -55,6 +55,11 @@ def _parse(raw: bytes, file: Path) -> dict[str, Any]:
     for key, kind in _SHAPES.items():
         if not isinstance(state.get(key), kind):
             raise CheckpointError(f"{file}: damaged: no {key}.")
+    files = state.get("files", {})
+    if not isinstance(files, dict) or not all(
+        isinstance(about, dict) and about.keys() >= {"bytes", "sha256"} for about in files.values()
+    ):
+        raise CheckpointError(f"{file}: damaged: files is not a size and a digest of each.")
     if len(state["best"]) != 2 or not all(isinstance(number, int | float) for number in state["best"]):
         raise CheckpointError(f"{file}: damaged: best is not a score and an iteration.")
     return state
@@ -70,7 +75,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         state = _parse(read_regular(folder / STATE_FILE), folder / STATE_FILE)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    if str(state["iteration"]) != folder.name.lstrip("0"):
+    if state["iteration"] != int(folder.name):
         raise CheckpointError(f"{folder / STATE_FILE}: of iteration {state['iteration']}, another checkpoint's.")
     if "files" not in state:  # written before there were digests
         for name in (WEIGHTS_FILE, TRAINING_FILE):

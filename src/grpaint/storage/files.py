@@ -16,7 +16,7 @@ from torch import Tensor
 from xxhash import xxh3_128
 
 from grpaint.core.errors import CheckpointError, ConfigError
-from grpaint.core.text import printable
+from grpaint.core.text import one_line
 from grpaint.storage.atomic import write_atomic
 from grpaint.storage.reading import parse_object
 
@@ -126,7 +126,7 @@ def _opened(file: Path) -> Iterator[Any]:
         with safe_open(file, "pt") as weights:
             yield weights
     except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError) as error:
-        reason = printable(" ".join(str(error).split()), 200)
+        reason = one_line(str(error), 200)
         raise CheckpointError(f"{file}: not a whole safetensors file ({reason}). Copy it again.") from error
 
 
@@ -161,7 +161,7 @@ def read_torch(file: Path) -> dict[str, Any]:
     try:
         stored = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file leads torch's unpickler to any of them
-        reason = printable(" ".join(str(error).split()), 120) or type(error).__name__
+        reason = one_line(str(error), 120) or type(error).__name__
         if "eights only load failed" in reason:  # torch's advice is to open it all the same
             reason = "damaged, or with contents that could run code"
         raise CheckpointError(f"{file}: not a whole torch file of tensors ({reason}). Copy it again.") from error
@@ -222,7 +222,7 @@ def write_weights(
     plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     raw = memoryview(save(plain, dict(metadata or {})))
     begin = 8 + int.from_bytes(raw[:8], "little")
-    header = json.loads(bytes(raw[8:begin]))
+    header = parse_object(bytes(raw[8:begin]).decode(), "the header of tensors")
     if metadata:  # safetensors writes the labels in a random order, and equal weights must make equal files
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from grpaint.core.errors import CheckpointError
 from grpaint.core.runtime import DTYPES, NetworkPrecision
+from grpaint.core.text import one_line
 from grpaint.storage.files import read_weights
 from grpaint.vision.pixels import Pixels, crop_to_square, normalise
 from grpaint.vision.pretrained import Tokenizer, build_config, build_network
@@ -96,7 +97,7 @@ def load_clip_network(file: Path, device: str, precision: NetworkPrecision) -> n
     try:
         config = build_config("CLIPConfig", **settings)
     except Exception as error:  # transformers raises errors of several kinds for an impossible config.json
-        raise CheckpointError(f"{file}: not a CLIP model ({' '.join(str(error).split())[:160]}).") from error
+        raise CheckpointError(f"{file}: not a CLIP model ({one_line(str(error), 160)}).") from error
     return to_device(build_network("CLIPModel", config, tensors, file), device, precision)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from grpaint.core.errors import CheckpointError
+from grpaint.core.text import one_line
 from grpaint.storage.files import check_tensors
 
 
@@ -51,7 +52,7 @@ def open_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a damaged file may raise anything
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(str(error), 160)
         raise CheckpointError(f"{folder}: its tokenizer cannot be read ({reason}). Copy it again.") from error
 
 

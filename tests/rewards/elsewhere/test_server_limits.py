@@ -22,7 +22,7 @@ from grpaint.rewards.elsewhere.limits import Limits, Malformed, TooLarge
 from grpaint.rewards.elsewhere.remote import Remote
 from grpaint.rewards.elsewhere.scoring import ScoringQueue
 from grpaint.rewards.elsewhere.server import RewardServer
-from grpaint.rewards.elsewhere.wire import pack, unpack
+from grpaint.rewards.elsewhere.wire import pack, read_request, unpack
 
 TOKEN = "sesame-sesame-sesame"
 ABOUT = {"name": "mean", "version": "0", "identity": "0"}
@@ -133,6 +133,12 @@ def test_pictures_of_many_pixels_in_few_bytes_are_refused_before_they_take_memor
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10 << 20
+
+
+def test_a_batch_is_not_allocated_by_its_first_picture_if_the_others_are_smaller():
+    body = as_json([png(8000, 8000), *[png(1, 1)] * 4000], ["a"] * 4001)
+    with pytest.raises(Malformed, match="all of one size"):
+        read_request(body, JSON, Limits())
 
 
 # -- a server ----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 
 from grpaint.core.errors import CheckpointError, ConfigError, GrpaintError, is_out_of_memory
 from grpaint.core.text import printable
+from grpaint.core.user_code import describe
 from grpaint.storage.reading import read_object
 
 OFF = (False, None)
@@ -59,9 +60,8 @@ class PipelineFolder:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            reason = printable(" ".join(str(error).split()), 300)
             raise CheckpointError(
-                f"{self.path}: diffusers cannot open it as {subject}: {type(error).__name__}: {reason}"
+                f"{self.path}: diffusers cannot open it as {subject}: {describe(error, 300)}"
             ) from error
 
     def scheduler(

@@ -73,7 +73,8 @@ def open_examined(name: str, sets: list[str], *, trust: bool) -> TrainRecipe | E
         for line in left_out_lines(foreign_rewards(table, origin), origin):
             echo(line, err=True)
         return take(ExaminedRecipe, table, origin, sets)
-    recipe, _ = open_recipe(name, "train", sets)
+    with origin.guard(sets):
+        recipe, _ = open_recipe(name, "train", sets)
     assert isinstance(recipe, TrainRecipe)
     return recipe
 

@@ -10,10 +10,9 @@ from grpaint.commands.estimate.calibration import calibrate
 from grpaint.commands.estimate.deadline import TimeOver, time_limit
 from grpaint.commands.estimate.forecast import forecast, parse_bytes
 from grpaint.commands.estimate.levers import Lever, find_levers
-from grpaint.core.errors import ConfigError
 from grpaint.core.runtime import Device
 from grpaint.recipe.config import DEFAULT, locate, override, stage_of
-from grpaint.recipe.trust import foreign_rewards, recipe_origin
+from grpaint.recipe.trust import check_rewards, recipe_origin
 from grpaint.report.console import echo
 from grpaint.storage.reading import read_toml
 
@@ -42,8 +41,8 @@ def run(
     table, stage, limit = override(read_toml(locate(name)), sets), stage_of(name), parse_bytes(gpu) if gpu else 0
     device: Device | None = "cuda" if gpu else None
     origin = recipe_origin(name, trust=trust)
-    for key, effect in foreign_rewards(table, origin).items() if measure else ():
-        raise ConfigError(f"{origin.file}: {key}: {effect}. If you trust who made it, repeat the command with --trust.")
+    if measure:
+        check_rewards(read_toml(origin.file), origin)
     with origin.guard(sets):
         with time_limit(minutes):
             prediction = forecast(table, stage, device)

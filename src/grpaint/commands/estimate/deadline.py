@@ -48,12 +48,12 @@ def time_limit(minutes: float) -> Iterator[None]:
 
 
 @contextmanager
-def explained(last_phase: list[str]) -> Iterator[None]:
-    """Name what was being counted, the phase at the end of ``last_phase``, if the time is over in the block."""
+def explained(phase_history: list[str]) -> Iterator[None]:
+    """If the time is over in the block, name what was being counted: the last of ``phase_history``."""
     try:
         yield
     except TimeOver as error:
-        phase = last_phase[-1] if last_phase else ""
+        phase = phase_history[-1] if phase_history else ""
         counted = f"counting {phase}" if phase else "reading the data and the model's settings"
         hint = f"Lower {FEWER[phase]}; or give it" if phase in FEWER else "Give it"
         raise TimeOver(f"{str(error)[:-1]}: it was still {counted}. {hint} longer with --minutes.") from None

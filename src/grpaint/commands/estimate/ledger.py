@@ -38,7 +38,7 @@ class Ledger(TorchDispatchMode):
         self.peaks: dict[str, int] = {}
         self._sizes: dict[int, int] = {}
         self._phases: list[str] = []
-        self.last_phase: list[str] = []  # every one so far, in order
+        self.phase_history: list[str] = []  # every one so far, in order
         self._watched: list[Peak] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -74,7 +74,7 @@ class Ledger(TorchDispatchMode):
     def phase(self, name: str) -> Iterator[None]:
         """Record peaks under ``name`` inside this context; of nested phases, under the innermost."""
         self._phases.append(name)
-        self.last_phase += [name] if name else []
+        self.phase_history += [name] if name else []
         self.record_spike(0)
         try:
             yield

@@ -187,7 +187,7 @@ def rehearse(recipe: Recipe, runtime: FakeRuntime, cache: TraceCache) -> Memory:
     Raises:
         ConfigError, CheckpointError: the model's settings are missing, damaged or incompatible.
     """
-    with Ledger() as ledger, explained(ledger.last_phase), emulate_device(runtime.target), _fake_noise(runtime):
+    with Ledger() as ledger, explained(ledger.phase_history), emulate_device(runtime.target), _fake_noise(runtime):
         policy = recipe.model.load(runtime)
         _instrument(policy, runtime, ledger, cache.of(recipe.model, runtime))
         with torch.no_grad():

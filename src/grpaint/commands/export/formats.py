@@ -14,6 +14,7 @@ from torch import Tensor
 from grpaint.backends.adapters import kohya, merged_state, without_adapters
 from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.core.errors import CheckpointError, ConfigError
+from grpaint.core.text import one_line
 from grpaint.storage.atomic import atomic_folder
 from grpaint.storage.files import digest, read_weights, write_weights
 
@@ -166,7 +167,7 @@ def match(policy: Any, file: Path) -> Match:
     try:
         converted = type(policy.pipe).lora_state_dict(tensors, unet_config=getattr(network, "config", None))
     except (ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{file}: not an adapter that diffusers reads: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{file}: not an adapter that diffusers reads: {one_line(str(error), 300)}") from error
     names = {name.replace(".base_layer", "") for name, _ in network.named_modules()}
     prefix = policy.family.NETWORK + "."
     layers = {_layer(key) for key in (converted[0] if isinstance(converted, tuple) else converted)}

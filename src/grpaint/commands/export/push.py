@@ -8,6 +8,7 @@ from typing import Any
 import tomli_w
 
 from grpaint.core.errors import ConfigError, MissingExtra, RunError
+from grpaint.core.text import one_line
 from grpaint.storage.hub import is_hub_id
 
 CARD = "README.md"
@@ -41,7 +42,9 @@ def check_login(repository: str) -> str:
     except LocalTokenNotFoundError as error:
         raise ConfigError(f"--push {repository}: nobody is logged in. Run `hf auth login`, or set HF_TOKEN.") from error
     except Exception as error:  # its HTTP client's, too
-        raise ConfigError(f"--push {repository}: the hub does not know this login ({_line(error)}).") from error
+        raise ConfigError(
+            f"--push {repository}: the hub does not know this login ({one_line(str(error), 160)})."
+        ) from error
 
 
 def files_to_upload(folder: Path) -> list[tuple[str, int]]:
@@ -65,13 +68,9 @@ def push(folder: Path, repository: str) -> str:
         )
     except Exception as error:  # its HTTP client's, too
         raise RunError(
-            f"--push {repository}: the hub refuses ({_line(error)}). {folder} stays; when that is fixed: "
+            f"--push {repository}: the hub refuses ({one_line(str(error), 160)}). {folder} stays; when that is fixed: "
             f"hf upload {repository} {folder}"
         ) from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
 
 
 def card(repository: str, target: str, about: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str:

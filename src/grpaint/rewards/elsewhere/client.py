@@ -15,11 +15,12 @@ import httpx2
 from anyio.from_thread import start_blocking_portal
 
 from grpaint.core.errors import ConfigError, RewardError
-from grpaint.core.text import printable
+from grpaint.core.text import one_line
 from grpaint.core.user_code import describe
 
 T = TypeVar("T")
 LONGEST_WAIT_S = 60.0
+MOST = 300  # characters of a server's text in an error
 
 
 class Failed(Exception):
@@ -44,9 +45,13 @@ def check_url(url: str) -> None:
         (parts.hostname or "").encode("idna")  # as the system's resolver reads it
         httpx2.URL(url)
     except (ValueError, httpx2.InvalidURL) as error:  # UnicodeError is a ValueError
-        raise ValueError(f'"{one_line(url)}" is no address ({one_line(str(error))}); write http://HOST:PORT') from error
+        raise ValueError(
+            f'"{one_line(url, MOST)}" is no address ({one_line(str(error), MOST)}); write http://HOST:PORT'
+        ) from error
     if not plain or parts.query or parts.fragment or parts.username:
-        raise ValueError(f'"{one_line(url)}" is no address; write http://HOST:PORT, a token apart from it in token_env')
+        raise ValueError(
+            f'"{one_line(url, MOST)}" is no address; write http://HOST:PORT, a token apart from it in token_env'
+        )
 
 
 def bearer(token_env: str | None) -> dict[str, str]:
@@ -143,12 +148,7 @@ def _refusal(body: bytes) -> str:
     except (ValueError, KeyError, TypeError, RecursionError):
         return ""
     reason = reason.get("message", "") if isinstance(reason, dict) else reason
-    return f": {one_line(str(reason))}" if reason else ""
-
-
-def one_line(text: str, most: int = 300) -> str:
-    """Return the beginning of an untrusted text as one printable line of at most ``most`` characters."""
-    return printable(" ".join(text[: 4 * most].split()), most)
+    return f": {one_line(str(reason), MOST)}" if reason else ""
 
 
 def read_object(body: bytes) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpaint.core.text import without_surrogates
+from grpaint.storage.reading import MOST_DIGITS
 
 MOST_HEADER = 16 << 20  # bytes of the header of a safetensors body, which holds the prompts
-MOST_DIGITS = 308  # of a whole number: longer ones exceed fp64
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 

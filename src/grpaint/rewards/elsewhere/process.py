@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from grpaint.core.errors import RewardError
-from grpaint.core.text import printable
-from grpaint.rewards.elsewhere.client import Failed, one_line, read_object
+from grpaint.core.text import one_line, printable
+from grpaint.rewards.elsewhere.client import MOST, Failed, read_object
 
 MAIN = Path(__file__).with_name("worker_main.py")
 STOP_S = 5.0
@@ -65,7 +65,7 @@ class Process:
         """
         answer = self._receive(seconds, limit, "answer", body)
         if "error" in answer:
-            raise Failed(f"it raised {one_line(str(answer['error']))}{self.stderr_tail()}", retryable=False)
+            raise Failed(f"it raised {one_line(str(answer['error']), MOST)}{self.stderr_tail()}", retryable=False)
         if not isinstance(answer.get("values"), list):
             raise Failed("its function must return a list, one value an image", retryable=False)
         return answer["values"]

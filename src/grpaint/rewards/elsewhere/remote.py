@@ -9,6 +9,7 @@ from torch import Tensor
 
 from grpaint.core.errors import RewardError
 from grpaint.core.policy import Prompt
+from grpaint.core.text import one_line
 from grpaint.parallel.background import BackgroundCall
 from grpaint.rewards.elsewhere.client import (
     Failed,
@@ -16,7 +17,6 @@ from grpaint.rewards.elsewhere.client import (
     ask_with_retries,
     bearer,
     check_url,
-    one_line,
     read_object,
 )
 from grpaint.rewards.elsewhere.wire import SAFETENSORS_TYPE, PixelFormat, answer_limit, pack, read_scores

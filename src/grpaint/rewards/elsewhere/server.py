@@ -34,7 +34,7 @@ from grpaint.core.policy import Reward
 from grpaint.core.user_code import describe
 from grpaint.rewards.elsewhere.limits import Limits, Malformed, TooLarge
 from grpaint.rewards.elsewhere.scoring import Job, Score, ScoringQueue
-from grpaint.rewards.elsewhere.wire import JSON_TYPE, read_request
+from grpaint.rewards.elsewhere.wire import JSON_TYPE, media_type, read_request
 from grpaint.rewards.function import WithMetadata
 
 
@@ -138,7 +138,7 @@ class RewardServer(uvicorn.Server):
     async def _score(self, request: Request) -> Response:
         length, kind = self._length(request), request.headers.get("Content-Type", "")
         # JSON becomes a text, which takes up to four bytes for each of its own
-        with self._memory.held(length * (4 if kind.startswith(JSON_TYPE) else 1)):
+        with self._memory.held(length * (4 if media_type(kind) == JSON_TYPE else 1)):
             body = await self._body(request)
             return await anyio.to_thread.run_sync(partial(self._scored, body, kind), limiter=self._threads)
 

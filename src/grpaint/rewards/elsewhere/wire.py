@@ -89,12 +89,17 @@ def read_request(body: bytes, content_type: str, limits: Limits) -> Request:
     Raises:
         Malformed: if it is neither a body of :func:`pack` nor its equivalent in JSON, or exceeds a limit.
     """
-    match content_type.partition(";")[0].strip().lower():
+    match media_type(content_type):
         case "application/x-safetensors":
             return _from_tensors(body, limits)
         case "application/json":
             return _from_json(body, limits)
     raise Malformed(f"content type {content_type!r:.60}: send {SAFETENSORS_TYPE} or {JSON_TYPE}")
+
+
+def media_type(content_type: str) -> str:
+    """Return the type in a Content-Type header, without parameters and in small letters."""
+    return content_type.partition(";")[0].strip().lower()
 
 
 def _from_tensors(body: bytes, limits: Limits) -> Request:
@@ -185,7 +190,10 @@ def _from_json(body: bytes, limits: Limits) -> Request:
     prompts, references = [_prompt(entry, limits) for entry in entries], [_reference(entry) for entry in entries]
     pictures = [_png(text) for text in images]
     own = [None if text is None else _png(text) for text in references]
-    pixels = _check_size(sum(map(_area, [*pictures, *filter(None, own)])), len(images), limits)
+    areas = [_area(raw) for raw in pictures]
+    pixels = _check_size(sum(areas) + sum(map(_area, filter(None, own))), len(images), limits)
+    if len(set(areas)) > 1:  # before a batch of the first one's size is allocated
+        raise Malformed("images must be one or more, all of one size")
 
     def decode() -> tuple[Tensor, list[Prompt]]:
         batch = torch.empty(0)
