@@ -137,7 +137,7 @@ def run(name: str | None, sets: list[str], count: int, captions_of: str | None, 
     """
     recipe, _ = open_recipe(name, "train", sets)
     assert isinstance(recipe, TrainRecipe)
-    captions = open_recipe(captions_of, "sft")[0].data if captions_of else None
+    captions = open_recipe(captions_of, "sft")[0].data if captions_of is not None else None
     report = scan_prompts(recipe, captions, count, lambda line: echo(line, err=True))
     echo_lines([json.dumps(report)] if as_json else _report_lines(report))
 
