@@ -89,7 +89,7 @@ class Comparison:
         file, rate = self.calibration(contender).record, MILLISECONDS / 1000
         if file.is_file():
             record = read_record(self.calibration(contender))
-            rate = record["cpu_s"] / record["evaluations"]
+            rate = max(record["cpu_s"], 0.01) / max(record["evaluations"], 1)  # a record rounds to 0.01 s
         return max(1, round(60 * self.minutes / rate))
 
     def open(self, contender: Contender) -> tuple[TrainRecipe, dict[str, Any]]:
