@@ -327,3 +327,19 @@ def test_an_empty_name_is_no_recipe(words):
     end = command(*words, "")
     assert end.code == 2
     assert 'recipe ""' in end.err or "--name" in end.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "data draw --out new --count",
+        "data draw --out new --held-out",
+        "data captions . --out c --draws",
+        "prompts scan --prompts",
+    ],
+)
+def test_counts_without_end_are_refused(words):
+    end = command(*words.split(), "1" + "0" * 30)
+    assert end.code == 2
+    assert "Invalid value for" in end.err
+    assert not Path("new").exists()
