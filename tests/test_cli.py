@@ -29,7 +29,7 @@ COMMANDS = {
     "fetch": "recipe --to --dry-run --set",
     "evaluate": "sources --out --few --keep --json --set --trust",
     "show": "recipe --set --json --trust",
-    "plan": "recipe --gpu --calibrate --json --set --trust",
+    "plan": "recipe --gpu --calibrate --minutes --json --set --trust",
     "compare": "methods --seeds --budget-evaluations --budget-minutes --world --only --shard --search --baseline "
     "--dry-run --out --set",
     "list": "what --json",

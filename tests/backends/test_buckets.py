@@ -96,5 +96,5 @@ def test_images_that_are_not_whole_patches_are_refused(folders: dict[str, Path])
     for name, whole in (("sdxl", 2), ("sd3", 4)):
         policy = load(folders[name], 16, 16)
         assert policy.encode_images(images(16, 4 * whole)).shape[1:] == (4, 8, 2 * whole)
-        with pytest.raises(ConfigError, match=rf"^data: images of 16 x 17 pixels; .* divisible by {whole}\. .*\.$"):
+        with pytest.raises(ConfigError, match=rf"^data: images of 17 x 16 pixels; .* divisible by {whole}\. .*\.$"):
             policy.encode_images(images(16, 17))

@@ -60,7 +60,7 @@ def test_the_folder_arrives_with_its_page(hub: str, run: Path) -> None:
 def test_impossible_uploads_are_refused_before_a_model_opens(
     hub: str, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("grpaint.commands.export.command.open_model", None)
+    monkeypatch.setattr("grpaint.commands.export.command.find_model", None)
     assert "write it as OWNER/NAME" in push("no", "tuned").err
     monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
     assert "the hub does not know this login" in push("no").err

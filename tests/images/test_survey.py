@@ -168,4 +168,4 @@ def test_images_of_another_size_than_the_built_in_models_are_refused_in_a_line(t
         reference = ["plan.start.kind=reference", "data.references=true", *sets]
         end = command("show", "scenes-epsilon/sft-flow-grpo", sets=reference)
         assert end.code == 2
-        assert "data.resolution = 64: rows begin at references" in end.err
+        assert "images of 64 x 64 pixels; the built-in model's have 32 x 32" in end.err

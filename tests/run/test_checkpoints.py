@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from xxhash import xxh3_128
 
 import tiny_runs
 from grpaint.core.errors import CheckpointError
 from grpaint.recipe.config import read_toml
 from grpaint.run.folder import RunFolder, find_checkpoint
 from grpaint.run.state import check_checkpoint
-from grpaint.storage.files import digest, numbered
+from grpaint.storage.files import numbered
 from tiny_runs import REWARD, TINY, command, lines, status
 
 IT = Path("runs/it")
@@ -56,7 +57,11 @@ def test_state_json_has_a_digest_of_every_file_of_the_settings_and_of_itself(str
     checkpoint = straight / "checkpoints/000004"
     state = json.loads((checkpoint / "state.json").read_text())
     assert state["files"] == {
-        name: {"bytes": (checkpoint / name).stat().st_size, "sha256": digest(checkpoint / name)} for name in FILES[:2]
+        name: {
+            "bytes": (checkpoint / name).stat().st_size,
+            "xxh3_128": xxh3_128((checkpoint / name).read_bytes()).hexdigest(),
+        }
+        for name in FILES[:2]
     }
     assert state["settings"] == read_toml(straight / "run.toml")
     assert re.fullmatch(r"[0-9a-f]{64}", state["sha256"])
@@ -235,9 +240,8 @@ def test_weights_with_a_turned_bit_are_not_drawn_with():
     _flip(IT / "checkpoints/000004/model.safetensors", 5000)
     end = command("sample", "it", "a red circle")
     assert end.code == 2
-    assert end.err == (
-        "grpaint: runs/it/checkpoints/000004/model.safetensors: damaged: its SHA-256 is not that of what was written.\n"
-    )
+    file = "runs/it/checkpoints/000004/model.safetensors"
+    assert end.err == f"grpaint: {file}: damaged: its XXH3-128 is not that of what was written.\n"
     shutil.copytree(IT / "checkpoints/000003", "elsewhere")  # a copy under another name is as good
     assert command("sample", "elsewhere", "a red circle").code == 0
 

@@ -1,7 +1,6 @@
 """The contents of a checkpoint folder: a stand-alone weight file, the training state, and what JSON holds."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,7 @@ from grpaint.recipe.optim import load_optimizer_sets, optimizer_sets
 from grpaint.recipe.pieces import Model
 from grpaint.run.state import STATE_FILE, TRAINING_FILE, read_state, sealed
 from grpaint.storage.atomic import write_synced
-from grpaint.storage.files import (
-    WEIGHTS_FILE,
-    flatten,
-    parts_digest,
-    read_weights,
-    unflatten,
-    weight_parts,
-    write_parts,
-)
+from grpaint.storage.files import WEIGHTS_FILE, flatten, read_weights, unflatten, write_weights
 
 WeightFiles = dict[str, tuple[dict[str, torch.Tensor], dict[str, str]]]
 
@@ -41,17 +32,8 @@ def weight_files(policy: Model, optimizers: Sequence[torch.optim.Optimizer], pre
 
 def write_checkpoint(folder: Path, files: WeightFiles, state: Mapping[str, Any]) -> None:
     """Write the weight files and the state into ``folder``, a new one that is renamed when it is complete."""
-    contents, digests = {}, {}
-    with ThreadPoolExecutor(len(files)) as hashing:  # of the bytes that are written, while the disk is busy
-        for name, content in files.items():
-            contents[name] = weight_parts(*content)
-            digests[name] = hashing.submit(parts_digest, contents[name])
-        for name, parts in contents.items():
-            write_parts(folder / name, parts)
-    about = {
-        name: {"bytes": sum(map(len, parts)), "sha256": digests[name].result()} for name, parts in contents.items()
-    }
-    write_synced(folder / STATE_FILE, sealed({**state, "files": about}))
+    facts = {name: write_weights(folder / name, *content) for name, content in files.items()}
+    write_synced(folder / STATE_FILE, sealed({**state, "files": facts}))
 
 
 def read_checkpoint(folder: Path, policy: Model, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:

@@ -123,9 +123,8 @@ class Loop:
     def update(self, terms: Terms, batch: Rollout, advantage: torch.Tensor) -> dict[str, float]:
         """Run backward on each term, then take an optimizer step.
 
-        Nothing moves if there are no terms or the gradient is not finite. ``terms`` computes the terms of ``batch``
-        with its ``advantage``, and is called again to find where a gradient is not finite. Returns the mean of each
-        measure, or the maximum if its name contains "error"; also by step, as ``name/step``.
+        Nothing moves if there are no terms or the gradient is not finite; then ``terms`` is called again to find where.
+        Returns the mean of each measure, or the maximum if its name contains "error"; also by step, as ``name/step``.
 
         Raises:
             RunError: ``train.nonfinite`` updates in a row had a gradient that was not finite.

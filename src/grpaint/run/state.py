@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from grpaint.core.errors import CheckpointError, ConfigError, RunError
-from grpaint.storage.files import WEIGHTS_FILE, check_weights, digest, numbered
+from grpaint.storage.files import WEIGHTS_FILE, check_weights, file_facts, numbered
 from grpaint.storage.reading import decode_text, parse_object, read_regular
 
 TRAINING_FILE, STATE_FILE = "training.safetensors", "state.json"
@@ -93,8 +93,8 @@ def check_digest(folder: Path, name: str, state: Mapping[str, Any]) -> None:
     """
     about = state.get("files", {}).get(name)
     try:
-        if about and digest(folder / name) != about["sha256"]:
-            raise CheckpointError(f"{folder / name}: damaged: its SHA-256 is not that of what was written.")
+        if about and file_facts(folder / name) != about:
+            raise CheckpointError(f"{folder / name}: damaged: its XXH3-128 is not that of what was written.")
     except OSError as error:
         raise CheckpointError(f"{folder / name}: cannot be read: {error.strerror}.") from None
 

@@ -7,12 +7,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from xxhash import xxh3_128
 
 from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.core.text import printable
@@ -20,8 +21,7 @@ from grpaint.storage.atomic import write_atomic
 from grpaint.storage.reading import parse_object
 
 WEIGHTS_FILE = "model.safetensors"
-
-Parts = tuple[bytes, memoryview]  # of a weight file: its header, its data
+CHUNK = 1 << 22  # bytes read or written at once
 
 
 def local_path(text: str) -> Path:
@@ -197,45 +197,62 @@ def check_tensors(
         )
 
 
-def weight_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Parts:
-    """Return the header and the data of a safetensors file; equal tensors and labels make equal bytes."""
+def _chunks(data: memoryview) -> Iterator[memoryview]:
+    for at in range(0, len(data), CHUNK):
+        yield data[at : at + CHUNK]
+
+
+class FileFacts(TypedDict):
+    """What tells later whether a file is still what was written: its size, and the XXH3-128 of its bytes."""
+
+    bytes: int
+    xxh3_128: str
+
+
+def write_weights(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, follow: bool = True
+) -> FileFacts:
+    """Write a safetensors file atomically; equal tensors and labels make equal bytes. ``follow``: see ``write_atomic``.
+
+    Returns its size and digest, computed from the bytes as they are written.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
     plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    raw = memoryview(save(plain, dict(metadata)))
+    raw = memoryview(save(plain, dict(metadata or {})))
     begin = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(bytes(raw[8:begin]))
     if metadata:  # safetensors writes the labels in a random order, and equal weights must make equal files
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, raw[begin:]
+    digest, size = xxh3_128(), 0
+
+    def write(file: BinaryIO) -> None:
+        nonlocal size
+        parts: list[bytes | memoryview] = [len(text).to_bytes(8, "little"), text, *_chunks(raw[begin:])]
+        for part in parts:
+            file.write(part)
+            digest.update(part)
+            size += len(part)
+
+    write_atomic(path, write, follow=follow)
+    return {"bytes": size, "xxh3_128": digest.hexdigest()}
 
 
-def write_parts(path: Path, parts: Parts, *, follow: bool = True) -> None:
-    """Write the parts of a file atomically, one after the other. ``follow``: see ``write_atomic``.
+def file_facts(file: Path) -> FileFacts:
+    """Read the size and the digest of a file, as :func:`write_weights` returns them.
 
     Raises:
-        OSError: if the file cannot be written.
+        OSError: if it cannot be read.
     """
-    write_atomic(path, lambda file: file.writelines(parts), follow=follow)
-
-
-def write_weights(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, follow: bool = True
-) -> None:
-    """Write a safetensors file atomically; equal tensors and labels make equal bytes. ``follow``: see ``write_atomic``.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
-    write_parts(path, weight_parts(tensors, metadata or {}), follow=follow)
-
-
-def parts_digest(parts: Parts) -> str:
-    """Compute the SHA-256 of a file's parts, in hexadecimal digits; other threads run meanwhile."""
-    sha256 = hashlib.sha256()
-    for part in parts:
-        sha256.update(part)
-    return sha256.hexdigest()
+    digest, size = xxh3_128(), 0
+    with file.open("rb") as stream:
+        while part := stream.read(CHUNK):
+            digest.update(part)
+            size += len(part)
+    return {"bytes": size, "xxh3_128": digest.hexdigest()}
 
 
 def flatten(sets: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
