@@ -318,3 +318,28 @@ def test_threads_spin_briefly_unless_the_environment_says_otherwise(given, spins
         [sys.executable, "-c", program, "list"], capture_output=True, text=True, check=True, env=environment | given
     )
     assert done.stdout.splitlines()[-1] == str(spins)
+
+
+@pytest.mark.parametrize(
+    "words", [["train"], ["sft"], ["show"], ["plan"], ["doctor"], ["prompts", "scan"]], ids=" ".join
+)
+def test_an_empty_name_is_no_recipe(words):
+    end = command(*words, "")
+    assert end.code == 2
+    assert 'recipe ""' in end.err or "--name" in end.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "data draw --out new --count",
+        "data draw --out new --held-out",
+        "data captions . --out c --draws",
+        "prompts scan --prompts",
+    ],
+)
+def test_counts_without_end_are_refused(words):
+    end = command(*words.split(), "1" + "0" * 30)
+    assert end.code == 2
+    assert "Invalid value for" in end.err
+    assert not Path("new").exists()

@@ -15,7 +15,8 @@ import pytest
 import tiny_runs
 from grpaint.commands.compare import jobs
 from grpaint.commands.compare.command import Comparison, parse_seeds
-from grpaint.commands.compare.jobs import RECORDED_SCORES, Contender, _own_files
+from grpaint.commands.compare.jobs import Contender, _own_files, read_record
+from grpaint.commands.compare.record import RECORDED_SCORES
 from grpaint.core.errors import ConfigError
 from grpaint.recipe.config import RECIPES
 from grpaint.report.method_summary import seed_differences, summarise_methods
@@ -180,6 +181,10 @@ def test_a_dry_run_prints_the_runs_and_starts_none(tmp_path):
         (["flow-grpo-fast", "--budget-evaluations", "9", "--budget-minutes", "1"], "one of them"),
         (["flow-grpo-fast", "--budget-evaluations", "9", "--seeds", "0,x"], "--seeds"),
         (["flow-grpo-fast", "--budget-evaluations", "9", "--seeds", "1,1"], "each once"),
+        (["flow-grpo-fast", "--budget-evaluations", "9", "--seeds", "0,²"], "--seeds 0,²: whole numbers"),
+        (["flow-grpo-fast", "--budget-evaluations", "9", "--seeds", "9" * 5000], "whole numbers from 0"),
+        (["flow-grpo-fast", "--budget-evaluations", "9", "--shard", "1/²", "--dry-run"], "--shard 1/²: write it"),
+        (["flow-grpo-fast", "--budget-minutes", "inf"], "--budget-minutes inf: at most"),
         (["flow-grpo-fast", "--budget-evaluations", "9", "--shard", "3/2", "--dry-run"], "--shard 3/2"),
         (["flow-grpo-fast", "--budget-evaluations", "9", "--baseline", "ddpo"], "not among"),
         (["flow-grpo-fast", "--budget-evaluations", "9", "--only", "ddpo"], "not among"),
@@ -207,8 +212,8 @@ def test_the_search_decides_the_settings_of_the_runs(tmp_path):
     plain = comparison.runs()[0]
     for place, job in enumerate(rates):
         job.record.parent.mkdir(exist_ok=True)
-        scores = [{"strict": 0.9 if place == 4 else 0.5}]
-        job.record.write_text(json.dumps({"fingerprint": job.fingerprint(), "scores": scores}))
+        record = _record(job.contender.name, 100, [0.9 if place == 4 else 0.5])
+        job.record.write_text(json.dumps(record | {"fingerprint": job.fingerprint()}))
     chosen = comparison.runs()[0]
     assert chosen.fingerprint() != plain.fingerprint()
     assert chosen.open()[0].train.learning_rate == rates[4].open()[0].train.learning_rate
@@ -245,7 +250,35 @@ def _record(method, seed, strict):
         | {"iteration": at, "evaluations": 1000 * at, "cpu_s": 1.0 * at, "reward_calls": 10 * at}
         for at, value in enumerate(strict)
     ]
-    return {"method": method, "seed": seed, "scores": scores, "evaluations": 1000, "cpu_s": 1.0, "base_guided": None}
+    whose = {"method": method, "world": "scenes", "seed": seed, "pictures": ""}
+    return whose | {"scores": scores, "evaluations": 1000, "cpu_s": 1.0, "base_guided": None}
+
+
+DAMAGE = {
+    "method": lambda record: record.update(method=["flow-grpo-fast"]),
+    "seed": lambda record: record.pop("seed"),
+    "cpu_s": lambda record: record.update(cpu_s="1"),
+    "evaluations": lambda record: record.update(evaluations=True),
+    "pictures": lambda record: record.update(pictures='"><script>'),
+    "scores": lambda record: record.update(scores=[]),
+    "scores[0].strict": lambda record: record["scores"][0].update(strict=float("nan")),
+    "scores[0].reward_calls": lambda record: record["scores"][0].pop("reward_calls"),
+    "scores[0].score": lambda record: record["scores"][0].update(score="soft"),
+    "base_guided": lambda record: record.update(base_guided={"guidance": 1.5}),
+}
+
+
+@pytest.mark.parametrize("value", DAMAGE)
+def test_a_damaged_record_is_told_with_the_value_that_no_run_writes(value, tmp_path):
+    job = Comparison((Contender.parse("flow-grpo-fast"),), "scenes", (0,), 1000, 0.0, tmp_path).runs()[0]
+    job.record.parent.mkdir()
+    record = _record("flow-grpo-fast", 0, [0.4, 0.5]) | {"fingerprint": job.fingerprint()}
+    job.record.write_text(json.dumps(record))
+    assert read_record(job) == record
+    DAMAGE[value](record)
+    job.record.write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=re.escape(f"damaged: {value} is not what a run records. Remove it")):
+        read_record(job)
 
 
 def test_methods_are_paired_by_seed_and_ordered_by_score():

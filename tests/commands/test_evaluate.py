@@ -17,6 +17,7 @@ from grpaint.core.errors import ConfigError
 from grpaint.core.policy import CaptionedImages, Prompt
 from grpaint.recipe.config import open_recipe
 from grpaint.recipe.settings import Evaluation
+from grpaint.storage.files import read_weights, write_weights
 from tiny_runs import REWARD, TINY, command
 
 FEW = ("measure.group=2", "measure.group_prompts=3", "measure.draws=20", "measure.image_draws=2")
@@ -103,7 +104,7 @@ def test_the_page_is_one_file_and_has_every_picture(result):
     assert [path.name for path in sorted(pictures.iterdir())] == [f"{n:06d}.png" for n in range(6)]
 
 
-def test_parts_and_interruptions_change_nothing(result, monkeypatch, tmp_path):
+def test_parts_and_interruptions_change_nothing_and_a_damaged_record_is_refused(result, monkeypatch, tmp_path):
     monkeypatch.setattr(parts, "PART", 4)
     words = ("evaluate", "base", "tuned=one", "--few", "--json", "--trust", "--out", str(tmp_path / "again"))
     assert command(*words, sets=FEW).code == 0
@@ -120,6 +121,12 @@ def test_parts_and_interruptions_change_nothing(result, monkeypatch, tmp_path):
         assert "0000.safetensors: made with other settings or weights" in refused.err
     end = command(*words, sets=[*FEW, "model.batch=3"])
     assert (end.code, end.err) == (0, "")  # nothing was drawn again
+    record = tmp_path / "again/records/tuned/0000.safetensors"
+    tensors, header = read_weights(record)
+    write_weights(record, tensors | {"features": tensors["features"][:1]}, header)
+    refused = command(*words, sets=FEW)
+    assert refused.code == 2
+    assert "tuned/0000.safetensors: damaged: its SHA-256 is not that of what was written. Remove it" in refused.err
     shutil.rmtree(tmp_path / "again")
 
 

@@ -74,6 +74,13 @@ def test_a_scan_reports_missing_captions_and_continues(mixed):
         assert (end.code, "0 whole" in end.out) == (1, True)
 
 
+def test_a_sheet_that_is_no_png_is_refused(tmp_path):
+    with tiny_runs.folder(tmp_path):
+        end = command("data", "scan", ".", "--sheet", "sheet")
+    assert end.code == 2
+    assert "--sheet sheet: the contact sheet is a PNG; name a file that ends in .png." in end.err
+
+
 def test_the_sheet_shows_every_picture(mixed):
     source = ImageData(str(mixed), held_out_share=0.3)
     items = source.collections[0].images

@@ -75,6 +75,16 @@ def test_a_wrong_number_of_scores_is_named_with_its_shape(answer: object, shape:
         answers(answer).score(IMAGES, PROMPTS)
 
 
+def test_scores_in_a_sparse_tensor_are_scores() -> None:
+    scores = torch.tensor([0.0, 1.0, 0.0, 2.0])
+    assert torch.equal(answers(scores.to_sparse()).score(IMAGES, PROMPTS).columns["bad"], scores)
+
+
+def test_a_tensor_without_a_shape_is_named() -> None:
+    with pytest.raises(RewardError, match="reward bad"):
+        answers(torch.nested.nested_tensor([torch.ones(1)] * 4, layout=torch.strided)).score(IMAGES, PROMPTS)
+
+
 @pytest.mark.parametrize("answer", [None, "high", [1.0, None, 2.0, 3.0]], ids=str)
 def test_an_answer_that_is_no_tensor_is_named(answer: object) -> None:
     with pytest.raises(RewardError, match="reward bad"):

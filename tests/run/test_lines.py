@@ -1,5 +1,6 @@
 """Damaged lines and a damaged run.json: told in a line, the rest kept, and never a traceback."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -70,6 +71,37 @@ def test_a_damaged_line_before_the_checkpoint_is_told_and_the_file_kept(name, la
     assert (IT / f"{name}.damaged").read_bytes() == damaged
     iterations = [1, 2, 3, 4, 5] if name == "metrics.jsonl" else [0, 2, 4, 5]
     assert [line["iteration"] for line in tiny_runs.lines(file)] == [n for n in iterations if n != 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("evaluations.jsonl", "strict_by_prompt", "x"),
+        ("evaluations.jsonl", "strict_interval", [0.0]),
+        ("evaluations.jsonl", "background", None),
+        ("evaluations.jsonl", "by_kind", {"count": 5}),
+        ("evaluations.jsonl", "base_guided", {"guidance": 1.5}),
+        ("evaluations.jsonl", "sampler", "ode"),
+        ("evaluations.jsonl", "hacking", {"began": 2, "clean": 0, "reward": {"base": 0, "now": 1}, "judges": {"a": 1}}),
+        ("evaluations.jsonl", "prompts", "[/x]"),
+        ("metrics.jsonl", "time/cpu_s", "x"),
+    ],
+)
+def test_a_line_with_a_value_that_no_run_writes_is_damaged(name, key, value, caplog):
+    lines = [json.loads(line) for line in (IT / name).read_text().splitlines()]
+    lines[-1][key] = value
+    (IT / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(read_lines(IT / name)) == len(lines) - 1
+    assert f"line {len(lines)} damaged ({key} is not what a run writes), left out" in caplog.text
+    end = command("train", "--name", "it", "--resume")
+    assert end.code == 0, end.err
+
+
+def test_an_alarm_that_no_run_writes_is_damage_of_run_json(caplog):
+    facts = json.loads((IT / "run.json").read_text())
+    facts["hacking"] = {"began": 1, "clean": 0, "best_before": 0, "reward": {"base": 0, "now": 1}, "judges": [5]}
+    (IT / "run.json").write_text(json.dumps(facts))
+    assert "run.json: hacking is not what a run writes." in _longer(caplog)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -26,6 +26,23 @@ def test_a_file_is_written_and_replaced(tmp_path, content):
         file.write_text("old")
 
 
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for file in (pipe, link, Path("/dev/null")):
+        with pytest.raises(OSError, match="a pipe or a device"):
+            write_atomic(file, "x")
+    assert names(tmp_path) == ["link", "pipe"]
+
+
+def test_a_link_to_itself_is_replaced(tmp_path):
+    file = tmp_path / "circle"
+    file.symlink_to(file)
+    write_atomic(file, "x")
+    assert file.read_text() == "x"
+
+
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), ValueError("x"), KeyboardInterrupt()]
 )

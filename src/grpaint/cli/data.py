@@ -8,6 +8,7 @@ import typer
 from grpaint.cli.app import app
 from grpaint.cli.options import AsJson, RecipeName, Sets, Trust
 
+MOST_IMAGES, MOST_PROMPTS = 1_000_000, 100_000  # grpaint.core.bounds, which would import PyTorch
 data = typer.Typer(no_args_is_help=True, help="Look at captioned images, resolve their captions, draw a set.")
 prompts = typer.Typer(no_args_is_help=True, help="Look at prompts before training on them.")
 app.add_typer(data, name="data")
@@ -36,7 +37,9 @@ def scan(
 def captions(
     where: Where,
     out: Annotated[Path, typer.Option(help="The file; a line an image, its name and a tab before the caption.")],
-    draws: Annotated[int, typer.Option(min=0, help="Captions an image, shuffled and thinned as in training.")] = 0,
+    draws: Annotated[
+        int, typer.Option(min=0, max=1000, help="Captions an image, shuffled and thinned as in training.")
+    ] = 0,
     sets: Sets = None,
     trust: Trust = False,
 ) -> None:
@@ -49,8 +52,8 @@ def captions(
 @data.command()
 def draw(
     out: Annotated[Path, typer.Option(help="The new folder.")],
-    count: Annotated[int, typer.Option(min=1, help="Training pictures.")] = 1000,
-    held_out: Annotated[int, typer.Option("--held-out", min=1, help="Pictures of compositions held out.")] = 100,
+    count: Annotated[int, typer.Option(min=1, max=MOST_IMAGES, help="Training pictures.")] = 1000,
+    held_out: Annotated[int, typer.Option("--held-out", min=1, max=MOST_IMAGES, help="Pictures held out.")] = 100,
     seed: Annotated[int, typer.Option(help="The same seed draws the same set.")] = 0,
     size: Annotated[int, typer.Option(min=16, max=1024, help="Pixels a side.")] = 32,
 ) -> None:
@@ -63,7 +66,9 @@ def draw(
 @prompts.command(name="scan")
 def scan_prompts(
     recipe: RecipeName = None,
-    count: Annotated[int, typer.Option("--prompts", min=1, help="Prompts to sample a group of each.")] = 32,
+    count: Annotated[
+        int, typer.Option("--prompts", min=1, max=MOST_PROMPTS, help="Prompts to sample a group of each.")
+    ] = 32,
     against: Annotated[
         str | None, typer.Option("--captions", metavar="RECIPE", help="The supervised stage's, to look for overlap.")
     ] = None,

@@ -43,8 +43,13 @@ def open_image_data(place: str, sets: list[str], *, trust: bool) -> tuple[ImageD
 def scan_images(place: str, sets: list[str], sheet: Path | None, *, as_json: bool, trust: bool) -> None:
     """Count, measure and verify captioned images and print a survey; exit with 1 if none can be trained on.
 
-    ``sheet``: also save a contact sheet of the pictures there.
+    ``sheet``: also save a contact sheet of the pictures there, as a PNG.
+
+    Raises:
+        ConfigError: the folder or recipe does not exist, its data has no images, or ``sheet`` does not end in .png.
     """
+    if sheet and sheet.suffix.lower() != ".png":
+        raise ConfigError(f"--sheet {sheet}: the contact sheet is a PNG; name a file that ends in .png.")
     data, counts = open_image_data(place, sets, trust=trust)
     summary = survey(data, counts)
     if sheet:

@@ -147,7 +147,7 @@ def run(name: str | None, sets: list[str], count: int, captions_of: str | None, 
     with origin.guard(sets):
         recipe, _ = open_recipe(name, "train", sets)
     assert isinstance(recipe, TrainRecipe)
-    captions = _data_of(captions_of, trust=trust) if captions_of else None
+    captions = _data_of(captions_of, trust=trust) if captions_of is not None else None
     with origin.guard(sets):
         report = scan_prompts(recipe, captions, count, lambda line: echo(line, err=True))
     echo_lines([json.dumps(report)] if as_json else _report_lines(report))

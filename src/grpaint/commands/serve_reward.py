@@ -21,6 +21,9 @@ from grpaint.recipe.config import override
 from grpaint.report.console import echo
 from grpaint.rewards.elsewhere.limits import Limits
 from grpaint.rewards.elsewhere.server import RewardServer, identity
+from grpaint.storage.reading import decode_text, read_regular
+
+MOST_TOKEN = 4096  # bytes of the file with the token
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,9 @@ def token_of(host: str, variable: str | None, file: Path | None) -> tuple[str, b
         where = f"--token-env {variable}: that environment variable"
     elif file:
         try:
-            token = file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--token-file {file}: cannot be read ({error}).") from error
+            token = decode_text(read_regular(file, MOST_TOKEN), str(file)).strip()
+        except ConfigError as error:
+            raise ConfigError(f"--token-file {error}") from None
         where = f"--token-file {file}: that file"
     elif _is_loopback(host):
         return secrets.token_urlsafe(32), True

@@ -12,7 +12,7 @@ from grpaint.report.terminal import print_recipe
 
 def show(name: str | None, sets: list[str], *, as_json: bool, trust: bool) -> None:
     """Print a recipe in full; ``name`` None means the default recipe. ``trust``: a run's own recipe may name code."""
-    name = name or DEFAULT["train"]
+    name = DEFAULT["train"] if name is None else name
     with recipe_origin(name, trust=trust).guard(sets):
         recipe, settings = open_recipe(name, stage_of(name), sets)
         about, steps, numbers = model_description(recipe.model), step_table(recipe), costs(recipe)

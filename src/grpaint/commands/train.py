@@ -64,7 +64,7 @@ def run(
         Stopped: a signal stopped the run after its state was saved.
     """
     console = Terminal()
-    run_name = Path(name or DEFAULT[stage]).stem if run_name is None else run_name
+    run_name = Path(DEFAULT[stage] if name is None else name).stem if run_name is None else run_name
     if not run_name or Path(run_name).name != run_name or run_name.startswith("."):
         raise ConfigError(
             f'--name "{run_name}": the name of a folder under {runs}, without / and not beginning with a dot.'
@@ -119,7 +119,8 @@ def _print_result(console: Terminal, folder: RunFolder) -> None:
     if lines and lines[0]["iteration"] == 0:  # not where a damaged line was left out
         first, last = lines[0], lines[-1]
         by_prompt = f"{score_name(last)}_by_prompt"
-        difference = paired_difference(first[by_prompt], last[by_prompt]) if by_prompt in last else None
+        before, after = first.get(by_prompt, []), last.get(by_prompt, [])
+        difference = paired_difference(before, after) if after and len(before) == len(after) else None
         console.print(before_after_table(first, last, difference))
     if alarm := hacking_line(folder.facts()):
         console.print(alarm, soft_wrap=True)

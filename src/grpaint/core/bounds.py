@@ -1,5 +1,6 @@
 """Bounds that several settings share. A setting beyond them is refused before anything is allocated or counted."""
 
+import re
 from typing import Annotated
 
 Limit = Annotated[float, "may be inf"]  # the type of a number that bounds something: inf means no bound
@@ -16,3 +17,8 @@ def check_range(settings: object, low: float, high: float, *names: str) -> None:
             raise ValueError(f"{name} must be at least {low:g}, got {value}")
         if value > high:
             raise ValueError(f"{name} must be at most {high:.15g}, got {value}")
+
+
+def whole_number(text: str) -> int | None:
+    """Return the whole number from 0 that ``text`` spells in the digits 0 to 9; None if it is none, or a huge one."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None

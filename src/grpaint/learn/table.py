@@ -104,10 +104,11 @@ def score_images(
             f"prompts: {first}). Use a higher precision or a lower train.learning_rate, and continue with --resume."
         )
     with user_code(f"reward {name}", RewardError, f" (first prompts: {first})"), torch.no_grad():
-        scores = torch.as_tensor(reward(images, prompts), dtype=torch.float32).cpu()
-    if scores.shape != (len(prompts),):
+        scores = torch.as_tensor(reward(images, prompts), dtype=torch.float32).to_dense().cpu()
+        shape = tuple(scores.shape)  # a nested tensor has none
+    if shape != (len(prompts),):
         raise RewardError(
-            f"reward {name} returned shape {tuple(scores.shape)} for {len(prompts)} images; it must return one "
+            f"reward {name} returned shape {shape} for {len(prompts)} images; it must return one "
             f"score per image (first prompts: {first})"
         )
     bad_rows = (~scores.isfinite()).nonzero()[:, 0].tolist()

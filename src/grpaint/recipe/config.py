@@ -112,7 +112,7 @@ def open_recipe(name: str | None, stage: str, sets: Sequence[str] = ()) -> tuple
     Raises:
         ConfigError: there is no such recipe, or it cannot run.
     """
-    return resolve(override(read_toml(locate(name or DEFAULT[stage])), sets), stage)
+    return resolve(override(read_toml(locate(DEFAULT[stage] if name is None else name)), sets), stage)
 
 
 def pin_commits(recipe: Recipe, settings: Plain) -> tuple[Recipe, Plain]:

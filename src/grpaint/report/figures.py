@@ -10,6 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from grpaint.images.encoding import eight_bit_picture
+from grpaint.storage.atomic import write_atomic
 
 CELL, MARGIN, CAPTION = 128, 10, 44
 
@@ -45,6 +46,6 @@ def new_file(file: Path) -> Path:
 
 
 def save_picture(picture: Image.Image, file: Path, info: PngInfo | None = None) -> None:
-    """Write a PNG with its metadata, and create its folder."""
+    """Write a PNG with its metadata in one step, and create its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(file, pnginfo=info)
+    write_atomic(file, lambda stream: picture.save(stream, "PNG", pnginfo=info))

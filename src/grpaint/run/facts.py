@@ -5,10 +5,10 @@ from typing import Any
 
 from grpaint.core.errors import ConfigError
 from grpaint.core.text import printable
+from grpaint.measures.line_check import is_alarm, is_number
 from grpaint.storage.reading import read_object
 
-_KINDS = (("sets", list), ("hacking", dict), ("status", str), ("iterations", int))
-_ALARM = {"began", "clean", "best_before", "judges", "reward"}
+_KINDS = (("sets", list), ("status", str), ("iterations", int))
 
 
 def read_facts(file: Path) -> dict[str, Any]:
@@ -23,6 +23,6 @@ def read_facts(file: Path) -> dict[str, Any]:
             raise ConfigError(f"{file}: {key} = {printable(repr(facts[key]), 40)} is not what a run writes.")
     if not all(isinstance(item, str) for item in facts.get("sets", [])):
         raise ConfigError(f"{file}: sets is not a list of texts.")
-    if "hacking" in facts and not facts["hacking"].keys() >= _ALARM:
+    if "hacking" in facts and not (is_alarm(facts["hacking"]) and is_number(facts["hacking"].get("best_before"))):
         raise ConfigError(f"{file}: hacking is not what a run writes.")
     return facts

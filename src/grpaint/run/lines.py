@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from grpaint.core.errors import ConfigError
-from grpaint.measures.score import score_name
+from grpaint.core.text import printable
+from grpaint.measures.line_check import is_number, unlike_an_evaluation
 from grpaint.storage.atomic import write_atomic
 from grpaint.storage.reading import decode_text, parse_object, read_regular
 
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+_COSTS = {"cost/model_evaluations", "cost/reward_calls", "time/cpu_s"}
 
 Line = dict[str, Any]
 
@@ -59,10 +61,16 @@ def _parse(raw: bytes, file: Path, number: int) -> Line:
     except ConfigError:
         raise ConfigError("not UTF-8.") from None
     line = parse_object(text, str(file), number)
-    other = score_name(line) if file.name == EVALUATIONS else "cost/model_evaluations"
-    for key, kind in (("iteration", int), (other, int | float)):
-        if not isinstance(line.get(key), kind) or isinstance(line[key], bool):
-            raise ConfigError(f"without a number {key}.")
+    if not isinstance(line.get("iteration"), int) or isinstance(line["iteration"], bool):
+        raise ConfigError("without a number iteration.")
+    if file.name == EVALUATIONS:
+        wrong = unlike_an_evaluation(line)
+    else:
+        costs = {"cost/model_evaluations": None, **{key: line[key] for key in _COSTS & line.keys()}}
+        wrong = next((key for key, value in costs.items() if not is_number(value)), "")
+    if wrong:
+        key = printable(wrong, 80)
+        raise ConfigError(f"{key} is not what a run writes" if wrong in line else f"without a number {key}.")
     return line
 
 

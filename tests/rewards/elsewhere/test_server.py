@@ -360,6 +360,7 @@ def test_waiting_requests_are_scored_in_one_batch_and_fail_separately():
         (["scenes-checker", "--port", "0", "--host", "0.0.0.0"], "others can reach that"),
         (["scenes-checker", "--port", "0", "--token-env", "NO_SUCH_TOKEN"], "NO_SUCH_TOKEN: that environment variable"),
         (["scenes-checker", "--port", "0", "--token-file", "no/such"], "--token-file no/such: cannot be read"),
+        (["scenes-checker", "--port", "0", "--token-file", "/dev/zero"], "--token-file /dev/zero: no regular file"),
         (["scenes-checker", "--port", "0", "--set", "weight=2"], "weight the run's"),
         (["scenes-checker", "--port", "70000"], "out of range"),
         (

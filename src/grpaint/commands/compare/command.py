@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpaint.commands.compare.jobs import Contender, Job, Record, Turn, read_record, run_jobs, select_shard, unfinished
+from grpaint.commands.compare.jobs import Contender, Job, Turn, read_record, run_jobs, select_shard, unfinished
+from grpaint.commands.compare.record import Record
+from grpaint.core.bounds import whole_number
 from grpaint.core.errors import ConfigError
 from grpaint.measures.score import comparable_score
 from grpaint.recipe.config import TrainRecipe
@@ -27,6 +29,7 @@ SEARCH_SEED, SEARCH_SHARE = 100, 0.25
 RATES, CLIPS = (0.5, 1.0, 2.0), (1.0, 0.1)
 COARSE = 0.1  # share of the budget in one iteration above which a warning is logged
 MILLISECONDS = 0.6  # of processor time per model evaluation, assumed until a run has been measured
+MOST_MINUTES = 5_256_000  # of processor time a run
 WORKERS = len(os.sched_getaffinity(0))
 
 Log = Callable[[str], None]
@@ -57,7 +60,7 @@ class Comparison:
             ConfigError: a method or a seed cannot be read.
         """
         contenders = tuple(Contender.parse(word) for word in methods)
-        return cls(contenders, world, parse_seeds(seeds), *budget, out.resolve(), tuple(sets))
+        return cls(contenders, world, parse_seeds(seeds), *budget, out.absolute(), tuple(sets))
 
     def check(self, only: Sequence[str], baseline: str | None) -> None:
         """Refuse methods and budgets that cannot be compared.
@@ -67,6 +70,8 @@ class Comparison:
         """
         if (self.evaluations > 0) == (self.minutes > 0):
             raise ConfigError("compare: give --budget-evaluations or --budget-minutes, one of them and above 0.")
+        if self.minutes > MOST_MINUTES:
+            raise ConfigError(f"--budget-minutes {self.minutes:g}: at most {MOST_MINUTES:,}, which are ten years.")
         methods = [contender.name for contender in self.contenders]
         for name in (*only, *([baseline] if baseline else [])):
             if name not in methods:
@@ -84,7 +89,7 @@ class Comparison:
         file, rate = self.calibration(contender).record, MILLISECONDS / 1000
         if file.is_file():
             record = read_record(self.calibration(contender))
-            rate = record["cpu_s"] / record["evaluations"]
+            rate = max(record["cpu_s"], 0.01) / max(record["evaluations"], 1)  # a record rounds to 0.01 s
         return max(1, round(60 * self.minutes / rate))
 
     def open(self, contender: Contender) -> tuple[TrainRecipe, dict[str, Any]]:
@@ -241,7 +246,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     Raises:
         ConfigError: one is not a whole number from 0, or occurs twice.
     """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts) or len(set(parts)) < len(parts):
-        raise ConfigError(f"--seeds {text}: whole numbers from 0, separated by commas, each once; for example 0,1,2.")
-    return tuple(map(int, parts))
+    seeds = [whole_number(part.strip()) for part in text.split(",")]
+    if None in seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(
+            f"--seeds {text:.80}: whole numbers from 0, separated by commas, each once; for example 0,1,2."
+        )
+    return tuple(seed for seed in seeds if seed is not None)

@@ -15,6 +15,8 @@ from typing import Any
 
 from PIL import Image
 
+from grpaint.commands.compare.record import COSTS, RECORDED_SCORES, Record, read_record_of
+from grpaint.core.bounds import whole_number
 from grpaint.core.errors import ConfigError, RunError
 from grpaint.images.encoding import png_data_url
 from grpaint.images.pictures import open_picture
@@ -23,11 +25,7 @@ from grpaint.recipe.config import TrainRecipe, locate, open_recipe, override
 from grpaint.run.folder import LOCK_FILE, RunFolder
 from grpaint.storage.atomic import write_atomic
 from grpaint.storage.lock import Lock
-from grpaint.storage.reading import read_object, read_toml
-
-RECORDED_SCORES = ("iteration", "score", "strict", "soft", "background", "patch_energy", "denoising_loss")
-
-Record = dict[str, Any]
+from grpaint.storage.reading import read_toml
 
 
 @dataclass(frozen=True)
@@ -121,16 +119,8 @@ def read_record(job: Job) -> Record:
     Raises:
         ConfigError: it is damaged, or was made with other settings.
     """
-    try:
-        record: Record = read_object(job.record)
-    except ConfigError as error:
-        raise ConfigError(f"{error} Remove it, and it is written again.") from None
-    if record.get("fingerprint") != job.fingerprint():
-        raise ConfigError(
-            f"{job.record}: made with other settings (budget, recipe, search or a file of your own) than this "
-            "command's. Take another --out, or remove it."
-        )
-    return record
+    identity = {"method": job.contender.name, "world": job.world, "seed": job.seed}
+    return read_record_of(job.record, job.fingerprint(), identity)
 
 
 def select_shard(jobs: Sequence[Job], shard: str) -> list[Job]:
@@ -139,10 +129,10 @@ def select_shard(jobs: Sequence[Job], shard: str) -> list[Job]:
     Raises:
         ConfigError: ``shard`` is not of this form.
     """
-    number, _, count = shard.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-        raise ConfigError(f"--shard {shard}: write it as i/n, for example 1/2.")
-    return list(jobs)[int(number) - 1 :: int(count)]
+    number, count = (whole_number(part) for part in shard.partition("/")[::2])
+    if number is None or count is None or not 1 <= number <= count:
+        raise ConfigError(f"--shard {shard:.80}: write it as i/n, for example 1/2.")
+    return list(jobs)[number - 1 :: count]
 
 
 def unfinished(jobs: Sequence[Job]) -> list[Job]:
@@ -252,7 +242,8 @@ def make_record(job: Job, folder: RunFolder) -> Record:
     """
     spent = {0: (0, 0.0, 0)}  # by iteration: model evaluations, processor seconds, reward calls
     cpu, calls = 0.0, 0
-    for line in folder.lines("metrics.jsonl"):
+    metrics = folder.lines("metrics.jsonl")
+    for line in (line for line in metrics if "time/cpu_s" in line):
         cpu, calls = cpu + line["time/cpu_s"], calls + line.get("cost/reward_calls", 0)
         spent[line["iteration"]] = line["cost/model_evaluations"], cpu, calls
     evaluation_lines = folder.lines("evaluations.jsonl")
@@ -263,9 +254,9 @@ def make_record(job: Job, folder: RunFolder) -> Record:
         )
     scores = []
     for line in evaluation_lines:
-        evaluations, seconds, reward_calls = spent[line["iteration"]]
+        costs = dict(zip(COSTS, spent[line["iteration"]], strict=True))
         values = {name: line[name] for name in (*RECORDED_SCORES, score_name(line)) if name in line}
-        scores.append(values | {"evaluations": evaluations, "cpu_s": round(seconds, 2), "reward_calls": reward_calls})
+        scores.append(values | costs | {"cpu_s": round(costs["cpu_s"], 2)})
     guided = evaluation_lines[0].get("base_guided")
     return {
         "method": job.contender.name,

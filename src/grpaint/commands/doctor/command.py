@@ -81,7 +81,7 @@ def open_examined(name: str, sets: list[str], *, trust: bool) -> TrainRecipe | E
 
 def run(name: str | None, sets: list[str], *, as_json: bool, trust: bool) -> None:
     """Check a recipe and print PASS or FAIL, the likely cause and the fix; exit with 1 if a check failed."""
-    recipe = open_examined(name or DEFAULT["train"], sets, trust=trust)
+    recipe = open_examined(DEFAULT["train"] if name is None else name, sets, trust=trust)
     if not as_json and (about := model_description(recipe.model)):
         echo(f"model  {about}")
     recipe.data.prepare(lambda _: None)

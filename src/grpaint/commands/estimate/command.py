@@ -37,7 +37,7 @@ def run(
         TimeOver: there is no answer after ``minutes``.
     """
     end = time.monotonic() + 60 * minutes
-    name = name or DEFAULT["train"]
+    name = DEFAULT["train"] if name is None else name
     table, stage, limit = override(read_toml(locate(name)), sets), stage_of(name), parse_bytes(gpu) if gpu else 0
     device: Device | None = "cuda" if gpu else None
     origin = recipe_origin(name, trust=trust)

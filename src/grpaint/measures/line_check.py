@@ -1,0 +1,59 @@
+"""Whether a line about an evaluation, read from a file, holds what an evaluation writes."""
+
+import math
+from typing import Any
+
+from grpaint.measures.score import Line, score_name
+
+
+def is_number(value: object, *, finite: bool = False) -> bool:
+    """Return whether a value of JSON is a number (true and false are none); ``finite``: neither NaN nor infinite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and (not finite or math.isfinite(value))
+
+
+def unlike_an_evaluation(line: Line) -> str:
+    """Return the first key whose value no evaluation writes; empty if there is none."""
+    name = score_name(line)
+    missing = [key for key in ("iteration", "prompts", "steps", name) if not is_number(line.get(key))]
+    return next(iter(missing), "") or next((key for key, value in line.items() if not _fits(key, value, name)), "")
+
+
+def _fits(key: str, value: Any, score: str) -> bool:
+    match key:
+        case "score":
+            fits = isinstance(value, str)
+        case "sampler":
+            fits = isinstance(value, dict)
+        case "by_kind":
+            fits = isinstance(value, dict) and all(map(_numbers, value.values()))
+        case "base_guided":
+            fits = value is None or _numbers(value, "guidance", score)
+        case "hacking":
+            fits = is_alarm(value)
+        case _ if key.endswith("_by_prompt"):
+            fits = _is_list(value)
+        case _ if key.endswith("_interval"):
+            fits = _is_list(value) and len(value) == 2
+        case _:
+            fits = is_number(value)
+    return fits
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_number, value))
+
+
+def _numbers(value: Any, *keys: str) -> bool:
+    """Return whether ``value`` is an object with a number under each of ``keys``; without keys, under all it has."""
+    return isinstance(value, dict) and all(is_number(value.get(key)) for key in keys or value)
+
+
+def is_alarm(value: Any) -> bool:
+    """Return whether a value is an alarm of :func:`~grpaint.measures.hacking.hacking_alarm` with its onset."""
+    if not (_numbers(value, "began", "clean") and _numbers(value.get("reward"), "base", "now")):
+        return False
+    judges = value.get("judges")
+    return isinstance(judges, dict) and all(
+        _numbers(judge, "base", "now") and _numbers(judge, "ratio" if "ratio" in judge else "effect")
+        for judge in judges.values()
+    )
