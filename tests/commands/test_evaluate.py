@@ -126,7 +126,7 @@ def test_parts_and_interruptions_change_nothing_and_a_damaged_record_is_refused(
     write_weights(record, tensors | {"features": tensors["features"][:1]}, header)
     refused = command(*words, sets=FEW)
     assert refused.code == 2
-    assert "tuned/0000.safetensors: damaged: its SHA-256 is not that of what was written. Remove it" in refused.err
+    assert "tuned/0000.safetensors: damaged: its XXH3-128 is not that of what was written. Remove it" in refused.err
     shutil.rmtree(tmp_path / "again")
 
 

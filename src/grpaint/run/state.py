@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from grpaint.core.errors import CheckpointError, ConfigError, RunError
-from grpaint.storage.files import WEIGHTS_FILE, check_weights, file_facts, numbered
+from grpaint.storage.files import WEIGHTS_FILE, FileFacts, check_weights, file_facts, numbered
 from grpaint.storage.reading import decode_text, parse_object, read_regular
 
 TRAINING_FILE, STATE_FILE = "training.safetensors", "state.json"
@@ -57,7 +57,7 @@ def _parse(raw: bytes, file: Path) -> dict[str, Any]:
             raise CheckpointError(f"{file}: damaged: no {key}.")
     files = state.get("files", {})
     if not isinstance(files, dict) or not all(
-        isinstance(about, dict) and about.keys() >= {"bytes", "sha256"} for about in files.values()
+        isinstance(about, dict) and about.keys() == FileFacts.__annotations__.keys() for about in files.values()
     ):
         raise CheckpointError(f"{file}: damaged: files is not a size and a digest of each.")
     if len(state["best"]) != 2 or not all(isinstance(number, int | float) for number in state["best"]):

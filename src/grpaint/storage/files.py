@@ -255,6 +255,15 @@ def file_facts(file: Path) -> FileFacts:
     return {"bytes": size, "xxh3_128": digest.hexdigest()}
 
 
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the XXH3-128 of tensors, their names and their types, for a label in the file that holds them."""
+    digest = xxh3_128()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def flatten(sets: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Merge named sets of tensors into one dictionary with ``set/name`` keys."""
     return {f"{group}/{name}": tensor for group, tensors in sets.items() for name, tensor in tensors.items()}

@@ -26,7 +26,7 @@ from grpaint.measures.likeness import likeness
 from grpaint.recipe.build import dump
 from grpaint.recipe.pieces import Model
 from grpaint.report.figures import save_picture, to_picture
-from grpaint.storage.files import parts_digest, read_weights, weight_parts, write_weights
+from grpaint.storage.files import read_weights, tensors_digest, write_weights
 
 PART = 64  # prompts per record
 SHOWN = 8  # prompts, the first, whose images are recorded for the page
@@ -198,16 +198,16 @@ class EvaluationParts:
             raise ConfigError(
                 f"{file}: made with other settings or weights than this command's. Take another --out, or remove it."
             )
-        if header.get("sha256") != parts_digest(weight_parts(tensors, {})):
+        if header.get("xxh3_128") != tensors_digest(tensors):
             raise ConfigError(
-                f"{file}: damaged: its SHA-256 is not that of what was written. Remove it, and it is written again."
+                f"{file}: damaged: its XXH3-128 is not that of what was written. Remove it, and it is written again."
             )
         return True
 
     def _write(self, name: str, number: int, tensors: Tensors, label: str) -> None:
         file = self.file(name, number)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_weights(file, tensors, {"fingerprint": label, "sha256": parts_digest(weight_parts(tensors, {}))})
+        write_weights(file, tensors, {"fingerprint": label, "xxh3_128": tensors_digest(tensors)})
 
 
 def _score(rewards: dict[str, Reward], images: Tensor, prompts: Sequence[Prompt]) -> Tensors:
