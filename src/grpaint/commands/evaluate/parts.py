@@ -26,7 +26,7 @@ from grpaint.measures.likeness import likeness
 from grpaint.recipe.build import dump
 from grpaint.recipe.pieces import Model
 from grpaint.report.figures import save_picture, to_picture
-from grpaint.storage.files import parts_digest, read_weights, weight_parts, write_weights
+from grpaint.storage.files import read_weights, write_weights
 
 PART = 64  # prompts per record
 SHOWN = 8  # prompts, the first, whose images are recorded for the page
@@ -198,7 +198,7 @@ class EvaluationParts:
             raise ConfigError(
                 f"{file}: made with other settings or weights than this command's. Take another --out, or remove it."
             )
-        if header.get("sha256") != parts_digest(weight_parts(tensors, {})):
+        if header.get("sha256") != _tensors_hash(tensors):
             raise ConfigError(
                 f"{file}: damaged: its SHA-256 is not that of what was written. Remove it, and it is written again."
             )
@@ -207,7 +207,7 @@ class EvaluationParts:
     def _write(self, name: str, number: int, tensors: Tensors, label: str) -> None:
         file = self.file(name, number)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_weights(file, tensors, {"fingerprint": label, "sha256": parts_digest(weight_parts(tensors, {}))})
+        write_weights(file, tensors, {"fingerprint": label, "sha256": _tensors_hash(tensors)})
 
 
 def _score(rewards: dict[str, Reward], images: Tensor, prompts: Sequence[Prompt]) -> Tensors:
@@ -216,3 +216,12 @@ def _score(rewards: dict[str, Reward], images: Tensor, prompts: Sequence[Prompt]
 
 def _hash(settings: object) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _tensors_hash(tensors: Tensors) -> str:
+    """The SHA-256 of tensors: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
