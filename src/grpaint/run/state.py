@@ -55,6 +55,8 @@ def _parse(raw: bytes, file: Path) -> dict[str, Any]:
     for key, kind in _SHAPES.items():
         if not isinstance(state.get(key), kind):
             raise CheckpointError(f"{file}: damaged: no {key}.")
+    if not all(isinstance(number, int | float) for number in state["counts"].values()):
+        raise CheckpointError(f"{file}: damaged: counts holds what is no number.")
     if len(state["best"]) != 2 or not all(isinstance(number, int | float) for number in state["best"]):
         raise CheckpointError(f"{file}: damaged: best is not a score and an iteration.")
     return state
