@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from grpaint.core.errors import CheckpointError, ConfigError, RunError
+from grpaint.core.text import printable
 from grpaint.storage.files import WEIGHTS_FILE, check_weights, file_facts, numbered
 from grpaint.storage.reading import decode_text, parse_object, read_regular
 
@@ -132,7 +133,7 @@ def last_checkpoint(checkpoints: Path, check: Callable[[Path], object]) -> Path 
             logging.getLogger(__name__).warning(
                 "grpaint: %s Checkpoint %s is taken in its place; the damaged one stays until the run saves that "
                 "iteration.",
-                reason,
+                printable(reason),
                 checkpoint.name,
             )
         return checkpoint
