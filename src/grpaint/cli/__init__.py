@@ -7,7 +7,7 @@ import os
 import sys
 
 from grpaint.cli.app import app
-from grpaint.cli.output import lasting_errors
+from grpaint.cli.output import lasting_errors, printable_warnings
 from grpaint.run.signals import ctrl_c
 from grpaint.cli import runs, models, data, rewards, serve, recipes  # noqa: F401
 
@@ -19,7 +19,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a stand-in of a test may not have an encoding
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # reason: see above
-    with lasting_errors(), ctrl_c():
+    with lasting_errors(), printable_warnings(), ctrl_c():
         try:
             app()
         except (KeyboardInterrupt, SystemExit) as end:

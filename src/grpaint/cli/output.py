@@ -1,6 +1,7 @@
 """Standard output and standard error that a command may outlive, as where ``| head -1`` has read its line."""
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -52,3 +53,24 @@ def lasting_output() -> Iterator[None]:
 
     with contextlib.redirect_stdout(_Lasting(sys.stdout, explain)):  # type: ignore[type-var]
         yield
+
+
+class _Printable(logging.Formatter):
+    """Formats a warning as one printable line, whatever it quotes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from grpaint.core.text import printable  # which imports PyTorch
+
+        return printable(record.getMessage())
+
+
+@contextlib.contextmanager
+def printable_warnings() -> Iterator[None]:
+    """Within the block, grpaint's own warnings go to standard error, each as one printable line."""
+    handler, logger = logging.StreamHandler(), logging.getLogger("grpaint")
+    handler.setFormatter(_Printable())
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

@@ -60,6 +60,8 @@ def _parse(raw: bytes, file: Path) -> dict[str, Any]:
         isinstance(about, dict) and about.keys() == FileFacts.__annotations__.keys() for about in files.values()
     ):
         raise CheckpointError(f"{file}: damaged: files is not a size and a digest of each.")
+    if not all(isinstance(number, int | float) for number in state["counts"].values()):
+        raise CheckpointError(f"{file}: damaged: counts holds what is no number.")
     if len(state["best"]) != 2 or not all(isinstance(number, int | float) for number in state["best"]):
         raise CheckpointError(f"{file}: damaged: best is not a score and an iteration.")
     return state
