@@ -343,3 +343,14 @@ def test_counts_without_end_are_refused(words):
     assert end.code == 2
     assert "Invalid value for" in end.err
     assert not Path("new").exists()
+
+
+def test_a_warning_that_quotes_foreign_text_is_one_printable_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command("train", "flow-grpo-fast", "--name", "it", sets=[*TINY, "train.iterations=1"]).code == 0
+    run = (tmp_path / "runs/it").rename(tmp_path / "runs/\x1b]0;title\x07")
+    (run / "run.json").write_text("{")
+    end = command("evaluate", str(run))
+    assert end.code == 0
+    assert r"runs/\x1b]0;title\x07/run.json:1: not JSON" in end.err
+    assert "\x1b" not in end.err

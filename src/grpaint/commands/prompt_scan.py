@@ -141,7 +141,7 @@ def run(name: str | None, sets: list[str], count: int, captions_of: str | None, 
     Raises:
         ConfigError: a recipe cannot run, or names code, or starts something, and is not trusted.
     """
-    name = name or DEFAULT["train"]
+    name = DEFAULT["train"] if name is None else name
     origin = recipe_origin(name, trust=trust)
     check_rewards(read_toml(origin.file), origin)
     with origin.guard(sets):
