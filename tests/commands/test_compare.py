@@ -229,9 +229,9 @@ def test_minutes_become_evaluations_by_a_calibration(made):
         assert end.code == 0, end.err
         rate = json.loads(Path("timed/calibration/scenes-flow-grpo-fast.json").read_text())
         run = json.loads(Path("timed/runs/scenes-flow-grpo-fast-seed0.json").read_text())
-    asked_for = run["settings"]["train"]["evaluations"]
-    assert asked_for == round(0.6 * rate["evaluations"] / rate["cpu_s"])
-    assert asked_for <= run["evaluations"] < asked_for + 200
+    budget = run["settings"]["train"]["evaluations"]
+    assert budget == round(0.6 * rate["evaluations"] / rate["cpu_s"])
+    assert budget <= run["evaluations"] < budget + 200
 
 
 def test_a_variant_is_a_recipe_under_a_name_of_its_own(tmp_path):

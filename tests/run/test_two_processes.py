@@ -32,7 +32,7 @@ def test_a_second_resume_is_refused_and_harms_nothing():
     with RunFolder.open(IT):
         end = command("train", "--name", "it", "--resume", sets=["train.iterations=5"])
         assert end.code == 2
-        assert end.err.startswith(f"grpaint: runs/it: process {os.getpid()} on this machine (grpaint ")
+        assert end.err.startswith(f"grpaint: runs/it: process {os.getpid()} on this machine (grpaint")
         assert end.err.endswith(
             "two at once would mix what they write. Wait until it has ended or stop it (it saves on SIGTERM), or start "
             "another run with another --name.\n"

@@ -28,14 +28,14 @@ def write_atomic(file: Path, content: str | bytes | Callable[[BinaryIO], object]
     ``content``: text (stored as UTF-8), bytes, or a function that writes to the open binary file it receives. Each call
     has its own temporary name, so processes may write the same file at once: the last rename wins. If writing raises or
     is interrupted, the temporary file is removed and ``file`` stays as it was. What a killed process left is removed by
-    a later write. A symbolic link is followed; without ``follow``, as for a cache, whose names anybody can foretell, it
-    is replaced. A pipe or a device such as /dev/null never is.
+    a later write. A symbolic link is followed, and a pipe or a device such as /dev/null is never replaced; without
+    ``follow``, as for a cache, whose names anybody can foretell, whatever has the name is replaced.
 
     Raises:
         OSError: if the file cannot be written, for example because its folder is missing or the disk is full.
     """
     target = Path(os.path.realpath(file)) if follow else file
-    if target.exists() and not (target.is_file() or target.is_dir()):
+    if follow and target.exists() and not (target.is_file() or target.is_dir()):
         raise OSError(errno.EEXIST, "a pipe or a device, which no file takes the place of", str(file))
     _remove_abandoned(target)
     temporary = target.with_name(f".{target.name[:200]}.{uuid.uuid4().hex[:16]}.part")
