@@ -293,3 +293,11 @@ def test_the_file_that_a_full_disk_refused_is_named(monkeypatch):
     end = command("train", "--name", "it", "--resume", sets=["train.iterations=5"])
     assert end.code == 1
     assert end.err.startswith("grpaint: runs/it/metrics.jsonl: could not be written (No space left on device).")
+
+
+def test_weights_beside_a_damaged_state_are_drawn_with_and_a_line_says_they_were_not_checked():
+    (IT / "checkpoints/000004/state.json").write_text("{")
+    end = command("sample", str(IT / "checkpoints/000004/model.safetensors"), "a red circle")
+    assert end.code == 0
+    assert "000004/state.json:1: not JSON" in end.err
+    assert "model.safetensors was not checked" in end.err

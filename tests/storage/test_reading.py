@@ -63,7 +63,7 @@ def test_what_is_no_regular_file_is_refused_and_never_waited_for(tmp_path):
             read_regular(place)
         assert len(str(error.value).split("\n")) == 1
     (tmp_path / "long").write_bytes(b"1234")
-    with pytest.raises(ConfigError, match="at most 3"):
+    with pytest.raises(ConfigError, match="more than 3 bytes"):
         read_regular(tmp_path / "long", 3)
 
 

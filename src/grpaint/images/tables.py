@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grpaint.core.errors import ConfigError, MissingExtra
-from grpaint.core.text import printable
+from grpaint.core.text import one_line, printable
 from grpaint.images import cache
 from grpaint.images.pictures import BadImage
 from grpaint.images.sources import ImageEntry, read_image_file
@@ -101,10 +101,11 @@ def _check_files(files: list[Path]) -> None:
             raise ConfigError(f"{file}: cannot be read as a table: {printable(problem)}. Copy or make it again.")
         cache.write(subjects[file], {"whole": cache.stamp(file)})
     if len(problems) < len(unchecked):
-        raise ConfigError(
-            f"{unchecked[len(problems)]}: damaged so that reading it ends a process (code {process.returncode}). "
-            "Copy or make it again."
-        )
+        file, code = unchecked[len(problems)], process.returncode
+        if code > 0:  # it ended by itself, so not for the file's sake
+            reason = one_line(process.stderr.decode("utf-8", "replace")[-300:], 300)
+            raise ConfigError(f"{file}: the process that checks tables ended with code {code}: {reason}")
+        raise ConfigError(f"{file}: damaged so that reading it ends a process (code {code}). Copy or make it again.")
 
 
 def _pyarrow() -> Any:

@@ -150,13 +150,19 @@ def last_checkpoint(checkpoints: Path, check: Callable[[Path], object]) -> Path 
 
 
 def check_model(file: Path) -> None:
-    """Check a checkpoint's weight file by the digest in the state.json beside it, if there is one that is whole.
+    """Check a checkpoint's weight file by the digest in the state.json beside it, if there is one.
+
+    A logged line says where that is damaged, and the file was not checked.
 
     Raises:
         CheckpointError: it is not what was written.
     """
+    place = file.parent / STATE_FILE
+    if not place.is_file():
+        return
     try:
-        state = _parse(read_regular(file.parent / STATE_FILE), file)
-    except (ConfigError, CheckpointError):
+        state = _parse(read_regular(place), place)
+    except (ConfigError, CheckpointError) as error:
+        logging.getLogger(__name__).warning("grpaint: %s %s was not checked.", error, file.name)
         return
     check_digest(file.parent, file.name, state)

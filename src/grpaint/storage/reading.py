@@ -31,12 +31,12 @@ def read_regular(file: Path, most: int | None = None) -> bytes:
     try:
         descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb") as stream:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ConfigError(f"{file}: no regular file (a pipe, a device or a folder); name a file.")
-            if most is not None and status.st_size > most:
-                raise ConfigError(f"{file}: {status.st_size} bytes, and at most {most} are read of such a file.")
-            return stream.read()
+            raw = stream.read() if most is None else stream.read(most + 1)
+            if most is not None and len(raw) > most:
+                raise ConfigError(f"{file}: more than {most} bytes, the most that are read of such a file.")
+            return raw
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}.") from error
     except ValueError:  # a NUL in the name
