@@ -298,3 +298,21 @@ def test_seeds_are_read_strictly():
     assert parse_seeds("0, 2,7") == (0, 2, 7)
     with pytest.raises(ConfigError, match="--seeds"):
         parse_seeds("")
+
+
+@pytest.mark.parametrize("code", [130, -2])
+def test_ctrl_c_that_reaches_a_run_alone_ends_the_comparison(tmp_path, monkeypatch, code):
+    ended = subprocess.CompletedProcess([], code, "", "")
+    monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(run=lambda *_, **__: ended))
+    words = (
+        "compare",
+        "flow-grpo-fast",
+        "--seeds",
+        "0",
+        "--budget-evaluations",
+        "9000",
+        "--out",
+        str(tmp_path / "out"),
+    )
+    end = command(*words)
+    assert (end.code, "stopped at once" in end.err) == (130, True)

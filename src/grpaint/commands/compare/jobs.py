@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -23,9 +24,12 @@ from grpaint.images.pictures import open_picture
 from grpaint.measures.score import score_name, score_text, score_unit
 from grpaint.recipe.config import TrainRecipe, locate, open_recipe, override
 from grpaint.run.folder import LOCK_FILE, RunFolder
+from grpaint.run.signals import interrupt
 from grpaint.storage.atomic import write_atomic
 from grpaint.storage.lock import Lock
 from grpaint.storage.reading import read_toml
+
+INTERRUPTED = (130, -signal.SIGINT)  # exit codes of a run that Ctrl-C stopped
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,7 @@ def run_jobs(jobs: Sequence[Job], work: Path, log: Callable[[str], None], worker
 
     Raises:
         RunError: runs failed; raised after all others have ended, with the names of those that failed.
+        KeyboardInterrupt: Ctrl-C, which may reach a run alone.
     """
     failed, turn = [], Turn(log)
     work.mkdir(parents=True, exist_ok=True)
@@ -177,13 +182,15 @@ def run_jobs(jobs: Sequence[Job], work: Path, log: Callable[[str], None], worker
         try:
             for future in as_completed(waiting):
                 job, (code, errors) = waiting[future], future.result()
+                if code in INTERRUPTED:
+                    interrupt(signal.SIGINT, None)
                 if code:
                     failed.append(f"{job.name} ({errors.strip().splitlines()[-1] if errors.strip() else code})")
                 else:
                     last = read_record(job)["scores"][-1]
                     name = score_name(last)
                     log(f"{job.name}  held-out {score_text(name, last[name])}{score_unit(name)}")
-        except KeyboardInterrupt:  # children got the signal too, and save
+        except KeyboardInterrupt:  # the other children got the signal too, and save
             turn.given_up.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
