@@ -72,7 +72,7 @@ class Subject:
 
     def run_folders(self, folder: Path) -> list[Path]:
         """The folders of its runs, so far."""
-        parent = folder / ("out/work/runs" if self.is_comparison else "runs")
+        parent = folder / "out" / "work" / "runs" if self.is_comparison else folder / "runs"
         return sorted(path for path in parent.glob("[!.]*"))
 
 

@@ -129,6 +129,7 @@ def test_a_child_is_asked_to_stop_when_its_parent_is_killed():
 
 
 COMPARED = [item for item in SETS if not item.startswith(("train.iterations", "checkpoint.every", "evaluate.every"))]
+COMPARED_RUNS = Path("out") / "work" / "runs"
 WORDS = ("compare", "flow-grpo-fast", "--seeds", "0", "--budget-evaluations", "400", "--out", "out")
 
 
@@ -144,7 +145,7 @@ def test_two_equal_comparisons_run_each_job_once():
     for running in (first, second):
         _, errors = running.communicate(timeout=600)
         assert running.returncode == 0, errors
-    (run,) = Path("out/work/runs").iterdir()
+    (run,) = COMPARED_RUNS.iterdir()
     iterations = [line["iteration"] for line in lines(run / "metrics.jsonl")]
     assert iterations == list(range(1, len(iterations) + 1))
     assert "--resume" not in status(run)["command"]
@@ -153,7 +154,7 @@ def test_two_equal_comparisons_run_each_job_once():
 
 def test_a_comparison_that_was_killed_is_repeated():
     sets, first = _prepared()
-    run = Path("out/work/runs/scenes-flow-grpo-fast-seed0")
+    run = COMPARED_RUNS / "scenes-flow-grpo-fast-seed0"
     while not (run / "metrics.jsonl").is_file() or not lines(run / "metrics.jsonl"):
         assert first.poll() is None
         time.sleep(0.005)
@@ -169,7 +170,7 @@ def test_a_comparison_that_was_killed_is_repeated():
 def test_a_comparison_waits_for_a_run_that_another_process_trains(monkeypatch):
     sets = [item.replace("reward.py", str(Path("reward.py").resolve())) for item in COMPARED]
     assert command(*WORDS, sets=sets).code == 0
-    run = Path("out/work/runs/scenes-flow-grpo-fast-seed0")
+    run = COMPARED_RUNS / "scenes-flow-grpo-fast-seed0"
     shutil.rmtree("out/runs")
     lock = Lock(run / ".lock", "x", "")
     monkeypatch.setattr("grpaint.storage.lock.time.sleep", lambda _: lock.release())

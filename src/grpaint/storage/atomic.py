@@ -36,7 +36,7 @@ def write_atomic(file: Path, content: str | bytes | Callable[[BinaryIO], object]
     """
     target = Path(os.path.realpath(file)) if follow else file
     if follow and target.exists() and not (target.is_file() or target.is_dir()):
-        raise OSError(errno.EEXIST, "a pipe or a device, which no file takes the place of", str(file))
+        raise OSError(errno.EEXIST, "a pipe or a device is not replaced by a file", str(file))
     _remove_abandoned(target)
     temporary = target.with_name(f".{target.name[:200]}.{uuid.uuid4().hex[:16]}.part")
     try:
