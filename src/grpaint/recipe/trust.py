@@ -135,7 +135,7 @@ REWARD_TABLES = (("rewards",), WeightedReward), (("measure", "rewards"), Reward)
 
 
 def foreign_rewards(table: Plain, origin: Origin) -> dict[str, str]:
-    """Return what rewards do besides computing, by their keys: run code, start a program or open a connection.
+    """Return, by its key, what each reward does besides computing: run code, start a program or open a connection.
 
     There are none if ``origin`` is trusted.
     """

@@ -38,7 +38,7 @@ def sealed(state: Mapping[str, Any]) -> bytes:
 
 
 def _parse(raw: bytes, file: Path) -> dict[str, Any]:
-    """Parse a state.json and check its seal; those of earlier versions have none.
+    """Parse a state.json and check its seal, which files of earlier versions lack.
 
     Raises:
         CheckpointError: it is damaged.
