@@ -1,0 +1,157 @@
+"""A world of many processes, over PyTorch's own process groups: gloo on the CPU, NCCL for gradients on CUDA.
+
+Tables and decisions travel as safetensors and JSON through gloo; nothing is pickled.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from grpaint.core.errors import RunError
+from grpaint.parallel.world import World
+
+BUCKET = 2**26  # numbers of a gradient bucket: 256 MiB in fp32
+T = TypeVar("T")
+
+
+class RankLost(RunError):
+    """Another rank died or is late. It is not this rank's own error: the processes may be started again."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands: its rank, and its machine's."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    node: int
+    nodes: int
+    restarts: int = 0
+
+
+class Group(World):
+    """The world of a process group that has been formed; ``store`` is its key-value store.
+
+    Every exchange must be made by all ranks in the same order. It ends with :class:`RankLost` after the limit that
+    :meth:`limit` set, or when another rank is gone.
+    """
+
+    def __init__(self, place: Place, store: dist.Store) -> None:
+        self.rank, self.size, self.restarts = place.rank, place.size, place.restarts
+        self.local_rank, self.local_size = place.local_rank, place.local_size
+        self.node, self.nodes = place.node, place.nodes
+        self.store, self.exchanges, self._limit_s = store, 0, 0.0
+        # a group of its own for exchanges from other threads, whose order to the main thread's is not fixed
+        nodes = [[rank for rank in range(place.size) if rank // place.local_size == n] for n in range(place.nodes)]
+        self.node_group = [dist.new_group(ranks, backend="gloo") for ranks in nodes][place.node]
+
+    def limit(self, seconds: float) -> None:
+        """Set how long an exchange may wait for a rank that is late."""
+        self._limit_s = seconds
+        for group in (dist.group.WORLD, self.node_group):
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+
+    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        content = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        parts = [safetensors.torch.load(part) for part in self._gather_bytes(content)]
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: torch.cat([part[name] for part in parts if name in part]) for name in sorted(names)}
+
+    def gather_values(self, value: Any) -> list[Any]:
+        return [json.loads(part) for part in self._gather_bytes(json.dumps(value).encode())]
+
+    def from_first(self, value: Any) -> Any:
+        return self.gather_values(value if self.first else None)[0]
+
+    def any(self, flag: bool) -> bool:  # noqa: FBT001 - reason: the flag is the subject
+        return any(self.gather_values(flag))
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        here = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
+        self._exchange(lambda: dist.all_reduce(here, dist.ReduceOp.MAX), here.nbytes)
+        moving = [parameter for parameter, some in zip(parameters, here.tolist(), strict=True) if some]
+        for bucket in _buckets(moving):
+            flat = torch.cat([_gradient(parameter).float().flatten() for parameter in bucket])
+            self._exchange(lambda flat=flat: dist.all_reduce(flat), flat.nbytes)  # type: ignore[misc]
+            for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+                parameter.grad = part.view_as(parameter).to(parameter.dtype)
+
+    def gather_from_node(self, content: bytes) -> list[bytes]:
+        """Return the ``content`` of every rank of this machine; a thread beside the main one may call it."""
+        return self._gather_bytes(content, self.node_group, self.local_size)
+
+    def _gather_bytes(self, content: bytes, group: Any = None, size: int = 0) -> list[bytes]:
+        """Return every rank's bytes, of any length."""
+        size = size or self.size
+        length = torch.tensor([len(content)])
+        lengths = [torch.empty_like(length) for _ in range(size)]
+        self._exchange(lambda: dist.all_gather(lengths, length, group=group), 8)
+        longest = max(int(one) for one in lengths)
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        parts = [torch.empty_like(padded) for _ in range(size)]
+        self._exchange(lambda: dist.all_gather(parts, padded, group=group), longest)
+        return [bytes(part[: int(one)].numpy()) for part, one in zip(parts, lengths, strict=True)]
+
+    def _exchange(self, work: Callable[[], T], size: int) -> T:
+        """Do one exchange of ``size`` bytes.
+
+        Raises:
+            RankLost: it failed; the message names the ranks that are behind, and what they were doing.
+        """
+        self.exchanges += 1
+        self.bytes_exchanged += size
+        start = time.monotonic()
+        try:
+            return work()
+        except (RuntimeError, ValueError) as error:
+            raise RankLost(self._missing(time.monotonic() - start)) from error
+
+    def position(self) -> str:
+        """Return how many exchanges this rank has begun, and its phase, as others read it in the store."""
+        return f"{self.exchanges} {self.phase}"
+
+    def _missing(self, waited: float) -> str:
+        """Describe the ranks that have begun fewer exchanges than this one, by what they last published."""
+        time.sleep(1.2)  # until each rank has published where it is
+        behind = []
+        for rank in range(self.size):
+            key = f"at/{self.restarts}/{rank}"
+            try:
+                exchanges, _, phase = self.store.get(key).decode().partition(" ") if self.store.check([key]) else "0"
+                if rank != self.rank and int(exchanges) < self.exchanges:
+                    behind.append(f"rank {rank} (node {rank // self.local_size}), last in the phase {phase or 'start'}")
+            except (RuntimeError, ValueError):  # the store is gone with rank 0's agent
+                continue
+        return (
+            f"rank {self.rank} waited {waited:.0f} s in the phase {self.phase} for "
+            f"{', '.join(behind) or 'another rank, which is gone'}. A rank has died, or took longer than "
+            f"processes.limit_s = {self._limit_s:g}; continue with --resume."
+        )
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Split parameters into buckets of at most ``BUCKET`` numbers, each on one device; a larger one is alone."""
+    buckets: list[list[nn.Parameter]] = []
+    room, device = 0, None
+    for parameter in parameters:
+        if not buckets or parameter.numel() > room or parameter.device != device:
+            buckets.append([])
+            room, device = BUCKET, parameter.device
+        buckets[-1].append(parameter)
+        room -= parameter.numel()
+    return buckets

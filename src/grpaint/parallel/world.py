@@ -1,0 +1,60 @@
+"""The processes that share a run. One process is a world of one, and never loads ``torch.distributed``'s engine.
+
+Loops ask the world; samplers, windows, advantages, surrogates and objectives never see it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class World:
+    """A world of one process, in which nothing is exchanged; ``parallel/group.py`` has the one of many.
+
+    ``rank`` is this process's number among ``size``, ``local_rank`` its number among the ``local_size`` on its
+    machine, ``node`` the machine's number among ``nodes``. ``phase`` names what the process is doing; errors about a
+    rank that is late or gone quote it. ``restarts`` counts how often the processes were started again.
+    """
+
+    rank = node = local_rank = restarts = 0
+    size = nodes = local_size = 1
+    phase = "start"
+    bytes_exchanged = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+    def share(self, count: int, rank: int | None = None) -> range:
+        """Return the consecutive numbers below ``count`` that belong to a rank, by default this one.
+
+        The shares of two ranks differ by at most one number, and some are empty where ``count`` is below ``size``.
+        """
+        rank = self.rank if rank is None else rank
+        length, longer = divmod(count, self.size)
+        first = rank * length + min(rank, longer)
+        return range(first, first + length + (rank < longer))
+
+    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the rows of every rank's tensors, in the order of ranks, by name, on the CPU; ranks may lack names."""
+        return dict(tensors)
+
+    def gather_values(self, value: Any) -> list[Any]:
+        """Return every rank's ``value``, which JSON can hold, in the order of ranks."""
+        return [value]
+
+    def from_first(self, value: Any) -> Any:
+        """Return rank 0's ``value``, which JSON can hold."""
+        return value
+
+    def any(self, flag: bool) -> bool:  # noqa: FBT001 - reason: the flag is the subject
+        """Return whether ``flag`` is set on any rank."""
+        return flag
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace every gradient by its sum over the ranks; a parameter without one on all ranks keeps none."""
+
+
+ONE = World()
