@@ -1,13 +1,13 @@
 """The two training loops: supervised learning, and reinforcement learning. Neither knows which method it runs."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from grpaint.core.errors import RunError
-from grpaint.core.policy import Policy
+from grpaint.core.policy import Policy, Prompt
 from grpaint.core.rng import permutation
 from grpaint.judge import captioned
 from grpaint.learn.advantage import compute_advantage
@@ -22,6 +22,7 @@ from grpaint.rollout.rollout import Rollout
 from grpaint.run.collect import Collector
 from grpaint.run.loop import Loop
 from grpaint.run.metrics import preview_metrics, reward_metrics, rollout_metrics
+from grpaint.run.shares import own_captioned, update_batch
 
 
 def sft(recipe: SftRecipe, loop: Loop) -> None:
@@ -29,8 +30,8 @@ def sft(recipe: SftRecipe, loop: Loop) -> None:
     for iteration in loop.iterations():
         with loop.phase("update"):
             images, prompts = recipe.data.batch(recipe.train.batch, iteration, recipe.train.seed)
-            batch = captioned(loop.policy, images, prompts, iteration=iteration, seed=recipe.train.seed)
-            no_advantage = torch.zeros(len(images))
+            batch = _own_captioned(loop, images, prompts, iteration, recipe.train.seed)
+            no_advantage = torch.zeros(len(batch.group))
             measures = loop.update(partial(recipe.objective, loop.policy), batch, no_advantage)
         loop.record({f"sft/{name}": value for name, value in measures.items()})
 
@@ -45,21 +46,22 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
     if not loop.done:
         _update_behaviour(policy, recipe.behaviour, -1)
     for iteration in loop.iterations():
-        rollout, table = collect(iteration)
+        rollout, whole, table = collect(iteration)
         rewards = recipe.reward_set()
         with loop.phase("reward"), torch.no_grad():
-            constant_scores.observe(table, rewards.rewards, rollout.prompts)
-            advantage = compute_advantage(recipe.advantage, table, rollout)
+            constant_scores.observe(table, rewards.rewards, whole.prompts)
+            advantage = compute_advantage(recipe.advantage, table, whole)
         with loop.phase("update"):
-            for number, rows in enumerate(_row_splits(rollout, settings.updates)):
-                batch, update = rollout.rows(rows), iteration * settings.updates + number
-                anchor = partial(_anchor_terms, recipe.anchor, recipe.data, policy, update, settings.seed)
-                measures = loop.update(partial(_terms, recipe.objective, policy, anchor), batch, advantage[rows])
+            for number, rows in enumerate(_row_splits(whole, settings.updates)):
+                batch, own = update_batch(rollout, whole, rows)
+                update = iteration * settings.updates + number
+                anchor = partial(_anchor_terms, recipe.anchor, recipe.data, loop, update, settings.seed)
+                measures = loop.update(partial(_terms, recipe.objective, policy), batch, advantage[own], anchor)
                 if number:  # later updates are off-policy, so that their ratio is rightly not 1
                     measures = {name: value for name, value in measures.items() if "ratio_error" not in name}
                 loop.record({f"policy/{name}": value for name, value in measures.items()})
-        loop.record(rollout_metrics(rollout, table, advantage) | preview_metrics(recipe.plan.prune, rollout, table))
-        loop.record(reward_metrics(recipe.rewards, rewards, recipe.advantage, rollout, table))
+        loop.record(rollout_metrics(whole, table, advantage) | preview_metrics(recipe.plan.prune, whole, table))
+        loop.record(reward_metrics(recipe.rewards, rewards, recipe.advantage, whole, table))
         _update_floors(recipe.rewards, table)
         _update_penalty(recipe.objective, measures)
         _update_behaviour(policy, recipe.behaviour, iteration)
@@ -74,25 +76,28 @@ def _row_splits(rollout: Rollout, updates: int) -> Iterator[Tensor]:
     yield from (rows.sort().values for rows in order.tensor_split(updates))
 
 
-def _terms(
-    objective: Objective, policy: Policy, anchor: partial[Iterator[Term]], batch: Rollout, advantage: Tensor
-) -> Iterator[Term]:
-    """Yield the objective's terms, then the anchor's if the objective had any."""
-    has_terms, terms = False, objective(policy, batch, advantage)
+def _terms(objective: Objective, policy: Policy, batch: Rollout, advantage: Tensor) -> Iterable[Term]:
+    """Return the objective's terms."""
+    terms = objective(policy, batch, advantage)
     if not isinstance(terms, Iterable) or isinstance(terms, Tensor):
         raise RunError(f"objective: it returned {type(terms).__name__}; it must return an iterator of Terms.")
-    for term in terms:
-        has_terms = True
-        yield term
-    if has_terms:
-        yield from anchor()
+    return terms
 
 
-def _anchor_terms(anchor: Anchor | None, data: Data, policy: Model, update: int, seed: int) -> Iterator[Term]:
+def _anchor_terms(anchor: Anchor | None, data: Data, loop: Loop, update: int, seed: int) -> Iterator[Term]:
     """Yield the supervised loss on captioned images that keeps the model close to its data, if the recipe has one."""
     if anchor:
         images, prompts = data.batch(anchor.batch, update, seed)
-        yield from anchor(policy, captioned(policy, images, prompts, iteration=update, seed=seed))
+        if len(loop.world.share(len(prompts))):
+            yield from anchor(loop.policy, _own_captioned(loop, images, prompts, update, seed))
+
+
+def _own_captioned(loop: Loop, images: Tensor, prompts: Sequence[Prompt], update: int, seed: int) -> Rollout:
+    """Return this process's share of captioned images as a rollout without steps."""
+    share = loop.world.share(len(prompts))
+    own = slice(share.start, share.stop)
+    batch = captioned(loop.policy, images[own], prompts[own], iteration=update, seed=seed)
+    return own_captioned(batch, share, len(prompts))
 
 
 def _update_floors(rewards: Mapping[str, WeightedReward], table: RewardTable) -> None:

@@ -24,9 +24,16 @@ class Repeated:
     shared = False
 
     def begin(
-        self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        group: Tensor,
+        numbers: Tensor,
+        grid: Sequence[Point],
+        key: tuple[int, int],
     ) -> StartLatents:
-        begin = Shared().begin(policy, prompts, torch.arange(len(prompts)), grid, key)
+        every = torch.arange(len(prompts))
+        begin = Shared().begin(policy, prompts, every, every, grid, key)
         return StartLatents(*(part[group] for part in begin))
 
 

@@ -27,7 +27,8 @@ def members(count: int, size: int) -> Tensor:
 
 
 def begin(start: Start, policy: GaussianPolicy, group: Tensor, key: tuple[int, int] = (0, 0)) -> StartLatents:
-    return start.begin(policy, prompts(int(group.max()) + 1), group, policy.path.grid(10), key)
+    numbers = group.unique() if start.shared else torch.arange(len(group))
+    return start.begin(policy, prompts(int(group.max()) + 1), group, numbers, policy.path.grid(10), key)
 
 
 def test_independent_rows_have_noise_of_their_own() -> None:
@@ -96,7 +97,9 @@ def test_references_are_drawn_a_whole_group_at_a_time(share: float, groups: int)
 def test_a_prompt_without_a_picture_is_named() -> None:
     policy = model()
     with pytest.raises(ValueError, match=r'plan\.start = "reference": the prompt "bare" has no reference image'):
-        Reference(share=1.0).begin(policy, [Prompt("bare")], members(1, 2), policy.path.grid(10), (0, 0))
+        Reference(share=1.0).begin(
+            policy, [Prompt("bare")], members(1, 2), torch.arange(2), policy.path.grid(10), (0, 0)
+        )
 
 
 @pytest.mark.parametrize("settings", [{"strength": 0}, {"strength": 1.1}, {"share": 0}, {"share": 1.1}], ids=str)

@@ -82,6 +82,7 @@ class Meter:
         self.counts: Counter[str] = Counter()
         self._account = "training"
         self._captions = self._truncated = 0
+        self._common: Counter[str] = Counter()  # the counts when they were last the same on all processes
 
     def forward(self, rows: int, *, networks: int = 1, recomputed: bool = False) -> None:
         """Count a forward pass of ``rows`` samples, and its backward pass too if gradients are enabled.
@@ -101,6 +102,20 @@ class Meter:
         share = {"prompts/truncated": self._truncated / self._captions} if self._captions else {}
         self._captions = self._truncated = 0
         return share
+
+    def restore(self, counts: Mapping[str, int]) -> None:
+        """Continue from the counts of a checkpoint."""
+        self.counts, self._common = Counter(counts), Counter(counts)
+
+    def own(self) -> tuple[dict[str, int], int, int]:
+        """Return what this process has counted since :meth:`merge`: evaluations, captions read, captions truncated."""
+        return dict(self.counts - self._common), self._captions, self._truncated
+
+    def merge(self, every: Sequence[tuple[Mapping[str, int], int, int]]) -> None:
+        """Take the sums of what every process has counted; ``every`` holds the answers of :meth:`own`."""
+        self.counts = self._common + sum((Counter(counts) for counts, _, _ in every), Counter[str]())
+        self._captions, self._truncated = (sum(values) for values in list(zip(*every, strict=True))[1:])
+        self._common = Counter(self.counts)
 
     @contextmanager
     def account(self, name: str) -> Iterator[None]:

@@ -95,12 +95,14 @@ class ForwardObjective(ABC):
         if not len(nonzero_rows):
             return
         key = (rollout.seed, rollout.iteration, "forward")
-        for draw, times in enumerate(spread_times(policy.path, key, len(advantage), self.draws)):
+        every_time = spread_times(policy.path, key, rollout.count, self.draws)
+        for draw, times in enumerate(every_time):
             for index in nonzero_rows.split(self.minibatch or len(nonzero_rows)):
-                eps = policy.noise((*key, draw), index)
-                t = times[index].to(eps.device).view(-1, *[1] * (eps.ndim - 1))
+                numbers = rollout.numbers[index]
+                eps = policy.noise((*key, draw), numbers)
+                t = times[numbers].to(eps.device).view(-1, *[1] * (eps.ndim - 1))
                 loss, measures = self._row_losses(policy, rollout.rows(index), advantage[index], policy.path.at(t), eps)
-                yield Term(loss.sum() / (len(advantage) * self.draws), measures)
+                yield Term(loss.sum() / (rollout.total * self.draws), measures)
 
     def _row_losses(
         self, policy: Policy, part: Rollout, advantage: Tensor, here: Point, eps: Tensor

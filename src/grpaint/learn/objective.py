@@ -64,14 +64,13 @@ class PolicyGradient:
             raise ValueError(f"terminal must not be negative, got {self.terminal}")
 
     def __call__(self, policy: Policy, rollout: Rollout, advantage: Tensor, /) -> Iterator[Term]:
-        total = sum(len(transition.rows) for transition in rollout.transitions)
         for transition in rollout.transitions:
             gain = advantage[transition.rows] if advantage.ndim == 1 else advantage[transition.rows, transition.step]
             nonzero_rows = gain.nonzero()[:, 0]
             for index in nonzero_rows.split(self.minibatch or max(len(nonzero_rows), 1)) if len(nonzero_rows) else ():
                 whole = len(index) == len(transition.rows)
                 part = transition if whole else transition.take(index, transition.rows[index])
-                yield self._term(policy, rollout, part, gain[index], total)
+                yield self._term(policy, rollout, part, gain[index])
         if self.terminal and rollout.transitions:
             last = rollout.transitions[-1]
             gain = advantage[last.rows] if advantage.ndim == 1 else advantage[last.rows, last.step]
@@ -82,13 +81,14 @@ class PolicyGradient:
         nonzero_rows = gain.nonzero()[:, 0]
         for index in nonzero_rows.split(self.minibatch or max(len(nonzero_rows), 1)) if len(nonzero_rows) else ():
             part = rollout.rows(last.rows[index])
-            eps = policy.noise((rollout.seed, rollout.iteration, "terminal"), last.rows[index])
+            numbers = rollout.numbers[last.rows[index]]
+            eps = policy.noise((rollout.seed, rollout.iteration, "terminal"), numbers)
             x = last.there.alpha * part.x0 + last.there.sigma * eps
             error = self_normalised(policy.predict(x, last.there, part.cond).x0 - part.x0)
             loss = self.terminal * gain[index].to(error.device) * error
-            yield Term(loss.sum() / len(rollout.group), {"terminal": error.detach()})
+            yield Term(loss.sum() / rollout.total, {"terminal": error.detach()})
 
-    def _term(self, policy: Policy, rollout: Rollout, part: Transition, gain: Tensor, total: int) -> Term:
+    def _term(self, policy: Policy, rollout: Rollout, part: Transition, gain: Tensor) -> Term:
         cond = rollout.cond.rows(part.rows)
         current = part.live or act(policy, rollout.sampler, part.x, part.here, part.there, cond)
         gain = gain.to(part.x.device)
@@ -109,7 +109,7 @@ class PolicyGradient:
                 )
             cost, distance = (_check_per_row("penalty", values, len(gain)) for values in costs)
             loss, measures["kl"] = loss + cost, distance.detach()
-        return Term(loss.sum() / total, measures, part.step)
+        return Term(loss.sum() / rollout.actions, measures, part.step)
 
 
 def _check_per_row(name: str, values: Any, rows: int) -> Float[Tensor, " k"]:
@@ -157,18 +157,18 @@ class Denoising:
             raise ValueError('snr_gamma needs target "epsilon" or "v"; a flow\'s velocity loss has no such weight')
 
     def __call__(self, policy: Policy, rollout: Rollout, advantage: Tensor, /) -> Iterator[Term]:
-        count = len(rollout.x0)
-        key = (rollout.seed, rollout.iteration, "denoising")
-        draws = (torch.arange(count) + uniform(key, count)) / count
+        count, key = rollout.count, (rollout.seed, rollout.iteration, "denoising")
+        draws = ((torch.arange(count) + uniform(key, count)) / count)[rollout.numbers]
         if self.times == "logit-normal":
             draws = (torch.special.ndtri(draws.clamp(1e-4, 1 - 1e-4)) + self.towards_noise).sigmoid()
         times = policy.path.times(draws)
         # one noise tensor for the whole batch, so that ``minibatch`` does not change it
-        eps = noise(key, range(count), rollout.x0.shape[1:]).to(rollout.x0.device)
-        for index in torch.arange(count).split(self.minibatch or count):
+        eps = noise(key, rollout.numbers, rollout.x0.shape[1:]).to(rollout.x0.device)
+        own = len(rollout.x0)
+        for index in torch.arange(own).split(self.minibatch or own) if own else ():
             t = times[index].to(eps.device).view(-1, *[1] * (eps.ndim - 1))
             loss = self.loss(policy, rollout.rows(index), policy.path.at(t), eps[index])
-            yield Term(loss.sum() / count, {"denoising": loss.detach()})
+            yield Term(loss.sum() / rollout.total, {"denoising": loss.detach()})
 
     def loss(
         self, policy: Policy, rollout: Rollout, here: Point, eps: Tensor, weights: Weights = "current"

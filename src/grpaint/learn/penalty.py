@@ -10,7 +10,7 @@ from torch import Tensor
 
 from grpaint.core.prediction import Prediction
 from grpaint.core.step import per_row
-from grpaint.rollout.rollout import StepOutput, Transition
+from grpaint.rollout.records import StepOutput, Transition
 
 
 class Penalty(Protocol):

@@ -46,7 +46,7 @@ class Group(World):
     :meth:`limit` set, or when another rank is gone.
     """
 
-    def __init__(self, place: Place, store: dist.Store) -> None:
+    def __init__(self, place: Place, store: Any) -> None:
         self.rank, self.size, self.restarts = place.rank, place.size, place.restarts
         self.local_rank, self.local_size = place.local_rank, place.local_size
         self.node, self.nodes = place.node, place.nodes
@@ -73,7 +73,7 @@ class Group(World):
     def from_first(self, value: Any) -> Any:
         return self.gather_values(value if self.first else None)[0]
 
-    def any(self, flag: bool) -> bool:  # noqa: FBT001 - reason: the flag is the subject
+    def any(self, flag: bool) -> bool:
         return any(self.gather_values(flag))
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -128,7 +128,8 @@ class Group(World):
         for rank in range(self.size):
             key = f"at/{self.restarts}/{rank}"
             try:
-                exchanges, _, phase = self.store.get(key).decode().partition(" ") if self.store.check([key]) else "0"
+                position = self.store.get(key).decode() if self.store.check([key]) else "0 "
+                exchanges, _, phase = position.partition(" ")
                 if rank != self.rank and int(exchanges) < self.exchanges:
                     behind.append(f"rank {rank} (node {rank // self.local_size}), last in the phase {phase or 'start'}")
             except (RuntimeError, ValueError):  # the store is gone with rank 0's agent

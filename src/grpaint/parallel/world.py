@@ -49,7 +49,7 @@ class World:
         """Return rank 0's ``value``, which JSON can hold."""
         return value
 
-    def any(self, flag: bool) -> bool:  # noqa: FBT001 - reason: the flag is the subject
+    def any(self, flag: bool) -> bool:
         """Return whether ``flag`` is set on any rank."""
         return flag
 

@@ -13,7 +13,7 @@ from grpaint.learn.table import RewardSet
 from grpaint.measures.hacking import Watch
 from grpaint.recipe.optim import Behaviour
 from grpaint.recipe.pieces import Data, Logger, ModelSpec, WeightedReward
-from grpaint.recipe.settings import Checkpoints, Evaluation, Measuring, SftTraining, Training
+from grpaint.recipe.settings import Checkpoints, Evaluation, Measuring, Processes, SftTraining, Training
 from grpaint.rollout.rollout import Plan
 from grpaint.rollout.start import Reference
 
@@ -22,7 +22,7 @@ MOST_THREADS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    """The tables and settings that both stages share; ``threads``: 0 leaves the number to PyTorch."""
+    """The tables and settings that both stages share; ``threads``, of each process: 0 leaves it to PyTorch."""
 
     model: ModelSpec
     data: Data
@@ -33,6 +33,7 @@ class Common:
     device: Device = "auto"
     precision: Precision = "auto"
     threads: int = 0
+    processes: Processes | None = None
 
     def __post_init__(self) -> None:
         check_range(self, 0, MOST_THREADS, "threads")

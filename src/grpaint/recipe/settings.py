@@ -191,3 +191,22 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         check_range(self, 1, WHOLE, "every", "keep")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """``[processes]``: how the processes of a run watch each other; optional, and it changes no number.
+
+    ``check_every``: iterations between two comparisons of all ranks' weights. ``limit_s``: how long a rank waits for
+    another; ``start_s``: the same until the first iteration has begun, while weights are loaded.
+    """
+
+    check_every: int = 20
+    limit_s: float = 1800.0
+    start_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        check_range(self, 1, WHOLE, "check_every")
+        for name in ("limit_s", "start_s"):
+            if not 0 < getattr(self, name) <= 86_400:
+                raise ValueError(f"{name} must lie in (0, 86400], got {getattr(self, name)}")

@@ -16,7 +16,7 @@ class RolloutParts:
 
     def __init__(self, roller: Roller, count: int, score: Score | None = None) -> None:
         self._roller, self._score = roller, score
-        self._prompt_numbers = torch.arange(len(roller.prompts)).tensor_split(count)
+        self._prompt_numbers = roller.prompt_numbers.tensor_split(min(count, len(roller.prompt_numbers)))
 
     def __iter__(self) -> Iterator[Rollout]:
         for prompt_numbers in self._prompt_numbers:
@@ -37,11 +37,14 @@ class RolloutParts:
         return dataclasses.replace(
             parts[0],
             group=group,
-            cond=self._roller.cond.rows(group),
+            cond=self._roller.cond(group),
             transitions=tuple(_concatenate(by_step[step]) for step in sorted(by_step)),
             x0=torch.cat([part.x0 for part in parts]),
             previews={step: torch.cat([part.previews[step] for part in parts]) for step in parts[0].previews},
             references=torch.cat([part.references for part in parts]),
+            count=-1,
+            total=-1,
+            actions=-1,
         )
 
 

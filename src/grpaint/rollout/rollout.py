@@ -3,10 +3,9 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from grpaint.core.path import Point
@@ -14,96 +13,13 @@ from grpaint.core.policy import Condition, Policy, Prompt, Weights
 from grpaint.core.prediction import Prediction
 from grpaint.core.step import Gaussian, Sampler, step
 from grpaint.rollout.plan import Course, Leg, Plan
+from grpaint.rollout.records import Rollout, StepOutput, Transition, number_table, renumber
 from grpaint.rollout.solver import multistep
 
 __all__ = ["Plan", "Rollout", "Score", "Transition", "act", "roll"]
 
 # (images [b, 3, h, w], prompts, whether each row began at a reference image [b]) -> scores [b]
 Score = Callable[[Tensor, Sequence[Prompt], Tensor], Tensor]
-
-
-class StepOutput(NamedTuple):
-    """The distribution of the next latent, and the network's prediction from which it was computed."""
-
-    gaussian: Gaussian
-    prediction: Prediction
-
-    def take(self, rows: Tensor) -> "StepOutput":
-        """Select rows, also in the autograd graph."""
-        gaussian, (x0, eps) = self
-        with torch.enable_grad():  # a rollout that retains graphs prunes outside its gradient context
-            return StepOutput(Gaussian(gaussian.mean[rows], gaussian.std), Prediction(x0[rows], eps[rows]))
-
-
-@dataclass(frozen=True)
-class Transition:
-    """A trainable step: ``rows`` of the rollout went from ``x`` to ``x_next``, stored exactly as the model saw them.
-
-    ``live`` is the output of ``act`` with its autograd graph, if the rollout retains graphs.
-    """
-
-    step: int
-    rows: Int[Tensor, " k"]
-    here: Point
-    there: Point
-    x: Float[Tensor, "k *latent"]
-    x_next: Float[Tensor, "k *latent"]
-    logp: Float[Tensor, " k"]
-    mean: Float[Tensor, "k *latent"]
-    std: float
-    live: StepOutput | None = None
-
-    def take(self, index: Tensor, rows: Tensor) -> "Transition":
-        """Select the actions ``index`` and give them new row numbers ``rows``."""
-        tensors = {name: getattr(self, name)[index] for name in ("x", "x_next", "logp", "mean")}
-        return dataclasses.replace(self, rows=rows, live=self.live and self.live.take(index), **tensors)
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """Finished samples; ``group`` is the number of the prompt that each row belongs to.
-
-    ``previews`` holds the scores of previews by step, for the surviving rows; ``references`` marks rows that began at
-    their prompt's reference image.
-    """
-
-    prompts: Sequence[Prompt]
-    group: Int[Tensor, " b"]
-    cond: Condition
-    sampler: Sampler
-    transitions: tuple[Transition, ...]
-    x0: Float[Tensor, "b *latent"]
-    previews: dict[int, Float[Tensor, " b"]]
-    references: Bool[Tensor, " b"]
-    iteration: int
-    seed: int
-
-    def rows(self, index: Int[Tensor, " k"]) -> "Rollout":
-        """Select rows and renumber them 0..k-1 in the order of ``index``."""
-        new_numbers = _number_table(index, torch.arange(len(index)), len(self.group))
-        return dataclasses.replace(
-            self,
-            group=self.group[index],
-            cond=self.cond.rows(index),
-            transitions=_renumber(self.transitions, new_numbers),
-            x0=self.x0[index],
-            previews={k: scores[index] for k, scores in self.previews.items()},
-            references=self.references[index],
-        )
-
-
-def _renumber(transitions: Sequence[Transition], new_numbers: Tensor) -> tuple[Transition, ...]:
-    """Select the rows whose entry in ``new_numbers`` is not -1, and order them by it."""
-    out = []
-    for transition in transitions:
-        rows = new_numbers[transition.rows]
-        index = (rows >= 0).nonzero()[:, 0]
-        index = index[rows[index].argsort()]
-        if torch.equal(index, torch.arange(len(rows))):  # all rows in order: nothing to copy
-            out.append(dataclasses.replace(transition, rows=rows))
-        elif len(index):
-            out.append(transition.take(index, rows[index]))
-    return tuple(out)
 
 
 def act(
@@ -141,25 +57,42 @@ class _ActiveRows:
 
 
 class Roller:
-    """The state of a rollout, advanced step by step; :meth:`start` begins again with some of the prompts."""
+    """The state of a rollout, advanced step by step; :meth:`start` begins again with some of the prompts.
+
+    ``samples``: the ascending numbers of the samples that are drawn, among all prompts' groups; by default all.
+    """
 
     def __init__(
-        self, policy: Policy, prompts: Sequence[Prompt], group_size: int, plan: Plan, key: tuple[int, int]
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        plan: Plan,
+        key: tuple[int, int],
+        *,
+        samples: Tensor | None = None,
     ) -> None:
         self.policy, self.prompts, self.plan, self.key = policy, prompts, plan, key
         seed, iteration = key
         self.course: Course = plan.course(policy.path, iteration, seed)
         self.group = torch.arange(len(prompts)).repeat_interleave(group_size)
-        owner = torch.arange(len(prompts)) if plan.start.shared else self.group
-        self.cond = policy.encode(prompts)
-        start = plan.start.begin(policy, prompts, owner, policy.path.grid(plan.steps), key)
-        self.start_rows = _ActiveRows(*start, owner, torch.arange(len(owner)))
-        self.start(torch.arange(len(prompts)))
+        self.all_samples = torch.arange(len(self.group)) if samples is None else samples
+        self.prompt_numbers = self.group[self.all_samples].unique()
+        owner = self.prompt_numbers if plan.start.shared else self.group[self.all_samples]
+        numbers = owner if plan.start.shared else self.all_samples
+        self.encoded = policy.encode([prompts[number] for number in self.prompt_numbers.tolist()])
+        start = plan.start.begin(policy, prompts, owner, numbers, policy.path.grid(plan.steps), key)
+        self.start_rows = _ActiveRows(*start, owner, numbers)
+        self.start(self.prompt_numbers)
+
+    def cond(self, prompt_numbers: Tensor) -> Condition:
+        """Return the encoded prompts of these numbers."""
+        return self.encoded.rows(torch.searchsorted(self.prompt_numbers, prompt_numbers))
 
     def start(self, prompt_numbers: Tensor) -> None:
         """Restart with the rows of these prompts alone; a row keeps its number in the rollout, and so its noise."""
         self.active = self.start_rows.take(torch.isin(self.start_rows.owner, prompt_numbers).nonzero()[:, 0])
-        self.samples = torch.isin(self.group, prompt_numbers).nonzero()[:, 0]
+        self.samples = self.all_samples[torch.isin(self.group[self.all_samples], prompt_numbers)]
         self.transitions: list[Transition] = []
         self.previews: dict[int, Tensor] = {}
         self.previous: tuple[Tensor, Point] | None = None  # the tail's last predicted clean sample and its point
@@ -174,7 +107,7 @@ class Roller:
         rows = (self.active.entry <= leg.step).nonzero()[:, 0]
         if not len(rows):
             return
-        x, cond = _select(self.active.x, rows), self.cond.rows(self.active.owner[rows])
+        x, cond = _select(self.active.x, rows), self.cond(self.active.owner[rows])
         base = leg.step >= round(self.plan.base_after * len(self.course.legs), 9)
         weights = "reference" if base else self.plan.weights
         with torch.set_grad_enabled(retain and leg.trained):
@@ -224,8 +157,8 @@ class Roller:
             raise ValueError("no funnel to prune with")
         survivors = funnel.survivors(self.course.prune[step], self.active.owner, scores, self.key[1])
         self.active = self.active.take(survivors)
-        numbers = _number_table(self.active.number, self.active.number, len(self.group))
-        self.transitions = list(_renumber(self.transitions, numbers))
+        numbers = number_table(self.active.number, self.active.number, len(self.group))
+        self.transitions = list(renumber(self.transitions, numbers))
         self.previews = {at: preview[survivors] for at, preview in self.previews.items()}
         return survivors
 
@@ -240,13 +173,13 @@ class Roller:
     def finish(self) -> Rollout:
         """Return the finished rows, renumbered 0 .. b - 1."""
         active, (seed, iteration) = self.active, self.key
-        numbers = _number_table(active.number, torch.arange(len(active.number)), len(self.group))
+        numbers = number_table(active.number, torch.arange(len(active.number)), len(self.group))
         return Rollout(
             self.prompts,
             active.owner,
-            self.cond.rows(active.owner),
+            self.cond(active.owner),
             self.plan.sampler,
-            _renumber(self.transitions, numbers),
+            renumber(self.transitions, numbers),
             active.x,
             self.previews,
             active.references,
@@ -283,10 +216,3 @@ def roll(  # noqa: PLR0913 - reason: public signature, keyword-only options
 def _select(x: Tensor, rows: Tensor) -> Tensor:
     """Select ascending rows of ``x``, without a copy if they are all rows."""
     return x if len(rows) == len(x) else x[rows]
-
-
-def _number_table(old: Tensor, new: Tensor, total: int) -> Tensor:
-    """Return a table ``[total]`` from old row numbers to new ones, -1 for rows that were dropped."""
-    table = torch.full((total,), -1)
-    table[old] = new
-    return table

@@ -29,18 +29,27 @@ class Start(Protocol):
     shared: bool
 
     def begin(
-        self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        group: Tensor,
+        numbers: Tensor,
+        grid: Sequence[Point],
+        key: tuple[int, int],
     ) -> StartLatents:
-        """Return the start of every row; ``group`` is the prompt number of each, ``key`` is (seed, iteration)."""
+        """Return the start of some rows; ``group`` is the prompt number of each, ``numbers`` its number in the rollout.
+
+        ``key`` is (seed, iteration). A row must depend on its numbers alone, whichever other rows there are.
+        """
 
 
-def _start_noise(policy: Policy, rows: int, key: tuple[int, int]) -> Tensor:
-    return policy.noise((*key, "start"), range(rows))
+def _start_noise(policy: Policy, numbers: Tensor, key: tuple[int, int]) -> Tensor:
+    return policy.noise((*key, "start"), numbers)
 
 
-def _begin_at_noise(policy: Policy, rows: int, key: tuple[int, int]) -> StartLatents:
-    first_step = torch.zeros(rows, dtype=torch.long)
-    return StartLatents(_start_noise(policy, rows, key), first_step, first_step.bool())
+def _begin_at_noise(policy: Policy, numbers: Tensor, key: tuple[int, int]) -> StartLatents:
+    first_step = torch.zeros(len(numbers), dtype=torch.long)
+    return StartLatents(_start_noise(policy, numbers, key), first_step, first_step.bool())
 
 
 @dataclass(frozen=True)
@@ -50,9 +59,15 @@ class Independent:
     shared = False
 
     def begin(
-        self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        group: Tensor,
+        numbers: Tensor,
+        grid: Sequence[Point],
+        key: tuple[int, int],
     ) -> StartLatents:
-        return _begin_at_noise(policy, len(group), key)
+        return _begin_at_noise(policy, numbers, key)
 
 
 @dataclass(frozen=True)
@@ -65,9 +80,15 @@ class Shared:
     shared = True
 
     def begin(
-        self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        group: Tensor,
+        numbers: Tensor,
+        grid: Sequence[Point],
+        key: tuple[int, int],
     ) -> StartLatents:
-        return _begin_at_noise(policy, len(prompts), key)
+        return _begin_at_noise(policy, numbers, key)
 
 
 @dataclass(frozen=True)
@@ -90,15 +111,24 @@ class Reference:
                 raise ValueError(f"{name} must lie in (0, 1], got {value}")
 
     def begin(
-        self, policy: Policy, prompts: Sequence[Prompt], group: Tensor, grid: Sequence[Point], key: tuple[int, int]
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        group: Tensor,
+        numbers: Tensor,
+        grid: Sequence[Point],
+        key: tuple[int, int],
     ) -> StartLatents:
-        own = self.noise == "own"
-        eps = _start_noise(policy, len(group), key) if own else _start_noise(policy, len(prompts), key)[group]
+        if self.noise == "own":
+            eps = _start_noise(policy, numbers, key)
+        else:
+            groups, position = group.unique(return_inverse=True)
+            eps = _start_noise(policy, groups, key)[position]
         chosen_prompts = permutation((*key, "reference"), len(prompts))[: round(self.share * len(prompts))]
         entry = self.entry_step(grid)
         point, x = grid[entry], eps
         references = torch.isin(group, chosen_prompts)
-        for number in chosen_prompts.tolist():
+        for number in chosen_prompts[torch.isin(chosen_prompts, group)].tolist():
             image = prompts[number].reference
             if image is None:
                 raise ValueError(

@@ -13,9 +13,10 @@ from grpaint.learn.table import RewardTable
 from grpaint.parallel.background import BackgroundCall
 from grpaint.recipe.config import TrainRecipe
 from grpaint.rollout.parts import RolloutParts
-from grpaint.rollout.rollout import Roller, Rollout, roll
+from grpaint.rollout.rollout import Roller, Rollout
 from grpaint.run.loop import Loop
 from grpaint.run.memory import memory
+from grpaint.run.shares import gather_table, number_rows, outline, own_samples
 
 
 class Collector:
@@ -31,16 +32,21 @@ class Collector:
         self._calls = 0
         self._new_costs()  # self-tests belong to no iteration: a resumed run's lines would differ
 
-    def __call__(self, iteration: int) -> tuple[Rollout, RewardTable]:
-        """Return the rollout of an iteration and the scores of its finished images."""
+    def __call__(self, iteration: int) -> tuple[Rollout, Rollout, RewardTable]:
+        """Return this process's rollout of an iteration, an outline of all processes', and the scores of all images."""
         train = self.recipe.train
         self._calls, self._pending = 0, None
         prompts = self.recipe.data.prompts(train.prompts, iteration, train.seed)
-        collect = self._whole if train.parts == 1 else self._in_parts
-        rollout, table = collect(prompts, iteration)
-        self.loop.record({"cost/reward_calls": self._calls})
-        self.loop.record(self._new_costs())
-        return rollout, table
+        with self.loop.phase("rollout"), torch.no_grad():
+            samples, key = own_samples(self.recipe, len(prompts), self.loop.world), (train.seed, iteration)
+            roller = Roller(self.loop.policy, prompts, train.group_size, self.recipe.plan, key, samples=samples)
+        rollout, table = self._whole(roller) if train.parts == 1 else self._in_parts(roller)
+        for costs in self.loop.world.gather_values({"cost/reward_calls": self._calls} | self._new_costs()):
+            for name, value in costs.items():
+                self.loop.count(name, value)
+        rollout = number_rows(rollout, self.loop.world)
+        whole = outline(rollout, roller.course.legs, self.loop.world)
+        return rollout, whole, gather_table(table, self.loop.world)
 
     def _new_costs(self) -> dict[str, int]:
         """Return what rewards that count their costs, such as tokens, have cost since the last call."""
@@ -51,29 +57,19 @@ class Collector:
                 costs[name] = dict(reward.spent())
         return {f"cost/{name}/{unit}": count for name, counts in costs.items() for unit, count in counts.items()}
 
-    def _whole(self, prompts: Sequence[Prompt], iteration: int) -> tuple[Rollout, RewardTable]:
-        train, policy = self.recipe.train, self.loop.policy
-        with self.loop.phase("rollout"):
-            rollout = roll(
-                policy,
-                prompts,
-                train.group_size,
-                self.recipe.plan,
-                iteration=iteration,
-                seed=train.seed,
-                score=self._preview,
-                retain=train.retain,
-            )
-        with self.loop.phase("reward"), torch.no_grad():
-            return rollout, self._score(policy.decode(rollout.x0), _prompt_of_each_row(rollout), rollout.references)
-
-    def _in_parts(self, prompts: Sequence[Prompt], iteration: int) -> tuple[Rollout, RewardTable]:
-        train, policy = self.recipe.train, self.loop.policy
+    def _whole(self, roller: Roller) -> tuple[Rollout, RewardTable]:
         with self.loop.phase("rollout"), torch.no_grad():
-            roller = Roller(policy, prompts, train.group_size, self.recipe.plan, (train.seed, iteration))
+            rollout = roller.run(self._preview, retain=self.recipe.train.retain)
+        with self.loop.phase("reward"), torch.no_grad():
+            return rollout, self._score(
+                self.loop.policy.decode(rollout.x0), _prompt_of_each_row(rollout), rollout.references
+            )
+
+    def _in_parts(self, roller: Roller) -> tuple[Rollout, RewardTable]:
+        train, policy = self.recipe.train, self.loop.policy
         parts = RolloutParts(roller, train.parts, self._preview)
         sampling, rollouts, scores = iter(parts), list[Rollout](), list[BackgroundCall[RewardTable]]()
-        for _ in range(train.parts):
+        for _ in range(min(train.parts, len(roller.prompt_numbers))):
             with self.loop.phase("rollout"), torch.no_grad():
                 part = next(sampling)
                 images = policy.decode(part.x0)

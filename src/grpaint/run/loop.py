@@ -3,9 +3,10 @@
 import contextlib
 import math
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, partial
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import torch
 
 from grpaint.core.errors import RunError
 from grpaint.learn.objective import Term
-from grpaint.measures.hacking import alarm_onset, alarm_text, hacking_alarm
 from grpaint.measures.score import comparable_score
-from grpaint.recipe.config import Recipe, TrainRecipe
+from grpaint.parallel.world import ONE, World
+from grpaint.recipe.config import Recipe
 from grpaint.recipe.optim import learning_rate_factor
 from grpaint.recipe.pieces import Model, stateful
+from grpaint.recipe.settings import Processes
 from grpaint.rollout.rollout import Rollout
 from grpaint.run import nonfinite
+from grpaint.run.agreement import check_equal_weights, common_signal, mean_measures, merge_costs, merge_times
+from grpaint.run.alarm import check_hacking, reason_to_stop
 from grpaint.run.checkpoint import WeightFiles, read_checkpoint, restore_pieces, weight_files, write_checkpoint
 from grpaint.run.folder import RunFolder
 from grpaint.run.memory import memory
@@ -44,9 +48,10 @@ class Loop:
         folder: RunFolder,
         evaluate: Callable[[int], Line],
         listener: Listener,
+        world: World = ONE,
     ) -> None:
         self.recipe, self.policy, self.folder, self.evaluate = recipe, policy, folder, evaluate
-        self.listener, self.pieces = listener, stateful(recipe)
+        self.listener, self.world, self.pieces = listener, world, stateful(recipe)
         self.parameters = list(policy.parameters())
         self.optimizers = recipe.train.optimizer.make(self.parameters, recipe.train.learning_rate)
         half = policy.runtime.precision == "fp16"  # small gradients would round to 0
@@ -75,9 +80,11 @@ class Loop:
             self._set_rates()
             yield self.done
             self.done += 1
+            self._agree()
             self._write_line()
             better = (self.done % self.recipe.evaluate.every == 0 or self.finished) and self._evaluate()
-            signal, hacking_stop = self.listener.requested, self._reason_to_stop()
+            signal = common_signal(self.listener.requested, self.world)
+            hacking_stop = reason_to_stop(self.recipe, self.folder, self.alarm, self.done, self.best[1])
             if better or self.done % every == 0 or self.finished or signal or hacking_stop:
                 self.save()
             if hacking_stop:
@@ -108,6 +115,7 @@ class Loop:
             MemoryExhausted: the block ran out of memory; it names the phase and what to lower.
         """
         start, cpu_start = time.perf_counter(), time.process_time()
+        self.world.phase = name
         try:
             with memory(name):
                 yield
@@ -120,8 +128,20 @@ class Loop:
         """Add the ``seconds`` that another thread spent to ``time/NAME_s``."""
         self._times[name] += seconds
 
-    def update(self, terms: Terms, batch: Rollout, advantage: torch.Tensor) -> dict[str, float]:
-        """Run backward on each term, then take an optimizer step.
+    def _agree(self) -> None:
+        """Make costs and times those of all ranks, and check now and then that all have the same weights."""
+        merge_costs(self.policy.meter, self.world)
+        times, measures = merge_times(self._times, self.world)
+        self._times = defaultdict(float, times)
+        self.record(measures)
+        settings = self.recipe.processes or Processes()
+        if self.done % settings.check_every == 0:
+            check_equal_weights(self.policy.weights.trainable, self.world)
+
+    def update(
+        self, terms: Terms, batch: Rollout, advantage: torch.Tensor, anchor: Callable[[], Iterable[Term]] = tuple
+    ) -> dict[str, float]:
+        """Run backward on each term, and on each of ``anchor`` if there were any, then take an optimizer step.
 
         Nothing moves if there are no terms or the gradient is not finite; then ``terms`` is called again to find where.
         Returns the mean of each measure, or the maximum if its name contains "error"; also by step, as ``name/step``.
@@ -129,23 +149,29 @@ class Loop:
         Raises:
             RunError: ``train.nonfinite`` updates in a row had a gradient that was not finite.
         """
-        measures = self.backward(terms(batch, advantage))
-        means = {
-            name: (torch.cat(parts).max() if "error" in name else torch.cat(parts).float().mean()).item()
-            for name, parts in measures.items()
-        }
-        if not measures:
+        means = mean_measures(self.backward(self._with_anchor(terms(batch, advantage), anchor)), self.world)
+        if not means:
             self.count("train/skipped_updates")
             return means
+        self.world.sum_gradients(self.parameters)
         norm = self.clip()
         means["grad_norm"] = norm.item()
         if not norm.isfinite():
             self.scaler.update()
-            self._handle_nonfinite(partial(terms, batch, advantage), batch)
+            self._handle_nonfinite(lambda: chain(terms(batch, advantage), anchor()), batch)
             return means
         self.nonfinite = 0
         means["update_to_weight"] = self.step().item()
         return means
+
+    def _with_anchor(self, terms: Iterable[Term], anchor: Callable[[], Iterable[Term]]) -> Iterator[Term]:
+        """Yield the terms, and then the anchor's if any rank had one."""
+        has_terms = False
+        for term in terms:
+            has_terms = True
+            yield term
+        if self.world.any(has_terms):
+            yield from anchor()
 
     def backward(self, terms: Iterable[Term]) -> dict[str, list[torch.Tensor]]:
         """Compute the gradient of the terms' sum; return their measures by name, and by step as ``name/step``."""
@@ -192,7 +218,7 @@ class Loop:
         self.count("train/nonfinite_updates")
         self.nonfinite += 1
         with self.policy.meter.account("diagnosis"):
-            where = nonfinite.first_module(self.policy.weights.module, terms)
+            where = nonfinite.first_place(self.policy.weights.module, terms, self.world)
         file = nonfinite.save_batch(self.folder.path / "nonfinite", self.done, batch, where)
         if self.nonfinite >= self.recipe.train.nonfinite:
             raise RunError(
@@ -204,12 +230,16 @@ class Loop:
         """Add numbers to this iteration's line of metrics.jsonl."""
         self.line |= numbers
 
-    def count(self, name: str) -> None:
-        """Add one to a counter in this iteration's line of metrics.jsonl."""
-        self.line[name] = self.line.get(name, 0) + 1
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to a counter in this iteration's line of metrics.jsonl."""
+        self.line[name] = self.line.get(name, 0) + number
 
     def _write_line(self) -> None:
-        costs = {f"cost/{name}": value for name, value in self._costs().items()}
+        counts = self.policy.meter.counts
+        costs = {
+            "cost/model_evaluations": counts["training"],
+            "cost/evaluation_model_evaluations": counts["evaluation"],
+        }
         times = {f"time/{name}_s": round(value, 4) for name, value in self._times.items()}
         line = {"iteration": self.done} | self.line | self.policy.meter.truncated() | costs | times
         self.folder.append("metrics.jsonl", line)
@@ -217,15 +247,15 @@ class Loop:
             watcher(self.done, line)
         self.line, self._times = {}, defaultdict(float)
 
-    def _costs(self) -> dict[str, int]:
-        counts = self.policy.meter.counts
-        return {"model_evaluations": counts["training"], "evaluation_model_evaluations": counts["evaluation"]}
-
     def _evaluate(self) -> bool:
         """Evaluate and write the line; return whether it is the best so far and shows no reward hacking."""
         with self.phase("evaluate"):
             line = {"iteration": self.done} | self.evaluate(self.done)
-        line |= self._check_hacking(line)
+        extra: Line = {}
+        if self.world.first:
+            extra, self.alarm = check_hacking(self.recipe, self.folder, line, self.best[1])
+        line, self.alarm = self.world.from_first([line | extra, self.alarm])
+        merge_costs(self.policy.meter, self.world)
         self.folder.append("evaluations.jsonl", line)
         for watcher in self.watchers:
             watcher(self.done, line)
@@ -234,32 +264,6 @@ class Loop:
             self.best = (comparable_score(line), self.done)
         return better and self.done > 0
 
-    def _check_hacking(self, line: Line) -> Line:
-        """Return ``hacking`` and where it began if this evaluation raises the alarm; record the first alarm."""
-        earlier = self.folder.lines("evaluations.jsonl")
-        recipe = self.recipe
-        if not isinstance(recipe, TrainRecipe) or not earlier or earlier[0]["iteration"] != 0:
-            return {}  # the base is being judged, or its line was damaged
-        silent = [f"reward/{name}" for name, item in recipe.rewards.items() if not item.weight]
-        self.alarm = hacking_alarm(earlier[0], line, recipe.watch, silent)
-        if not self.alarm:
-            return {}
-        onset = alarm_onset(earlier, self.done)
-        if onset["began"] == self.done:
-            self.folder.status(hacking=onset | {"best_before": self.best[1]} | self.alarm)
-        return {"hacking": onset | self.alarm}
-
-    def _reason_to_stop(self) -> str:
-        """Return why the run must stop if the last evaluation raised the alarm and ``watch.stop`` is set, or \"\"."""
-        recipe = self.recipe
-        if not (self.alarm and isinstance(recipe, TrainRecipe) and recipe.watch.stop):
-            return ""
-        best = self.folder.checkpoints / f"{self.best[1]:06d}" if self.best[1] else "the base itself"
-        return (
-            f"reward hacking since iteration {self.done}: {alarm_text(self.alarm)}. The best before it is {best}. Fix "
-            "the reward, or hold the model closer to the base; watch.stop = false only records it."
-        )
-
     def save(self) -> None:
         """Write a checkpoint and remove old ones."""
         state = self._state()
@@ -267,7 +271,7 @@ class Loop:
         self.folder.thin(self.done, self.recipe.checkpoint.keep, self.best[1])
 
     def files(self) -> WeightFiles:
-        """Return the weight files of a checkpoint: the tensors and the header of each, by file name."""
+        """Return the tensors and the header of each weight file of a checkpoint, by file name."""
         return weight_files(self.policy, self.optimizers, self.recipe.checkpoint.precision)
 
     @cached_property
@@ -293,7 +297,7 @@ class Loop:
         """Restore everything from a checkpoint, and remove what the run wrote after it."""
         state = read_checkpoint(checkpoint, self.policy, self.optimizers)
         self.done, self.best = state["iteration"], tuple(state["best"])
-        self.policy.meter.counts = Counter(state["counts"])
+        self.policy.meter.restore(state["counts"])
         restore_pieces(checkpoint, self.pieces, state)
         self.folder.cut(self.done)
         self.folder.thin(self.done, self.recipe.checkpoint.keep, self.best[1])  # a kill may have come before it

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from grpaint.learn.objective import Term
+from grpaint.parallel.world import World
 from grpaint.rollout.rollout import Rollout
 from grpaint.storage.files import write_weights
 
 MOST_BATCHES = 5
+LOSS = "the loss"  # where no module and no gradient is at fault
 
 
 class _NonFiniteOutput(Exception):
@@ -45,7 +47,16 @@ def first_module(module: nn.Module, terms: Callable[[], Iterable[Term]]) -> str:
     for name, parameter in module.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return f"the gradient of {name}"
-    return "the loss"
+    return LOSS
+
+
+def first_place(module: nn.Module, terms: Callable[[], Iterable[Term]], world: World) -> str:
+    """Describe the first place as :func:`first_module` does, on the first rank that has one, whose number it names."""
+    places = world.gather_values(first_module(module, terms))
+    if world.size == 1:
+        return str(places[0])
+    rank = next((rank for rank, place in enumerate(places) if place != LOSS), 0)
+    return f"{places[rank]} (rank {rank})"
 
 
 def save_batch(folder: Path, iteration: int, batch: Rollout, where: str) -> Path:

@@ -14,7 +14,7 @@ from grpaint.storage.reading import read_toml
 CHANGEABLE_ON_RESUME = (
     r"train\.overlap|rewards\.[^.]+\."
     "(urls?|token_env|timeout_s|start_s|retries|restarts|backoff_s|concurrency|python)"
-    r"|model\.(batch|vae_batch|checkpointing)|objective\.minibatch|anchor\.loss\.minibatch"
+    r"|processes(\..*)?|model\.(batch|vae_batch|checkpointing)|objective\.minibatch|anchor\.loss\.minibatch"
 )
 
 

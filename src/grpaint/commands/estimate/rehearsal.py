@@ -1,7 +1,7 @@
 """Run a recipe's own loop for two iterations on fake networks, to predict its memory by phase."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
@@ -20,6 +20,7 @@ from grpaint.core.policy import Prompt
 from grpaint.judge import sample
 from grpaint.learn import objective as objectives
 from grpaint.learn.forward import ForwardObjective
+from grpaint.learn.objective import Term
 from grpaint.loops import sft, train
 from grpaint.recipe.config import Recipe, SftRecipe
 from grpaint.recipe.pieces import Data, Model
@@ -85,12 +86,15 @@ class Rehearsal(UnsavedLoop):
         with self.ledger.phase(name):
             yield
 
-    def update(self, terms: Terms, batch: Rollout, advantage: Tensor) -> dict[str, float]:
+    def update(
+        self, terms: Terms, batch: Rollout, advantage: Tensor, anchor: Callable[[], Iterable[Term]] = tuple
+    ) -> dict[str, float]:
         if len(batch.group) <= self._largest_batch:  # an update of as many rows was part of this iteration
             return {}
         self._largest_batch = len(batch.group)
         minibatch = getattr(self.recipe.objective, "minibatch", 0)
-        if self.backward(terms(*_representative(batch, advantage, minibatch))):
+        own = terms(*_representative(batch, advantage, minibatch))
+        if self.backward(self._with_anchor(own, anchor)):
             self.clip()
             self.step()
         return {}

@@ -1,0 +1,75 @@
+"""What the processes of a run agree on: measures, costs, times, signals, and that their weights are equal."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from grpaint.core.errors import RunError
+from grpaint.core.policy import Meter
+from grpaint.parallel.world import World
+from grpaint.storage.files import tensors_digest
+
+
+def mean_measures(measures: Mapping[str, Sequence[torch.Tensor]], world: World) -> dict[str, float]:
+    """Return the mean of each measure over all ranks' rows, or the maximum if its name contains "error"."""
+    parts = {name: torch.cat(list(values)) for name, values in measures.items()}
+    if world.size == 1:
+        return {name: (v.max() if "error" in name else v.float().mean()).item() for name, v in parts.items()}
+    own = {name: [v.double().sum().item(), len(v), v.max().item()] for name, v in parts.items()}
+    every, means = world.gather_values(own), {}
+    for name in dict.fromkeys(name for one in every for name in one):
+        sums, counts, highest = zip(*(one[name] for one in every if name in one), strict=True)
+        if "error" in name:  # max of a NaN depends on the order
+            means[name] = math.nan if any(map(math.isnan, highest)) else max(highest)
+        else:
+            means[name] = sum(sums) / sum(counts)
+    return means
+
+
+def merge_costs(meter: Meter, world: World) -> None:
+    """Make the counts of model evaluations those of all ranks."""
+    if world.size > 1:
+        meter.merge(world.gather_values(meter.own()))
+
+
+def merge_times(times: Mapping[str, float], world: World) -> tuple[dict[str, float], dict[str, int]]:
+    """Return the phases' seconds of the slowest rank, with all ranks' processor seconds, and measures of the exchange.
+
+    These are the slowest rank's number, and the bytes that this rank has sent since the last call.
+    """
+    if world.size == 1:
+        return dict(times), {}
+    every = world.gather_values(dict(times))
+    seconds = [sum(value for name, value in one.items() if name != "cpu") for one in every]
+    slowest = seconds.index(max(seconds))
+    sent, world.bytes_exchanged = world.bytes_exchanged, 0
+    cpu = sum(one.get("cpu", 0.0) for one in every)
+    return every[slowest] | {"cpu": cpu}, {"processes/slowest_rank": slowest, "processes/bytes": sent}
+
+
+def common_signal(requested: int, world: World) -> int:
+    """Return the signal that any rank has received, or 0."""
+    return max(world.gather_values(requested))
+
+
+def check_equal_weights(weights: Mapping[str, torch.Tensor], world: World) -> None:
+    """Check that every rank has the same trainable weights.
+
+    Raises:
+        RunError: some differ from rank 0's; the message names these ranks.
+    """
+    if world.size == 1:
+        return
+    digests: defaultdict[str, list[int]] = defaultdict(list)
+    for rank, digest in enumerate(world.gather_values(tensors_digest(weights))):
+        digests[digest].append(rank)
+    if len(digests) > 1:
+        most = max(digests.values(), key=len)
+        others = [rank for ranks in digests.values() if ranks is not most for rank in ranks]
+        raise RunError(
+            f"the weights of rank {', '.join(map(str, sorted(others)))} differ from those of the other ranks: "
+            "something changed them outside the updates, or a device computes wrongly. The last checkpoint stays; look "
+            "at that rank's machine and continue with --resume."
+        )

@@ -1,0 +1,133 @@
+"""Divide an iteration among the processes of a run, and gather what all of them decide from.
+
+A rank draws and scores whole prompts, or single samples where there are fewer prompts than ranks and nothing compares
+the members of a group before they are gathered. Advantages are computed on every rank from the gathered scores.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from grpaint.core.errors import ConfigError
+from grpaint.learn.table import RewardTable
+from grpaint.parallel.world import World
+from grpaint.recipe.config import Recipe, SftRecipe, TrainRecipe
+from grpaint.rollout.plan import Leg
+from grpaint.rollout.rollout import Rollout, Transition
+
+
+def check_shares(recipe: Recipe, world: World) -> None:
+    """Refuse more ranks than there are shares, and rewards that ranks cannot divide, before weights are opened.
+
+    Raises:
+        ConfigError: the message names the setting and the most processes that it allows.
+    """
+    if world.size == 1:
+        return
+    if isinstance(recipe, SftRecipe):
+        _check_count("train.batch", recipe.train.batch, world)
+        return
+    for name, item in recipe.rewards.items():
+        if hasattr(item.reward, "state_dict") and not getattr(item.reward, "divisible", False):
+            raise ConfigError(
+                f"rewards.{name}: it keeps state between calls (it has a state_dict), and {world.size} processes would "
+                "each keep their own. Use one process, or set its attribute divisible = True if that changes no score."
+            )
+    if compares_groups(recipe):
+        _check_count("train.prompts", recipe.train.prompts, world, ", and groups are compared while they are sampled")
+    else:
+        _check_count("train.prompts x train.group_size", recipe.train.prompts * recipe.train.group_size, world)
+
+
+def _check_count(key: str, count: int, world: World, reason: str = "") -> None:
+    if world.size > count:
+        raise ConfigError(f"{key} = {count}{reason}: too few for {world.size} processes; start at most {count}.")
+
+
+def compares_groups(recipe: TrainRecipe) -> bool:
+    """Return whether pruning or a reward needs whole groups on a rank."""
+    needs = any(getattr(item.reward, "needs_group", False) for item in recipe.rewards.values())
+    return recipe.plan.prune is not None or needs
+
+
+def own_samples(recipe: TrainRecipe, prompts: int, world: World, rank: int | None = None) -> Tensor:
+    """Return the numbers of the samples that a rank draws, by default this one: those of whole prompts if it can."""
+    group = recipe.train.group_size
+    if world.size <= prompts or compares_groups(recipe):
+        share = world.share(prompts, rank)
+        return torch.arange(share.start * group, share.stop * group)
+    share = world.share(prompts * group, rank)
+    return torch.arange(share.start, share.stop)
+
+
+def number_rows(rollout: Rollout, world: World) -> Rollout:
+    """Return this rank's rollout with the numbers that its rows have in the rollout of all ranks."""
+    counts = world.gather_values(len(rollout.group))
+    first = sum(counts[: world.rank])
+    return dataclasses.replace(rollout, numbers=torch.arange(len(rollout.group)) + first, count=sum(counts))
+
+
+def outline(rollout: Rollout, legs: Sequence[Leg], world: World) -> Rollout:
+    """Return the rollout of all ranks without latents: groups, steps, previews and references, in the order of rows.
+
+    Its latents are on the meta device: they have a shape and no values. In one process it is ``rollout`` itself.
+    """
+    if world.size == 1:
+        return rollout
+    first = int(rollout.numbers[0])
+    own = {"group": rollout.group, "references": rollout.references}
+    own |= {f"preview/{step}": scores for step, scores in rollout.previews.items()}
+    own |= {f"rows/{transition.step}": transition.rows + first for transition in rollout.transitions}
+    every = world.gather(own)
+    latent = rollout.x0.shape[1:]
+    transitions = tuple(
+        _outline_transition(leg, every[f"rows/{leg.step}"], latent) for leg in legs if f"rows/{leg.step}" in every
+    )
+    return dataclasses.replace(
+        rollout,
+        group=every["group"],
+        transitions=transitions,
+        x0=torch.empty(len(every["group"]), *latent, device="meta"),
+        previews={step: every[f"preview/{step}"] for step in rollout.previews},
+        references=every["references"],
+        numbers=torch.arange(len(every["group"])),
+        total=-1,
+        actions=-1,
+    )
+
+
+def _outline_transition(leg: Leg, rows: Tensor, latent: Sequence[int]) -> Transition:
+    x = torch.empty(len(rows), *latent, device="meta")
+    logp = torch.empty(len(rows), device="meta")
+    return Transition(leg.step, rows, leg.here, leg.there, x, x, logp, x, leg.std)
+
+
+def gather_table(table: RewardTable, world: World) -> RewardTable:
+    """Return the scores of all ranks' rows, in order."""
+    if world.size == 1:
+        return table
+    columns = {f"score/{name}": column for name, column in table.columns.items()}
+    every = world.gather(columns | {f"applies/{name}": mask for name, mask in table.applies.items()})
+    return RewardTable(
+        {name: every[f"score/{name}"] for name in table.columns},
+        table.weights,
+        {name: every[f"applies/{name}"] for name in table.applies},
+    )
+
+
+def update_batch(rollout: Rollout, whole: Rollout, rows: Tensor) -> tuple[Rollout, Tensor]:
+    """Return this rank's part of an update on ``rows`` of the whole, and these rows' numbers in the whole.
+
+    The part says how many rows and actions the update has on all ranks, so that its terms sum to the whole loss.
+    """
+    first = int(rollout.numbers[0])
+    own = rows[(rows >= first) & (rows < first + len(rollout.group))]
+    actions = sum(int(torch.isin(transition.rows, rows).sum()) for transition in whole.transitions)
+    return dataclasses.replace(rollout.rows(own - first), total=len(rows), actions=actions), own
+
+
+def own_captioned(batch: Rollout, numbers: range, count: int) -> Rollout:
+    """Return captioned images as the rows ``numbers`` of a batch of ``count``."""
+    return dataclasses.replace(batch, numbers=torch.tensor(numbers, dtype=torch.long), count=count, total=count)
