@@ -21,6 +21,7 @@ from grpaint.learn.objective import Denoising
 from grpaint.learn.table import RewardSet
 from grpaint.measures.image_statistics import image_statistics
 from grpaint.measures.score import comparable_score
+from grpaint.parallel.world import ONE, World
 from grpaint.recipe.build import dump
 from grpaint.recipe.config import Recipe, SftRecipe
 from grpaint.recipe.pieces import Data, Model
@@ -95,14 +96,18 @@ def natural_loss(path: Path) -> Denoising:
     return Denoising("epsilon", 5.0) if isinstance(path, VpPath) else Denoising(times="logit-normal")
 
 
-def denoising_loss(policy: Model, data: Data, settings: Evaluation, weights: Weights) -> float:
+def denoising_loss(policy: Model, data: Data, settings: Evaluation, weights: Weights, world: World = ONE) -> float:
     """Return the supervised loss, unguided, on held-out captioned images at fixed times and noise."""
     held_out = data.held_out_images(settings.probe, settings.seed)
-    images = held_out.images()
-    loss = natural_loss(policy.path)
+    loss, share, own = natural_loss(policy.path), world.share(len(held_out.prompts)), 0.0
     with torch.no_grad(), policy.meter.account("evaluation"), policy.weights.use(weights), guided(policy, 1.0):
-        batch = captioned(policy, images, held_out.prompts, iteration=0, seed=settings.seed)
-        return sum(term.loss.item() for term in loss(policy, batch, torch.zeros(len(images))))
+        if share:
+            rows = slice(share.start, share.stop)
+            images, prompts = held_out.images(rows), held_out.prompts[rows]
+            batch = captioned(policy, images, prompts, iteration=0, seed=settings.seed)
+            batch = batch.among(share, len(held_out.prompts))
+            own = sum(term.loss.item() for term in loss(policy, batch, torch.zeros(len(images))))
+    return float(sum(world.gather_values(own)))
 
 
 @contextmanager
@@ -133,8 +138,11 @@ def evaluate(
     rewards: RewardSet | None = None,
     weights: Weights = "average",
     probe: bool = True,
+    world: World = ONE,
 ) -> dict[str, Any]:
     """Return a line of evaluations.jsonl: scores on held-out prompts, 95% intervals, scores by category and prompt.
+
+    The processes of ``world`` divide the prompts; each returns the whole line.
 
     The score is the data's own, or the denoising loss if that score is a reward and there are no rewards. ``rewards``
     that need a reference image are left out, since these samples begin at noise. ``probe`` adds the denoising loss.
@@ -143,15 +151,15 @@ def evaluate(
         RunError: an image is not finite.
     """
     prompts = data.held_out(settings.prompts, settings.seed)
-    images = sample(policy, prompts, settings, weights=weights)
-    if bad_images := int((~images.isfinite()).flatten(1).any(1).sum()):
+    share = world.share(len(prompts))
+    measures, statistics, bad_images = _measure(policy, data, settings, rewards, weights, prompts, share)
+    if bad_images := sum(world.gather_values(bad_images)):
         raise RunError(
-            f"{bad_images} of {len(images)} images of an evaluation contain NaN or infinity: the weights, or "
+            f"{bad_images} of {len(prompts)} images of an evaluation contain NaN or infinity: the weights, or "
             f"evaluate.guidance = {settings.guidance:g}, are out of range. Lower train.learning_rate, or use a higher "
             "precision; the last checkpoint stays."
         )
-    measures = data.measures(images, prompts) | (free_rewards(rewards, images, prompts) if rewards else {})
-    statistics = image_statistics(images)
+    measures, statistics = world.gather(measures), world.gather(statistics)
     line: dict[str, Any] = {"guidance": settings.guidance, "prompts": len(prompts), "steps": settings.steps}
     line |= {"sampler": dump(settings.sampler), "tuned_share": settings.tuned_share}
     line["score"] = data.score if data.score in measures else "denoising_loss"
@@ -160,8 +168,31 @@ def evaluate(
     line["by_kind"] = by_category(data, prompts, measures)
     line |= {f"{name}_by_prompt": _rounded(values) for name, values in (measures | statistics).items()}
     if probe and data.captioned:
-        line["denoising_loss"] = denoising_loss(policy, data, settings, weights)
+        line["denoising_loss"] = denoising_loss(policy, data, settings, weights, world)
     return line
+
+
+def _measure(
+    policy: Model,
+    data: Data,
+    settings: Evaluation,
+    rewards: RewardSet | None,
+    weights: Weights,
+    prompts: Sequence[Prompt],
+    share: range,
+) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+    """Return measures and statistics of the images of a share of the prompts, and how many are not finite.
+
+    Nothing is measured if one is not finite, or if the share is empty.
+    """
+    own = prompts[share.start : share.stop]
+    if not own:
+        return {}, {}, 0
+    images = sample(policy, own, settings, weights=weights, first=share.start)
+    if bad_images := int((~images.isfinite()).flatten(1).any(1).sum()):
+        return {}, {}, bad_images
+    measures = data.measures(images, own) | (free_rewards(rewards, images, own) if rewards else {})
+    return measures, image_statistics(images), 0
 
 
 def judging_rewards(recipe: Recipe | JudgingRecipe) -> RewardSet | None:
@@ -218,7 +249,7 @@ def by_category(data: Data, prompts: Sequence[Prompt], measures: Mapping[str, Te
 
 
 def best_guided(
-    policy: Model, data: Data, settings: Evaluation, rewards: RewardSet | None = None
+    policy: Model, data: Data, settings: Evaluation, rewards: RewardSet | None = None, world: World = ONE
 ) -> dict[str, Any] | None:
     """Judge the base at each guidance of ``settings.guided``; return the line of the best, or None.
 
@@ -229,8 +260,8 @@ def best_guided(
         return None
     deciding = rewards if data.score.startswith("reward") else None  # others would be slow and decide nothing
     lines = [
-        evaluate(policy, data, replace(settings, guidance=guidance), rewards=deciding, weights="reference", probe=False)
-        for guidance in settings.guided
+        evaluate(policy, data, case, rewards=deciding, weights="reference", probe=False, world=world)
+        for case in (replace(settings, guidance=guidance) for guidance in settings.guided)
     ]
     lines = [line for line in lines if line["score"] in line]
     if not lines:

@@ -22,7 +22,7 @@ from grpaint.rollout.rollout import Rollout
 from grpaint.run.collect import Collector
 from grpaint.run.loop import Loop
 from grpaint.run.metrics import preview_metrics, reward_metrics, rollout_metrics
-from grpaint.run.shares import own_captioned, update_batch
+from grpaint.run.shares import update_batch
 
 
 def sft(recipe: SftRecipe, loop: Loop) -> None:
@@ -97,7 +97,7 @@ def _own_captioned(loop: Loop, images: Tensor, prompts: Sequence[Prompt], update
     share = loop.world.share(len(prompts))
     own = slice(share.start, share.stop)
     batch = captioned(loop.policy, images[own], prompts[own], iteration=update, seed=seed)
-    return own_captioned(batch, share, len(prompts))
+    return batch.among(share, len(prompts))
 
 
 def _update_floors(rewards: Mapping[str, WeightedReward], table: RewardTable) -> None:

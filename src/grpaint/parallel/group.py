@@ -63,9 +63,10 @@ class Group(World):
 
     def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         content = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        orders = self.gather_values(list(tensors))  # a file of safetensors sorts its names
         parts = [safetensors.torch.load(part) for part in self._gather_bytes(content)]
-        names = dict.fromkeys(name for part in parts for name in part)
-        return {name: torch.cat([part[name] for part in parts if name in part]) for name in sorted(names)}
+        names = dict.fromkeys(name for order in orders for name in order)
+        return {name: torch.cat([part[name] for part in parts if name in part]) for name in names}
 
     def gather_values(self, value: Any) -> list[Any]:
         return [json.loads(part) for part in self._gather_bytes(json.dumps(value).encode())]

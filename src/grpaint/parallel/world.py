@@ -38,7 +38,10 @@ class World:
         return range(first, first + length + (rank < longer))
 
     def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the rows of every rank's tensors, in the order of ranks, by name, on the CPU; ranks may lack names."""
+        """Return the rows of every rank's tensors, in the order of ranks, by name, on the CPU; ranks may lack names.
+
+        Names have the order in which the first rank that has any gives them.
+        """
         return dict(tensors)
 
     def gather_values(self, value: Any) -> list[Any]:

@@ -88,6 +88,10 @@ class Rollout:
             if getattr(self, name) < 0:
                 object.__setattr__(self, name, value)
 
+    def among(self, numbers: range, count: int) -> "Rollout":
+        """Return the same samples as the rows ``numbers`` of an update on ``count`` rows that processes divide."""
+        return dataclasses.replace(self, numbers=torch.tensor(numbers, dtype=torch.long), count=count, total=count)
+
     def rows(self, index: Int[Tensor, " k"]) -> "Rollout":
         """Select rows as an update of their own: positions become 0..k-1 in the order of ``index``, numbers stay."""
         positions = number_table(index, torch.arange(len(index)), len(self.group))

@@ -126,8 +126,3 @@ def update_batch(rollout: Rollout, whole: Rollout, rows: Tensor) -> tuple[Rollou
     own = rows[(rows >= first) & (rows < first + len(rollout.group))]
     actions = sum(int(torch.isin(transition.rows, rows).sum()) for transition in whole.transitions)
     return dataclasses.replace(rollout.rows(own - first), total=len(rows), actions=actions), own
-
-
-def own_captioned(batch: Rollout, numbers: range, count: int) -> Rollout:
-    """Return captioned images as the rows ``numbers`` of a batch of ``count``."""
-    return dataclasses.replace(batch, numbers=torch.tensor(numbers, dtype=torch.long), count=count, total=count)
