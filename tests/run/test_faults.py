@@ -149,10 +149,10 @@ def test_out_of_memory_names_the_phase_and_what_to_lower(phase, error, monkeypat
         "rollout": "grpaint.run.collect.roll",
         "reward": "grpaint.learn.table.RewardTable.total",
         "update": "grpaint.learn.objective.PolicyGradient._term",
-        "evaluate": "grpaint.commands.train.evaluate",
+        "evaluate": "grpaint.commands.train.running.evaluate",
     }[phase]
     monkeypatch.setattr(where, exhausted)
-    monkeypatch.setattr("grpaint.commands.train._print_advice", lambda *_: None)  # the next test's
+    monkeypatch.setattr("grpaint.commands.train.command._print_advice", lambda *_: None)  # the next test's
     end = command("train", "flow-grpo-fast", "--name", "it", sets=[*SETS, "advantage.kind=group"])
     assert end.code == 1
     assert end.err == f"grpaint: out of memory in {phase}: lower {memory.LOWER[phase]}. The run can be resumed.\n"

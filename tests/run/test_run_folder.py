@@ -199,7 +199,7 @@ def test_an_sft_run_keeps_the_same_folder():
 
 def test_the_newest_checkpoints_and_the_best_stay(monkeypatch):
     scores = {0: 0.2, 1: 0.3, 2: 0.9, 3: 0.5, 4: 0.9, 5: 0.1, 6: 0.4}
-    monkeypatch.setattr("grpaint.commands.train._evaluation", _judge_as(scores))
+    monkeypatch.setattr("grpaint.commands.train.running._evaluation", _judge_as(scores))
     sets = [*SETS, "train.iterations=6", "evaluate.every=1", "checkpoint.every=1", "evaluate.pictures=0"]
     assert command("train", "flow-grpo-fast", "--name", "best", sets=[*sets, "checkpoint.keep=2"]).code == 0
     assert [path.name for path in sorted(Path("runs/best/checkpoints").iterdir())] == ["000002", "000005", "000006"]
@@ -207,14 +207,14 @@ def test_the_newest_checkpoints_and_the_best_stay(monkeypatch):
 
 
 def test_a_better_evaluation_is_saved_between_checkpoints(monkeypatch):
-    monkeypatch.setattr("grpaint.commands.train._evaluation", _judge_as({0: 0.5, 1: 0.9, 2: 0.4, 3: 0.3}))
+    monkeypatch.setattr("grpaint.commands.train.running._evaluation", _judge_as({0: 0.5, 1: 0.9, 2: 0.4, 3: 0.3}))
     sets = [*SETS, "train.iterations=3", "evaluate.every=1", "checkpoint.every=9", "checkpoint.keep=1"]
     assert command("train", "flow-grpo-fast", "--name", "best", sets=[*sets, "evaluate.pictures=0"]).code == 0
     assert [path.name for path in sorted(Path("runs/best/checkpoints").iterdir())] == ["000001", "000003"]
 
 
 def _judge_as(scores):
-    def judge(recipe, policy, iteration):
+    def judge(recipe, policy, iteration, *_):
         strict = scores[iteration]
         rest = {"soft": 0.5, "soft_interval": [0, 1], "background": 0.1, "denoising_loss": 1.0}
         return {"strict": strict, "strict_interval": [0, 1], "prompts": 2, "steps": 2, **rest} | {

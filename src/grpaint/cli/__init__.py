@@ -41,21 +41,27 @@ def _explain(error: Exception) -> int | None:
     from grpaint.core.user_code import describe
 
     if isinstance(error, GrpaintError):
-        _print_error(" ".join(str(error).split("\n")))
         unreadable = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
-        return 2 if unreadable or isinstance(error, ConfigError) else 1
-    code = getattr(error, "exit_code", None)
-    if code is not None and type(error).__name__ == "Stopped":
-        _print_error(f"stopped by {error} after saving; continue with --resume.")
-        return int(code)
+        code = 2 if unreadable or isinstance(error, ConfigError) else 1
+        return _end(" ".join(str(error).split("\n")), code, lost=type(error).__name__ == "RankLost")
+    exit_code = getattr(error, "exit_code", None)
+    if exit_code is not None and type(error).__name__ == "Stopped":
+        return _end(f"stopped by {error} after saving; continue with --resume.", int(exit_code))
     if place := user_code_location(error):
-        _print_error(f"{place}: {describe(error)}")
-        return 1
+        return _end(f"{place}: {describe(error)}", 1)
     if isinstance(error, OSError):
         way_out = "; fix that, or name another place." if error.filename else ""
-        _print_error(f"{error.filename or ''}: {error.strerror or error}{way_out}")
-        return 1
+        return _end(f"{error.filename or ''}: {error.strerror or error}{way_out}", 1)
     return None
+
+
+def _end(message: str, code: int, *, lost: bool = False) -> int:
+    """Print an error, and return the exit code; one process of many says it through the store of its group."""
+    join = sys.modules.get("grpaint.parallel.join")
+    own = join.announce(message, code, lost=lost) if join else None
+    if own is None:
+        _print_error(message)
+    return code if own is None else own
 
 
 def _print_error(message: str) -> None:

@@ -11,5 +11,9 @@ RunName = Annotated[str | None, typer.Option("--name", help="The folder's name u
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds run folders.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run of this name.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Let settings of a run or file that you only read name code.")]
+Processes = Annotated[
+    str | None, typer.Option(metavar="N|auto", help="Processes on this machine; auto: one for each GPU or core.")
+]
+MaxRestarts = Annotated[int, typer.Option(min=0, max=1000, help="How often processes that died are started again.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelName = Annotated[str, typer.Argument(metavar="RUN-OR-CHECKPOINT", help="A run, a checkpoint folder, or a file.")]

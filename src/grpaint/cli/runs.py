@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from grpaint.cli.app import app
-from grpaint.cli.options import AsJson, RecipeName, Resume, RunName, Runs, Sets, Trust
+from grpaint.cli.options import AsJson, MaxRestarts, Processes, RecipeName, Resume, RunName, Runs, Sets, Trust
 from grpaint.cli.output import lasting_output
 
 RUNS = Path("runs")
@@ -15,25 +15,41 @@ RUNS = Path("runs")
 @app.command()
 @lasting_output()
 def train(
-    recipe: RecipeName = None, sets: Sets = None, name: RunName = None, runs: Runs = RUNS, resume: Resume = False
+    recipe: RecipeName = None,
+    sets: Sets = None,
+    name: RunName = None,
+    runs: Runs = RUNS,
+    resume: Resume = False,
+    processes: Processes = None,
+    max_restarts: MaxRestarts = 3,
 ) -> None:
     """Post-train with reinforcement learning; without RECIPE the built-in model with the default method."""
     from grpaint.commands.estimate.command import advice
+    from grpaint.commands.processes import run_in_processes
     from grpaint.commands.train import run
 
-    run("train", recipe, sets or [], runs, name, resume=resume, advice=advice)
+    if not run_in_processes(processes, max_restarts, "train", recipe, sets or []):
+        run("train", recipe, sets or [], runs, name, resume=resume, advice=advice)
 
 
 @app.command()
 @lasting_output()
 def sft(
-    recipe: RecipeName = None, sets: Sets = None, name: RunName = None, runs: Runs = RUNS, resume: Resume = False
+    recipe: RecipeName = None,
+    sets: Sets = None,
+    name: RunName = None,
+    runs: Runs = RUNS,
+    resume: Resume = False,
+    processes: Processes = None,
+    max_restarts: MaxRestarts = 3,
 ) -> None:
     """Train on captioned images (the supervised stage)."""
     from grpaint.commands.estimate.command import advice
+    from grpaint.commands.processes import run_in_processes
     from grpaint.commands.train import run
 
-    run("sft", recipe, sets or [], runs, name, resume=resume, advice=advice)
+    if not run_in_processes(processes, max_restarts, "sft", recipe, sets or []):
+        run("sft", recipe, sets or [], runs, name, resume=resume, advice=advice)
 
 
 @app.command()

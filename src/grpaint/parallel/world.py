@@ -3,7 +3,7 @@
 Loops ask the world; samplers, windows, advantages, surrogates and objectives never see it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,19 +13,26 @@ class World:
     """A world of one process, in which nothing is exchanged; ``parallel/group.py`` has the one of many.
 
     ``rank`` is this process's number among ``size``, ``local_rank`` its number among the ``local_size`` on its
-    machine, ``node`` the machine's number among ``nodes``. ``phase`` names what the process is doing; errors about a
-    rank that is late or gone quote it. ``restarts`` counts how often the processes were started again.
+    machine, ``node`` the machine's number among ``nodes``. ``on_signal`` is called with a signal that reached the
+    processes' agent, and ``on_end`` on rank 0 with the reason when another rank has ended the run. ``phase`` names
+    what the process is doing; errors about a rank that is late or gone quote it. ``restarts`` counts how often the
+    processes were started again.
     """
 
     rank = node = local_rank = restarts = 0
     size = nodes = local_size = 1
     phase = "start"
     bytes_exchanged = 0
+    on_signal: Callable[[int], None] | None = None
+    on_end: Callable[[str], None] | None = None
 
     @property
     def first(self) -> bool:
         """Whether this is the process that writes files and speaks."""
         return self.rank == 0
+
+    def limit(self, seconds: float) -> None:
+        """Set how long an exchange may wait for a rank that is late."""
 
     def share(self, count: int, rank: int | None = None) -> range:
         """Return the consecutive numbers below ``count`` that belong to a rank, by default this one.

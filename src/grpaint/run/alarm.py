@@ -10,22 +10,22 @@ Line = dict[str, Any]
 
 
 def check_hacking(recipe: Recipe, folder: RunFolder, line: Line, best_before: int) -> tuple[Line, Line | None]:
-    """Return what an evaluation's line says of the alarm, and the alarm; record the first alarm in run.json.
+    """Return an evaluation's line with what it says of the alarm, and the alarm; record the first alarm in run.json.
 
     The line gets ``hacking`` with where it began if the evaluation raises the alarm. ``best_before`` is the iteration
     of the best evaluation so far.
     """
     earlier = folder.lines("evaluations.jsonl")
     if not isinstance(recipe, TrainRecipe) or not earlier or earlier[0]["iteration"] != 0:
-        return {}, None  # the base is being judged, or its line was damaged
+        return line, None  # the base is being judged, or its line was damaged
     silent = [f"reward/{name}" for name, item in recipe.rewards.items() if not item.weight]
     alarm = hacking_alarm(earlier[0], line, recipe.watch, silent)
     if not alarm:
-        return {}, None
+        return line, None
     onset = alarm_onset(earlier, line["iteration"])
     if onset["began"] == line["iteration"]:
         folder.status(hacking=onset | {"best_before": best_before} | alarm)
-    return {"hacking": onset | alarm}, alarm
+    return line | {"hacking": onset | alarm}, alarm
 
 
 def reason_to_stop(recipe: Recipe, folder: RunFolder, alarm: Line | None, iteration: int, best_before: int) -> str:

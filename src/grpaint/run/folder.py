@@ -50,7 +50,9 @@ class RunFolder:
 
     def __init__(self, path: Path, lock: Lock | None = None) -> None:
         self.path, self._lock = path, lock
-        self.samples, self.checkpoints = path / "samples", path / "checkpoints"
+        self.samples, self.checkpoints, self.nonfinite = (
+            path / name for name in ("samples", "checkpoints", "nonfinite")
+        )
 
     def __enter__(self) -> Self:
         return self

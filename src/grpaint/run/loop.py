@@ -31,6 +31,7 @@ from grpaint.run.signals import Listener, Stopped
 from grpaint.run.state import check_storable
 
 Line = dict[str, Any]
+ACCOUNTS = {"": "training", "evaluation_": "evaluation"}  # of model evaluations, by the prefix of their metric
 Terms = Callable[[Rollout, torch.Tensor], Iterable[Term]]  # from a batch and its advantages
 
 
@@ -137,6 +138,7 @@ class Loop:
         settings = self.recipe.processes or Processes()
         if self.done % settings.check_every == 0:
             check_equal_weights(self.policy.weights.trainable, self.world)
+        self.world.limit(settings.limit_s)
 
     def update(
         self, terms: Terms, batch: Rollout, advantage: torch.Tensor, anchor: Callable[[], Iterable[Term]] = tuple
@@ -219,7 +221,7 @@ class Loop:
         self.nonfinite += 1
         with self.policy.meter.account("diagnosis"):
             where = nonfinite.first_place(self.policy.weights.module, terms, self.world)
-        file = nonfinite.save_batch(self.folder.path / "nonfinite", self.done, batch, where)
+        file = nonfinite.save_batch(self.folder.nonfinite, self.done, batch, where) if self.world.first else None
         if self.nonfinite >= self.recipe.train.nonfinite:
             raise RunError(
                 f"{self.nonfinite} updates in a row had a gradient that is not finite, first in {where}; the last "
@@ -236,10 +238,7 @@ class Loop:
 
     def _write_line(self) -> None:
         counts = self.policy.meter.counts
-        costs = {
-            "cost/model_evaluations": counts["training"],
-            "cost/evaluation_model_evaluations": counts["evaluation"],
-        }
+        costs = {f"cost/{prefix}model_evaluations": counts[name] for prefix, name in ACCOUNTS.items()}
         times = {f"time/{name}_s": round(value, 4) for name, value in self._times.items()}
         line = {"iteration": self.done} | self.line | self.policy.meter.truncated() | costs | times
         self.folder.append("metrics.jsonl", line)
@@ -251,10 +250,9 @@ class Loop:
         """Evaluate and write the line; return whether it is the best so far and shows no reward hacking."""
         with self.phase("evaluate"):
             line = {"iteration": self.done} | self.evaluate(self.done)
-        extra: Line = {}
         if self.world.first:
-            extra, self.alarm = check_hacking(self.recipe, self.folder, line, self.best[1])
-        line, self.alarm = self.world.from_first([line | extra, self.alarm])
+            line, self.alarm = check_hacking(self.recipe, self.folder, line, self.best[1])
+        line, self.alarm = self.world.from_first([line, self.alarm])
         merge_costs(self.policy.meter, self.world)
         self.folder.append("evaluations.jsonl", line)
         for watcher in self.watchers:

@@ -62,6 +62,10 @@ class Listener:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def request(self, number: int) -> None:
+        """Ask for a stop as the signal does, from another thread; a repeated one asks no more."""
+        self.requested = self.requested or number
+
     def _request(self, number: int, frame: FrameType | None) -> None:
         for descriptor in (1, 2) if number == getattr(signal, "SIGHUP", None) else ():
             _drop_if_hung_up(descriptor)

@@ -1,18 +1,15 @@
-"""``grpaint train`` and ``grpaint sft``: open a recipe or a run, train to the end, and print the result."""
+"""A run from its opened folder to its end: rewards, data and weights are opened, the loop runs, its end is recorded."""
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from grpaint.core.errors import (
-    CheckpointError,
     ConfigError,
     GrpaintError,
-    MemoryExhausted,
     RewardError,
     RunError,
 )
@@ -21,116 +18,32 @@ from grpaint.core.rng import uniform
 from grpaint.core.runtime import Runtime, has_matrix_units
 from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.core.user_code import describe, interrupted
-from grpaint.judge import best_guided, evaluate, judging_rewards, paired_difference, sample
+from grpaint.judge import best_guided, evaluate, judging_rewards, sample
 from grpaint.learn.external_rewards import connect_rewards
 from grpaint.learn.reward_checks import self_test
 from grpaint.loops import sft, train
-from grpaint.measures.score import score_name
+from grpaint.parallel.watch import ended
+from grpaint.parallel.world import ONE, World
 from grpaint.recipe.config import (
-    DEFAULT,
     Recipe,
     SftRecipe,
     TrainRecipe,
-    open_recipe,
-    pin_commits,
-    resolve,
 )
 from grpaint.recipe.pieces import Listed, Model, Preparing, model_description
-from grpaint.report.console import Terminal
+from grpaint.recipe.settings import Processes
 from grpaint.report.figures import picture_sheet, save_picture
-from grpaint.report.terminal import before_after_table, hacking_line
 from grpaint.run.folder import RunFolder
 from grpaint.run.loggers import start_loggers
 from grpaint.run.loop import Loop
 from grpaint.run.memory import memory
-from grpaint.run.progress import Progress
-from grpaint.run.resume import all_sets, settings_to_resume
+from grpaint.run.shares import check_shares
 from grpaint.run.signals import Listener, Stopped
 
 Log = Callable[[str], None]
 Watcher = Callable[[int, dict[str, Any]], None]
-Advice = Callable[[Mapping[str, Any], str, str], Iterable[str]]
 
 
-def run(
-    stage: str, name: str | None, sets: list[str], runs: Path, run_name: str | None, *, resume: bool, advice: Advice
-) -> None:
-    """Train the recipe ``name`` in ``runs/run_name`` and print the result; ``resume`` continues from a checkpoint.
-
-    ``advice`` is called with the settings, the stage and the phase that ran out of memory; it returns what to lower.
-
-    Raises:
-        GrpaintError: the recipe or a setting is refused, or the run cannot continue.
-        Stopped: a signal stopped the run after its state was saved.
-    """
-    console = Terminal()
-    run_name = Path(DEFAULT[stage] if name is None else name).stem if run_name is None else run_name
-    if not run_name or Path(run_name).name != run_name or run_name.startswith("."):
-        raise ConfigError(
-            f'--name "{run_name}": the name of a folder under {runs}, without / and not beginning with a dot.'
-        )
-    path = runs / run_name
-    if resume:
-        with RunFolder.open(path) as folder:
-            recipe, settings = settings_to_resume(folder, stage, name, sets)
-            facts = folder.facts()
-            if facts.get("status") == "finished" and settings == resolve(folder.settings(), stage)[1]:
-                done = facts.get("iterations", recipe.train.iterations)
-                limits = "train.iterations" + (" and train.evaluations" if recipe.train.evaluations else "")
-                console.print(f"{path} has finished its {done} iterations; with larger {limits} it goes on.")
-                return
-            folder.keep_settings(settings)
-            folder.status(sets=all_sets(folder, sets))
-            _train(console, recipe, settings, folder, advice)
-    else:
-        recipe, settings = pin_commits(*open_recipe(name, stage, sets))
-        with RunFolder.create(path, settings, sets) as folder:
-            try:
-                _train(console, recipe, settings, folder, advice)
-            except (ConfigError, CheckpointError):
-                if not folder.lines("evaluations.jsonl"):
-                    folder.discard()
-                raise
-
-
-def _train(console: Terminal, recipe: Recipe, settings: Mapping[str, Any], folder: RunFolder, advice: Advice) -> None:
-    """Train in a locked run folder, and print the result."""
-    try:
-        with Progress(console, recipe.train) as progress:
-            start(recipe, folder, progress.log, [progress.update])
-    except MemoryExhausted as error:
-        _print_advice(console, advice, settings, recipe.stage, error.phase)
-        raise
-    _print_result(console, folder)
-
-
-def _print_advice(console: Terminal, advice: Advice, settings: Mapping[str, Any], stage: str, phase: str) -> None:
-    """Print the settings that would have lowered the peak memory of a phase."""
-    try:
-        for line in advice(settings, stage, phase):
-            console.print(line, soft_wrap=True)
-    except Exception as error:  # noqa: BLE001 - reason: an error in the advice must not hide the out-of-memory error
-        console.print(f"the advice failed: {error}", soft_wrap=True)
-
-
-def _print_result(console: Terminal, folder: RunFolder) -> None:
-    """Print the evaluations before and after training, an alarm of reward hacking, and the paths of the run."""
-    lines = folder.lines("evaluations.jsonl")
-    if lines and lines[0]["iteration"] == 0:  # not where a damaged line was left out
-        first, last = lines[0], lines[-1]
-        by_prompt = f"{score_name(last)}_by_prompt"
-        before, after = first.get(by_prompt, []), last.get(by_prompt, [])
-        difference = paired_difference(before, after) if after and len(before) == len(after) else None
-        console.print(before_after_table(first, last, difference))
-    if alarm := hacking_line(folder.facts()):
-        console.print(alarm, soft_wrap=True)
-    console.print(f"run folder  {folder.path}", soft_wrap=True)
-    picture = folder.samples / "before-after.png"
-    if picture.is_file():
-        console.print(f"pictures    {picture}", soft_wrap=True)
-
-
-def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher]) -> None:
+def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], world: World = ONE) -> None:
     """Train a recipe in its run folder to the end, from the last checkpoint if there is one.
 
     Raises:
@@ -139,23 +52,37 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher]) 
     """
     try:
         with Listener() as listener, contextlib.ExitStack() as stack:
-            folder.status(status="running")
+            folder.status(
+                status="running", **({"processes": world.size, "nodes": world.nodes} if world.size > 1 else {})
+            )
+            world.on_signal, world.on_end = listener.request, lambda reason: _record_end(folder, RunError(reason))
+            world.limit((recipe.processes or Processes()).start_s)
+            check_shares(recipe, world)
             if isinstance(recipe, TrainRecipe):
                 stack.enter_context(connect_rewards(recipe.reward_set().rewards, log))
-            loop = open_loop(recipe, folder, log, listener)
+            loop = open_loop(recipe, folder, log, listener, world)
             loop.watchers.extend(watchers)
             if isinstance(recipe, SftRecipe):
                 sft(recipe, loop)
             else:
                 train(recipe, loop)
-            _save_pictures(recipe, loop)
+            if world.first:
+                _save_pictures(recipe, loop)
             folder.status(status="finished", iterations=loop.done)
     except BaseException as error:
-        reason = _reason(folder, error)
+        reason = _reason(folder, _first_cause(world, error))
         _record_end(folder, reason)
         if reason is error:
             raise
         raise reason from error
+
+
+def _first_cause(world: World, error: BaseException) -> BaseException:
+    """Return the error of the rank that ended the run, if ``error`` only says that another rank is gone."""
+    end = ended(world) if type(error).__name__ == "RankLost" else None
+    if end:
+        error.args = (end["message"],)
+    return error
 
 
 def _reason(folder: RunFolder, error: BaseException) -> BaseException:
@@ -180,7 +107,7 @@ def _record_end(folder: RunFolder, error: BaseException) -> None:
         folder.status(status="interrupted" if interruption else "failed", reason=reason or type(error).__name__)
 
 
-def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -> Loop:
+def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener, world: World = ONE) -> Loop:
     """Check rewards and data, start loggers, load the weights; return the loop at the last checkpoint, if any.
 
     Raises:
@@ -201,14 +128,14 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener) -
         check_captions(recipe.data.captions())
     if isinstance(recipe, TrainRecipe):
         _self_test_rewards(recipe, runtime)
-    sinks = start_loggers(recipe.loggers, folder.path, folder.settings(), log)
+    sinks = start_loggers(recipe.loggers, folder.path, folder.settings(), log) if world.first else []
     with memory("load"):
         policy = recipe.model.load(runtime)
         if isinstance(recipe.data, Listed) and isinstance(policy, Preparing):
             encoded = policy.prepare(recipe.data.captions())
             if encoded:
                 log(f"{encoded} captions encoded, and kept for later runs")
-    loop = Loop(recipe, policy, folder, lambda iteration: _evaluation(recipe, policy, iteration), listener)
+    loop = Loop(recipe, policy, folder, lambda number: _evaluation(recipe, policy, number, world), listener, world)
     loop.watchers.extend(sinks)
     folder.status(device=runtime.device, precision=runtime.precision, threads=torch.get_num_threads())
     if checkpoint := folder.resumable:
@@ -246,12 +173,12 @@ def _self_test_rewards(recipe: TrainRecipe, runtime: Runtime) -> None:
                 raise ConfigError(f"before the first iteration: {error}") from error
 
 
-def _evaluation(recipe: Recipe, policy: Model, iteration: int) -> dict[str, Any]:
+def _evaluation(recipe: Recipe, policy: Model, iteration: int, world: World) -> dict[str, Any]:
     """Evaluate the model; at iteration 0 the base is also evaluated at its best guidance."""
     rewards = judging_rewards(recipe)
-    line = evaluate(policy, recipe.data, recipe.evaluate, rewards=rewards)
+    line = evaluate(policy, recipe.data, recipe.evaluate, rewards=rewards, world=world)
     if iteration == 0 and rewards:
-        line["base_guided"] = best_guided(policy, recipe.data, recipe.evaluate, rewards)
+        line["base_guided"] = best_guided(policy, recipe.data, recipe.evaluate, rewards, world)
     return line
 
 

@@ -1,0 +1,173 @@
+"""Join the processes of a run: those of ``--processes``, of torchrun, or of an srun step; without them, a world of one.
+
+How a run ends is told through the store first: the first rank that fails writes its message and exit code there, the
+others leave without a word.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grpaint.core.errors import ConfigError, RunError
+from grpaint.parallel.watch import ENDED, STORE, Watch, ended
+from grpaint.parallel.world import ONE, World
+
+if TYPE_CHECKING:
+    from grpaint.parallel.group import Group, Place
+
+JOIN_S = 300.0  # how long a rank waits for the others to start
+PORT = 20_000  # the first of those that an srun step without MASTER_PORT may take
+
+_joined: list["Group"] = []  # the group of this process, while it has one
+
+
+def joining() -> bool:
+    """Return whether this process was started as one of many."""
+    return STORE in os.environ or _count("WORLD_SIZE") > 1 or _slurm()
+
+
+def _slurm() -> bool:
+    return "WORLD_SIZE" not in os.environ and _count("SLURM_STEP_NUM_TASKS") > 1
+
+
+def _count(name: str) -> int:
+    text = os.environ.get(name, "1")
+    if not text.isdecimal():
+        raise ConfigError(f"{name} = {text:.40}: not a number of processes; unset it, or start with torchrun.")
+    return int(text)
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[World]:
+    """Form the process group for the block, if this process is one of many; the others' ends end this one too.
+
+    Raises:
+        ConfigError: the environment announces a group and does not say which rank this is, or where the others are.
+        RunError: the others did not come.
+    """
+    if not joining():
+        yield ONE
+        return
+    world = _form(_place(), _address())
+    _joined.append(world)
+    try:
+        if not world.first:
+            logging.getLogger("grpaint").setLevel(logging.ERROR)  # rank 0 has said it
+        with Watch(world):
+            yield world
+    finally:
+        import torch.distributed as dist
+
+        with contextlib.suppress(RuntimeError, ValueError):
+            dist.destroy_process_group()
+
+
+def _place() -> "Place":
+    """Read from the environment where this process stands."""
+    from grpaint.parallel.group import Place
+
+    slurm = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    names = slurm if _slurm() else ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    for name in names[:2]:
+        if name not in os.environ:
+            raise ConfigError(
+                f"{names[1]} = {os.environ.get(names[1])}, and {name} is not set: no group of processes can form. "
+                "Start with --processes, torchrun or srun, or unset it."
+            )
+    rank, size = _count(names[0]), _count(names[1])
+    local_rank = _count(names[2]) if names[2] in os.environ else 0
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "") if _slurm() else os.environ.get("LOCAL_WORLD_SIZE", "")
+    local_size = int(tasks.partition("(")[0].partition(",")[0] or size)
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if size % local_size:
+        raise ConfigError(f"{size} processes on machines of {local_size}: start equally many on every machine.")
+    return Place(rank, size, local_rank, local_size, rank // local_size, size // local_size, restarts)
+
+
+def _address() -> tuple[str, int]:
+    """Return the host and port of rank 0's store; empty under our own agent, whose store is a file."""
+    if STORE in os.environ:
+        return "", 0
+    host, port = os.environ.get("MASTER_ADDR", ""), _count("MASTER_PORT") if "MASTER_PORT" in os.environ else 0
+    if _slurm():
+        host = host or _first_host(os.environ.get("SLURM_STEP_NODELIST", ""))
+        port = port or PORT + _count("SLURM_JOB_ID") % 20_000
+    if not host or not port:
+        raise ConfigError(
+            "WORLD_SIZE is set, and MASTER_ADDR or MASTER_PORT is not: no group of processes can form. Start with "
+            "--processes, torchrun or srun, or unset WORLD_SIZE."
+        )
+    return host, port
+
+
+def _first_host(nodes: str) -> str:
+    try:
+        result = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
+    except OSError:
+        return nodes if "[" not in nodes else ""
+    return result.stdout.partition("\n")[0].strip()
+
+
+def _form(place: "Place", address: tuple[str, int]) -> "Group":
+    import torch
+    import torch.distributed as dist
+    from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[attr-defined]  # not in its list
+
+    from grpaint.parallel.group import Group
+
+    seconds = float(os.environ.get("GRPAINT_JOIN_S", JOIN_S))
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+    host, port = address
+    try:
+        if host:
+            agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+            master = place.rank == 0 and not agent
+            store: Any = TCPStore(host, port, place.size, master, timedelta(seconds=seconds))
+        else:
+            store = FileStore(str(Path(os.environ[STORE]) / "store"), place.size)
+        store.set_timeout(timedelta(seconds=seconds))
+        if store.check([ENDED]):  # started again after an end that no restart mends
+            raise SystemExit(0)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=PrefixStore(f"group/{place.restarts}", store),
+            rank=place.rank,
+            world_size=place.size,
+            timeout=timedelta(seconds=seconds),
+        )
+        return Group(place, PrefixStore("grpaint", store))
+    except (RuntimeError, ValueError) as error:
+        raise RunError(
+            f"rank {place.rank} of WORLD_SIZE = {place.size}: the others did not join within {seconds:g} s"
+            f"{f' at {host}:{port}' if host else ''} ({str(error).splitlines()[0][:200]}). Start all of them, or unset "
+            "WORLD_SIZE."
+        ) from error
+
+
+def announce(message: str, code: int, *, lost: bool) -> int | None:
+    """Say through the store how the run ends; return the exit code of this process if it is to say nothing itself.
+
+    ``lost``: another rank is gone. If it has said why, that is how the run ends; if not, it died, and our agent starts
+    all again. Returns None outside a group, and where this rank's message is the run's.
+    """
+    if not _joined:
+        return None
+    world, agent = _joined[0], STORE in os.environ
+    if lost:
+        return 0 if ended(world) else 1 if agent else None
+    text = json.dumps({"message": message, "code": code, "rank": world.rank})
+    try:
+        winner = world.store.compare_set(ENDED, "", text)
+    except RuntimeError:
+        winner = text.encode()
+    if agent:
+        return 0  # the agent's process prints it; any other code would start all again
+    return None if winner.decode() == text else code

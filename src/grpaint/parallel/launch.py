@@ -1,0 +1,155 @@
+"""Start the processes of a run on this machine with PyTorch's elastic agent; nothing listens beyond loopback.
+
+The store is a file in a folder of this user, and gloo is bound to the loopback interface.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]  # not in its list
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
+
+from grpaint.core.errors import RunError
+from grpaint.parallel.watch import ENDED, STOP, STORE
+
+LOOPBACK = "127.0.0.1"
+
+
+class _OneMachine(RendezvousHandler):
+    """The rendezvous of a single agent: it has nobody to wait for, and its store is a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._round = folder, 0
+
+    def get_backend(self) -> str:
+        return "file"
+
+    @property
+    def use_agent_store(self) -> bool:
+        return False
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        self._round += 1
+        store = FileStore(str(self._folder / f"agent-{self._round}"), 1)
+        return RendezvousInfo(store, 0, 1, RendezvousStoreInfo(LOOPBACK, 1))  # no worker asks for that port
+
+    def is_closed(self) -> bool:
+        return False
+
+    def set_closed(self) -> None:
+        pass
+
+    def num_nodes_waiting(self) -> int:
+        return 0
+
+    def get_run_id(self) -> str:
+        return "grpaint"
+
+    def shutdown(self) -> bool:
+        return True
+
+
+class _Agent(threading.Thread):
+    """Runs the agent in a thread of its own, where it installs no signal handlers."""
+
+    def __init__(self, agent: LocalElasticAgent) -> None:
+        super().__init__(daemon=True)
+        self.agent = agent
+        self.result: RunResult | None = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.result = self.agent.run()
+        except BaseException as error:  # noqa: BLE001 - reason: launch() raises it
+            self.error = error
+
+
+def launch(processes: int, most_restarts: int, words: list[str]) -> int:
+    """Run ``grpaint`` with the arguments ``words`` in several processes, and return the exit code of the run.
+
+    Processes that die are started again, all of them, up to ``most_restarts`` times. The first Ctrl-C, SIGTERM or
+    SIGHUP lets them finish their iteration and save; the second ends them at once.
+
+    Raises:
+        RunError: the run failed; the message is that of the rank which failed first.
+    """
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the run's own line says what happened
+    with tempfile.TemporaryDirectory(prefix="grpaint-") as name:
+        folder = Path(name)
+        os.environ |= {STORE: name, "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0"}
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+        spec = WorkerSpec(
+            role="grpaint",
+            local_world_size=processes,
+            rdzv_handler=_OneMachine(folder),
+            entrypoint=sys.executable,
+            args=("-m", "grpaint", *words),
+            max_restarts=most_restarts,
+            monitor_interval=0.2,
+            local_addr=LOOPBACK,
+        )
+        logs = DefaultLogsSpecs(log_dir=str(folder / "logs"))
+        thread = _Agent(LocalElasticAgent(spec, logs, exit_barrier_timeout=0))
+        store = PrefixStore("grpaint", FileStore(str(folder / "store"), processes))
+        signals = _pass_signals(thread, store)
+        return _end(store, thread, signals)
+
+
+def _pass_signals(thread: _Agent, store: Any) -> list[int]:
+    """Run the agent to its end, and tell the processes of a signal; return the signals that came."""
+    signals: list[int] = []
+
+    def receive(number: int, _frame: object) -> None:
+        signals.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, receive) for number in numbers}
+    try:
+        thread.start()
+        passed = 0
+        while thread.is_alive():
+            thread.join(0.2)
+            if len(signals) > passed:
+                passed = len(signals)
+                if passed == 1:
+                    store.set(STOP, str(int(signals[0])))
+                else:
+                    thread.agent._shutdown(signal.SIGKILL)
+                    break
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return signals
+
+
+def _end(store: Any, thread: _Agent, signals: list[int]) -> int:
+    """Return the exit code of the run, or raise what ended it."""
+    if store.check([ENDED]):
+        end = json.loads(store.get(ENDED))
+        if end["message"]:
+            sys.stderr.write(f"grpaint: {end['message']}\n")
+        return int(end["code"])
+    if len(signals) > 1:
+        raise KeyboardInterrupt(signals[0])
+    if thread.error:
+        raise RunError(f"the processes could not be started: {thread.error}") from thread.error
+    if thread.result and thread.result.is_failed():
+        died = ", ".join(
+            f"rank {rank} by exit code {failure.exitcode}" for rank, failure in thread.result.failures.items()
+        )
+        raise RunError(
+            f"processes died, and --max-restarts allows no further start ({died}). The last checkpoint stays; continue "
+            "with --resume."
+        )
+    return 0

@@ -1,0 +1,59 @@
+"""A thread in each process of a run that passes on signals to the run, and ends the process when the run has ended."""
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, Self
+
+EVERY_S, GRACE_S = 0.5, 3.0
+STOP = "stop"  # the key of a signal that the agent's process received
+ENDED = "ended"  # the key of how the run ended
+STORE = "GRPAINT_STORE"  # in the environment: the folder of the stores, set by our own agent
+
+
+def ended(world: Any) -> dict[str, Any] | None:
+    """Return how the run has ended, ``message`` and ``code``, if a rank has said so."""
+    try:
+        return json.loads(world.store.get(ENDED)) if world.store.check([ENDED]) else None
+    except (RuntimeError, ValueError):  # the store went with the process that held it
+        return None
+
+
+class Watch:
+    """Within its block a thread publishes where this rank is, and looks for a signal and for the run's end.
+
+    A process that is busy elsewhere when the run ends, as with a slow reward, is ended after ``GRACE_S`` seconds.
+    """
+
+    def __init__(self, world: Any) -> None:
+        self._world, self._over = world, threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        position = ""
+        while not self._over.wait(EVERY_S):
+            with contextlib.suppress(RuntimeError):  # the store went with the process that held it
+                if position != (now := self._world.position()):
+                    position = now
+                    self._world.store.set(f"at/{self._world.restarts}/{self._world.rank}", now)
+                self._look()
+
+    def _look(self) -> None:
+        if self._world.on_signal and self._world.store.check([STOP]):
+            self._world.on_signal(int(self._world.store.get(STOP)))
+        end = ended(self._world)
+        if end and not self._over.wait(GRACE_S):
+            callback: Callable[[str], None] | None = self._world.on_end
+            if callback and self._world.first:
+                callback(end["message"])
+            os._exit(0 if STORE in os.environ else end["code"])
