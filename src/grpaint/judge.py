@@ -19,7 +19,7 @@ from grpaint.core.step import Ode
 from grpaint.core.user_code import user_code
 from grpaint.learn.objective import Denoising
 from grpaint.learn.table import RewardSet
-from grpaint.measures.image_statistics import image_statistics
+from grpaint.measures.image_statistics import compared, image_statistics, spread
 from grpaint.measures.score import comparable_score
 from grpaint.parallel.world import ONE, World
 from grpaint.recipe.build import dump
@@ -152,7 +152,7 @@ def evaluate(
     """
     prompts = data.held_out(settings.prompts, settings.seed)
     share = world.share(len(prompts))
-    measures, statistics, bad_images = _measure(policy, data, settings, rewards, weights, prompts, share)
+    measures, statistics, small, bad_images = _measure(policy, data, settings, rewards, weights, prompts, share)
     if bad_images := sum(world.gather_values(bad_images)):
         raise RunError(
             f"{bad_images} of {len(prompts)} images of an evaluation contain NaN or infinity: the weights, or "
@@ -160,6 +160,7 @@ def evaluate(
             "precision; the last checkpoint stays."
         )
     measures, statistics = world.gather(measures), world.gather(statistics)
+    statistics["image/spread"] = spread(world.gather(small)["small"])  # of all images, not of a share
     line: dict[str, Any] = {"guidance": settings.guidance, "prompts": len(prompts), "steps": settings.steps}
     line |= {"sampler": dump(settings.sampler), "tuned_share": settings.tuned_share}
     line["score"] = data.score if data.score in measures else "denoising_loss"
@@ -180,19 +181,19 @@ def _measure(
     weights: Weights,
     prompts: Sequence[Prompt],
     share: range,
-) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-    """Return measures and statistics of the images of a share of the prompts, and how many are not finite.
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], int]:
+    """Return measures, statistics and ``small`` copies of the images of a share, and how many are not finite.
 
     Nothing is measured if one is not finite, or if the share is empty.
     """
     own = prompts[share.start : share.stop]
     if not own:
-        return {}, {}, 0
+        return {}, {}, {}, 0
     images = sample(policy, own, settings, weights=weights, first=share.start)
     if bad_images := int((~images.isfinite()).flatten(1).any(1).sum()):
-        return {}, {}, bad_images
+        return {}, {}, {}, bad_images
     measures = data.measures(images, own) | (free_rewards(rewards, images, own) if rewards else {})
-    return measures, image_statistics(images), 0
+    return measures, image_statistics(images), {"small": compared(images)}, 0
 
 
 def judging_rewards(recipe: Recipe | JudgingRecipe) -> RewardSet | None:

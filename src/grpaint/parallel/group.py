@@ -97,9 +97,10 @@ class Group(World):
         length = torch.tensor([len(content)])
         lengths = [torch.empty_like(length) for _ in range(size)]
         self._exchange(lambda: dist.all_gather(lengths, length, group=group), 8)
-        longest = max(int(one) for one in lengths)
+        longest = max(1, *(int(one) for one in lengths))
         padded = torch.zeros(longest, dtype=torch.uint8)
-        padded[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        if content:
+            padded[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         parts = [torch.empty_like(padded) for _ in range(size)]
         self._exchange(lambda: dist.all_gather(parts, padded, group=group), longest)
         return [bytes(part[: int(one)].numpy()) for part, one in zip(parts, lengths, strict=True)]

@@ -31,7 +31,6 @@ from grpaint.run.signals import Listener, Stopped
 from grpaint.run.state import check_storable
 
 Line = dict[str, Any]
-ACCOUNTS = {"": "training", "evaluation_": "evaluation"}  # of model evaluations, by the prefix of their metric
 Terms = Callable[[Rollout, torch.Tensor], Iterable[Term]]  # from a batch and its advantages
 
 
@@ -136,9 +135,9 @@ class Loop:
         self._times = defaultdict(float, times)
         self.record(measures)
         settings = self.recipe.processes or Processes()
+        self.world.limit(settings.limit_s)
         if self.done % settings.check_every == 0:
             check_equal_weights(self.policy.weights.trainable, self.world)
-        self.world.limit(settings.limit_s)
 
     def update(
         self, terms: Terms, batch: Rollout, advantage: torch.Tensor, anchor: Callable[[], Iterable[Term]] = tuple
@@ -238,7 +237,8 @@ class Loop:
 
     def _write_line(self) -> None:
         counts = self.policy.meter.counts
-        costs = {f"cost/{prefix}model_evaluations": counts[name] for prefix, name in ACCOUNTS.items()}
+        prefixes = {"": "training", "evaluation_": "evaluation"}
+        costs = {f"cost/{prefix}model_evaluations": counts[name] for prefix, name in prefixes.items()}
         times = {f"time/{name}_s": round(value, 4) for name, value in self._times.items()}
         line = {"iteration": self.done} | self.line | self.policy.meter.truncated() | costs | times
         self.folder.append("metrics.jsonl", line)

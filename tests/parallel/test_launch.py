@@ -1,0 +1,131 @@
+"""``--processes``: faults, stops and deaths of real processes, each ended as the command line promises."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REWARD = """
+import os
+def bad(images, prompts):
+    if os.environ.get("RANK") == "1":
+        raise ValueError("no score today")
+    return images.mean((1, 2, 3))
+"""
+SETS = [
+    *("evaluate.prompts=4", "evaluate.probe=4", "evaluate.steps=2", "evaluate.guided=[]", "evaluate.pictures=0"),
+    *("threads=1", "train.prompts=4", "model.start=random"),
+]
+
+
+def start(folder, *words, sets=(), environment=None):
+    """``grpaint`` in a process of its own."""
+    flags = [word for item in (*SETS, *sets) for word in ("--set", item)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "grpaint", *words, *flags],
+        cwd=folder,
+        env=os.environ | (environment or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ranks_of(process):
+    """The process numbers of a run's ranks, by rank, once they train."""
+    ranks = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+            names = (status.parent / "environ").read_bytes()
+        except (OSError, ValueError):
+            continue
+        rank = re.search(rb"\0RANK=(\d+)\0", names)
+        if parent == process.pid and rank:
+            ranks[int(rank[1])] = int(status.parent.name)
+    return ranks
+
+
+def wait_for(condition, process, seconds=120):
+    """Wait until ``condition`` holds while the process runs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def run_facts(folder, name):
+    return json.loads((folder / "runs" / name / "run.json").read_text())
+
+
+def test_an_error_on_one_rank_ends_the_run_with_its_message_once(tmp_path):
+    (tmp_path / "bad.py").write_text(REWARD)
+    sets = ["rewards.bad.kind=bad.py:bad", "rewards.bad.self_test=false"]
+    process = start(tmp_path, "train", "mix-grpo", "--name", "bad", "--processes", "2", sets=sets)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert errors.count("reward bad raised ValueError: no score today") == 1
+    assert "Traceback" not in errors
+    facts = run_facts(tmp_path, "bad")
+    assert facts["status"] == "failed"
+    assert facts["reason"].startswith("reward bad raised ValueError: no score today")
+    assert facts["processes"] == 2
+
+
+def listening_addresses(pids):
+    """The local addresses, in hexadecimal, of the TCP sockets on which these processes listen."""
+    inodes = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            match = re.fullmatch(r"socket:\[(\d+)\]", str(link.readlink())) if link.is_symlink() else None
+            inodes |= {match[1]} if match else set()
+    lines = [line.split() for file in ("tcp", "tcp6") for line in Path("/proc/net", file).read_text().splitlines()[1:]]
+    return {line[1].partition(":")[0] for line in lines if line[3] == "0A" and line[9] in inodes}
+
+
+def test_a_stop_is_saved_a_death_is_started_again_and_nothing_listens_beyond_loopback(tmp_path):
+    sets = ["train.iterations=400", "checkpoint.every=2"]
+    process = start(tmp_path, "train", "mix-grpo", "--name", "mine", "--processes", "2", sets=sets)
+    checkpoints = tmp_path / "runs/mine/checkpoints"
+    wait_for(lambda: checkpoints.is_dir() and any(checkpoints.glob("[0-9]*")), process)
+    first = ranks_of(process)
+    assert sorted(first) == [0, 1]
+    assert listening_addresses([process.pid, *first.values()]) <= {"0100007F"}
+    os.kill(first[1], signal.SIGKILL)
+    wait_for(lambda: not set(first.values()) & set(ranks_of(process).values()) and len(ranks_of(process)) == 2, process)
+    count = len(list(checkpoints.glob("[0-9]*")))
+    latest = max(folder.name for folder in checkpoints.glob("[0-9]*")) if count else ""
+    wait_for(lambda: max(folder.name for folder in checkpoints.glob("[0-9]*")) > latest, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143, errors
+    assert errors.count("stopped by SIGTERM after saving; continue with --resume.") == 1
+    assert run_facts(tmp_path, "mine")["status"] == "interrupted"
+    lines = (tmp_path / "runs/mine/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == list(range(1, len(lines) + 1))
+
+
+@pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR"])
+def test_a_world_size_without_a_group_is_one_line(tmp_path, missing):
+    group = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    del group[missing]
+    process = start(tmp_path, "train", "mix-grpo", environment=group)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert re.fullmatch(rf"grpaint: [^\n]*{missing}[^\n]*--processes[^\n]*\n", errors)
+
+
+def test_more_processes_than_prompts_is_one_line(tmp_path):
+    words = ["train", "pro-grpo", "--processes", "3"]
+    process = start(tmp_path, *words, sets=["train.prompts=2"])
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "train.prompts = 2, and groups are compared while they are sampled: too few for 3 processes" in errors
+    assert not (tmp_path / "runs/pro-grpo").exists()
