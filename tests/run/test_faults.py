@@ -146,7 +146,7 @@ def test_out_of_memory_names_the_phase_and_what_to_lower(phase, error, monkeypat
 
     where = {
         "load": "grpaint.backends.scenes.Scenes.load",
-        "rollout": "grpaint.run.collect.roll",
+        "rollout": "grpaint.run.collect.own_samples",
         "reward": "grpaint.learn.table.RewardTable.total",
         "update": "grpaint.learn.objective.PolicyGradient._term",
         "evaluate": "grpaint.commands.train.running.evaluate",
@@ -208,7 +208,7 @@ def test_an_error_of_our_own_making_is_not_dressed_up(monkeypatch):
     def broken(*args, **options):
         raise RuntimeError("expected a tensor in channels-last memory format")
 
-    monkeypatch.setattr("grpaint.run.collect.roll", broken)
+    monkeypatch.setattr("grpaint.run.collect.own_samples", broken)
     with pytest.raises(RuntimeError, match="channels-last"):
         command("train", "flow-grpo-fast", "--name", "it", sets=SETS)
     assert status(Path("runs/it"))["status"] == "failed"
