@@ -21,8 +21,8 @@ from tiny_runs import EMBEDDED, TINY, command, flags
 pytestmark = pytest.mark.usefixtures("small_network")
 
 COMMANDS = {
-    "train": "recipe --set --name --runs --resume",
-    "sft": "recipe --set --name --runs --resume",
+    "train": "recipe --set --name --runs --resume --processes --max-restarts",
+    "sft": "recipe --set --name --runs --resume --processes --max-restarts",
     "sample": "source prompts --seed --out --steps --guidance --like --snippet --set --trust",
     "export": "source --for --out --check --push --set --trust",
     "doctor": "recipe --set --json --trust",
