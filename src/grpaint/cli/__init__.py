@@ -5,6 +5,7 @@
 import contextlib
 import os
 import sys
+import traceback
 
 from grpaint.cli.app import app
 from grpaint.cli.output import lasting_errors, printable_warnings
@@ -25,22 +26,26 @@ def main() -> None:
         except (KeyboardInterrupt, SystemExit) as end:
             if isinstance(end, SystemExit) and end.code != 130:  # typer turns Ctrl-C into this
                 raise
-            _print_error("stopped at once; what was saved before stays.")
-            sys.exit(130)
+            sys.exit(_end("stopped at once; what was saved before stays.", 130))
         except Exception as error:
             code = _explain(error)
             if code is None:
-                raise
+                code = _announce(f"{type(error).__name__}: {' '.join(str(error).split())}; a traceback is above.", 1)
+                if code is None:
+                    raise
+                traceback.print_exception(error)
             sys.exit(code)
 
 
 def _explain(error: Exception) -> int | None:
     """Print an expected error in one line and return its exit code; return None for a bug of ours."""
-    from grpaint.core.errors import CheckpointError, ConfigError, GrpaintError
+    from grpaint.core.errors import CheckpointError, ConfigError, GrpaintError, ProcessesEnded
     from grpaint.core.importing import user_code_location
     from grpaint.core.user_code import describe
 
     if isinstance(error, GrpaintError):
+        if isinstance(error, ProcessesEnded):
+            return _end(str(error), error.exit_code)
         unreadable = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
         code = 2 if unreadable or isinstance(error, ConfigError) else 1
         return _end(" ".join(str(error).split("\n")), code, lost=type(error).__name__ == "RankLost")
@@ -57,14 +62,15 @@ def _explain(error: Exception) -> int | None:
 
 def _end(message: str, code: int, *, lost: bool = False) -> int:
     """Print an error, and return the exit code; one process of many says it through the store of its group."""
-    join = sys.modules.get("grpaint.parallel.join")
-    own = join.announce(message, code, lost=lost) if join else None
+    own = _announce(message, code, lost=lost)
     if own is None:
-        _print_error(message)
+        from grpaint.report.console import echo
+
+        echo(f"grpaint: {message}", err=True)
     return code if own is None else own
 
 
-def _print_error(message: str) -> None:
-    from grpaint.report.console import echo
-
-    echo(f"grpaint: {message}", err=True)
+def _announce(message: str, code: int, *, lost: bool = False) -> int | None:
+    """Say to the other processes of a run how it ends; return this one's exit code if that says it all, or None."""
+    join = sys.modules.get("grpaint.parallel.join")
+    return join.announce(message, code, lost=lost) if join else None

@@ -3,8 +3,6 @@
 import os
 import sys
 
-import typer
-
 from grpaint.core.bounds import whole_number
 from grpaint.core.errors import ConfigError
 from grpaint.parallel.join import joining
@@ -20,7 +18,7 @@ def run_in_processes(processes: str | None, most_restarts: int, stage: str, name
 
     Raises:
         ConfigError: ``--processes`` is no number from 1 and not "auto".
-        typer.Exit: the run ended with an exit code above 0.
+        RunError: the run ended early.
     """
     if processes is None or joining():
         return False
@@ -31,8 +29,7 @@ def run_in_processes(processes: str | None, most_restarts: int, stage: str, name
         return False
     from grpaint.parallel.launch import launch
 
-    if code := launch(count, most_restarts, sys.argv[1:]):
-        raise typer.Exit(code)
+    launch(count, most_restarts, sys.argv[1:])
     return True
 
 

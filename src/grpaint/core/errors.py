@@ -6,6 +6,7 @@ GrpaintError                 one line for the terminal, never a traceback
 |-- CheckpointError          a weight file cannot be read or written     (2 when reading, 1 while running)
 `-- RunError                 a run that had started cannot continue      (exit code 1; resumable)
     |-- RewardError          a reward raised, or returned invalid scores
+    |-- ProcessesEnded       one of a run's processes ended it            (that one's exit code)
     `-- MemoryExhausted      out of memory; names the phase and the setting to lower
 """
 
@@ -38,6 +39,14 @@ class CheckpointError(GrpaintError):
 
 class RunError(GrpaintError):
     """A run that had started cannot continue; the last checkpoint stays and the run can be resumed."""
+
+
+class ProcessesEnded(RunError):
+    """One of a run's processes ended it; the message and the exit code are that process's."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class RewardError(RunError):

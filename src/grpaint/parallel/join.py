@@ -21,7 +21,7 @@ from grpaint.parallel.world import ONE, World
 if TYPE_CHECKING:
     from grpaint.parallel.group import Group, Place
 
-JOIN_S = 300.0  # how long a rank waits for the others to start
+JOIN_S = 300  # how long a rank waits for the others to start
 PORT = 20_000  # the first of those that an srun step without MASTER_PORT may take
 
 _joined: list["Group"] = []  # the group of this process, while it has one
@@ -39,7 +39,7 @@ def _slurm() -> bool:
 def _count(name: str) -> int:
     text = os.environ.get(name, "1")
     if not text.isdecimal():
-        raise ConfigError(f"{name} = {text:.40}: not a number of processes; unset it, or start with torchrun.")
+        raise ConfigError(f"{name} = {text:.40}: not a whole number; unset it, or start with torchrun.")
     return int(text)
 
 
@@ -81,6 +81,8 @@ def _place() -> "Place":
                 "Start with --processes, torchrun or srun, or unset it."
             )
     rank, size = _count(names[0]), _count(names[1])
+    if rank >= size:
+        raise ConfigError(f"{names[0]} = {rank}, and {names[1]} = {size}: ranks count from 0; unset both.")
     local_rank = _count(names[2]) if names[2] in os.environ else 0
     tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "") if _slurm() else os.environ.get("LOCAL_WORLD_SIZE", "")
     local_size = int(tasks.partition("(")[0].partition(",")[0] or size)
@@ -121,7 +123,7 @@ def _form(place: "Place", address: tuple[str, int]) -> "Group":
 
     from grpaint.parallel.group import Group
 
-    seconds = float(os.environ.get("GRPAINT_JOIN_S", JOIN_S))
+    seconds = _count("GRPAINT_JOIN_S") if "GRPAINT_JOIN_S" in os.environ else JOIN_S
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())

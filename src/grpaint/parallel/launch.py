@@ -19,7 +19,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
-from grpaint.core.errors import RunError
+from grpaint.core.errors import ProcessesEnded, RunError
 from grpaint.parallel.watch import ENDED, STOP, STORE
 
 LOOPBACK = "127.0.0.1"
@@ -75,14 +75,16 @@ class _Agent(threading.Thread):
             self.error = error
 
 
-def launch(processes: int, most_restarts: int, words: list[str]) -> int:
-    """Run ``grpaint`` with the arguments ``words`` in several processes, and return the exit code of the run.
+def launch(processes: int, most_restarts: int, words: list[str]) -> None:
+    """Run ``grpaint`` with the arguments ``words`` in several processes.
 
     Processes that die are started again, all of them, up to ``most_restarts`` times. The first Ctrl-C, SIGTERM or
     SIGHUP lets them finish their iteration and save; the second ends them at once.
 
     Raises:
-        RunError: the run failed; the message is that of the rank which failed first.
+        ProcessesEnded: a rank ended the run, by an error or after a signal; the first one's message is the run's. Or a
+            second signal ended all at once.
+        RunError: processes died too often, or could not be started.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the run's own line says what happened
     with tempfile.TemporaryDirectory(prefix="grpaint-") as name:
@@ -103,7 +105,7 @@ def launch(processes: int, most_restarts: int, words: list[str]) -> int:
         thread = _Agent(LocalElasticAgent(spec, logs, exit_barrier_timeout=0))
         store = PrefixStore("grpaint", FileStore(str(folder / "store"), processes))
         signals = _pass_signals(thread, store)
-        return _end(store, thread, signals)
+        _check_end(store, thread, signals)
 
 
 def _pass_signals(thread: _Agent, store: Any) -> list[int]:
@@ -125,7 +127,9 @@ def _pass_signals(thread: _Agent, store: Any) -> list[int]:
                 if passed == 1:
                     store.set(STOP, str(int(signals[0])))
                 else:
+                    thread.agent._remaining_restarts = 0  # or it would start again what is killed here
                     thread.agent._shutdown(signal.SIGKILL)
+                    thread.join(5)
                     break
     finally:
         for number, handler in previous.items():
@@ -133,15 +137,13 @@ def _pass_signals(thread: _Agent, store: Any) -> list[int]:
     return signals
 
 
-def _end(store: Any, thread: _Agent, signals: list[int]) -> int:
-    """Return the exit code of the run, or raise what ended it."""
+def _check_end(store: Any, thread: _Agent, signals: list[int]) -> None:
+    """Raise what ended the run early, if anything did."""
+    if len(signals) > 1:
+        raise ProcessesEnded("stopped at once; what was saved before stays.", 128 + signals[0])
     if store.check([ENDED]):
         end = json.loads(store.get(ENDED))
-        if end["message"]:
-            sys.stderr.write(f"grpaint: {end['message']}\n")
-        return int(end["code"])
-    if len(signals) > 1:
-        raise KeyboardInterrupt(signals[0])
+        raise ProcessesEnded(end["message"], int(end["code"]))
     if thread.error:
         raise RunError(f"the processes could not be started: {thread.error}") from thread.error
     if thread.result and thread.result.is_failed():
@@ -152,4 +154,3 @@ def _end(store: Any, thread: _Agent, signals: list[int]) -> int:
             f"processes died, and --max-restarts allows no further start ({died}). The last checkpoint stays; continue "
             "with --resume."
         )
-    return 0

@@ -42,13 +42,8 @@ def run(
         GrpaintError: the recipe or a setting is refused, or the run cannot continue.
         Stopped: a signal stopped the run after its state was saved.
     """
-    run_name = Path(DEFAULT[stage] if name is None else name).stem if run_name is None else run_name
-    if not run_name or Path(run_name).name != run_name or run_name.startswith("."):
-        raise ConfigError(
-            f'--name "{run_name}": the name of a folder under {runs}, without / and not beginning with a dot.'
-        )
-    path = runs / run_name
     with joined() as world:
+        path = runs / _folder_name(stage, name, runs, run_name)  # within the group: its error is then said once
         if not world.first:
             _follow(world, stage, advice)
         elif resume or (world.restarts and (path / "run.toml").is_file()):  # what a rank that died had begun goes on
@@ -62,6 +57,16 @@ def run(
                     if not folder.lines("evaluations.jsonl"):
                         folder.discard()
                     raise
+
+
+def _folder_name(stage: str, name: str | None, runs: Path, run_name: str | None) -> str:
+    """Return the name of the run's folder, by default the recipe's."""
+    run_name = Path(DEFAULT[stage] if name is None else name).stem if run_name is None else run_name
+    if not run_name or Path(run_name).name != run_name or run_name.startswith("."):
+        raise ConfigError(
+            f'--name "{run_name}": the name of a folder under {runs}, without / and not beginning with a dot.'
+        )
+    return run_name
 
 
 def _resume(world: World, path: Path, stage: str, name: str | None, sets: list[str], advice: Advice) -> None:

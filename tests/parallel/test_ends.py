@@ -1,0 +1,177 @@
+"""How a run of two processes ends: by errors, signals and deaths, or before its group has formed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tiny_runs import REWARD, TINY, flags, lines, status
+
+REWARD_FILE = """
+import os, signal
+from pathlib import Path
+
+def score(images, prompts):
+    fault = Path("fault")
+    if os.environ.get("RANK") == "1" and Path("runs/it/metrics.jsonl").exists() and fault.exists():
+        what = fault.read_text()
+        Path("time").touch()
+        if what == "raise":
+            raise ValueError("the first line\\nand a second one")
+        fault.unlink()
+        for name in what.split():
+            os.kill(os.getpid(), getattr(signal, name))
+    return images.mean((1, 2, 3))
+"""
+SETS = [*TINY, REWARD, "evaluate.pictures=0", "train.constant=0"]
+LONG = ["train.iterations=100000", "evaluate.every=100000", "checkpoint.every=100000"]
+IT = Path("runs/it")
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    Path("reward.py").write_text(REWARD_FILE)
+
+
+def start(*words, sets=(), **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "grpaint", "train", "flow-grpo-fast", "--name", "it", *words, *flags(*SETS, *sets)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+def wait_for_lines(running, count=1):
+    end = time.monotonic() + 120
+    while not (IT / "metrics.jsonl").is_file() or len((IT / "metrics.jsonl").read_text().splitlines()) < count:
+        assert running.poll() is None, running.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def children(pid):
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def end_of(running):
+    errors = running.communicate(timeout=120)[1]
+    assert not list(Path.cwd().glob("grpaint-*"))  # the folder of the store
+    return errors
+
+
+def test_ctrl_c_saves_and_the_run_is_resumed_by_another_number_of_processes():
+    running = start("--processes", "2", sets=LONG)
+    wait_for_lines(running)
+    running.send_signal(signal.SIGINT)
+    assert end_of(running) == "grpaint: stopped by SIGINT after saving; continue with --resume.\n"
+    assert running.returncode == 130
+    assert status(IT)["status"] == "interrupted"
+    done = len(lines(IT / "metrics.jsonl"))
+    resumed = start("--resume", sets=LONG)
+    wait_for_lines(resumed, done + 2)
+    resumed.terminate()
+    end_of(resumed)
+    assert resumed.returncode == 143
+    numbers = [line["iteration"] for line in lines(IT / "metrics.jsonl")]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_a_second_signal_ends_all_at_once():
+    running = start("--processes", "2", sets=LONG)
+    wait_for_lines(running)
+    ranks = children(running.pid)
+    for rank in ranks:
+        os.kill(rank, signal.SIGSTOP)  # so that none can end by itself
+    running.terminate()
+    time.sleep(1)
+    running.terminate()
+    assert end_of(running) == "grpaint: stopped at once; what was saved before stays.\n"
+    assert running.returncode == 143
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+
+
+def test_an_error_on_a_rank_is_said_once_and_ends_the_run():
+    Path("fault").write_text("raise")
+    running = start("--processes", "2", sets=LONG)
+    errors = end_of(running)
+    assert time.time() - Path("time").stat().st_mtime < 10
+    assert running.returncode == 1
+    assert errors.startswith("grpaint: reward bright raised ValueError: the first line and a second one")
+    assert errors.count("\n") == 1
+    assert status(IT)["status"] == "failed"
+    assert "the first line and a second one" in status(IT)["reason"]
+
+
+@pytest.mark.parametrize(("signals", "code"), [("SIGTERM", 143), ("SIGTERM SIGTERM", 130)])
+def test_a_signal_to_one_rank_ends_the_run_and_is_not_mended_by_a_restart(signals, code):
+    Path("fault").write_text(signals)
+    running = start("--processes", "2", sets=LONG)
+    errors = end_of(running)
+    assert running.returncode == code
+    assert errors.count("grpaint: stopped ") == 1
+    assert status(IT)["status"] != "running"
+
+
+def test_processes_are_started_again_when_one_dies():
+    Path("fault").write_text("SIGKILL")
+    running = start("--processes", "2", sets=["train.iterations=30"])
+    end_of(running)
+    assert running.returncode == 0
+    assert not Path("fault").exists()
+    assert [line["iteration"] for line in lines(IT / "metrics.jsonl")] == list(range(1, 31))
+
+
+def test_without_further_starts_the_line_names_the_rank_that_died():
+    Path("fault").write_text("SIGKILL")
+    running = start("--processes", "2", "--max-restarts", "0", sets=LONG)
+    errors = end_of(running)
+    assert running.returncode == 1
+    assert "--max-restarts allows no further start (rank 1 by exit code -9" in errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--processes", "0"), 'grpaint: --processes 0: a whole number from 1 to 1024, or "auto".\n'),
+        (("--processes", "two"), 'grpaint: --processes two: a whole number from 1 to 1024, or "auto".\n'),
+        (
+            ("--processes", "2", "--name", "a/b"),
+            'grpaint: --name "a/b": the name of a folder under runs, without / and not beginning with a dot.\n',
+        ),
+    ],
+)
+def test_a_bad_argument_is_one_line(words, line):
+    running = start(*words)
+    assert end_of(running) == line
+    assert running.returncode == 2
+
+
+TCP = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29471"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "part"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "2", **TCP}, 2, "RANK = 2, and WORLD_SIZE = 2"),
+        ({"WORLD_SIZE": "many"}, 2, "WORLD_SIZE = many: not a whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "GRPAINT_JOIN_S": "soon", **TCP}, 2, "GRPAINT_JOIN_S = soon: not a whole"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "GRPAINT_JOIN_S": "2", **TCP}, 1, "the others did not join within 2 s"),
+    ],
+)
+def test_a_group_that_does_not_form_is_one_line(environment, code, part):
+    running = start(**environment)
+    errors = end_of(running)
+    assert running.returncode == code
+    assert part in errors
+    assert errors.startswith("grpaint: ")
+    assert errors.count("\n") == 1
+    assert not IT.exists()
