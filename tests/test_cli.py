@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from rich.console import Console
 
 import tiny_runs
 from grpaint import cli
-from grpaint.recipe.config import recipe_names
+from grpaint.core.runtime import Runtime
+from grpaint.recipe.config import open_recipe, recipe_names
 from grpaint.report.terminal import before_after_table
 from tiny_runs import EMBEDDED, TINY, command, flags
 
@@ -28,10 +30,10 @@ COMMANDS = {
     "doctor": "recipe --set --json --trust",
     "fetch": "recipe --to --dry-run --set --trust",
     "evaluate": "sources --out --few --keep --json --set --trust",
-    "show": "recipe --set --json --trust",
+    "show": "recipe --set --processes --json --trust",
     "plan": "recipe --gpu --calibrate --minutes --json --set --trust",
     "compare": "methods --seeds --budget-evaluations --budget-minutes --world --only --shard --search --baseline "
-    "--dry-run --out --set",
+    "--processes --dry-run --out --set",
     "list": "what --json",
     "data scan": "where --sheet --set --json --trust",
     "data captions": "where --out --draws --set --trust",
@@ -150,6 +152,32 @@ def test_show_has_steps_batches_costs_and_memory():
         "[train.optimizer]",
     ):
         assert word in output
+
+
+def test_show_divides_an_iteration_among_processes():
+    sets = ["train.prompts=5", "train.group_size=4", "model.start=random"]
+    plain = json.loads(command("show", "flow-grpo-fast", "--json", sets=sets).out)
+    shown = json.loads(command("show", "flow-grpo-fast", "--json", "--processes", "3", sets=sets).out)
+    division = shown.pop("processes")
+    assert shown == plain
+    trained = open_recipe("flow-grpo-fast", "train", sets)[0].model.load(Runtime()).parameters()
+    numbers = sum(parameter.numel() for parameter in trained)
+    assert division == {"count": 3, "rows": [8, 8, 4], "imbalance": 1.2, "gradient_bytes": 4 * numbers}
+    output = command("show", "flow-grpo-fast", "--processes", "3", sets=sets).out
+    assert re.search(r"rows of each process +8 8 4\n", output)
+    assert f"{4 * numbers:,}" in output
+    refused = command("show", "pro-grpo", "--processes", "6", sets=["train.prompts=5"])
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "train.prompts = 5" in refused.err
+
+
+def test_show_leaves_out_the_gradients_of_a_model_that_it_does_not_know():
+    Path("mine.py").write_text("from grpaint.backends.scenes import Scenes\n\n\nclass Mine(Scenes):\n    pass\n")
+    sets = ['model.kind="mine.py:Mine"']
+    end = command("show", "flow-grpo-fast", "--json", "--processes", "2", sets=sets)
+    assert end.code == 0, end.err
+    assert json.loads(end.out)["processes"].keys() == {"count", "rows", "imbalance"}
+    assert "not known" in command("show", "flow-grpo-fast", "--processes", "2", sets=sets).out
 
 
 def test_show_reads_every_packaged_recipe():

@@ -74,9 +74,12 @@ def test_a_recipe_is_shown_and_planned_without_its_data(name: str, root: Path, t
     sets += ["data.resolution=16", "data.bucket_step=4", "train.batch=2"] if name.endswith("sft") else FEW
     sets += ["data.resolution=16"] if "resolution" in locate(name).read_text() else []
     with contextlib.chdir(tmp_path):
-        shown, planned = command("show", name, sets=sets), command("plan", name, sets=sets)
+        shown, planned = command("show", name, "--processes", "2", sets=sets), command("plan", name, sets=sets)
         refused = command(stage_of(name), name, sets=sets)
     assert (shown.code, planned.code) == (0, 0), shown.err + planned.err
+    trained = re.search(r"([\d,]+) of them trained", planned.out)
+    assert trained
+    assert f"{4 * int(trained[1].replace(',', '')):,}" in shown.out
     assert re.search(r'not counted: data.train = "(prompts.txt|images)": no such file', planned.out)
     assert refused.code == 2
     assert re.search(r'^grpaint: (rewards|data.train = "(prompts.txt|images)": no such file)', refused.err)

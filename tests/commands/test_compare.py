@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 import tiny_runs
+from grpaint.commands.compare import command as comparing
 from grpaint.commands.compare import jobs
 from grpaint.commands.compare.command import Comparison, parse_seeds
 from grpaint.commands.compare.jobs import Contender, _own_files, read_record
@@ -170,6 +171,17 @@ def test_a_dry_run_prints_the_runs_and_starts_none(tmp_path):
     assert "6 runs, 1,500 model evaluations" in end.out  # three rates each, at a quarter
     assert "6 runs, 6,000 model evaluations" in end.out
     assert re.search(r"flow-grpo-fast: an iteration takes up to [\d,]+ of 1,000 model evaluations", end.out + end.err)
+
+
+@pytest.mark.parametrize(("processes", "at_once"), [((), None), (("--processes", "3"), 3), (("--processes", "9"), 4)])
+def test_as_many_runs_at_a_time_as_there_are_processes(processes, at_once, tmp_path, monkeypatch):
+    workers = []
+    monkeypatch.setattr(comparing, "run_jobs", lambda jobs, work, log, count: workers.append(count))
+    with tiny_runs.folder(tmp_path):
+        end = command("compare", *METHODS, "--seeds", "0,1", "--budget-evaluations", "60", *processes)
+    assert end.code == 0, end.err
+    assert workers == [int(processes[1]) if processes else comparing.WORKERS]
+    assert f"4 runs, {at_once or min(comparing.WORKERS, 4)} at once" in end.out
 
 
 @pytest.mark.parametrize(

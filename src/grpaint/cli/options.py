@@ -14,6 +14,9 @@ Trust = Annotated[bool, typer.Option("--trust", help="Let settings of a run or f
 Processes = Annotated[
     str | None, typer.Option(metavar="N|auto", help="Processes on this machine; auto: one for each GPU or core.")
 ]
+Division = Annotated[
+    int | None, typer.Option("--processes", min=1, max=1024, help="How so many processes would divide an iteration.")
+]
 MaxRestarts = Annotated[int, typer.Option(min=0, max=1000, help="How often processes that died are started again.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelName = Annotated[str, typer.Argument(metavar="RUN-OR-CHECKPOINT", help="A run, a checkpoint folder, or a file.")]

@@ -5,15 +5,21 @@ from typing import Annotated
 import typer
 
 from grpaint.cli.app import app
-from grpaint.cli.options import AsJson, RecipeName, Sets, Trust
+from grpaint.cli.options import AsJson, Division, RecipeName, Sets, Trust
 
 
 @app.command()
-def show(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False, trust: Trust = False) -> None:
+def show(
+    recipe: RecipeName = None,
+    sets: Sets = None,
+    processes: Division = None,
+    as_json: AsJson = False,
+    trust: Trust = False,
+) -> None:
     """A recipe in full: its settings, its steps, its batches and what an iteration costs. Opens no weights."""
     from grpaint.commands import show as command
 
-    command.show(recipe, sets or [], as_json=as_json, trust=trust)
+    command.show(recipe, sets or [], as_json=as_json, trust=trust, processes=processes)
 
 
 @app.command()

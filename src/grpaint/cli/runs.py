@@ -91,6 +91,10 @@ def compare(  # noqa: PLR0913 - reason: one argument a flag
     shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts.")] = "1/1",
     search: Annotated[bool, typer.Option("--search", help="First search rates and clip ranges.")] = False,
     baseline: Annotated[str | None, typer.Option(help="Compared with; the first method if unset.")] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="Runs at a time, one process each; by default one a usable core."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run.")] = False,
     out: Annotated[Path, typer.Option(help="Records, comparison.json, the page.")] = Path("comparison"),
     sets: Sets = None,
@@ -100,4 +104,12 @@ def compare(  # noqa: PLR0913 - reason: one argument a flag
     from grpaint.report.console import echo
 
     comparison = Comparison.parse(methods, world, seeds, (budget_evaluations, budget_minutes), out, sets or [])
-    comparison.run(only=only or [], shard=shard, search=search, baseline=baseline, dry=dry_run, log=echo)
+    comparison.run(
+        only=only or [],
+        shard=shard,
+        search=search,
+        baseline=baseline,
+        dry=dry_run,
+        log=echo,
+        processes=processes,
+    )

@@ -3,8 +3,11 @@
 import math
 from typing import Any
 
+from grpaint.backends.fake import emulate_device, fake_runtime
+from grpaint.core.errors import GrpaintError
 from grpaint.core.runtime import resolve
 from grpaint.learn.forward import ForwardObjective
+from grpaint.recipe.catalog import kind_of
 from grpaint.recipe.config import Recipe, SftRecipe, TrainRecipe
 
 
@@ -79,3 +82,18 @@ def costs(recipe: Recipe) -> dict[str, Any]:
         "evaluations_iteration": (calls + update) * guided,
         "kept_mib": round(latent * (3 * actions + survivors) / 2**20, 2),
     } | retained
+
+
+def gradient_bytes(recipe: Recipe) -> int | None:
+    """Return the bytes of gradients that a rank sums with the others in an update, in fp32: 4 a trainable number.
+
+    They are counted on fake networks. None for a model that is not one of grpaint's own, or lacks files.
+    """
+    if kind_of(type(recipe.model)) is None:
+        return None
+    try:
+        runtime = fake_runtime(recipe.device, recipe.precision)
+        with emulate_device(runtime.target):
+            return 4 * sum(parameter.numel() for parameter in recipe.model.load(runtime).parameters())
+    except GrpaintError:
+        return None

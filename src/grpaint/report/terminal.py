@@ -109,6 +109,19 @@ def print_recipe(
         console.print(f"{key.replace('_', ' '):24}{value:>10}")
 
 
+def print_processes(console: Terminal, division: Mapping[str, Any]) -> None:
+    """Print the rows of each process, and the bytes of gradients that they sum in an update if these are known."""
+    size = division.get("gradient_bytes")
+    numbers = {
+        "processes": division["count"],
+        "rows of each process": " ".join(map(str, division["rows"])),
+        "largest share / mean": f"{division['imbalance']:.2f}",
+        "gradient bytes an update": "not known without the model's files" if size is None else f"{size:,}",
+    }
+    for key, value in numbers.items():
+        console.print(f"{key:25}{value:>9}")
+
+
 def hacking_line(facts: Mapping[str, Any]) -> str:
     """Describe a run's first alarm of reward hacking in one line; empty if there was none.
 

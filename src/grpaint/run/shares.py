@@ -6,6 +6,7 @@ the members of a group before they are gathered. Advantages are computed on ever
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,22 @@ def own_samples(recipe: TrainRecipe, prompts: int, world: World, rank: int | Non
         return torch.arange(share.start * group, share.stop * group)
     share = world.share(prompts * group, rank)
     return torch.arange(share.start, share.stop)
+
+
+def divide_rows(recipe: Recipe, processes: int) -> dict[str, Any]:
+    """Return how an iteration is divided: the rows (images) of each rank, and the largest share over the mean.
+
+    Raises:
+        ConfigError: so many processes cannot divide this recipe.
+    """
+    world = World()
+    world.size = processes
+    check_shares(recipe, world)
+    if isinstance(recipe, SftRecipe):
+        rows = [len(world.share(recipe.train.batch, rank)) for rank in range(processes)]
+    else:
+        rows = [len(own_samples(recipe, recipe.train.prompts, world, rank)) for rank in range(processes)]
+    return {"count": processes, "rows": rows, "imbalance": round(max(rows) * processes / sum(rows), 4)}
 
 
 def number_rows(rollout: Rollout, world: World) -> Rollout:

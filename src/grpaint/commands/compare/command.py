@@ -1,6 +1,7 @@
 """Plan a comparison of methods over several seeds, train the runs that are missing, and write the page.
 
-All runs have the same base, prompts and cost. ``--shard`` splits them among several machines.
+All runs have the same base, prompts and cost. ``--processes`` says how many run at a time, each in one process;
+``--shard`` splits them among several machines.
 """
 
 import dataclasses
@@ -168,16 +169,28 @@ class Comparison:
             return ()
         return tuple(s for s in max(scored, key=lambda pair: pair[0])[1].sets if _is_searched(s))
 
-    def run(self, *, only: Sequence[str], shard: str, search: bool, baseline: str | None, dry: bool, log: Log) -> None:
+    def run(
+        self,
+        *,
+        only: Sequence[str],
+        shard: str,
+        search: bool,
+        baseline: str | None,
+        dry: bool,
+        log: Log,
+        processes: int | None = None,
+    ) -> None:
         """Train the runs that are missing, then write comparison.json, the plots and the page from all records.
 
         ``only``: train these methods alone; empty for all. ``baseline``: None for the first method.
+        ``processes``: the most runs at a time; None for one a usable core.
 
         Raises:
             ConfigError: the methods or the budget cannot be compared.
             RunError: a run failed.
         """
         self.check(only, baseline)
+        workers = processes or WORKERS
         names = only or [contender.name for contender in self.contenders]
         mine = dataclasses.replace(
             self, contenders=tuple(contender for contender in self.contenders if contender.name in names)
@@ -190,10 +203,10 @@ class Comparison:
         for stage in (*stages, mine.runs):
             jobs = unfinished(select_shard(stage(), shard))
             if dry:
-                _log_plan(jobs, finished_records(self.runs()), log)
+                _log_plan(jobs, finished_records(self.runs()), workers, log)
             elif jobs:
-                log(f"{len(jobs)} runs, {min(WORKERS, len(jobs))} at once")
-                run_jobs(jobs, self.out / "work", log, WORKERS)
+                log(f"{len(jobs)} runs, {min(workers, len(jobs))} at once")
+                run_jobs(jobs, self.out / "work", log, workers)
         if dry:
             return
         every = self.runs()
@@ -210,15 +223,19 @@ def _is_searched(item: str) -> bool:
     return item.startswith(("train.learning_rate=", "objective.surrogate."))
 
 
-def _log_plan(jobs: Sequence[Job], records: Sequence[Record], log: Log) -> None:
-    """Log the model evaluations and processor hours of each job, by the rate of finished runs if there are any."""
+def _log_plan(jobs: Sequence[Job], records: Sequence[Record], workers: int, log: Log) -> None:
+    """Log the model evaluations and processor hours of each job, by the rate of finished runs if there are any.
+
+    The hours here assume that ``workers`` runs at a time share the usable cores.
+    """
     used = sum(record["evaluations"] for record in records)
     rate = sum(record["cpu_s"] for record in records) / used if used else MILLISECONDS / 1000
     for job in jobs:
         log(f"{job.name:48}{job.evaluations:>10,} evaluations{job.evaluations * rate / 3600:7.2f} h")
     total = sum(job.evaluations for job in jobs)
     hours = total * rate / 3600
-    log(f"{len(jobs)} runs, {total:,} model evaluations, {hours:.1f} processor hours, {hours / WORKERS:.1f} h here")
+    here = hours / min(workers, WORKERS)
+    log(f"{len(jobs)} runs, {total:,} model evaluations, {hours:.1f} processor hours, {here:.1f} h here")
 
 
 def finished_records(jobs: Sequence[Job]) -> list[Record]:
