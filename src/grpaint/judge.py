@@ -19,7 +19,7 @@ from grpaint.core.step import Ode
 from grpaint.core.user_code import user_code
 from grpaint.learn.objective import Denoising
 from grpaint.learn.table import RewardSet
-from grpaint.measures.image_statistics import compared, image_statistics, spread
+from grpaint.measures.image_statistics import image_statistics, spread, thumbnails
 from grpaint.measures.score import comparable_score
 from grpaint.parallel.world import ONE, World
 from grpaint.recipe.build import dump
@@ -193,7 +193,7 @@ def _measure(
     if bad_images := int((~images.isfinite()).flatten(1).any(1).sum()):
         return {}, {}, {}, bad_images
     measures = data.measures(images, own) | (free_rewards(rewards, images, own) if rewards else {})
-    return measures, image_statistics(images), {"small": compared(images)}, 0
+    return measures, image_statistics(images), {"small": thumbnails(images)}, 0
 
 
 def judging_rewards(recipe: Recipe | JudgingRecipe) -> RewardSet | None:

@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.distributed import FileStore, PrefixStore
+
+from grpaint.parallel.watch import END, PREFIX, STORE
 
 REWARD = """
 import os
@@ -129,3 +132,30 @@ def test_more_processes_than_prompts_is_one_line(tmp_path):
     assert process.returncode == 2
     assert "train.prompts = 2, and groups are compared while they are sampled: too few for 3 processes" in errors
     assert not (tmp_path / "runs/pro-grpo").exists()
+
+
+def test_a_process_that_is_started_again_after_the_run_has_ended_says_nothing(tmp_path):
+    store = PrefixStore(PREFIX, FileStore(str(tmp_path / "store"), 2))
+    store.set(END, json.dumps({"message": "the run failed", "code": 1}))
+    group = {STORE: str(tmp_path), "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "GRPAINT_JOIN_S": "20"}
+    process = start(tmp_path, "train", "mix-grpo", environment=group)
+    assert process.communicate(timeout=120) == ("", "")
+    assert process.returncode == 0
+
+
+def test_one_process_forms_no_group_and_loads_no_engine(tmp_path):
+    words = ["grpaint", "train", "mix-grpo", "--set", "train.iterations=1"]
+    words += [word for item in SETS for word in ("--set", item)]
+    program = f"""
+import sys, torch.distributed
+from grpaint.cli import main
+sys.argv = {words!r}
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+names = ("torch.distributed.elastic", "torch.distributed.checkpoint", "grpaint.parallel.group")
+assert not [name for name in sys.modules if name.startswith(names)]
+assert not torch.distributed.is_initialized()
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True)

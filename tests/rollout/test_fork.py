@@ -4,14 +4,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor
 
 from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
 from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, Ddim, FlowPath, FlowSde, Path, Point, Policy, Prompt, Sampler, VpPath
 from grpaint.core.runtime import Runtime
 from grpaint.rollout import Closed, Independent, Plan, Prefix, Random, Rollout, Shared, Whole, roll
-from grpaint.rollout.start import StartLatents
+from grpaint.rollout.start import StartLatents, StartRows
 from grpaint.rollout.window import Window
 
 PROMPTS = [Prompt("one"), Prompt("two"), Prompt("three")]
@@ -24,17 +23,11 @@ class Repeated:
     shared = False
 
     def begin(
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        group: Tensor,
-        numbers: Tensor,
-        grid: Sequence[Point],
-        key: tuple[int, int],
+        self, policy: Policy, prompts: Sequence[Prompt], rows: StartRows, grid: Sequence[Point], key: Key
     ) -> StartLatents:
         every = torch.arange(len(prompts))
-        begin = Shared().begin(policy, prompts, every, every, grid, key)
-        return StartLatents(*(part[group] for part in begin))
+        begin = Shared().begin(policy, prompts, StartRows(every, every), grid, key)
+        return StartLatents(*(part[rows.group] for part in begin))
 
 
 def model(path: Path | None = None) -> GaussianPolicy:

@@ -9,7 +9,7 @@ from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, Ddim, FlowPath, Path, Prompt, VpPath
 from grpaint.core.runtime import Runtime
 from grpaint.rollout import Funnel, Independent, Plan, Prefix, Reference, Shared, Whole, roll
-from grpaint.rollout.start import Start, StartLatents
+from grpaint.rollout.start import Start, StartLatents, StartRows
 
 VP = VpPath(betas="cosine", spacing="trailing", final="one")
 
@@ -28,7 +28,7 @@ def members(count: int, size: int) -> Tensor:
 
 def begin(start: Start, policy: GaussianPolicy, group: Tensor, key: tuple[int, int] = (0, 0)) -> StartLatents:
     numbers = group.unique() if start.shared else torch.arange(len(group))
-    return start.begin(policy, prompts(int(group.max()) + 1), group, numbers, policy.path.grid(10), key)
+    return start.begin(policy, prompts(int(group.max()) + 1), StartRows(group, numbers), policy.path.grid(10), key)
 
 
 def test_independent_rows_have_noise_of_their_own() -> None:

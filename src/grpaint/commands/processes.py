@@ -5,7 +5,7 @@ import sys
 
 from grpaint.core.bounds import whole_number
 from grpaint.core.errors import ConfigError
-from grpaint.parallel.join import joining
+from grpaint.parallel.join import is_rank
 from grpaint.recipe.config import TrainRecipe, open_recipe
 
 MOST = 1024
@@ -20,7 +20,7 @@ def run_in_processes(processes: str | None, most_restarts: int, stage: str, name
         ConfigError: ``--processes`` is no number from 1 and not "auto".
         RunError: the run ended early.
     """
-    if processes is None or joining():
+    if processes is None or is_rank():
         return False
     count = _automatic(stage, name, sets) if processes == "auto" else whole_number(processes)
     if not count or not 1 <= count <= MOST:

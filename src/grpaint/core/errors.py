@@ -6,6 +6,7 @@ GrpaintError                 one line for the terminal, never a traceback
 |-- CheckpointError          a weight file cannot be read or written     (2 when reading, 1 while running)
 `-- RunError                 a run that had started cannot continue      (exit code 1; resumable)
     |-- RewardError          a reward raised, or returned invalid scores
+    |-- RankLost             another process of the run died, or is late  (its own code, where it gave one)
     |-- ProcessesEnded       one of a run's processes ended it            (that one's exit code)
     `-- MemoryExhausted      out of memory; names the phase and the setting to lower
 """
@@ -41,8 +42,12 @@ class RunError(GrpaintError):
     """A run that had started cannot continue; the last checkpoint stays and the run can be resumed."""
 
 
+class RankLost(RunError):
+    """Another rank died or is late. It is not this rank's own error: the processes may be started again."""
+
+
 class ProcessesEnded(RunError):
-    """One of a run's processes ended it; the message and the exit code are that process's."""
+    """One of a run's processes ended it; the message, none if another has given it, and the exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

@@ -107,12 +107,12 @@ class Meter:
         """Continue from the counts of a checkpoint."""
         self.counts, self._common = Counter(counts), Counter(counts)
 
-    def own(self) -> tuple[dict[str, int], int, int]:
+    def tally(self) -> tuple[dict[str, int], int, int]:
         """Return what this process has counted since :meth:`merge`: evaluations, captions read, captions truncated."""
         return dict(self.counts - self._common), self._captions, self._truncated
 
     def merge(self, every: Sequence[tuple[Mapping[str, int], int, int]]) -> None:
-        """Take the sums of what every process has counted; ``every`` holds the answers of :meth:`own`."""
+        """Take the sums of what every process has counted; ``every`` holds the answers of :meth:`tally`."""
         self.counts = self._common + sum((Counter(counts) for counts, _, _ in every), Counter[str]())
         self._captions, self._truncated = (sum(values) for values in list(zip(*every, strict=True))[1:])
         self._common = Counter(self.counts)

@@ -66,7 +66,7 @@ def grid_energy(images: Images) -> Float[Tensor, " b"]:
     return (pattern - pattern.mean((2, 3), keepdim=True)).square().mean((1, 2, 3))
 
 
-def compared(images: Images) -> Float[Tensor, "b 3 32 32"]:
+def thumbnails(images: Images) -> Float[Tensor, "b 3 32 32"]:
     """Return images in the size at which :func:`spread` compares them; images of that size stay as they are."""
     return F.adaptive_avg_pool2d(images.detach().float().cpu(), SMALL)
 
@@ -78,6 +78,6 @@ def spread(images: Images) -> Float[Tensor, " b"]:
     """
     if len(images) < 2:
         return torch.zeros(len(images))
-    small = compared(images).flatten(1)
+    small = thumbnails(images).flatten(1)
     distances = torch.cdist(small, small) / small.shape[1] ** 0.5
     return distances.fill_diagonal_(0).sum(1) / (len(images) - 1)

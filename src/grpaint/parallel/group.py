@@ -15,15 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from grpaint.core.errors import RunError
+from grpaint.core.errors import RankLost
 from grpaint.parallel.world import World
 
 BUCKET = 2**26  # numbers of a gradient bucket: 256 MiB in fp32
 T = TypeVar("T")
-
-
-class RankLost(RunError):
-    """Another rank died or is late. It is not this rank's own error: the processes may be started again."""
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ import json
 import logging
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpaint.core.errors import ConfigError, RunError
-from grpaint.parallel.watch import ENDED, STORE, Watch, ended
+from grpaint.core.errors import ConfigError, ProcessesEnded, RunError
+from grpaint.parallel.watch import END, EVERY_S, PREFIX, STORE, Watch, run_end
 from grpaint.parallel.world import ONE, World
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 JOIN_S = 300  # how long a rank waits for the others to start
 PORT = 20_000  # the first of those that an srun step without MASTER_PORT may take
 
-_joined: list["Group"] = []  # the group of this process, while it has one
+_groups: list["Group"] = []  # the group of this process, while it has one
 
 
-def joining() -> bool:
+def is_rank() -> bool:
     """Return whether this process was started as one of many."""
     return STORE in os.environ or _count("WORLD_SIZE") > 1 or _slurm()
 
@@ -44,18 +45,19 @@ def _count(name: str) -> int:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[World]:
+def join_group() -> Iterator[World]:
     """Form the process group for the block, if this process is one of many; the others' ends end this one too.
 
     Raises:
         ConfigError: the environment announces a group and does not say which rank this is, or where the others are.
         RunError: the others did not come.
+        ProcessesEnded: without a message: the run had ended when this process was started again.
     """
-    if not joining():
+    if not is_rank():
         yield ONE
         return
     world = _form(_place(), _address())
-    _joined.append(world)
+    _groups.append(world)
     try:
         if not world.first:
             logging.getLogger("grpaint").setLevel(logging.ERROR)  # rank 0 has said it
@@ -85,6 +87,8 @@ def _place() -> "Place":
         raise ConfigError(f"{names[0]} = {rank}, and {names[1]} = {size}: ranks count from 0; unset both.")
     local_rank = _count(names[2]) if names[2] in os.environ else 0
     tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "") if _slurm() else os.environ.get("LOCAL_WORLD_SIZE", "")
+    if "," in tasks:
+        raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE = {tasks}: start equally many processes on every machine.")
     local_size = int(tasks.partition("(")[0].partition(",")[0] or size)
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if size % local_size:
@@ -136,8 +140,9 @@ def _form(place: "Place", address: tuple[str, int]) -> "Group":
         else:
             store = FileStore(str(Path(os.environ[STORE]) / "store"), place.size)
         store.set_timeout(timedelta(seconds=seconds))
-        if store.check([ENDED]):  # started again after an end that no restart mends
-            raise SystemExit(0)
+        own = PrefixStore(PREFIX, store)
+        if own.check([END]):  # started again after an end that no restart mends
+            raise ProcessesEnded("", 0)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
             store=PrefixStore(f"group/{place.restarts}", store),
@@ -145,7 +150,7 @@ def _form(place: "Place", address: tuple[str, int]) -> "Group":
             world_size=place.size,
             timeout=timedelta(seconds=seconds),
         )
-        return Group(place, PrefixStore("grpaint", store))
+        return Group(place, own)
     except (RuntimeError, ValueError) as error:
         raise RunError(
             f"rank {place.rank} of WORLD_SIZE = {place.size}: the others did not join within {seconds:g} s"
@@ -155,21 +160,24 @@ def _form(place: "Place", address: tuple[str, int]) -> "Group":
 
 
 def announce(message: str, code: int, *, lost: bool) -> int | None:
-    """Say through the store how the run ends; return the exit code of this process if it is to say nothing itself.
+    """Record in the store how the run ends; return this process's exit code, or None if it prints the message itself.
 
-    ``lost``: another rank is gone. If it has said why, that is how the run ends; if not, it died, and our agent starts
-    all again. Returns None outside a group, and where this rank's message is the run's.
+    It prints it outside a group, and under torchrun or srun where no other rank has recorded an end before. ``lost``:
+    the error is that another rank is gone. If that rank recorded why, this one ends quietly; if not, it died, and our
+    agent starts all of them again.
     """
-    if not _joined:
+    if not _groups:
         return None
-    world, agent = _joined[0], STORE in os.environ
+    world, agent = _groups[0], STORE in os.environ
     if lost:
-        return 0 if ended(world) else 1 if agent else None
+        return 0 if run_end(world) else 1 if agent else None
     text = json.dumps({"message": message, "code": code, "rank": world.rank})
     try:
-        winner = world.store.compare_set(ENDED, "", text)
+        winner = world.store.compare_set(END, "", text)
     except RuntimeError:
         winner = text.encode()
+    if world.first and _slurm():  # the store goes with this process: let the others read it first
+        time.sleep(4 * EVERY_S)
     if agent:
         return 0  # the agent's process prints it; any other code would start all again
     return None if winner.decode() == text else code

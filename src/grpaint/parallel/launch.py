@@ -3,6 +3,7 @@
 The store is a file in a folder of this user, and gloo is bound to the loopback interface.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from grpaint.core.errors import ProcessesEnded, RunError
-from grpaint.parallel.watch import ENDED, STOP, STORE
+from grpaint.parallel.watch import END, PREFIX, STOP, STORE
 
 LOOPBACK = "127.0.0.1"
 
@@ -89,8 +91,6 @@ def launch(processes: int, most_restarts: int, words: list[str]) -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the run's own line says what happened
     with tempfile.TemporaryDirectory(prefix="grpaint-") as name:
         folder = Path(name)
-        os.environ |= {STORE: name, "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0"}
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
         spec = WorkerSpec(
             role="grpaint",
             local_world_size=processes,
@@ -103,9 +103,23 @@ def launch(processes: int, most_restarts: int, words: list[str]) -> None:
         )
         logs = DefaultLogsSpecs(log_dir=str(folder / "logs"))
         thread = _Agent(LocalElasticAgent(spec, logs, exit_barrier_timeout=0))
-        store = PrefixStore("grpaint", FileStore(str(folder / "store"), processes))
-        signals = _pass_signals(thread, store)
+        store = PrefixStore(PREFIX, FileStore(str(folder / "store"), processes))
+        with _environment(name, processes):
+            signals = _pass_signals(thread, store)
         _check_end(store, thread, signals)
+
+
+@contextlib.contextmanager
+def _environment(folder: str, processes: int) -> Iterator[None]:
+    """Within the block, set what the processes inherit: the store's folder, loopback for gloo, threads for each."""
+    before = dict(os.environ)
+    os.environ |= {STORE: folder, "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0"}
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ |= before
 
 
 def _pass_signals(thread: _Agent, store: Any) -> list[int]:
@@ -141,16 +155,16 @@ def _check_end(store: Any, thread: _Agent, signals: list[int]) -> None:
     """Raise what ended the run early, if anything did."""
     if len(signals) > 1:
         raise ProcessesEnded("stopped at once; what was saved before stays.", 128 + signals[0])
-    if store.check([ENDED]):
-        end = json.loads(store.get(ENDED))
+    if store.check([END]):
+        end = json.loads(store.get(END))
         raise ProcessesEnded(end["message"], int(end["code"]))
     if thread.error:
         raise RunError(f"the processes could not be started: {thread.error}") from thread.error
     if thread.result and thread.result.is_failed():
-        died = ", ".join(
+        deaths = ", ".join(
             f"rank {rank} by exit code {failure.exitcode}" for rank, failure in thread.result.failures.items()
         )
         raise RunError(
-            f"processes died, and --max-restarts allows no further start ({died}). The last checkpoint stays; continue "
-            "with --resume."
+            f"processes died, and --max-restarts allows no further start ({deaths}). The last checkpoint stays; "
+            "continue with --resume."
         )

@@ -9,16 +9,19 @@ from typing import Any, Self
 
 EVERY_S, GRACE_S = 0.5, 3.0
 STOP = "stop"  # the key of a signal that the agent's process received
-ENDED = "ended"  # the key of how the run ended
+END = "ended"  # the key of how the run ended
+PREFIX = "grpaint"  # of our own keys in the store
 STORE = "GRPAINT_STORE"  # in the environment: the folder of the stores, set by our own agent
 
 
-def ended(world: Any) -> dict[str, Any] | None:
-    """Return how the run has ended, ``message`` and ``code``, if a rank has said so."""
+def run_end(world: Any) -> dict[str, Any] | None:
+    """Return how the run has ended, ``message`` and ``code``, if a rank has recorded it."""
     try:
-        return json.loads(world.store.get(ENDED)) if world.store.check([ENDED]) else None
+        if world.end is None and world.store.check([END]):
+            world.end = json.loads(world.store.get(END))
     except (RuntimeError, ValueError):  # the store went with the process that held it
-        return None
+        pass
+    return world.end
 
 
 class Watch:
@@ -51,7 +54,7 @@ class Watch:
     def _look(self) -> None:
         if self._world.on_signal and self._world.store.check([STOP]):
             self._world.on_signal(int(self._world.store.get(STOP)))
-        end = ended(self._world)
+        end = run_end(self._world)
         if end and not self._over.wait(GRACE_S):
             callback: Callable[[str], None] | None = self._world.on_end
             if callback and self._world.first:

@@ -13,7 +13,8 @@ class World:
     """A world of one process, in which nothing is exchanged; ``parallel/group.py`` has the one of many.
 
     ``rank`` is this process's number among ``size``, ``local_rank`` its number among the ``local_size`` on its
-    machine, ``node`` the machine's number among ``nodes``. ``on_signal`` is called with a signal that reached the
+    machine, ``node`` the machine's number among ``nodes``. ``end`` is how the run has ended, once a rank
+    has recorded it. ``on_signal`` is called with a signal that reached the
     processes' agent, and ``on_end`` on rank 0 with the reason when another rank has ended the run. ``phase`` names
     what the process is doing; errors about a rank that is late or gone quote it. ``restarts`` counts how often the
     processes were started again.
@@ -23,6 +24,7 @@ class World:
     size = nodes = local_size = 1
     phase = "start"
     bytes_exchanged = 0
+    end: dict[str, Any] | None = None
     on_signal: Callable[[int], None] | None = None
     on_end: Callable[[str], None] | None = None
 

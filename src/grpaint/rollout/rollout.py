@@ -15,6 +15,7 @@ from grpaint.core.step import Gaussian, Sampler, step
 from grpaint.rollout.plan import Course, Leg, Plan
 from grpaint.rollout.records import Rollout, StepOutput, Transition, number_table, renumber
 from grpaint.rollout.solver import multistep
+from grpaint.rollout.start import StartRows
 
 __all__ = ["Plan", "Rollout", "Score", "Transition", "act", "roll"]
 
@@ -81,7 +82,7 @@ class Roller:
         owner = self.prompt_numbers if plan.start.shared else self.group[self.all_samples]
         numbers = owner if plan.start.shared else self.all_samples
         self.encoded = policy.encode([prompts[number] for number in self.prompt_numbers.tolist()])
-        start = plan.start.begin(policy, prompts, owner, numbers, policy.path.grid(plan.steps), key)
+        start = plan.start.begin(policy, prompts, StartRows(owner, numbers), policy.path.grid(plan.steps), key)
         self.start_rows = _ActiveRows(*start, owner, numbers)
         self.start(self.prompt_numbers)
 

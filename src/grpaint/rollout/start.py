@@ -9,7 +9,14 @@ from torch import Tensor
 
 from grpaint.core.path import Point
 from grpaint.core.policy import Policy, Prompt
-from grpaint.core.rng import permutation
+from grpaint.core.rng import Key, permutation
+
+
+class StartRows(NamedTuple):
+    """Rows that begin: the prompt number ``group`` and the number in the whole rollout of each, ``[n]``."""
+
+    group: Tensor
+    numbers: Tensor
 
 
 class StartLatents(NamedTuple):
@@ -29,25 +36,16 @@ class Start(Protocol):
     shared: bool
 
     def begin(
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        group: Tensor,
-        numbers: Tensor,
-        grid: Sequence[Point],
-        key: tuple[int, int],
+        self, policy: Policy, prompts: Sequence[Prompt], rows: StartRows, grid: Sequence[Point], key: Key
     ) -> StartLatents:
-        """Return the start of some rows; ``group`` is the prompt number of each, ``numbers`` its number in the rollout.
-
-        ``key`` is (seed, iteration). A row must depend on its numbers alone, whichever other rows there are.
-        """
+        """Return the start of ``rows``; ``key`` is (seed, iteration). A row must depend on its own numbers alone."""
 
 
-def _start_noise(policy: Policy, numbers: Tensor, key: tuple[int, int]) -> Tensor:
+def _start_noise(policy: Policy, numbers: Tensor, key: Key) -> Tensor:
     return policy.noise((*key, "start"), numbers)
 
 
-def _begin_at_noise(policy: Policy, numbers: Tensor, key: tuple[int, int]) -> StartLatents:
+def _begin_at_noise(policy: Policy, numbers: Tensor, key: Key) -> StartLatents:
     first_step = torch.zeros(len(numbers), dtype=torch.long)
     return StartLatents(_start_noise(policy, numbers, key), first_step, first_step.bool())
 
@@ -59,15 +57,9 @@ class Independent:
     shared = False
 
     def begin(
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        group: Tensor,
-        numbers: Tensor,
-        grid: Sequence[Point],
-        key: tuple[int, int],
+        self, policy: Policy, prompts: Sequence[Prompt], rows: StartRows, grid: Sequence[Point], key: Key
     ) -> StartLatents:
-        return _begin_at_noise(policy, numbers, key)
+        return _begin_at_noise(policy, rows.numbers, key)
 
 
 @dataclass(frozen=True)
@@ -80,15 +72,9 @@ class Shared:
     shared = True
 
     def begin(
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        group: Tensor,
-        numbers: Tensor,
-        grid: Sequence[Point],
-        key: tuple[int, int],
+        self, policy: Policy, prompts: Sequence[Prompt], rows: StartRows, grid: Sequence[Point], key: Key
     ) -> StartLatents:
-        return _begin_at_noise(policy, numbers, key)
+        return _begin_at_noise(policy, rows.numbers, key)
 
 
 @dataclass(frozen=True)
@@ -111,16 +97,11 @@ class Reference:
                 raise ValueError(f"{name} must lie in (0, 1], got {value}")
 
     def begin(
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        group: Tensor,
-        numbers: Tensor,
-        grid: Sequence[Point],
-        key: tuple[int, int],
+        self, policy: Policy, prompts: Sequence[Prompt], rows: StartRows, grid: Sequence[Point], key: Key
     ) -> StartLatents:
+        group = rows.group
         if self.noise == "own":
-            eps = _start_noise(policy, numbers, key)
+            eps = _start_noise(policy, rows.numbers, key)
         else:
             groups, position = group.unique(return_inverse=True)
             eps = _start_noise(policy, groups, key)[position]
@@ -134,8 +115,8 @@ class Reference:
                 raise ValueError(
                     f'plan.start = "reference": the prompt "{prompts[number].text}" has no reference image'
                 )
-            rows = group == number
-            x[rows] = point.alpha * policy.encode_images(image[None]) + point.sigma * eps[rows]
+            members = group == number
+            x[members] = point.alpha * policy.encode_images(image[None]) + point.sigma * eps[members]
         return StartLatents(x, torch.where(references, entry, 0), references)
 
     def entry_step(self, grid: Sequence[Point]) -> int:

@@ -2,14 +2,25 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
 from grpaint.core.errors import RunError
 from grpaint.core.policy import Meter
+from grpaint.learn.objective import Term
 from grpaint.parallel.world import World
 from grpaint.storage.files import tensors_digest
+
+
+def with_anchor(terms: Iterable[Term], anchor: Callable[[], Iterable[Term]], world: World) -> Iterator[Term]:
+    """Yield the terms, and then the anchor's if any rank had a term."""
+    has_terms = False
+    for term in terms:
+        has_terms = True
+        yield term
+    if world.any(has_terms):
+        yield from anchor()
 
 
 def mean_measures(measures: Mapping[str, Sequence[torch.Tensor]], world: World) -> dict[str, float]:
@@ -31,7 +42,7 @@ def mean_measures(measures: Mapping[str, Sequence[torch.Tensor]], world: World) 
 def merge_costs(meter: Meter, world: World) -> None:
     """Make the counts of model evaluations those of all ranks."""
     if world.size > 1:
-        meter.merge(world.gather_values(meter.own()))
+        meter.merge(world.gather_values(meter.tally()))
 
 
 def merge_times(times: Mapping[str, float], world: World) -> tuple[dict[str, float], dict[str, int]]:

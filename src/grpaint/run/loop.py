@@ -22,7 +22,14 @@ from grpaint.recipe.pieces import Model, stateful
 from grpaint.recipe.settings import Processes
 from grpaint.rollout.rollout import Rollout
 from grpaint.run import nonfinite
-from grpaint.run.agreement import check_equal_weights, common_signal, mean_measures, merge_costs, merge_times
+from grpaint.run.agreement import (
+    check_equal_weights,
+    common_signal,
+    mean_measures,
+    merge_costs,
+    merge_times,
+    with_anchor,
+)
 from grpaint.run.alarm import check_hacking, reason_to_stop
 from grpaint.run.checkpoint import WeightFiles, read_checkpoint, restore_pieces, weight_files, write_checkpoint
 from grpaint.run.folder import RunFolder
@@ -150,7 +157,7 @@ class Loop:
         Raises:
             RunError: ``train.nonfinite`` updates in a row had a gradient that was not finite.
         """
-        means = mean_measures(self.backward(self._with_anchor(terms(batch, advantage), anchor)), self.world)
+        means = mean_measures(self.backward(with_anchor(terms(batch, advantage), anchor, self.world)), self.world)
         if not means:
             self.count("train/skipped_updates")
             return means
@@ -164,15 +171,6 @@ class Loop:
         self.nonfinite = 0
         means["update_to_weight"] = self.step().item()
         return means
-
-    def _with_anchor(self, terms: Iterable[Term], anchor: Callable[[], Iterable[Term]]) -> Iterator[Term]:
-        """Yield the terms, and then the anchor's if any rank had one."""
-        has_terms = False
-        for term in terms:
-            has_terms = True
-            yield term
-        if self.world.any(has_terms):
-            yield from anchor()
 
     def backward(self, terms: Iterable[Term]) -> dict[str, list[torch.Tensor]]:
         """Compute the gradient of the terms' sum; return their measures by name, and by step as ``name/step``."""

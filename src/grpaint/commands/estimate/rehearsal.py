@@ -25,6 +25,7 @@ from grpaint.loops import sft, train
 from grpaint.recipe.config import Recipe, SftRecipe
 from grpaint.recipe.pieces import Data, Model
 from grpaint.rollout.rollout import Rollout
+from grpaint.run.agreement import with_anchor
 from grpaint.run.folder import RunFolder
 from grpaint.run.loop import Line, Loop, Terms
 from grpaint.run.signals import Listener
@@ -94,7 +95,7 @@ class Rehearsal(UnsavedLoop):
         self._largest_batch = len(batch.group)
         minibatch = getattr(self.recipe.objective, "minibatch", 0)
         own = terms(*_representative(batch, advantage, minibatch))
-        if self.backward(self._with_anchor(own, anchor)):
+        if self.backward(with_anchor(own, anchor, self.world)):
             self.clip()
             self.step()
         return {}

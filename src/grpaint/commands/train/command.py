@@ -12,7 +12,7 @@ from grpaint.core.errors import (
 )
 from grpaint.judge import paired_difference
 from grpaint.measures.score import score_name
-from grpaint.parallel.join import joined
+from grpaint.parallel.join import join_group
 from grpaint.parallel.world import World
 from grpaint.recipe.config import (
     DEFAULT,
@@ -24,8 +24,8 @@ from grpaint.recipe.config import (
 from grpaint.report.console import Terminal
 from grpaint.report.terminal import before_after_table, hacking_line
 from grpaint.run.folder import RunFolder
-from grpaint.run.followed import FollowedRun
 from grpaint.run.progress import Progress
+from grpaint.run.read_only import ReadOnlyRun
 from grpaint.run.resume import all_sets, settings_to_resume
 
 Advice = Callable[[Mapping[str, Any], str, str], Iterable[str]]
@@ -42,7 +42,7 @@ def run(
         GrpaintError: the recipe or a setting is refused, or the run cannot continue.
         Stopped: a signal stopped the run after its state was saved.
     """
-    with joined() as world:
+    with join_group() as world:
         path = runs / _folder_name(stage, name, runs, run_name)  # within the group: its error is then said once
         if not world.first:
             _follow(world, stage, advice)
@@ -90,7 +90,7 @@ def _follow(world: World, stage: str, advice: Advice) -> None:
     opened = world.from_first(None)
     if opened:
         recipe, settings = resolve(opened["settings"], stage)
-        _train(world, recipe, settings, FollowedRun(Path(opened["path"]), opened["checkpoint"]), advice)
+        _train(world, recipe, settings, ReadOnlyRun(Path(opened["path"]), opened["checkpoint"]), advice)
 
 
 def _agree_on_folder(world: World, settings: Mapping[str, Any], folder: RunFolder) -> None:
@@ -102,7 +102,7 @@ def _agree_on_folder(world: World, settings: Mapping[str, Any], folder: RunFolde
     if world.first:
         checkpoint = folder.resumable.name if folder.resumable else None
         world.from_first({"settings": settings, "path": str(folder.path.resolve()), "checkpoint": checkpoint})
-    troubles = world.gather_values(folder.trouble() if isinstance(folder, FollowedRun) else "")
+    troubles = world.gather_values(folder.trouble() if isinstance(folder, ReadOnlyRun) else "")
     for rank, trouble in enumerate(troubles):
         if trouble:
             raise ConfigError(f"rank {rank} {trouble}; put --runs on a disk that every machine shares.")

@@ -10,6 +10,7 @@ import torch
 from grpaint.core.errors import (
     ConfigError,
     GrpaintError,
+    RankLost,
     RewardError,
     RunError,
 )
@@ -22,7 +23,7 @@ from grpaint.judge import best_guided, evaluate, judging_rewards, sample
 from grpaint.learn.external_rewards import connect_rewards
 from grpaint.learn.reward_checks import self_test
 from grpaint.loops import sft, train
-from grpaint.parallel.watch import ended
+from grpaint.parallel.watch import run_end
 from grpaint.parallel.world import ONE, World
 from grpaint.recipe.config import (
     Recipe,
@@ -79,7 +80,7 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], 
 
 def _first_cause(world: World, error: BaseException) -> BaseException:
     """Return the error of the rank that ended the run, if ``error`` only says that another rank is gone."""
-    end = ended(world) if type(error).__name__ == "RankLost" else None
+    end = run_end(world) if isinstance(error, RankLost) else None
     if end:
         error.args = (end["message"],)
     return error

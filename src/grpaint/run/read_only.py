@@ -8,7 +8,7 @@ from grpaint.run.folder import RunFolder
 from grpaint.run.state import STATE_FILE
 
 
-class FollowedRun(RunFolder):
+class ReadOnlyRun(RunFolder):
     """A run folder that rank 0 writes; ``checkpoint`` is the name of the one from which the run goes on, if any."""
 
     def __init__(self, path: Path, checkpoint: str | None) -> None:
