@@ -8,6 +8,7 @@ import torch
 from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
 from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, Ddim, FlowPath, FlowSde, Path, Point, Policy, Prompt, Sampler, VpPath
+from grpaint.core.rng import Key
 from grpaint.core.runtime import Runtime
 from grpaint.rollout import Closed, Independent, Plan, Prefix, Random, Rollout, Shared, Whole, roll
 from grpaint.rollout.start import StartLatents, StartRows

@@ -98,7 +98,7 @@ def test_a_prompt_without_a_picture_is_named() -> None:
     policy = model()
     with pytest.raises(ValueError, match=r'plan\.start = "reference": the prompt "bare" has no reference image'):
         Reference(share=1.0).begin(
-            policy, [Prompt("bare")], members(1, 2), torch.arange(2), policy.path.grid(10), (0, 0)
+            policy, [Prompt("bare")], StartRows(members(1, 2), torch.arange(2)), policy.path.grid(10), (0, 0)
         )
 
 
