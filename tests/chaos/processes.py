@@ -24,7 +24,7 @@ class Child:
     pid: int
     code: int | None = None
 
-    def run_end(self) -> bool:
+    def ended(self) -> bool:
         """Whether it has ended."""
         if self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -34,7 +34,7 @@ class Child:
     def wait(self, seconds: float) -> int | None:
         """Wait until it has ended; return its exit code, or None if that took longer, and then it is killed."""
         end = time.monotonic() + seconds
-        while not self.run_end() and time.monotonic() < end:
+        while not self.ended() and time.monotonic() < end:
             time.sleep(0.002)
         code = self.code
         self.kill()
@@ -42,13 +42,13 @@ class Child:
 
     def kill(self) -> None:
         """Kill it, if it has not ended."""
-        if not self.run_end():
+        if not self.ended():
             os.kill(self.pid, signal.SIGKILL)
             self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def send(self, number: int, *, group: bool = False) -> bool:
         """Send a signal, to its children too with ``group``; return whether it was still there."""
-        if self.run_end():
+        if self.ended():
             return False
         (os.killpg if group else os.kill)(self.pid, number)
         return True
