@@ -10,8 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from torch.distributed import FileStore, PrefixStore
 
+from grpaint.backends.scenes import START
 from grpaint.parallel.watch import END, PREFIX, STORE
 
 REWARD = """
@@ -159,3 +162,29 @@ assert not [name for name in sys.modules if name.startswith(names)]
 assert not torch.distributed.is_initialized()
 """
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True)
+
+
+def weights_after(folder, name, *stages):
+    """The weights of a run, by name; a stage is the iteration that it goes up to, and its number of processes."""
+    sets = ["train.schedule=constant", "train.warmup=0", "model.start="]
+    for done, processes in stages:
+        words = ["train", "mix-grpo", "--name", name, "--processes", str(processes)]
+        words += ["--resume"] if (folder / "runs" / name).exists() else []
+        process = start(folder, *words, sets=[*sets, f"train.iterations={done}"])
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+    tensors = load_file(folder / f"runs/{name}/checkpoints/{stages[-1][0]:06d}/training.safetensors")
+    return {key.removeprefix("current/"): value for key, value in tensors.items() if key.startswith("current/")}
+
+
+def distance(one, other):
+    """The distance of the weights that both have."""
+    return torch.stack([(tensor - other[name]).norm() for name, tensor in one.items()]).norm()
+
+
+def test_a_run_resumed_with_other_numbers_of_processes_is_the_unbroken_one(tmp_path):
+    unbroken = weights_after(tmp_path, "unbroken", (3, 1))
+    resumed = weights_after(tmp_path, "resumed", (1, 1), (2, 3), (3, 2))
+    assert distance(unbroken, resumed) <= 1e-4 * distance(unbroken, load_file(START["velocity"]))
+    lines = [json.loads(line) for line in (tmp_path / "runs/resumed/metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [1, 2, 3]

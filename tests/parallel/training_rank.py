@@ -24,7 +24,7 @@ def train_case(case, world, folder):
     gradients, rollouts = [], []
     with RunFolder.create(folder, settings) as run, Listener() as listener:
         loop = open_loop(recipe, run, lambda _: None, listener, world)
-        clip = loop.clip
+        clip, start = loop.clip, [parameter.detach().clone() for parameter in loop.parameters]
 
         def record_and_clip():
             gradients.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in loop.parameters])
@@ -42,7 +42,7 @@ def train_case(case, world, folder):
         (sft if stage == "sft" else train)(recipe, loop)
         lines = {name: run.lines(name) for name in ("metrics.jsonl", "evaluations.jsonl")}
     weights = [parameter.detach() for parameter in loop.parameters]
-    return {"gradients": gradients, "rollouts": rollouts, "weights": weights, "lines": lines}
+    return {"gradients": gradients, "rollouts": rollouts, "start": start, "weights": weights, "lines": lines}
 
 
 def main():
