@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from grpaint.run.signals import NOTICE
 from tiny_runs import REWARD, TINY, flags, lines, status
 
 REWARD_FILE = """
@@ -72,7 +73,7 @@ def test_ctrl_c_saves_and_the_run_is_resumed_by_another_number_of_processes():
     running = start("--processes", "2", sets=LONG)
     wait_for_lines(running)
     running.send_signal(signal.SIGINT)
-    assert end_of(running) == "grpaint: stopped by SIGINT after saving; continue with --resume.\n"
+    assert end_of(running) == NOTICE.decode() + "grpaint: stopped by SIGINT after saving; continue with --resume.\n"
     assert running.returncode == 130
     assert status(IT)["status"] == "interrupted"
     done = len(lines(IT / "metrics.jsonl"))

@@ -55,11 +55,11 @@ def check_equal(one, many, rollout_tolerance):
     assert relative(one["gradients"][0], many["gradients"][0]) <= 1e-5
     # Adam divides a gradient by its size, rounding included, so weights differ more than the gradients did
     assert max((a - b).abs().max().item() for a, b in zip(one["weights"], many["weights"], strict=True)) <= 5e-5
-    apart, moved = (
+    difference, movement = (
         sum((a - b).square().sum() for a, b in zip(one["weights"], w, strict=True))
         for w in (many["weights"], one["start"])
     )
-    assert apart.sqrt() <= 1e-2 * moved.sqrt()
+    assert difference.sqrt() <= 1e-2 * movement.sqrt()
     for file, tolerance in (("metrics.jsonl", 1e-5), ("evaluations.jsonl", 1e-4)):
         first, other = one["lines"][file][0], many["lines"][file][0]
         assert {key for key in other if not key.startswith("processes/")} == set(first)

@@ -26,8 +26,8 @@ def show(name: str | None, sets: list[str], *, as_json: bool, trust: bool, proce
         about, steps, numbers = model_description(recipe.model), step_table(recipe), costs(recipe)
         division = _division(recipe, processes) if processes else {}
     if as_json:
-        shown = {"settings": settings, "model": about, "steps": steps, "costs": numbers}
-        echo(json.dumps(shown | ({"processes": division} if division else {})))
+        output = {"settings": settings, "model": about, "steps": steps, "costs": numbers}
+        echo(json.dumps(output | ({"processes": division} if division else {})))
         return
     if about:
         echo(f"model  {about}")

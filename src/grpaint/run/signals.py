@@ -62,9 +62,12 @@ class Listener:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def request(self, number: int) -> None:
-        """Ask for a stop as the signal does, from another thread; a repeated one asks no more."""
-        self.requested = self.requested or number
+    def request(self, number: int, *, notice: bool) -> None:
+        """Ask for a stop as the first signal does, from another thread; ``notice``: tell the user so, too."""
+        if not self.requested:
+            self.requested = number
+            if notice:
+                _notify()
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         for descriptor in (1, 2) if number == getattr(signal, "SIGHUP", None) else ():
@@ -72,8 +75,13 @@ class Listener:
         if self.requested:
             interrupt(number, frame)
         self.requested = number
-        with contextlib.suppress(OSError):  # nobody may read it any more
-            os.write(2, NOTICE)  # a handler may interrupt a print
+        _notify()
+
+
+def _notify() -> None:
+    """Say that the run stops after what is under way; without print, which a handler may interrupt."""
+    with contextlib.suppress(OSError):  # nobody may read it any more
+        os.write(2, NOTICE)
 
 
 def _drop_if_hung_up(descriptor: int) -> None:

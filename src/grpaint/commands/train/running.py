@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,7 +57,8 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], 
             folder.status(
                 status="running", **({"processes": world.size, "nodes": world.nodes} if world.size > 1 else {})
             )
-            world.on_signal, world.on_end = listener.request, lambda reason: _record_end(folder, RunError(reason))
+            world.on_signal = partial(listener.request, notice=world.first)
+            world.on_end = lambda reason: _record_end(folder, RunError(reason))
             world.limit((recipe.processes or Processes()).start_s)
             check_shares(recipe, world)
             if isinstance(recipe, TrainRecipe):
