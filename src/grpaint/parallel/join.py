@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from grpaint.parallel.group import Group, Place
 
 JOIN_S = 300  # how long a rank waits for the others to start
+WAIT_S = 3600  # how long it waits for them afterwards, unless the command sets another limit
 PORT = 20_000  # the first of those that an srun step without MASTER_PORT may take
 
 _groups: list["Group"] = []  # the group of this process, while it has one
@@ -57,6 +58,7 @@ def join_group() -> Iterator[World]:
         yield ONE
         return
     world = _form(_place(), _address())
+    world.limit(WAIT_S)
     _groups.append(world)
     try:
         if not world.first:
