@@ -36,6 +36,11 @@ def check_shares(recipe: Recipe, world: World) -> None:
                 f"rewards.{name}: it keeps state between calls (it has a state_dict), and {world.size} processes would "
                 "each keep their own. Use one process, or set its attribute divisible = True if that changes no score."
             )
+        if hasattr(item.reward, "state_dict") and item.place == "node":
+            raise ConfigError(
+                f'rewards.{name}.place = "node": it keeps state between calls (it has a state_dict), which processes '
+                'cannot share; use place = "each".'
+            )
     if compares_groups(recipe):
         _check_count("train.prompts", recipe.train.prompts, world, ", and groups are compared while they are sampled")
     else:
