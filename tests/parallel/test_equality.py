@@ -46,6 +46,12 @@ def relative(one, other):
     return max(((a - b).norm() / a.norm().clamp(min=1e-12)).item() for a, b in zip(one, other, strict=True))
 
 
+def recorded(run):
+    """The lines of a run without what may differ between equal ones."""
+    lines = [line for file in run["lines"].values() for line in file]
+    return [{key: v for key, v in line.items() if not key.startswith(("time/", "processes/"))} for line in lines]
+
+
 def check_equal(one, many, rollout_tolerance):
     """Rollouts and scores of the first iteration, gradients before clipping, weights at the end."""
     for name in ("x0", "advantage"):
@@ -71,10 +77,13 @@ def check_equal(one, many, rollout_tolerance):
     assert [last[0].get(name) for name in counts] == [last[1].get(name) for name in counts]
 
 
+PARTS = [*SHORT, *RL, "train.parts=2", "evaluate.prompts=2", 'rewards.clean={kind="scenes-cleanliness",weight=0.2}']
+ROWS = {2: [[36, 24], [36, 24], [4, 3]], 3: [[24, 24, 12], [24, 24, 12], [3, 2, 2]]}  # of pro, node and sft
 CASES = {
     "awm": {"recipe": "scenes/awm", "sets": [*SHORT, *RL]},
     "mix": {"recipe": "scenes/mix-grpo", "sets": [*SHORT, *RL, "train.updates=2"]},
-    "pro": {"recipe": "scenes/pro-grpo", "sets": [*SHORT, *RL]},
+    "pro": {"recipe": "scenes/pro-grpo", "sets": PARTS},
+    "node": {"recipe": "scenes/pro-grpo", "sets": [*PARTS, "rewards.checker.place=node"]},
     "ddpo": {"recipe": "scenes-epsilon/ddpo", "sets": [*SHORT, *RL]},
     "sft": {"recipe": "scenes/sft", "sets": [*SHORT, "train.batch=7"]},
     "few-prompts": {"recipe": "scenes/mix-grpo", "sets": [*SHORT, "train.prompts=1", "train.group_size=5"]},
@@ -86,6 +95,10 @@ def test_any_number_of_ranks_computes_the_numbers_of_one(tmp_path):
     for size in (2, 3):
         for name in CASES:
             check_equal(results[1][name], results[size][name], 1e-5)
+        assert recorded(results[size]["pro"]) == recorded(results[size]["node"])
+        metrics = [results[size][name]["lines"]["metrics.jsonl"][0] for name in ("pro", "node", "sft")]
+        assert [line["processes/rows"] for line in metrics] == ROWS[size]
+        assert metrics[1]["processes/bytes"] - metrics[0]["processes/bytes"] > 100_000  # of images
 
 
 def test_an_adapter_on_a_pipeline_computes_the_numbers_of_one(tmp_path):
