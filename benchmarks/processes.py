@@ -254,7 +254,7 @@ def predict(assumed: dict[str, float], exchanges: Exchanged) -> None:
         f"  Assumed: {NODE} ranks a node, {INSIDE} Gbit/s inside it, one link of 25 or 400 Gbit/s a node, "
         f"{1e6 * LATENCY:.0f} us a message, no overlap with the backward pass, and no waiting.\n"
         f"  Measured above: {exchanges.count:.0f} exchanges an iteration, of {exchanges.others / 1e3:.1f} kB a rank "
-        "without the gradients."
+        f"without the gradients. Waiting was {exchanges.waiting:.1%}, and comes off."
     )
     for name, (recipe_name, without, default) in MODELS.items():
         with tempfile.TemporaryDirectory() as place:
@@ -305,6 +305,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.recipes, args.rounds, args.iterations, args.sets = ["awm"], 1, 3, [*QUICK, *args.sets]
+    if torch.cuda.is_available() and args.processes > torch.cuda.device_count():
+        sys.exit(f"--processes {args.processes}: every process needs a GPU of its own.")
     print(machine())
     exchanges = [measure(recipe, args) for recipe in args.recipes]
     predict({name: float(text) for name, _, text in (item.partition("=") for item in args.evaluation)}, exchanges[-1])
