@@ -254,7 +254,7 @@ def predict(assumed: dict[str, float], exchanges: Exchanged) -> None:
         f"  Assumed: {NODE} ranks a node, {INSIDE} Gbit/s inside it, one link of 25 or 400 Gbit/s a node, "
         f"{1e6 * LATENCY:.0f} us a message, no overlap with the backward pass, and no waiting.\n"
         f"  Measured above: {exchanges.count:.0f} exchanges an iteration, of {exchanges.others / 1e3:.1f} kB a rank "
-        f"without the gradients. Waiting was {exchanges.waiting:.1%}, and comes off."
+        f"without the gradients. Waiting, {exchanges.waiting:.1%} above, comes off."
     )
     for name, (recipe_name, without, default) in MODELS.items():
         with tempfile.TemporaryDirectory() as place:
