@@ -18,7 +18,7 @@ SHORT = [
 ]
 ONCE = [*SHORT, "train.iterations=1"]
 RL = ["train.prompts=5", "train.group_size=6", "anchor.batch=12"]
-PRUNED = ["train.prompts=4", "train.group_size=12", "anchor.batch=12", "plan.prune.keep=[8,6]"]
+PRUNED = ["train.prompts=4", "train.group_size=8", "anchor.batch=12", "plan.prune.keep=[6,4]"]
 SFT = ["train.batch=13"]
 BF16 = 'precision="bf16"'
 
@@ -29,8 +29,8 @@ CASES = {
     "ddpo": ("scenes-epsilon/ddpo", [*SHORT, "train.prompts=14", "train.updates=1"]),
     "sft": ("scenes/sft", [*SHORT, *SFT, "train.optimizer.kind=adamw"]),
     "sft-muon": ("scenes/sft", [*SHORT, *SFT]),
-    "few-prompts": ("scenes/mix-grpo", [*SHORT, "train.prompts=1", "train.group_size=13", "anchor.batch=12"]),
-    "few-rows": ("scenes/mix-grpo", [*SHORT, "train.prompts=1", "train.group_size=5", "anchor.batch=12"]),
+    "few-prompts": ("scenes/mix-grpo", [*ONCE, "train.prompts=1", "train.group_size=13", "anchor.batch=12"]),
+    "few-rows": ("scenes/mix-grpo", [*ONCE, "train.prompts=1", "train.group_size=5", "anchor.batch=12"]),
     "awm-bf16": ("scenes/awm", [*ONCE, *RL, BF16]),
     "mix-bf16": ("scenes/mix-grpo", [*ONCE, *RL, BF16]),
     "pro-bf16": ("scenes/pro-grpo", [*ONCE, *PRUNED, BF16]),
@@ -57,10 +57,8 @@ def test_any_number_of_ranks_computes_the_numbers_of_one(results, name, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_rank_with_fewer_than_four_rows_rounds_otherwise(results, size):
-    one, many = results("few-rows", 1), results("few-rows", size)
-    assert not torch.equal(one["updates"][0]["x0"], many["updates"][0]["x0"])
-    check_equal(one, many, FEW_ROWS)
+def test_a_rank_with_fewer_than_four_rows_is_equal_but_for_rounding(results, size):
+    assert not check_equal(results("few-rows", 1), results("few-rows", size), FEW_ROWS)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -132,6 +130,7 @@ def matrix_sets(name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_every_packaged_recipe_of_the_built_in_worlds_computes_the_numbers_of_one(tmp_path):
     names = [name for name in recipe_names() if name.startswith("scenes")]
     cases = {name.replace("/", "-"): (name, matrix_sets(name)) for name in names}

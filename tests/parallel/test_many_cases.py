@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import pytest
 import tomli_w
-from equality import check_lines, largest, relative, train_everywhere
+from equality import COUNTS, check_lines, largest, relative, train_everywhere
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 EACH, SIZES = 4, (1, 2, 3)  # recipes of a method
@@ -176,4 +176,6 @@ def check_case(recipe, one, many, size):
     if one["gradients"]:
         assert relative(one["gradients"][0], many["gradients"][0]) <= 1e-5, "gradients"
     assert largest(one["weights"], many["weights"]) <= 1e-5, "weights"
-    check_lines(one, many)
+    # a prompt that ranks divide takes its steps before the fork on each of them, and they are counted
+    divided = recipe.get("plan", {}).get("start", {}).get("kind") == "shared" and recipe["train"]["prompts"] < size
+    check_lines(one, many, counts=COUNTS[1:] if divided else COUNTS)
