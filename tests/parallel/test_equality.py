@@ -21,6 +21,8 @@ RL = ["train.prompts=5", "train.group_size=6", "anchor.batch=12"]
 PRUNED = ["train.prompts=4", "train.group_size=8", "anchor.batch=12", "plan.prune.keep=[6,4]"]
 SFT = ["train.batch=13"]
 BF16 = 'precision="bf16"'
+TWO_REWARDS = [*PRUNED, "train.parts=2", "evaluate.prompts=2", 'rewards.clean={kind="scenes-cleanliness",weight=0.2}']
+ROWS = {2: [[12, 12], [12, 12], [7, 6]], 3: [[12, 6, 6], [12, 6, 6], [5, 4, 4]]}  # of each, node and sft
 
 CASES = {
     "awm": ("scenes/awm", [*SHORT, *RL]),
@@ -31,6 +33,8 @@ CASES = {
     "sft-muon": ("scenes/sft", [*SHORT, *SFT]),
     "few-prompts": ("scenes/mix-grpo", [*ONCE, "train.prompts=1", "train.group_size=13", "anchor.batch=12"]),
     "few-rows": ("scenes/mix-grpo", [*ONCE, "train.prompts=1", "train.group_size=5", "anchor.batch=12"]),
+    "each": ("scenes/pro-grpo", [*ONCE, *TWO_REWARDS]),
+    "node": ("scenes/pro-grpo", [*ONCE, *TWO_REWARDS, "rewards.checker.place=node"]),
     "awm-bf16": ("scenes/awm", [*ONCE, *RL, BF16]),
     "mix-bf16": ("scenes/mix-grpo", [*ONCE, *RL, BF16]),
     "pro-bf16": ("scenes/pro-grpo", [*ONCE, *PRUNED, BF16]),
@@ -86,6 +90,16 @@ def test_a_repeated_run_of_the_same_number_of_ranks_is_bit_equal(results, tmp_pa
             assert_same(first[key], other[key], key)
         for file in first["lines"]:
             assert timeless(first["lines"][file]) == timeless(other["lines"][file]), file
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_ranks_that_share_a_reward_compute_the_same_and_say_how_many_rows_each_has(results, size):
+    each, node, sft = (results(name, size)["lines"] for name in ("each", "node", "sft"))
+    for file in each:
+        assert timeless(each[file]) == timeless(node[file])
+    metrics = [lines["metrics.jsonl"][0] for lines in (each, node, sft)]
+    assert [line["processes/rows"] for line in metrics] == ROWS[size]
+    assert metrics[1]["processes/bytes"] - metrics[0]["processes/bytes"] > 100_000  # of images
 
 
 def timeless(lines):

@@ -11,7 +11,8 @@ from grpaint.commands.train.running import open_loop
 from grpaint.core.errors import ConfigError
 from grpaint.learn.advantage import compute_advantage
 from grpaint.loops import sft, train
-from grpaint.recipe.config import open_recipe, stage_of
+from grpaint.recipe.config import open_recipe, resolve, stage_of
+from grpaint.recipe.stand_ins import stand_ins, with_stand_ins
 from grpaint.run.folder import RunFolder
 from grpaint.run.shares import check_shares
 from grpaint.run.signals import Listener
@@ -20,7 +21,12 @@ from grpaint.run.signals import Listener
 def train_case(case, world, folder):
     """Train a recipe; return what every update and iteration computed, the same on all ranks."""
     stage = stage_of(case["recipe"])
-    recipe, settings = open_recipe(case["recipe"], stage, case["sets"])
+    if world.first:
+        recipe, settings = open_recipe(case["recipe"], stage, case["sets"])
+        world.from_first([settings, stand_ins(recipe)])
+    else:
+        settings, tables = world.from_first(None)
+        recipe, _ = resolve(with_stand_ins(settings, tables), stage)
     try:
         check_shares(recipe, world)
     except ConfigError as error:
