@@ -77,8 +77,10 @@ class Group(World):
         here = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
         self._exchange(lambda: dist.all_reduce(here, dist.ReduceOp.MAX), here.nbytes)
         moving = [parameter for parameter, some in zip(parameters, here.tolist(), strict=True) if some]
+        self.finite_gradient = True
         for bucket in _buckets(moving):
             flat = torch.cat([_gradient(parameter).float().flatten() for parameter in bucket])
+            self.finite_gradient &= bool(flat.isfinite().all())
             self._exchange(lambda flat=flat: dist.all_reduce(flat), flat.nbytes)  # type: ignore[misc]
             for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
                 parameter.grad = part.view_as(parameter).to(parameter.dtype)
@@ -113,7 +115,8 @@ class Group(World):
         try:
             return work()
         except (RuntimeError, ValueError) as error:
-            raise RankLost(self._missing(time.monotonic() - start)) from error
+            waited = time.monotonic() - start
+            raise RankLost(self._missing(waited), late=waited >= 0.99 * self._limit_s) from error
 
     def position(self) -> str:
         """Return how many exchanges this rank has begun, and its phase, as others read it in the store."""

@@ -24,6 +24,18 @@ def run_end(world: Any) -> dict[str, Any] | None:
     return world.end
 
 
+def record_end(store: Any, message: str, code: int, rank: int, *, at_once: bool = False) -> bool:
+    """Record in the store how the run ends; return whether this was the first to do so, and so the run's end.
+
+    ``at_once``: the processes end without the seconds of grace.
+
+    Raises:
+        RuntimeError: the store is gone, or cannot be written.
+    """
+    text = json.dumps({"message": message, "code": code, "rank": rank, "at_once": at_once})
+    return bool(store.compare_set(END, "", text).decode() == text)
+
+
 class Watch:
     """Within its block a thread publishes where this rank is, and looks for a signal and for the run's end.
 
@@ -55,8 +67,8 @@ class Watch:
         if self._world.on_signal and self._world.store.check([STOP]):
             self._world.on_signal(int(self._world.store.get(STOP)))
         end = run_end(self._world)
-        if end and not self._over.wait(GRACE_S):
-            callback: Callable[[str], None] | None = self._world.on_end
+        if end and not self._over.wait(0 if end["at_once"] else GRACE_S):
+            callback: Callable[[str, int], None] | None = self._world.on_end
             if callback and self._world.first:
-                callback(end["message"])
+                callback(end["message"], end["code"])
             os._exit(0 if STORE in os.environ else end["code"])

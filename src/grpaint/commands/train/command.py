@@ -116,7 +116,8 @@ def _train(world: World, recipe: Recipe, settings: Mapping[str, Any], folder: Ru
         with Progress(console, recipe.train) as progress:
             start(recipe, folder, progress.log, [progress.update], world)
     except MemoryExhausted as error:
-        _print_advice(console, advice, settings, recipe.stage, error.phase)
+        if world.first:
+            _print_advice(console, advice, settings, recipe.stage, error.phase)
         raise
     _print_result(console, folder)
 
