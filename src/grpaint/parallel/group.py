@@ -46,14 +46,14 @@ class Group(World):
         self.rank, self.size, self.restarts = place.rank, place.size, place.restarts
         self.local_rank, self.local_size = place.local_rank, place.local_size
         self.node, self.nodes = place.node, place.nodes
-        self.store, self.exchanges, self._limit_s = store, 0, 0.0
+        self.store, self.exchanges, self._limit_s, self._limit_name = store, 0, 0.0, ""
         # a group of its own for exchanges from other threads, whose order to the main thread's is not fixed
         nodes = [[rank for rank in range(place.size) if rank // place.local_size == n] for n in range(place.nodes)]
         self.node_group = [dist.new_group(ranks, backend="gloo") for ranks in nodes][place.node]
 
-    def limit(self, seconds: float) -> None:
-        """Set how long an exchange may wait for a rank that is late."""
-        self._limit_s = seconds
+    def limit(self, seconds: float, name: str = "processes.limit_s") -> None:
+        """Set how long an exchange may wait for a rank that is late, and the setting's name."""
+        self._limit_s, self._limit_name = seconds, name
         for group in (dist.group.WORLD, self.node_group):
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
@@ -116,13 +116,14 @@ class Group(World):
             return work()
         except (RuntimeError, ValueError) as error:
             waited = time.monotonic() - start
-            raise RankLost(self._missing(waited), late=waited >= 0.99 * self._limit_s) from error
+            late = waited >= 0.99 * self._limit_s
+            raise RankLost(self._missing(waited, late=late), late=late) from error
 
     def position(self) -> str:
         """Return how many exchanges this rank has begun, and its phase, as others read it in the store."""
         return f"{self.exchanges} {self.phase}"
 
-    def _missing(self, waited: float) -> str:
+    def _missing(self, waited: float, *, late: bool) -> str:
         """Describe the ranks that have begun fewer exchanges than this one, by what they last published."""
         time.sleep(1.2)  # until each rank has published where it is
         behind = []
@@ -135,10 +136,10 @@ class Group(World):
                     behind.append(f"rank {rank} (node {rank // self.local_size}), last in the phase {phase or 'start'}")
             except (RuntimeError, ValueError):  # the store is gone with rank 0's agent
                 continue
+        reason = f"It took longer than {self._limit_name} = {self._limit_s:g}" if late else "A rank has died"
         return (
             f"rank {self.rank} waited {waited:.0f} s in the phase {self.phase} for "
-            f"{', '.join(behind) or 'another rank, which is gone'}. A rank has died, or took longer than "
-            f"processes.limit_s = {self._limit_s:g}; continue with --resume."
+            f"{', '.join(behind) or 'another rank, which is gone'}. {reason}; continue with --resume."
         )
 
 

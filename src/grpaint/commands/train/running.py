@@ -61,7 +61,7 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], 
             )
             world.on_signal = partial(listener.request, notice=world.first)
             world.on_end = lambda message, code: _record_end(folder, ProcessesEnded(message, code))
-            world.limit((recipe.processes or Processes()).start_s)
+            world.limit((recipe.processes or Processes()).start_s, "processes.start_s")
             check_shares(recipe, world)
             if isinstance(recipe, TrainRecipe):
                 stack.enter_context(connect_rewards(recipe.reward_set().rewards, log))
