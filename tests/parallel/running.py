@@ -35,7 +35,7 @@ def children(pid):
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
-def end_of(running):
-    errors = running.communicate(timeout=120)[1]
+def end_of(running, seconds=120):
+    errors = running.communicate(timeout=seconds)[1]
     assert not list(Path.cwd().glob("grpaint-*"))  # the folder of the store
     return errors

@@ -76,7 +76,7 @@ def test_kills_of_one_rank_lose_nothing(kills, iterations, seed, tmp_path, monke
         ranks, draw = Ranks(run), random.Random(seed)
         done = [kill for _ in range(restarts) for kill in ranks.kill_one(draw)]
         logging.getLogger(__name__).info("%s kills: %s", len(done), ", ".join(done))
-        assert end_of(run) == ""
+        assert end_of(run, 900) == ""
         assert run.returncode == 0
         assert len(done) == restarts
         runs.append(tmp_path / name / IT)
