@@ -68,6 +68,15 @@ def test_a_second_signal_ends_all_at_once():
     assert status(IT)["status"] == "interrupted"
 
 
+def test_ranks_save_and_end_when_the_command_is_killed():
+    running = start("--processes", "2", sets=LONG)
+    wait_for_lines(running)
+    running.kill()
+    running.communicate(timeout=60)  # until the ranks have closed its output
+    assert (status(IT)["status"], status(IT)["reason"]) == ("interrupted", "SIGTERM")
+    assert len(list(IT.glob("checkpoints/*"))) == 1
+
+
 def test_an_error_on_a_rank_is_said_once_and_ends_the_run():
     Path("fault").write_text("raise")
     running = start("--processes", "2", sets=LONG)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any, Self
@@ -39,11 +40,13 @@ def record_end(store: Any, message: str, code: int, rank: int, *, at_once: bool 
 class Watch:
     """Within its block a thread publishes where this rank is, and looks for a signal and for the run's end.
 
-    A process that is busy elsewhere when the run ends, as with a slow reward, is ended after ``GRACE_S`` seconds.
+    A process that is busy elsewhere when the run ends, as with a slow reward, is ended after ``GRACE_S`` seconds. The
+    death of our own agent's process is a SIGTERM.
     """
 
     def __init__(self, world: Any) -> None:
         self._world, self._over = world, threading.Event()
+        self._parent = os.getppid()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def __enter__(self) -> Self:
@@ -64,8 +67,11 @@ class Watch:
                 self._look()
 
     def _look(self) -> None:
-        if self._world.on_signal and self._world.store.check([STOP]):
-            self._world.on_signal(int(self._world.store.get(STOP)))
+        if self._world.on_signal:
+            if self._world.store.check([STOP]):
+                self._world.on_signal(int(self._world.store.get(STOP)))
+            elif STORE in os.environ and os.getppid() != self._parent:
+                self._world.on_signal(signal.SIGTERM)
         end = run_end(self._world)
         if end and not self._over.wait(0 if end["at_once"] else GRACE_S):
             callback: Callable[[str, int], None] | None = self._world.on_end
