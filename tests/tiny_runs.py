@@ -219,7 +219,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def timeless(path: Path) -> list[dict[str, Any]]:
     """The lines of a .jsonl file without what may differ between equal runs."""
-    return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines(path)]
+    may_differ = ("time/", "processes/")
+    return [{key: value for key, value in line.items() if not key.startswith(may_differ)} for line in lines(path)]
 
 
 def status(run: Path) -> dict[str, Any]:

@@ -2,15 +2,14 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from running import IT, children, end_of, start, wait_for_lines
 
 from grpaint.run.signals import NOTICE
-from tiny_runs import REWARD, TINY, flags, lines, status
+from tiny_runs import lines, status
 
 REWARD_FILE = """
 import os, signal
@@ -31,9 +30,7 @@ def score(images, prompts):
             os.kill(os.getpid(), getattr(signal, name))
     return images.mean((1, 2, 3))
 """
-SETS = [*TINY, REWARD, "evaluate.pictures=0", "train.constant=0"]
 LONG = ["train.iterations=100000", "evaluate.every=100000", "checkpoint.every=100000"]
-IT = Path("runs/it")
 
 
 @pytest.fixture(autouse=True)
@@ -41,35 +38,6 @@ def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     Path("reward.py").write_text(REWARD_FILE)
-
-
-def start(*words, sets=(), **environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", "grpaint", "train", "flow-grpo-fast", "--name", "it", *words, *flags(*SETS, *sets)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | environment,
-    )
-
-
-def wait_for_lines(running, count=1):
-    end = time.monotonic() + 120
-    while not (IT / "metrics.jsonl").is_file() or len((IT / "metrics.jsonl").read_text().splitlines()) < count:
-        assert running.poll() is None, running.communicate()[1]
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def children(pid):
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
-
-
-def end_of(running):
-    errors = running.communicate(timeout=120)[1]
-    assert not list(Path.cwd().glob("grpaint-*"))  # the folder of the store
-    return errors
 
 
 def test_ctrl_c_saves_and_the_run_is_resumed_by_another_number_of_processes():
@@ -93,14 +61,23 @@ def test_a_second_signal_ends_all_at_once():
     running = start("--processes", "2", sets=LONG)
     wait_for_lines(running)
     ranks = children(running.pid)
-    for rank in ranks:
-        os.kill(rank, signal.SIGSTOP)  # so that none can end by itself
+    os.kill(ranks[1], signal.SIGSTOP)  # so that it cannot end by itself
     running.terminate()
     time.sleep(1)
     running.terminate()
-    assert end_of(running) == "grpaint: stopped at once; what was saved before stays.\n"
+    assert end_of(running).removeprefix(NOTICE.decode()) == "grpaint: stopped at once; what was saved before stays.\n"
     assert running.returncode == 143
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    assert status(IT)["status"] == "interrupted"
+
+
+def test_ranks_save_and_end_when_the_command_is_killed():
+    running = start("--processes", "2", sets=LONG)
+    wait_for_lines(running)
+    running.kill()
+    running.communicate(timeout=60)  # until the ranks have closed its output
+    assert (status(IT)["status"], status(IT)["reason"]) == ("interrupted", "SIGTERM")
+    assert len(list(IT.glob("checkpoints/*"))) == 1
 
 
 @pytest.mark.parametrize(("place", "rank", "built"), [("each", "1", 2), ("node", "0", 1)])
@@ -125,16 +102,7 @@ def test_a_signal_to_one_rank_ends_the_run_and_is_not_mended_by_a_restart(signal
     errors = end_of(running)
     assert running.returncode == code
     assert errors.count("grpaint: stopped ") == 1
-    assert status(IT)["status"] != "running"
-
-
-def test_processes_are_started_again_when_one_dies():
-    Path("fault").write_text("SIGKILL")
-    running = start("--processes", "2", sets=["train.iterations=30"])
-    end_of(running)
-    assert running.returncode == 0
-    assert not Path("fault").exists()
-    assert [line["iteration"] for line in lines(IT / "metrics.jsonl")] == list(range(1, 31))
+    assert status(IT)["status"] == "interrupted"
 
 
 def test_without_further_starts_the_line_names_the_rank_that_died():
@@ -142,7 +110,11 @@ def test_without_further_starts_the_line_names_the_rank_that_died():
     running = start("--processes", "2", "--max-restarts", "0", sets=LONG)
     errors = end_of(running)
     assert running.returncode == 1
-    assert "--max-restarts allows no further start (rank 1 by exit code -9" in errors.splitlines()[-1]
+    assert errors.startswith(
+        "grpaint: processes died, and --max-restarts allows no further start (rank 1 by exit code -9)"
+    )
+    assert errors.count("\n") == 1
+    assert status(IT)["status"] == "failed"
 
 
 @pytest.mark.parametrize(
@@ -172,6 +144,7 @@ TCP = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29471"}
         ({"WORLD_SIZE": "many"}, 2, "WORLD_SIZE = many: not a whole number"),
         ({"WORLD_SIZE": "2", "RANK": "0", "GRPAINT_JOIN_S": "soon", **TCP}, 2, "GRPAINT_JOIN_S = soon: not a whole"),
         ({"WORLD_SIZE": "2", "RANK": "0", "GRPAINT_JOIN_S": "2", **TCP}, 1, "the others did not join within 2 s"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "GRPAINT_JOIN_S": "2", **TCP}, 1, "2 s at 127.0.0.1:29471 ([Errno 111]"),
     ],
 )
 def test_a_group_that_does_not_form_is_one_line(environment, code, part):
@@ -181,4 +154,13 @@ def test_a_group_that_does_not_form_is_one_line(environment, code, part):
     assert part in errors
     assert errors.startswith("grpaint: ")
     assert errors.count("\n") == 1
+    assert not IT.exists()
+
+
+def test_of_processes_one_that_comes_too_late_is_one_line(monkeypatch):
+    Path("sitecustomize.py").write_text('import os, time\nif os.environ.get("RANK") == "1":\n    time.sleep(8)\n')
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([".", os.environ["PYTHONPATH"]]))
+    running = start("--processes", "2", GRPAINT_JOIN_S="1")
+    assert end_of(running).startswith("grpaint: rank 0 of WORLD_SIZE = 2: the others did not join within 1 s")
+    assert running.returncode == 1
     assert not IT.exists()

@@ -48,7 +48,7 @@ def _explain(error: Exception) -> int | None:
             return _end(str(error), error.exit_code) if str(error) else error.exit_code
         unreadable = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
         code = 2 if unreadable or isinstance(error, ConfigError) else 1
-        return _end(" ".join(str(error).split("\n")), code, lost=isinstance(error, RankLost))
+        return _end(" ".join(str(error).split("\n")), code, lost=isinstance(error, RankLost) and not error.late)
     exit_code = getattr(error, "exit_code", None)
     if exit_code is not None and type(error).__name__ == "Stopped":
         return _end(f"stopped by {error} after saving; continue with --resume.", int(exit_code))

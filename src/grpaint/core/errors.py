@@ -43,7 +43,11 @@ class RunError(GrpaintError):
 
 
 class RankLost(RunError):
-    """Another rank died or is late. It is not this rank's own error: the processes may be started again."""
+    """Another rank died, or is ``late``. A death is no error of the run: the processes may start again."""
+
+    def __init__(self, message: str, *, late: bool = False) -> None:
+        super().__init__(message)
+        self.late = late
 
 
 class ProcessesEnded(RunError):

@@ -46,16 +46,16 @@ class Group(World):
         self.rank, self.size, self.restarts = place.rank, place.size, place.restarts
         self.local_rank, self.local_size = place.local_rank, place.local_size
         self.node, self.nodes = place.node, place.nodes
-        self.store, self._limit_s = store, 0.0
+        self.store, self._limit_s, self._limit_name = store, 0.0, ""
         self.exchanges = self.node_exchanges = 0
         # a group of its own for exchanges from other threads, whose order to the main thread's is not fixed
         nodes = [range(n * place.local_size, (n + 1) * place.local_size) for n in range(place.nodes)]
         self.node_ranks = nodes[place.node]
         self.node_group = [dist.new_group(list(ranks), backend="gloo") for ranks in nodes][place.node]
 
-    def limit(self, seconds: float) -> None:
-        """Set how long an exchange may wait for a rank that is late."""
-        self._limit_s = seconds
+    def limit(self, seconds: float, name: str = "processes.limit_s") -> None:
+        """Set how long an exchange may wait for a rank that is late, and the setting's name."""
+        self._limit_s, self._limit_name = seconds, name
         for group in (dist.group.WORLD, self.node_group):
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
@@ -79,8 +79,10 @@ class Group(World):
         here = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
         self._exchange(lambda: dist.all_reduce(here, dist.ReduceOp.MAX), here.nbytes)
         moving = [parameter for parameter, some in zip(parameters, here.tolist(), strict=True) if some]
+        self.finite_gradient = True
         for bucket in _buckets(moving):
             flat = torch.cat([_gradient(parameter).float().flatten() for parameter in bucket])
+            self.finite_gradient &= bool(flat.isfinite().all())
             self._exchange(lambda flat=flat: dist.all_reduce(flat), flat.nbytes)  # type: ignore[misc]
             for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
                 parameter.grad = part.view_as(parameter).to(parameter.dtype)
@@ -156,13 +158,15 @@ class Group(World):
         try:
             return work()
         except (RuntimeError, ValueError) as error:
-            raise RankLost(self._missing(time.monotonic() - start, on_node=on_node)) from error
+            waited = time.monotonic() - start
+            late = waited >= 0.99 * self._limit_s
+            raise RankLost(self._missing(waited, on_node=on_node, late=late), late=late) from error
 
     def position(self) -> str:
         """Return how many exchanges this rank has begun, with all and on its machine, and its phase; others read it."""
         return f"{self.exchanges} {self.node_exchanges} {self.phase}"
 
-    def _missing(self, waited: float, *, on_node: bool) -> str:
+    def _missing(self, waited: float, *, on_node: bool, late: bool) -> str:
         """Describe the ranks that have begun fewer exchanges than this one, by what they last published."""
         time.sleep(1.2)  # until each rank has published where it is
         behind = []
@@ -176,10 +180,10 @@ class Group(World):
                     behind.append(f"rank {rank} (node {rank // self.local_size}), last in the phase {phase or 'start'}")
             except (RuntimeError, ValueError):  # the store is gone with rank 0's agent
                 continue
+        reason = f"It took longer than {self._limit_name} = {self._limit_s:g}" if late else "A rank has died"
         return (
             f"rank {self.rank} waited {waited:.0f} s in the phase {self.phase} for "
-            f"{', '.join(behind) or 'another rank, which is gone'}. A rank has died, or took longer than "
-            f"processes.limit_s = {self._limit_s:g}; continue with --resume."
+            f"{', '.join(behind) or 'another rank, which is gone'}. {reason}; continue with --resume."
         )
 
 

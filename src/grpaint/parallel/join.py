@@ -5,9 +5,9 @@ others leave without a word.
 """
 
 import contextlib
-import json
 import logging
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpaint.core.errors import ConfigError, ProcessesEnded, RunError
-from grpaint.parallel.watch import END, EVERY_S, PREFIX, STORE, Watch, run_end
+from grpaint.parallel.watch import END, EVERY_S, PREFIX, STORE, Watch, record_end, run_end
 from grpaint.parallel.world import ONE, World
 
 if TYPE_CHECKING:
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 JOIN_S = 300  # how long a rank waits for the others to start
 WAIT_S = 3600  # how long it waits for them afterwards, unless the command sets another limit
+DEATH_S = 3  # in which our agent ends this process if another one has died
 PORT = 20_000  # the first of those that an srun step without MASTER_PORT may take
 
-_groups: list["Group"] = []  # the group of this process, while it has one
+_groups: list[World] = []  # the group of this process, while it has one; before it has formed, what will be one
 
 
 def is_rank() -> bool:
@@ -51,15 +52,14 @@ def join_group() -> Iterator[World]:
 
     Raises:
         ConfigError: the environment announces a group and does not say which rank this is, or where the others are.
-        RunError: the others did not come.
+        RunError: the group did not form.
         ProcessesEnded: without a message: the run had ended when this process was started again.
     """
     if not is_rank():
         yield ONE
         return
     world = _form(_place(), _address())
-    world.limit(WAIT_S)
-    _groups.append(world)
+    world.limit(WAIT_S, "the limit in seconds")
     try:
         if not world.first:
             logging.getLogger("grpaint").setLevel(logging.ERROR)  # rank 0 has said it
@@ -125,22 +125,18 @@ def _first_host(nodes: str) -> str:
 def _form(place: "Place", address: tuple[str, int]) -> "Group":
     import torch
     import torch.distributed as dist
-    from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[attr-defined]  # not in its list
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # not in its list
 
     from grpaint.parallel.group import Group
 
+    host, port = address
+    store = None if host else _own_store(place)
     seconds = _count("GRPAINT_JOIN_S") if "GRPAINT_JOIN_S" in os.environ else JOIN_S
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
-    host, port = address
     try:
-        if host:
-            agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-            master = place.rank == 0 and not agent
-            store: Any = TCPStore(host, port, place.size, master, timedelta(seconds=seconds))
-        else:
-            store = FileStore(str(Path(os.environ[STORE]) / "store"), place.size)
+        store = store or _tcp_store(place, host, port, seconds)
         store.set_timeout(timedelta(seconds=seconds))
         own = PrefixStore(PREFIX, store)
         if own.check([END]):  # started again after an end that no restart mends
@@ -152,13 +148,49 @@ def _form(place: "Place", address: tuple[str, int]) -> "Group":
             world_size=place.size,
             timeout=timedelta(seconds=seconds),
         )
-        return Group(place, own)
-    except (RuntimeError, ValueError) as error:
+        world = Group(place, own)
+    except (RuntimeError, ValueError, OSError) as error:
+        if not host:
+            time.sleep(DEATH_S)
         raise RunError(
             f"rank {place.rank} of WORLD_SIZE = {place.size}: the others did not join within {seconds:g} s"
             f"{f' at {host}:{port}' if host else ''} ({str(error).splitlines()[0][:200]}). Start all of them, or unset "
             "WORLD_SIZE."
         ) from error
+    _groups[:] = [world]
+    return world
+
+
+def _own_store(place: "Place") -> Any:
+    """Return the store of our own agent, a file; from here on the agent's process prints this one's errors."""
+    from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]  # not in its list
+
+    store = FileStore(str(Path(os.environ[STORE]) / "store"), place.size)
+    forming = World()
+    forming.rank, forming.store = place.rank, PrefixStore(PREFIX, store)
+    _groups[:] = [forming]
+    return store
+
+
+def _tcp_store(place: "Place", host: str, port: int, seconds: int) -> Any:
+    """Return the store that rank 0, or torchrun's agent, opens at a port.
+
+    Raises:
+        OSError: nothing listens there.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its list
+
+    master = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    end = time.monotonic() + seconds
+    while not master:  # PyTorch's own wait for the port ends with a report of its stack
+        try:
+            with socket.create_connection((host, port), timeout=max(1, end - time.monotonic())):
+                break
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(EVERY_S)
+    return TCPStore(host, port, place.size, master, timedelta(seconds=seconds))
 
 
 def announce(message: str, code: int, *, lost: bool) -> int | None:
@@ -173,13 +205,12 @@ def announce(message: str, code: int, *, lost: bool) -> int | None:
     world, agent = _groups[0], STORE in os.environ
     if lost:
         return 0 if run_end(world) else 1 if agent else None
-    text = json.dumps({"message": message, "code": code, "rank": world.rank})
     try:
-        winner = world.store.compare_set(END, "", text)
+        first = record_end(world.store, message, code, world.rank)
     except RuntimeError:
-        winner = text.encode()
+        return None
     if world.first and _slurm():  # the store goes with this process: let the others read it first
         time.sleep(4 * EVERY_S)
     if agent:
         return 0  # the agent's process prints it; any other code would start all again
-    return None if winner.decode() == text else code
+    return None if first else code

@@ -6,25 +6,32 @@ The store is a file in a folder of this user, and gloo is bound to the loopback 
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]  # not in its list
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from grpaint.core.errors import ProcessesEnded, RunError
-from grpaint.parallel.watch import END, PREFIX, STOP, STORE
+from grpaint.parallel.watch import END, PREFIX, STOP, STORE, record_end
 
 LOOPBACK = "127.0.0.1"
+LEAVE_S = 6  # in which survivors of a death leave, and rank 0 records the status, when there is no further start
+AT_ONCE_S = 2  # the same after a second signal
+OVER_S = 30  # in which a process must have ended once the run has
 
 
 class _OneMachine(RendezvousHandler):
@@ -61,10 +68,43 @@ class _OneMachine(RendezvousHandler):
         return True
 
 
+class _Ranks(LocalElasticAgent):
+    """PyTorch's agent; when a rank has died the others are killed, since without it they can do nothing more.
+
+    ``store`` is told how the run has ended when no further start is allowed.
+    """
+
+    store: Any = None
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        codes = {rank: handler.proc.poll() for rank, handler in self._handlers().items()}
+        if deaths := ", ".join(f"rank {rank} by exit code {code}" for rank, code in codes.items() if code):
+            if self._remaining_restarts == 0:
+                reason = f"processes died, and --max-restarts allows no further start ({deaths})."
+                record_end(self.store, f"{reason} The last checkpoint stays; continue with --resume.", 1, -1)
+                self._wait(LEAVE_S)  # while they record the run's status
+            self._shutdown(signal.SIGKILL)
+        return super()._monitor_workers(worker_group)
+
+    def end_all(self, seconds: float) -> None:
+        """End all processes for good: kill those that have not ended by themselves after ``seconds``."""
+        self._remaining_restarts = 0  # or it would start again what is killed here
+        self._wait(seconds)
+        self._shutdown(signal.SIGKILL)
+
+    def _handlers(self) -> dict[int, SubprocessHandler]:
+        return self._pcontext.subprocess_handlers if isinstance(self._pcontext, SubprocessContext) else {}
+
+    def _wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and any(handler.proc.poll() is None for handler in self._handlers().values()):
+            time.sleep(0.05)
+
+
 class _Agent(threading.Thread):
     """Runs the agent in a thread of its own, where it installs no signal handlers."""
 
-    def __init__(self, agent: LocalElasticAgent) -> None:
+    def __init__(self, agent: _Ranks) -> None:
         super().__init__(daemon=True)
         self.agent = agent
         self.result: RunResult | None = None
@@ -102,11 +142,11 @@ def launch(processes: int, most_restarts: int, words: list[str]) -> None:
             local_addr=LOOPBACK,
         )
         logs = DefaultLogsSpecs(log_dir=str(folder / "logs"))
-        thread = _Agent(LocalElasticAgent(spec, logs, exit_barrier_timeout=0))
-        store = PrefixStore(PREFIX, FileStore(str(folder / "store"), processes))
+        thread = _Agent(_Ranks(spec, logs, exit_barrier_timeout=0))
+        store = thread.agent.store = PrefixStore(PREFIX, FileStore(str(folder / "store"), processes))
         with _environment(name, processes):
-            signals = _pass_signals(thread, store)
-        _check_end(store, thread, signals)
+            _pass_signals(thread, store)
+        _check_end(store, thread)
 
 
 @contextlib.contextmanager
@@ -122,8 +162,11 @@ def _environment(folder: str, processes: int) -> Iterator[None]:
         os.environ |= before
 
 
-def _pass_signals(thread: _Agent, store: Any) -> list[int]:
-    """Run the agent to its end, and tell the processes of a signal; return the signals that came."""
+def _pass_signals(thread: _Agent, store: Any) -> None:
+    """Run the agent to its end, and tell the processes of a signal.
+
+    Processes that do not end with the run, or at the second signal, are killed.
+    """
     signals: list[int] = []
 
     def receive(number: int, _frame: object) -> None:
@@ -133,7 +176,7 @@ def _pass_signals(thread: _Agent, store: Any) -> list[int]:
     previous = {number: signal.signal(number, receive) for number in numbers}
     try:
         thread.start()
-        passed = 0
+        passed, over = 0, math.inf  # over: since when the run has ended
         while thread.is_alive():
             thread.join(0.2)
             if len(signals) > passed:
@@ -141,30 +184,24 @@ def _pass_signals(thread: _Agent, store: Any) -> list[int]:
                 if passed == 1:
                     store.set(STOP, str(int(signals[0])))
                 else:
-                    thread.agent._remaining_restarts = 0  # or it would start again what is killed here
-                    thread.agent._shutdown(signal.SIGKILL)
-                    thread.join(5)
+                    message = "stopped at once; what was saved before stays."
+                    record_end(store, message, 128 + signals[0], -1, at_once=True)
+                    thread.agent.end_all(AT_ONCE_S)
                     break
+            over = min(over, time.monotonic()) if store.check([END]) else over
+            if time.monotonic() > over + OVER_S:
+                thread.agent.end_all(0)
+                break
+        thread.join(5)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return signals
 
 
-def _check_end(store: Any, thread: _Agent, signals: list[int]) -> None:
+def _check_end(store: Any, thread: _Agent) -> None:
     """Raise what ended the run early, if anything did."""
-    if len(signals) > 1:
-        raise ProcessesEnded("stopped at once; what was saved before stays.", 128 + signals[0])
     if store.check([END]):
         end = json.loads(store.get(END))
         raise ProcessesEnded(end["message"], int(end["code"]))
     if thread.error:
         raise RunError(f"the processes could not be started: {thread.error}") from thread.error
-    if thread.result and thread.result.is_failed():
-        deaths = ", ".join(
-            f"rank {rank} by exit code {failure.exitcode}" for rank, failure in thread.result.failures.items()
-        )
-        raise RunError(
-            f"processes died, and --max-restarts allows no further start ({deaths}). The last checkpoint stays; "
-            "continue with --resume."
-        )

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any, Self
@@ -24,14 +25,28 @@ def run_end(world: Any) -> dict[str, Any] | None:
     return world.end
 
 
+def record_end(store: Any, message: str, code: int, rank: int, *, at_once: bool = False) -> bool:
+    """Record in the store how the run ends; return whether this was the first to do so, and so the run's end.
+
+    ``at_once``: the processes end without the seconds of grace.
+
+    Raises:
+        RuntimeError: the store is gone, or cannot be written.
+    """
+    text = json.dumps({"message": message, "code": code, "rank": rank, "at_once": at_once})
+    return bool(store.compare_set(END, "", text).decode() == text)
+
+
 class Watch:
     """Within its block a thread publishes where this rank is, and looks for a signal and for the run's end.
 
-    A process that is busy elsewhere when the run ends, as with a slow reward, is ended after ``GRACE_S`` seconds.
+    A process that is busy elsewhere when the run ends, as with a slow reward, is ended after ``GRACE_S`` seconds. The
+    death of our own agent's process is a SIGTERM.
     """
 
     def __init__(self, world: Any) -> None:
         self._world, self._over = world, threading.Event()
+        self._parent = os.getppid()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def __enter__(self) -> Self:
@@ -52,11 +67,14 @@ class Watch:
                 self._look()
 
     def _look(self) -> None:
-        if self._world.on_signal and self._world.store.check([STOP]):
-            self._world.on_signal(int(self._world.store.get(STOP)))
+        if self._world.on_signal:
+            if self._world.store.check([STOP]):
+                self._world.on_signal(int(self._world.store.get(STOP)))
+            elif STORE in os.environ and os.getppid() != self._parent:
+                self._world.on_signal(signal.SIGTERM)
         end = run_end(self._world)
-        if end and not self._over.wait(GRACE_S):
-            callback: Callable[[str], None] | None = self._world.on_end
+        if end and not self._over.wait(0 if end["at_once"] else GRACE_S):
+            callback: Callable[[str, int], None] | None = self._world.on_end
             if callback and self._world.first:
-                callback(end["message"])
+                callback(end["message"], end["code"])
             os._exit(0 if STORE in os.environ else end["code"])

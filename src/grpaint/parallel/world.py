@@ -17,26 +17,29 @@ class World:
     ``rank`` is this process's number among ``size``, ``local_rank`` its number among the ``local_size`` on its
     machine, ``node`` the machine's number among ``nodes``. ``end`` is how the run has ended, once a rank
     has recorded it. ``on_signal`` is called with a signal that reached the
-    processes' agent, and ``on_end`` on rank 0 with the reason when another rank has ended the run. ``phase`` names
-    what the process is doing; errors about a rank that is late or gone quote it. ``restarts`` counts how often the
-    processes were started again.
+    processes' agent, and ``on_end`` on rank 0 with the message and the exit code when another rank has ended the run.
+    ``phase`` names what the process is doing; errors about a rank that is late or gone quote it. ``restarts`` counts
+    how often the processes were started again. ``store`` is the key-value store that the ranks share.
+    ``finite_gradient`` says whether this rank's own gradient was finite when it was last summed.
     """
 
     rank = node = local_rank = restarts = 0
     size = nodes = local_size = 1
     phase = "start"
+    finite_gradient = True
+    store: Any = None
     bytes_exchanged = 0
     end: dict[str, Any] | None = None
     on_signal: Callable[[int], None] | None = None
-    on_end: Callable[[str], None] | None = None
+    on_end: Callable[[str, int], None] | None = None
 
     @property
     def first(self) -> bool:
         """Whether this is the process that writes files and speaks."""
         return self.rank == 0
 
-    def limit(self, seconds: float) -> None:
-        """Set how long an exchange may wait for a rank that is late."""
+    def limit(self, seconds: float, name: str = "processes.limit_s") -> None:
+        """Set how long an exchange may wait for a rank that is late, and the setting's name."""
 
     def share(self, count: int, rank: int | None = None) -> range:
         """Return the consecutive numbers below ``count`` that belong to a rank, by default this one.

@@ -21,7 +21,6 @@ from grpaint.recipe.optim import learning_rate_factor
 from grpaint.recipe.pieces import Model, stateful
 from grpaint.recipe.settings import Processes
 from grpaint.rollout.rollout import Rollout
-from grpaint.run import nonfinite
 from grpaint.run.agreement import (
     check_equal_weights,
     common_signal,
@@ -34,6 +33,7 @@ from grpaint.run.alarm import check_hacking, reason_to_stop
 from grpaint.run.checkpoint import WeightFiles, read_checkpoint, restore_pieces, weight_files, write_checkpoint
 from grpaint.run.folder import RunFolder
 from grpaint.run.memory import memory
+from grpaint.run.nonfinite import diagnose
 from grpaint.run.signals import Listener, Stopped
 from grpaint.run.state import check_storable
 
@@ -217,8 +217,7 @@ class Loop:
         self.count("train/nonfinite_updates")
         self.nonfinite += 1
         with self.policy.meter.account("diagnosis"):
-            where = nonfinite.first_place(self.policy.weights.module, terms, self.world)
-        file = nonfinite.save_batch(self.folder.nonfinite, self.done, batch, where) if self.world.first else None
+            where, file = diagnose(self.policy.weights.module, terms, batch, self.folder, self.done, self.world)
         if self.nonfinite >= self.recipe.train.nonfinite:
             raise RunError(
                 f"{self.nonfinite} updates in a row had a gradient that is not finite, first in {where}; the last "
@@ -262,9 +261,10 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint and remove old ones."""
-        state = self._state()
+        self.world.phase, state = "save", self._state()
         self.folder.save(self.done, lambda folder: write_checkpoint(folder, self.files(), state))
         self.folder.thin(self.done, self.recipe.checkpoint.keep, self.best[1])
+        self.world.from_first(None)  # no rank ends the run while rank 0 writes
 
     def files(self) -> WeightFiles:
         """Return the tensors and the header of each weight file of a checkpoint, by file name."""

@@ -1,7 +1,7 @@
 """Diagnose an update whose gradient is NaN or infinite: name the module where it began, and save the batch."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 from grpaint.learn.objective import Term
 from grpaint.parallel.world import World
 from grpaint.rollout.rollout import Rollout
+from grpaint.run.folder import RunFolder
 from grpaint.storage.files import write_weights
 
 MOST_BATCHES = 5
@@ -50,30 +51,47 @@ def first_module(module: nn.Module, terms: Callable[[], Iterable[Term]]) -> str:
     return LOSS
 
 
-def first_place(module: nn.Module, terms: Callable[[], Iterable[Term]], world: World) -> str:
-    """Describe the first place as :func:`first_module` does, on the first rank that has one, whose number it names."""
-    places = world.gather_values(first_module(module, terms))
-    if world.size == 1:
-        return str(places[0])
-    rank = next((rank for rank, place in enumerate(places) if place != LOSS), 0)
-    return f"{places[rank]} (rank {rank})"
+def diagnose(
+    module: nn.Module,
+    terms: Callable[[], Iterable[Term]],
+    batch: Rollout,
+    run: RunFolder,
+    iteration: int,
+    world: World,
+) -> tuple[str, str]:
+    """Find the first place as :func:`first_module` does, and write the batch into the run's folder.
+
+    Of several ranks it is the first whose own gradient is not finite. Returns the place, with the rank if there are
+    several, and the file.
+    """
+    places = world.gather_values([first_module(module, terms), world.finite_gradient])
+    rank = next((rank for rank, (_, finite) in enumerate(places) if not finite), 0)
+    where = f"{places[rank][0]}{f' (rank {rank})' if world.size > 1 else ''}"
+    tensors = world.gather(_tensors(batch) if rank == world.rank else {})
+    captions = world.gather_values([batch.prompts[number].text for number in batch.group.tolist()])[rank]
+    about = {"iteration": iteration, "seed": batch.seed, "first": where, "captions": captions}
+    file = save_batch(run.nonfinite, iteration, tensors, about) if world.first else None
+    return where, world.from_first(str(file))
 
 
-def save_batch(folder: Path, iteration: int, batch: Rollout, where: str) -> Path:
-    """Write latents, actions and captions of a skipped update's batch; delete all but the first and the last few.
+def _tensors(batch: Rollout) -> dict[str, torch.Tensor]:
+    """Return the latents and actions of a batch."""
+    tensors = {"x0": batch.x0}
+    for part in batch.transitions:
+        tensors |= {f"{part.step}.{name}": getattr(part, name).clone() for name in ("rows", "x", "x_next", "logp")}
+    return tensors
 
-    ``where`` says where the gradient stopped being finite. Returns the file.
+
+def save_batch(folder: Path, iteration: int, tensors: Mapping[str, torch.Tensor], about: Mapping[str, object]) -> Path:
+    """Write a skipped update's batch, with what there is to say ``about`` it; delete all but the first and last few.
+
+    Returns the file.
     """
     folder.mkdir(exist_ok=True)
     files = sorted(folder.glob("[0-9]*.safetensors"))
     for old in files[1 : len(files) - MOST_BATCHES + 2]:
         old.unlink()
-    tensors = {"x0": batch.x0}
-    for part in batch.transitions:
-        tensors |= {f"{part.step}.{name}": getattr(part, name).clone() for name in ("rows", "x", "x_next", "logp")}
-    captions = [batch.prompts[number].text for number in batch.group.tolist()]
-    about = {"iteration": iteration, "seed": batch.seed, "first": where, "captions": captions}
     numbers = [int(file.stem.partition("-")[2]) for file in files if file.name.startswith(f"{iteration:06d}-")]
     file = folder / f"{iteration:06d}-{max(numbers, default=-1) + 1}.safetensors"
-    write_weights(file, tensors, {"grpaint": json.dumps(about)})
+    write_weights(file, dict(tensors), {"grpaint": json.dumps(about)})
     return file

@@ -119,7 +119,7 @@ def _train(world: World, recipe: Recipe, settings: Mapping[str, Any], folder: Ru
         with Progress(console, recipe.train) as progress:
             start(recipe, folder, progress.log, [progress.update], world)
     except MemoryExhausted as error:
-        if world.first:
+        if world.size == 1:  # the others would wait for it; grpaint plan gives the same
             _print_advice(console, advice, settings, recipe.stage, error.phase)
         raise
     _print_result(console, folder)

@@ -11,6 +11,7 @@ import torch
 from grpaint.core.errors import (
     ConfigError,
     GrpaintError,
+    ProcessesEnded,
     RankLost,
     RewardError,
     RunError,
@@ -41,6 +42,7 @@ from grpaint.run.memory import memory
 from grpaint.run.shares import check_shares
 from grpaint.run.signals import Listener, Stopped
 
+SIGNALLED = 128  # exit codes above it are of signals
 Log = Callable[[str], None]
 Watcher = Callable[[int, dict[str, Any]], None]
 
@@ -56,8 +58,8 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], 
         with Listener() as listener, contextlib.ExitStack() as stack:
             folder.status(status="running", **_of_many(folder, world, processes=world.size, nodes=world.nodes))
             world.on_signal = partial(listener.request, notice=world.first)
-            world.on_end = lambda reason: _record_end(folder, RunError(reason))
-            world.limit((recipe.processes or Processes()).start_s)
+            world.on_end = lambda message, code: _record_end(folder, ProcessesEnded(message, code))
+            world.limit((recipe.processes or Processes()).start_s, "processes.start_s")
             check_shares(recipe, world)
             if isinstance(recipe, TrainRecipe):
                 stack.enter_context(connect_rewards(recipe.reward_set().rewards, log))
@@ -83,11 +85,9 @@ def _of_many(folder: RunFolder, world: World, **facts: Any) -> dict[str, Any]:
 
 
 def _first_cause(world: World, error: BaseException) -> BaseException:
-    """Return the error of the rank that ended the run, if ``error`` only says that another rank is gone."""
+    """Return the end that another rank has recorded, if ``error`` only says that it is gone."""
     end = run_end(world) if isinstance(error, RankLost) else None
-    if end:
-        error.args = (end["message"],)
-    return error
+    return ProcessesEnded(end["message"], end["code"]) if end else error
 
 
 def _reason(folder: RunFolder, error: BaseException) -> BaseException:
@@ -106,7 +106,7 @@ def _reason(folder: RunFolder, error: BaseException) -> BaseException:
 
 def _record_end(folder: RunFolder, error: BaseException) -> None:
     """Write the status of a run that ends early."""
-    interruption = isinstance(error, Stopped | KeyboardInterrupt)
+    interruption = isinstance(error, Stopped | KeyboardInterrupt) or getattr(error, "exit_code", 0) > SIGNALLED
     reason = type(error).__name__ if isinstance(error, KeyboardInterrupt) else str(error)
     with contextlib.suppress(OSError):  # a full disk must not hide the first error
         folder.status(status="interrupted" if interruption else "failed", reason=reason or type(error).__name__)
