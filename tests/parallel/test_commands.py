@@ -16,6 +16,15 @@ def score(images, prompts):
     brightness = images.mean((1, 2, 3))
     return brightness / brightness.max()
 """
+SHARED = ["--set", 'rewards={mine={kind="shared.py:score",place="node"},small={kind="jpeg"}}']
+SHARED_REWARD = """
+import os
+from pathlib import Path
+
+def score(images, prompts):
+    Path(f"called-by-{os.getpid()}").touch()
+    return images.mean((1, 2, 3))
+"""
 
 
 def grpaint(folder, *words, code=0):
@@ -31,15 +40,22 @@ def grpaint(folder, *words, code=0):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("commands")
+    (folder / "shared.py").write_text(SHARED_REWARD)
     grpaint(folder, *RUN, *SHORT, *SETS, "--set", "train.prompts=2", "--set", "evaluate.pictures=0")
     return folder
 
 
+def callers(folder):
+    """How many processes have called the shared reward since the last call of this function."""
+    return len([file.unlink() for file in folder.glob("called-by-*")])
+
+
 def test_many_processes_evaluate_a_model_as_one_does(folder):
     one, two = (
-        json.loads(grpaint(folder, "evaluate", "it", *SHORT, "--json", "--processes", str(count))[0])
+        json.loads(grpaint(folder, "evaluate", "it", *SHORT, *SHARED, "--json", "--processes", str(count))[0])
         for count in (1, 2)
     )
+    assert callers(folder) == 2  # the one, and the first of the two
     check_close(one, two, "evaluation", 1e-5)
 
 
@@ -62,8 +78,9 @@ def test_many_processes_record_and_compare_models_as_one_does(folder):
 
 def test_many_processes_scan_prompts_as_one_does(folder):
     # three a batch, the last of one prompt, so that two ranks of the three have no share in it
-    words = ["prompts", "scan", "mix-grpo", "--prompts", "4", *SETS, "--set", "train.prompts=3", "--json"]
+    words = ["prompts", "scan", "mix-grpo", "--prompts", "4", *SETS, *SHARED, "--set", "train.prompts=3", "--json"]
     one, three = (json.loads(grpaint(folder, *words, "--processes", str(count))[0]) for count in (1, 3))
+    assert callers(folder) == 2
     check_close(one, three, "scan", 1e-5)
 
 

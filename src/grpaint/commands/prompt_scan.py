@@ -43,7 +43,7 @@ def score_prompts(
     policy = recipe.model.load(resolve(recipe.device, recipe.precision))
     prompts = recipe.data.prompts(count, 0, recipe.train.seed)
     plan = replace(recipe.plan, prune=None, previews=False, weights="current")
-    rewards, out = recipe.reward_set(), []
+    rewards, out = recipe.reward_set().among(world, prompts), []
     for first in range(0, count, recipe.train.prompts):
         batch = prompts[first : first + recipe.train.prompts]
         key, samples = (seed_of(recipe.train.seed, "prompt scan", first), 0), own_samples(recipe, len(batch), world)
@@ -54,6 +54,7 @@ def score_prompts(
                 images = policy.decode(rollout.x0)
             table = rewards.score(images, [batch[row] for row in rollout.group.tolist()], rollout.references)
             own = {"score": table.total(), "group": rollout.group}
+        rewards.finish()
         every = world.gather(own)
         out += [_line(prompt, every["score"][every["group"] == number]) for number, prompt in enumerate(batch)]
     return out
