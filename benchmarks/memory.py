@@ -22,10 +22,11 @@ import torch
 from grpaint.backends.synthetic.pipelines import SIZES, FluxSize, Sd3Size, save, save_settings
 from grpaint.commands.estimate import terminal
 from grpaint.commands.estimate.forecast import GIB, Forecast, forecast
-from grpaint.commands.estimate.rehearsal import UnsavedLoop, in_phase, with_stand_in_rewards
+from grpaint.commands.estimate.rehearsal import in_phase, with_stand_in_rewards
 from grpaint.core.runtime import resolve
 from grpaint.loops import train
 from grpaint.recipe.config import override
+from grpaint.run.unsaved import UnsavedLoop
 
 # Blocks of 64 KiB and more are mapped, and so given back when freed: the peak is that of what lives, not of gaps.
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

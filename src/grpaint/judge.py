@@ -79,6 +79,16 @@ def sample(
             return policy.decode(rollout.x0).float().cpu()
 
 
+def sample_divided(
+    policy: Model, prompts: Sequence[Prompt], settings: Evaluation, world: World, weights: Weights
+) -> Tensor:
+    """Sample as :func:`sample` does; the processes of ``world`` divide the prompts, and each returns all images."""
+    share = world.share(len(prompts))
+    own = prompts[share.start : share.stop]
+    images = {"images": sample(policy, own, settings, weights=weights, first=share.start)} if own else {}
+    return world.gather(images)["images"]
+
+
 def interval(values: Tensor) -> list[float]:
     """Return the 95% interval of the mean of ``[b]`` values, by the normal approximation."""
     mean = values.double().mean().item()

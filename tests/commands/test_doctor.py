@@ -16,6 +16,7 @@ from grpaint.cli import app
 from grpaint.commands.doctor import command as doctor
 from grpaint.core import Ddim, FlowPath, FlowSde, Point, Prediction
 from grpaint.core.runtime import Runtime
+from grpaint.parallel.world import ONE
 from grpaint.rollout import Plan
 from tiny_pipelines import recipe, save
 from tiny_runs import write_recipe
@@ -190,7 +191,7 @@ def test_doctor_prints_a_line_per_check_and_exits_with_1_if_one_fails(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(doctor, "CHECKS", (doctor.initial_ratio, doctor.step_noise))
-    monkeypatch.setattr(doctor.examine, "__defaults__", ((doctor.initial_ratio, doctor.step_noise),))
+    monkeypatch.setattr(doctor.examine, "__defaults__", (doctor.CHECKS, ONE))
     write_recipe(tmp_path, str(folder), "flow-sde")
     run = typer.testing.CliRunner().invoke
     good = run(app, ["doctor", "mine.toml"])

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from grpaint.cli.app import app
-from grpaint.cli.options import AsJson, RecipeName, Sets, Trust
+from grpaint.cli.options import AsJson, Processes, RecipeName, Sets, Trust
 
 MOST_IMAGES, MOST_PROMPTS = 1_000_000, 100_000  # grpaint.core.bounds, which would import PyTorch
 data = typer.Typer(no_args_is_help=True, help="Look at captioned images, resolve their captions, draw a set.")
@@ -75,8 +75,11 @@ def scan_prompts(
     sets: Sets = None,
     as_json: AsJson = False,
     trust: Trust = False,
+    processes: Processes = None,
 ) -> None:
     """The spread of rewards a prompt under the base model, dead prompts, near-duplicates, overlap with captions."""
+    from grpaint.commands.processes import device_count, run_in_processes
     from grpaint.commands.prompt_scan import run
 
-    run(recipe, sets or [], count, against, as_json=as_json, trust=trust)
+    if not run_in_processes(processes, 0, lambda: min(count, device_count())):
+        run(recipe, sets or [], count, against, as_json=as_json, trust=trust)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from grpaint.cli.app import app
-from grpaint.cli.options import AsJson, ModelName, RecipeName, Sets, Trust
+from grpaint.cli.options import AsJson, ModelName, Processes, RecipeName, Sets, Trust
 
 
 @app.command()
@@ -49,11 +49,22 @@ def export(
 
 
 @app.command()
-def doctor(recipe: RecipeName = None, sets: Sets = None, as_json: AsJson = False, trust: Trust = False) -> None:
-    """Check a recipe on this machine and model before it runs: PASS or FAIL, the likely cause and the fix."""
-    from grpaint.commands.doctor.command import run
+def doctor(
+    recipe: RecipeName = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+    trust: Trust = False,
+    processes: Processes = None,
+) -> None:
+    """Check a recipe on this machine and model before it runs: PASS or FAIL, the likely cause and the fix.
 
-    run(recipe, sets or [], as_json=as_json, trust=trust)
+    With --processes also that many processes give the numbers of one.
+    """
+    from grpaint.commands.doctor.command import run
+    from grpaint.commands.processes import device_count, run_in_processes
+
+    if not run_in_processes(processes, 0, device_count):
+        run(recipe, sets or [], as_json=as_json, trust=trust)
 
 
 @app.command()

@@ -25,10 +25,10 @@ def train(
 ) -> None:
     """Post-train with reinforcement learning; without RECIPE the built-in model with the default method."""
     from grpaint.commands.estimate.command import advice
-    from grpaint.commands.processes import run_in_processes
+    from grpaint.commands.processes import run_in_processes, training_processes
     from grpaint.commands.train import run
 
-    if not run_in_processes(processes, max_restarts, "train", recipe, sets or []):
+    if not run_in_processes(processes, max_restarts, lambda: training_processes("train", recipe, sets or [])):
         run("train", recipe, sets or [], runs, name, resume=resume, advice=advice)
 
 
@@ -45,16 +45,16 @@ def sft(
 ) -> None:
     """Train on captioned images (the supervised stage)."""
     from grpaint.commands.estimate.command import advice
-    from grpaint.commands.processes import run_in_processes
+    from grpaint.commands.processes import run_in_processes, training_processes
     from grpaint.commands.train import run
 
-    if not run_in_processes(processes, max_restarts, "sft", recipe, sets or []):
+    if not run_in_processes(processes, max_restarts, lambda: training_processes("sft", recipe, sets or [])):
         run("sft", recipe, sets or [], runs, name, resume=resume, advice=advice)
 
 
 @app.command()
 @lasting_output()
-def evaluate(
+def evaluate(  # noqa: PLR0913 - reason: one argument a flag
     sources: Annotated[
         list[str],
         typer.Argument(metavar="[NAME=]RUN-OR-CHECKPOINT...", help="Models; RUN:base is what a run began from."),
@@ -67,11 +67,14 @@ def evaluate(
     as_json: AsJson = False,
     sets: Sets = None,
     trust: Trust = False,
+    processes: Processes = None,
 ) -> None:
     """Judge a model on held-out prompts, or several against each other. --set takes evaluate.* and measure.*"""
     from grpaint.commands.evaluate.command import run
+    from grpaint.commands.processes import device_count, run_in_processes
 
-    run(sources, sets or [], out, few=few, keep=keep, as_json=as_json, trust=trust)
+    if not run_in_processes(processes, 0, device_count):
+        run(sources, sets or [], out, few=few, keep=keep, as_json=as_json, trust=trust)
 
 
 @app.command()

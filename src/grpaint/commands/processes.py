@@ -1,20 +1,25 @@
 """``--processes``: run a command in several processes of this machine."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 from grpaint.core.bounds import whole_number
-from grpaint.core.errors import ConfigError
+from grpaint.core.errors import ConfigError, GrpaintError
 from grpaint.parallel.join import is_rank
 from grpaint.recipe.config import TrainRecipe, open_recipe
 
 MOST = 1024
+INTERPRETER = 2**29  # bytes of a process with PyTorch loaded, before its first weight; measured, and rounded up
 
 
-def run_in_processes(processes: str | None, most_restarts: int, stage: str, name: str | None, sets: list[str]) -> bool:
+def run_in_processes(processes: str | None, most_restarts: int, automatic: Callable[[], int]) -> bool:
     """Run this command in several processes, if it asks for more than one and is not one of them itself.
 
-    Returns whether it has run. ``most_restarts``: how often processes that died are started again.
+    Returns whether it has run. ``most_restarts``: how often processes that died are started again. ``automatic``
+    returns the number that "auto" stands for.
 
     Raises:
         ConfigError: ``--processes`` is no number from 1 and not "auto".
@@ -22,7 +27,7 @@ def run_in_processes(processes: str | None, most_restarts: int, stage: str, name
     """
     if processes is None or is_rank():
         return False
-    count = _automatic(stage, name, sets) if processes == "auto" else whole_number(processes)
+    count = automatic() if processes == "auto" else whole_number(processes)
     if not count or not 1 <= count <= MOST:
         raise ConfigError(f'--processes {processes:.40}: a whole number from 1 to {MOST}, or "auto".')
     if count == 1:
@@ -33,10 +38,40 @@ def run_in_processes(processes: str | None, most_restarts: int, stage: str, name
     return True
 
 
-def _automatic(stage: str, name: str | None, sets: list[str]) -> int:
-    """Return the number of GPUs, or without one of usable cores, and never more than there are prompts or images."""
+def device_count() -> int:
+    """Return the number of GPUs, or of usable processor cores on a machine without one."""
     import torch
 
-    recipe, _ = open_recipe(name, stage, sets)
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
+def training_processes(stage: str, name: str | None, sets: list[str]) -> int:
+    """Return how many processes ``--processes auto`` trains a recipe with: one for each GPU, and at most one a prompt.
+
+    Without a GPU it is one for each usable core, as far as the memory that is free holds what each is predicted to
+    need. A model that is not grpaint's own has no prediction, and memory is then no limit.
+    """
+    import torch
+
+    recipe, settings = open_recipe(name, stage, sets)
     most = recipe.train.prompts if isinstance(recipe, TrainRecipe) else recipe.train.batch
-    return max(1, min(most, torch.cuda.device_count() or len(os.sched_getaffinity(0))))
+    count = min(most, device_count())
+    if count > 1 and not torch.cuda.is_available():
+        with contextlib.suppress(GrpaintError):
+            from grpaint.commands.estimate.forecast import forecast
+
+            count = min(count, free_memory() // (INTERPRETER + forecast(settings, stage, "cpu").peak))
+    return max(1, count)
+
+
+def free_memory() -> int:
+    """Return the bytes that new processes may take on this machine, or within the limit of its control group."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines() if sys.platform == "linux" else []
+    sizes = {name: 1024 * int(text.split()[0]) for name, _, text in (line.partition(":") for line in lines)}
+    free = sizes.get("MemAvailable", sys.maxsize)
+    with contextlib.suppress(OSError, ValueError):  # no limit is the word "max"
+        limit, used = (
+            int(Path("/sys/fs/cgroup", name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current")
+        )
+        free = min(free, max(0, limit - used))
+    return free

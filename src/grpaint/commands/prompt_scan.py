@@ -15,11 +15,14 @@ from grpaint.core.rng import seed_of
 from grpaint.core.runtime import resolve
 from grpaint.images.data import ImageData
 from grpaint.images.prompts import PromptData
+from grpaint.parallel.join import join_group
+from grpaint.parallel.world import ONE, World
 from grpaint.recipe.config import DEFAULT, TrainRecipe, open_recipe
 from grpaint.recipe.pieces import Data
 from grpaint.recipe.trust import check_rewards, recipe_origin
-from grpaint.report.console import echo, echo_lines
-from grpaint.rollout.rollout import roll
+from grpaint.report.console import Terminal, echo_lines
+from grpaint.rollout.rollout import Roller
+from grpaint.run.shares import check_shares, own_samples
 from grpaint.storage.reading import read_toml
 
 FLAT = 1e-6  # a group whose scores differ by no more has no advantage to learn from
@@ -27,11 +30,15 @@ NEAR = 0.75  # Jaccard similarity of the words and word pairs of two prompts, fr
 _SAMPLE = 1000  # prompts to draw if the data generates them without end
 
 
-def score_prompts(recipe: TrainRecipe, count: int, log: Callable[[str], None]) -> list[dict[str, Any]]:
+def score_prompts(
+    recipe: TrainRecipe, count: int, log: Callable[[str], None], world: World = ONE
+) -> list[dict[str, Any]]:
     """Score the base's images of ``count`` prompts by the weighted rewards: mean, std, least and most per prompt.
 
-    Images are sampled as in training, but without pruning and previews.
+    Images are sampled as in training, but without pruning and previews. The processes of ``world`` divide them, and
+    each returns all lines.
     """
+    check_shares(recipe, world)
     recipe.data.prepare(log)
     policy = recipe.model.load(resolve(recipe.device, recipe.precision))
     prompts = recipe.data.prompts(count, 0, recipe.train.seed)
@@ -39,12 +46,16 @@ def score_prompts(recipe: TrainRecipe, count: int, log: Callable[[str], None]) -
     rewards, out = recipe.reward_set(), []
     for first in range(0, count, recipe.train.prompts):
         batch = prompts[first : first + recipe.train.prompts]
-        seed = seed_of(recipe.train.seed, "prompt scan", first)
-        with torch.no_grad(), policy.meter.account("prompt scan"):
-            rollout = roll(policy, batch, recipe.train.group_size, plan, iteration=0, seed=seed)
-            images = policy.decode(rollout.x0)
-        table = rewards.score(images, [batch[row] for row in rollout.group.tolist()], rollout.references)
-        out += [_line(prompt, table.total()[rollout.group == number]) for number, prompt in enumerate(batch)]
+        key, samples = (seed_of(recipe.train.seed, "prompt scan", first), 0), own_samples(recipe, len(batch), world)
+        own: dict[str, Tensor] = {}
+        if len(samples):
+            with torch.no_grad(), policy.meter.account("prompt scan"):
+                rollout = Roller(policy, batch, recipe.train.group_size, plan, key, samples=samples).run(None)
+                images = policy.decode(rollout.x0)
+            table = rewards.score(images, [batch[row] for row in rollout.group.tolist()], rollout.references)
+            own = {"score": table.total(), "group": rollout.group}
+        every = world.gather(own)
+        out += [_line(prompt, every["score"][every["group"] == number]) for number, prompt in enumerate(batch)]
     return out
 
 
@@ -116,9 +127,11 @@ def near_duplicate_prompts(prompts: Sequence[str]) -> list[tuple[str, str, float
     return out
 
 
-def scan_prompts(recipe: TrainRecipe, captions: Data | None, count: int, log: Callable[[str], None]) -> dict[str, Any]:
+def scan_prompts(
+    recipe: TrainRecipe, captions: Data | None, count: int, log: Callable[[str], None], world: World = ONE
+) -> dict[str, Any]:
     """Make the report of ``grpaint prompts scan``; ``captions`` is the supervised stage's data, if there was one."""
-    lines = mark_dead_prompts(score_prompts(recipe, count, log))
+    lines = mark_dead_prompts(score_prompts(recipe, count, log, world))
     texts = [line["prompt"] for line in lines]
     held_out = [prompt.text for prompt in recipe.data.held_out(recipe.evaluate.prompts, recipe.evaluate.seed)]
     training = training_texts(recipe.data, recipe.train.seed)
@@ -141,16 +154,18 @@ def run(name: str | None, sets: list[str], count: int, captions_of: str | None, 
     Raises:
         ConfigError: a recipe cannot run, or names code, or starts something, and is not trusted.
     """
-    name = DEFAULT["train"] if name is None else name
-    origin = recipe_origin(name, trust=trust)
-    check_rewards(read_toml(origin.file), origin)
-    with origin.guard(sets):
-        recipe, _ = open_recipe(name, "train", sets)
-    assert isinstance(recipe, TrainRecipe)
-    captions = _data_of(captions_of, trust=trust) if captions_of is not None else None
-    with origin.guard(sets):
-        report = scan_prompts(recipe, captions, count, lambda line: echo(line, err=True))
-    echo_lines([json.dumps(report)] if as_json else _report_lines(report))
+    with join_group() as world:
+        name = DEFAULT["train"] if name is None else name
+        origin = recipe_origin(name, trust=trust)
+        check_rewards(read_toml(origin.file), origin)
+        with origin.guard(sets):
+            recipe, _ = open_recipe(name, "train", sets)
+        assert isinstance(recipe, TrainRecipe)
+        captions = _data_of(captions_of, trust=trust) if captions_of is not None else None
+        with origin.guard(sets):
+            report = scan_prompts(recipe, captions, count, Terminal(stderr=True, quiet=not world.first).print, world)
+        if world.first:
+            echo_lines([json.dumps(report)] if as_json else _report_lines(report))
 
 
 def _data_of(name: str, *, trust: bool) -> Data:

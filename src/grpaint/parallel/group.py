@@ -51,8 +51,8 @@ class Group(World):
         nodes = [[rank for rank in range(place.size) if rank // place.local_size == n] for n in range(place.nodes)]
         self.node_group = [dist.new_group(ranks, backend="gloo") for ranks in nodes][place.node]
 
-    def limit(self, seconds: float, name: str = "processes.limit_s") -> None:
-        """Set how long an exchange may wait for a rank that is late, and the setting's name."""
+    def limit(self, seconds: float, name: str = "the limit") -> None:
+        """Set how long an exchange may wait for a rank that is late; ``name`` is that of the setting."""
         self._limit_s, self._limit_name = seconds, name
         for group in (dist.group.WORLD, self.node_group):
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 JOIN_S = 300  # how long a rank waits for the others to start
 DEATH_S = 3  # in which our agent ends this process if another one has died
+WAIT_S = 3600  # how long it waits for them afterwards, unless the command sets another limit
 PORT = 20_000  # the first of those that an srun step without MASTER_PORT may take
 
 _groups: list[World] = []  # the group of this process, while it has one; before it has formed, what will be one
@@ -58,6 +59,7 @@ def join_group() -> Iterator[World]:
         yield ONE
         return
     world = _form(_place(), _address())
+    world.limit(WAIT_S)
     try:
         if not world.first:
             logging.getLogger("grpaint").setLevel(logging.ERROR)  # rank 0 has said it

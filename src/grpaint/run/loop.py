@@ -142,7 +142,7 @@ class Loop:
         self._times = defaultdict(float, times)
         self.record(measures)
         settings = self.recipe.processes or Processes()
-        self.world.limit(settings.limit_s)
+        self.world.limit(settings.limit_s, "processes.limit_s")
         if self.done % settings.check_every == 0:
             check_equal_weights(self.policy.weights.trainable, self.world)
 

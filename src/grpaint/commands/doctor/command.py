@@ -3,8 +3,6 @@
 import json
 from collections.abc import Iterator, Sequence
 
-from typer import Exit
-
 from grpaint.commands.doctor.examination import Check, Examination, Finding
 from grpaint.commands.doctor.learning import (
     export_reloads,
@@ -14,10 +12,13 @@ from grpaint.commands.doctor.learning import (
     sft_lowers_loss,
     weights_move,
 )
+from grpaint.commands.doctor.ranks import examine_ranks
 from grpaint.commands.doctor.sampling import initial_ratio, noise_floor, sampler_parity, step_noise
-from grpaint.core.errors import ConfigError
+from grpaint.core.errors import ConfigError, RunError
 from grpaint.core.runtime import Runtime, resolve
 from grpaint.core.user_code import describe, interrupted
+from grpaint.parallel.join import join_group
+from grpaint.parallel.world import ONE, World
 from grpaint.recipe.config import DEFAULT, TrainRecipe, open_recipe, stage_of
 from grpaint.recipe.pieces import model_description
 from grpaint.recipe.trust import ExaminedRecipe, foreign_rewards, left_out_lines, recipe_origin, take
@@ -41,16 +42,18 @@ CHECKS = tuple(NAMES)
 
 
 def examine(
-    recipe: TrainRecipe | ExaminedRecipe, runtime: Runtime, checks: Sequence[Check] = CHECKS
+    recipe: TrainRecipe | ExaminedRecipe, runtime: Runtime, checks: Sequence[Check] = CHECKS, world: World = ONE
 ) -> Iterator[Finding]:
-    """Load the recipe's model and yield the finding of each check in turn.
+    """Load the recipe's model and yield the finding of each check in turn, those of many processes last.
+
+    The first process of ``world`` alone carries out ``checks``.
 
     Raises:
         ConfigError, CheckpointError: the model cannot be opened.
     """
     case = Examination(recipe, recipe.model.load(runtime), runtime)
     with case.policy.meter.account("doctor"):
-        for check in checks:
+        for check in checks if world.first else ():
             try:
                 finding = check(case)
             except BaseException as error:
@@ -59,6 +62,8 @@ def examine(
                 name = NAMES.get(check, check.__name__)
                 finding = Finding(name, False, describe(error), "it could not be carried out")
             yield finding
+        if world.size > 1:
+            yield from examine_ranks(case, world)
 
 
 def open_examined(name: str, sets: list[str], *, trust: bool) -> TrainRecipe | ExaminedRecipe:
@@ -80,19 +85,33 @@ def open_examined(name: str, sets: list[str], *, trust: bool) -> TrainRecipe | E
 
 
 def run(name: str | None, sets: list[str], *, as_json: bool, trust: bool) -> None:
-    """Check a recipe and print PASS or FAIL, the likely cause and the fix; exit with 1 if a check failed."""
-    recipe = open_examined(DEFAULT["train"] if name is None else name, sets, trust=trust)
-    if not as_json and (about := model_description(recipe.model)):
-        echo(f"model  {about}")
-    recipe.data.prepare(lambda _: None)
-    failures = 0
-    for finding in examine(recipe, resolve(recipe.device, recipe.precision)):
-        failures += finding.passed is False
-        if as_json:
-            echo(json.dumps(finding.plain()))
-            continue
-        echo(f"{VERDICTS[finding.passed]}  {finding.check}: {finding.evidence}")
-        if finding.passed is False:
-            echo(f"      likely: {finding.fix}")
-    if failures:
-        raise Exit(1)
+    """Check a recipe and print PASS or FAIL, the likely cause and the fix.
+
+    As one of many processes it also checks that they give the numbers of one.
+
+    Raises:
+        ConfigError, CheckpointError: the recipe or its model cannot be opened.
+        RunError: a check failed.
+    """
+    with join_group() as world:
+        world.phase = "doctor"
+        recipe = open_examined(DEFAULT["train"] if name is None else name, sets, trust=trust)
+        if world.first and not as_json and (about := model_description(recipe.model)):
+            echo(f"model  {about}")
+        recipe.data.prepare(lambda _: None)
+        verdicts = []
+        for finding in examine(recipe, resolve(recipe.device, recipe.precision), world=world):
+            verdicts.append(finding.passed)
+            if world.first:
+                _print(finding, as_json=as_json)
+        if world.first and False in verdicts:
+            raise RunError(f"{verdicts.count(False)} of {len(verdicts)} checks failed.")
+
+
+def _print(finding: Finding, *, as_json: bool) -> None:
+    if as_json:
+        echo(json.dumps(finding.plain()))
+        return
+    echo(f"{VERDICTS[finding.passed]}  {finding.check}: {finding.evidence}")
+    if finding.passed is False:
+        echo(f"      likely: {finding.fix}")

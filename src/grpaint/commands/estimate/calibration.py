@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from grpaint.commands.estimate.forecast import Forecast
-from grpaint.commands.estimate.rehearsal import UnsavedLoop, with_stand_in_rewards
+from grpaint.commands.estimate.rehearsal import with_stand_in_rewards
 from grpaint.core.runtime import resolve
 from grpaint.learn.external_rewards import connect_rewards
 from grpaint.loops import sft, train
 from grpaint.recipe.config import Recipe, SftRecipe
 from grpaint.recipe.costs import costs
 from grpaint.recipe.pieces import Model
+from grpaint.run.unsaved import UnsavedLoop
 
 PROMPTS, IMAGES = 2, 8  # of an iteration that is timed: prompts of RL, images of SFT
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,9 +25,8 @@ from grpaint.recipe.config import Recipe, SftRecipe
 from grpaint.recipe.pieces import Data, Model
 from grpaint.rollout.rollout import Rollout
 from grpaint.run.agreement import with_anchor
-from grpaint.run.folder import RunFolder
-from grpaint.run.loop import Line, Loop, Terms
-from grpaint.run.signals import Listener
+from grpaint.run.loop import Terms
+from grpaint.run.unsaved import UnsavedLoop
 
 STAND_IN = "a photograph of an old stone bridge over a river in the morning, with trees and a small boat on it"
 PHASES = ("load", "encode", "rollout", "decode", "reward", "update", "evaluate")
@@ -45,23 +43,6 @@ class Memory:
     checkpoint: dict[str, int]
     parameters: int
     trainable: int
-
-
-class UnsavedLoop(Loop):
-    """A loop that writes nothing and ends after ``turns`` iterations."""
-
-    turns = 2
-
-    def __init__(self, recipe: Recipe, policy: Model) -> None:
-        super().__init__(recipe, policy, RunFolder(Path()), lambda _: {}, Listener())
-
-    def iterations(self) -> Iterator[int]:
-        for number in range(self.turns):
-            self.done = number
-            yield number
-
-    def record(self, numbers: Line) -> None:
-        """Drop the metrics."""
 
 
 class Rehearsal(UnsavedLoop):

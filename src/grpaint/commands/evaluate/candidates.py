@@ -18,6 +18,7 @@ from grpaint.images.data import DrawnImages
 from grpaint.judge import judging_rewards
 from grpaint.measures.features import ScenesFeatures
 from grpaint.measures.likeness import check_installed
+from grpaint.parallel.world import World
 from grpaint.recipe.build import dump
 from grpaint.recipe.pieces import Model
 from grpaint.recipe.settings import Measuring
@@ -224,6 +225,20 @@ def weights_hash(policy: Model, weights: Weights) -> str:
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def check_equal_model(source: str, digest: str, world: World) -> None:
+    """Check that every process has opened the same weights; ``digest`` is the hash of this one's.
+
+    Raises:
+        ConfigError: some have not, since a run that trains has saved meanwhile, or machines see other disks.
+    """
+    first, *digests = world.gather_values(digest)
+    if others := [str(rank) for rank, other in enumerate(digests, 1) if other != first]:
+        raise ConfigError(
+            f"{source}: rank {', '.join(others)} opened other weights than rank 0: the run has saved meanwhile, or not "
+            "every machine sees the same disk. Name one of its checkpoints."
+        )
 
 
 def piece_settings(piece: Any) -> Any:

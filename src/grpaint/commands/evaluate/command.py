@@ -1,15 +1,18 @@
 """Evaluate one model and print its scores, or several on the same prompts with records and a page."""
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpaint.commands.evaluate.candidates import Candidate, Judging, parse_candidates
+from grpaint.commands.evaluate.candidates import Candidate, Judging, check_equal_model, parse_candidates, weights_hash
 from grpaint.commands.evaluate.parts import REFERENCE, SHOWN, EvaluationParts
 from grpaint.commands.evaluate.result import FREE, RECONSTRUCTION, Assessment
 from grpaint.core.errors import ConfigError
 from grpaint.judge import evaluate, judging_rewards
+from grpaint.parallel.join import join_group
+from grpaint.parallel.world import ONE, World
 from grpaint.report.console import Terminal, echo
 from grpaint.report.pages.evaluation import alarm_lines, evaluation_page, measure_tables
 from grpaint.report.terminal import evaluation_table, hacking_line
@@ -31,12 +34,31 @@ def run(
     Raises:
         ConfigError, CheckpointError: a model cannot be evaluated.
     """
-    if len(sources) == 1 and out is None and not sources[0].endswith(":base"):
-        _judge_one(sources[0], sets, as_json=as_json, trust=trust)
+    with join_group() as world:
+        world.phase = "evaluation"
+        if len(sources) == 1 and out is None and not sources[0].endswith(":base"):
+            _judge_one(sources[0], sets, world, as_json=as_json, trust=trust)
+        else:
+            candidates, folder = parse_candidates(sources, trust=trust), out or Path("evaluation")
+            _judge_several(candidates, sets, folder, world, few=few, keep=keep, as_json=as_json)
+
+
+def _judge_several(
+    candidates: Sequence[Candidate],
+    sets: Sequence[str],
+    folder: Path,
+    world: World,
+    *,
+    few: bool,
+    keep: bool,
+    as_json: bool,
+) -> None:
+    """Evaluate models on the same prompts, with records and a page in ``folder``, and print the measures."""
+    log = Terminal(stderr=True, quiet=not world.first).print
+    result = assess(candidates, sets, folder, few=few, keep=keep, log=log, world=world)
+    if not world.first:
         return
-    folder, console = out or Path("evaluation"), Terminal()
-    log = Terminal(stderr=True).print
-    result = assess(parse_candidates(sources, trust=trust), sets, folder, few=few, keep=keep, log=log)
+    console = Terminal()
     if as_json:
         echo(json.dumps(result))
         return
@@ -45,14 +67,17 @@ def run(
     console.print(f"page  {folder / 'evaluation.html'}", soft_wrap=True)
 
 
-def _judge_one(source: str, sets: list[str], *, as_json: bool, trust: bool) -> None:
+def _judge_one(source: str, sets: list[str], world: World, *, as_json: bool, trust: bool) -> None:
     """Evaluate one model and print its scores by category, and an alarm of reward hacking that its run raised."""
     saved = find_model(source, trust=trust)
     recipe, left_out = saved.judging(sets)
-    for text in left_out:
-        echo(text, err=True)
+    _echo_first(left_out, world)
     policy = saved.open(recipe)
-    line = evaluate(policy, recipe.data, recipe.evaluate, rewards=judging_rewards(recipe))
+    if world.size > 1:
+        check_equal_model(source, weights_hash(policy, "average"), world)
+    line = evaluate(policy, recipe.data, recipe.evaluate, rewards=judging_rewards(recipe), world=world)
+    if not world.first:
+        return
     if as_json:
         echo(json.dumps(line))
         return
@@ -60,6 +85,12 @@ def _judge_one(source: str, sets: list[str], *, as_json: bool, trust: bool) -> N
     console.print(evaluation_table(line))
     if (run := find_run(saved.file)) and (alarm := hacking_line(run.facts())):
         console.print(alarm, soft_wrap=True)
+
+
+def _echo_first(lines: Sequence[str], world: World) -> None:
+    """Print warnings, once for all processes."""
+    for line in lines if world.first else ():
+        echo(line, err=True)
 
 
 def _with_equal_weights(candidates: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -71,9 +102,18 @@ def _with_equal_weights(candidates: Mapping[str, Mapping[str, Any]]) -> list[lis
 
 
 def assess(
-    candidates: Sequence[Candidate], sets: Sequence[str], out: Path, *, few: bool, keep: bool, log: Log
+    candidates: Sequence[Candidate],
+    sets: Sequence[str],
+    out: Path,
+    *,
+    few: bool,
+    keep: bool,
+    log: Log,
+    world: World = ONE,
 ) -> dict[str, Any]:
     """Evaluate every candidate on the same prompts and noise; a repeated call continues from the records in ``out``.
+
+    The processes of ``world`` divide the prompts; the first one writes and returns the result, others return nothing.
 
     Raises:
         ConfigError, CheckpointError: a model cannot be evaluated; raised before any weight is opened.
@@ -81,15 +121,16 @@ def assess(
     if any(candidate.name == REFERENCE for candidate in candidates):
         raise ConfigError(f'"{REFERENCE}" is the name of the true images; call the model something else.')
     recipe, left_out = candidates[-1].recipe(sets)
-    for line in left_out:
-        echo(line, err=True)
+    _echo_first(left_out, world)
     judging = Judging.of(recipe)
     judging.check(candidates, sets)
     held_out = judging.held_out()
     judging.check_references(held_out, few=few)
-    out.mkdir(parents=True, exist_ok=True)
-    with Lock(out / ".lock", str(out), "Wait until it has ended, or take another --out."):
-        parts = EvaluationParts(judging, out, held_out, log, keep)
+    with contextlib.ExitStack() as stack:
+        if world.first:
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(Lock(out / ".lock", str(out), "Wait until it has ended, or take another --out."))
+        parts = EvaluationParts(judging, out, held_out, log, keep, world)
         return _record_and_report(parts, candidates, sets)
 
 
@@ -98,6 +139,8 @@ def _record_and_report(parts: EvaluationParts, candidates: Sequence[Candidate], 
     if parts.judging.referenced:
         parts.record_references()
     facts = {candidate.name: parts.record_candidate(candidate, sets) for candidate in candidates}
+    if not parts.world.first:
+        return {}
     assessment = Assessment(parts, facts)
     for names in _with_equal_weights(facts):
         parts.log(f"{' and '.join(names)} have the same weights; what an earlier RUN began from is RUN:base.")

@@ -8,13 +8,14 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grpaint.commands.evaluate.candidates import Candidate, Judging, piece_settings, weights_hash
+from grpaint.commands.evaluate.candidates import Candidate, Judging, check_equal_model, piece_settings, weights_hash
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import CaptionedImages, Prompt, Reward, Weights
 from grpaint.core.runtime import resolve as resolve_runtime
@@ -23,6 +24,7 @@ from grpaint.judge import denoising_loss, sample
 from grpaint.learn.table import score_images
 from grpaint.measures.image_statistics import image_statistics
 from grpaint.measures.likeness import likeness
+from grpaint.parallel.world import ONE, World
 from grpaint.recipe.build import dump
 from grpaint.recipe.pieces import Model
 from grpaint.report.figures import save_picture, to_picture
@@ -31,6 +33,7 @@ from grpaint.storage.files import read_weights, tensors_digest, write_weights
 PART = 64  # prompts per record
 SHOWN = 8  # prompts, the first, whose images are recorded for the page
 REFERENCE = "reference"
+KEPT = "kept/"  # before the protocol: the images of a part, which --keep saves; not in its record
 IRRELEVANT = {
     "start",
     "adapter",
@@ -49,6 +52,7 @@ class EvaluationParts:
     """The records of one command in its folder ``out``.
 
     ``held_out`` has the prompts and their references in order, opened one part at a time; ``keep``: save every image.
+    The processes of ``world`` divide each part, and the first one writes its record.
     """
 
     judging: Judging
@@ -56,6 +60,7 @@ class EvaluationParts:
     held_out: CaptionedImages
     log: Callable[[str], None]
     keep: bool = False
+    world: World = ONE
 
     @property
     def prompts(self) -> Sequence[Prompt]:
@@ -97,15 +102,9 @@ class EvaluationParts:
 
     def record_references(self) -> None:
         """Record the features of the reference images, and the first images for the page."""
-        features, label = self.judging.measure.features, self.fingerprint()
+        label = self.fingerprint()
         for number, rows in self.slices():
-            if self._has_record(REFERENCE, number, label):
-                continue
-            images = self.held_out.images(rows)
-            tensors: Tensors = {"features": features(images)} if features else {}
-            if number == 0:
-                tensors["shown/free"] = eight_bit(images[:SHOWN])
-            self._write(REFERENCE, number, tensors or {"none": torch.zeros(1)}, label)
+            self._record(REFERENCE, number, rows, label, self._reference_part)
 
     def record_candidate(self, candidate: Candidate, sets: Sequence[str]) -> dict[str, Any]:
         """Record the missing parts of a candidate.
@@ -125,17 +124,36 @@ class EvaluationParts:
         }
         runtime = resolve_runtime(recipe.device, recipe.precision)
         drawing = [{k: v for k, v in facts["model"].items() if k not in IRRELEVANT}, runtime.precision]
+        check_equal_model(candidate.source, facts["weights"], self.world)
         label = f"{self.fingerprint()}-{facts['weights']}-{_hash(drawing)}"
         for number, rows in self.slices():
-            if not self._has_record(candidate.name, number, label):
-                self._write(candidate.name, number, self._part(policy, candidate.name, weights, rows), label)
+            if self._record(candidate.name, number, rows, label, partial(self._part, policy, weights)):
                 self.log(f"{candidate.name}  {rows.stop} of {len(self.prompts)}")
         probe = self.judging.recipe
         if self.judging.referenced:
-            facts["denoising_loss"] = denoising_loss(policy, probe.data, probe.evaluate, weights)
+            facts["denoising_loss"] = denoising_loss(policy, probe.data, probe.evaluate, weights, self.world)
         return facts
 
-    def _part(self, policy: Model, name: str, weights: Weights, rows: slice) -> Tensors:
+    def _record(self, name: str, number: int, rows: slice, label: str, compute: Callable[[slice], Tensors]) -> bool:
+        """Compute and write the record of a part, unless it is there; return whether it was missing."""
+        if self.world.from_first(self.world.first and self._has_record(name, number, label)):
+            return False
+        share = self.world.share(rows.stop - rows.start)
+        own = slice(rows.start + share.start, rows.start + share.stop)
+        tensors = self.world.gather(compute(own) if share else {})
+        if self.world.first:
+            images = {key.removeprefix(KEPT): tensors.pop(key) for key in list(tensors) if key.startswith(KEPT)}
+            self._save_images(name, rows.start, images)
+            self._write(name, number, tensors or {"none": torch.zeros(1)}, label)
+        return True
+
+    def _reference_part(self, rows: slice) -> Tensors:
+        """Return the features of some reference images, and those of the first images that the page shows."""
+        features, images = self.judging.measure.features, self.held_out.images(rows)
+        tensors = {"features": features(images)} if features else {}
+        return tensors | _shown({"free": images}, rows)
+
+    def _part(self, policy: Model, weights: Weights, rows: slice) -> Tensors:
         """Draw and score some prompts: free generation and, with references, reconstruction."""
         settings, measure = self.judging.recipe.evaluate, self.judging.measure
         prompts = self.prompts[rows]
@@ -163,10 +181,9 @@ class EvaluationParts:
             if more:
                 every = [out["features"][: len(grouped)], *(measure.features(drawing) for drawing in more)]
                 out["groups"] = torch.stack(every, 1)
-        if rows.start == 0:
-            out |= {f"shown/{part}": eight_bit(batch[:SHOWN]) for part, batch in pictures.items()}
+        out |= _shown(pictures, rows)
         if self.keep:
-            self._save_images(name, rows.start, pictures)
+            out |= {f"{KEPT}{part}": eight_bit(batch) for part, batch in pictures.items()}
         return {key: values.contiguous() for key, values in out.items()}
 
     def _scores(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensors:
@@ -208,6 +225,12 @@ class EvaluationParts:
         file = self.file(name, number)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_weights(file, tensors, {"fingerprint": label, "xxh3_128": tensors_digest(tensors)})
+
+
+def _shown(pictures: Tensors, rows: slice) -> Tensors:
+    """Return those of the pictures of some prompts that are recorded for the page."""
+    count = max(0, SHOWN - rows.start)
+    return {f"shown/{part}": eight_bit(batch[:count]) for part, batch in pictures.items() if count}
 
 
 def _score(rewards: dict[str, Reward], images: Tensor, prompts: Sequence[Prompt]) -> Tensors:

@@ -21,7 +21,7 @@ from grpaint.core.rng import uniform
 from grpaint.core.runtime import Runtime, has_matrix_units
 from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.core.user_code import describe, interrupted
-from grpaint.judge import best_guided, evaluate, judging_rewards, sample
+from grpaint.judge import best_guided, evaluate, judging_rewards, sample_divided
 from grpaint.learn.external_rewards import connect_rewards
 from grpaint.learn.reward_checks import self_test
 from grpaint.loops import sft, train
@@ -71,8 +71,7 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], 
                 sft(recipe, loop)
             else:
                 train(recipe, loop)
-            if world.first:
-                _save_pictures(recipe, loop)
+            _save_pictures(recipe, loop)
             folder.status(status="finished", iterations=loop.done)
     except BaseException as error:
         reason = _reason(folder, _first_cause(world, error))
@@ -191,7 +190,8 @@ def _save_pictures(recipe: Recipe, loop: Loop) -> None:
     if not count:
         return
     prompts = recipe.data.held_out(count, recipe.evaluate.seed)
-    before = sample(loop.policy, prompts, recipe.evaluate, weights="reference")
-    after = sample(loop.policy, prompts, recipe.evaluate, weights="average")
-    sheet = picture_sheet([("before", before), ("after", after)], [prompt.text for prompt in prompts])
-    save_picture(sheet, loop.folder.samples / "before-after.png")
+    before = sample_divided(loop.policy, prompts, recipe.evaluate, loop.world, "reference")
+    after = sample_divided(loop.policy, prompts, recipe.evaluate, loop.world, "average")
+    if loop.world.first:
+        sheet = picture_sheet([("before", before), ("after", after)], [prompt.text for prompt in prompts])
+        save_picture(sheet, loop.folder.samples / "before-after.png")

@@ -1,0 +1,86 @@
+"""Commands besides training with ``--processes``: what they print, and one line when they refuse."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_judge import check_close
+
+RUN = ["train", "mix-grpo", "--name", "it", "--set", "train.iterations=1", "--set", "evaluate.guided=[]"]
+SHORT = ["--set", "evaluate.prompts=10", "--set", "evaluate.steps=2"]
+SETS = ["--set", "threads=1", "--set", "plan.steps=3", "--set", "plan.window.size=2", "--set", "train.group_size=3"]
+REWARD = """
+def score(images, prompts):
+    brightness = images.mean((1, 2, 3))
+    return brightness / brightness.max()
+"""
+
+
+def grpaint(folder, *words, code=0):
+    """What a command prints on its two streams."""
+    result = subprocess.run(
+        [sys.executable, "-m", "grpaint", *words], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("commands")
+    grpaint(folder, *RUN, *SHORT, *SETS, "--set", "train.prompts=2", "--set", "evaluate.pictures=0")
+    return folder
+
+
+def test_many_processes_evaluate_a_model_as_one_does(folder):
+    one, two = (
+        json.loads(grpaint(folder, "evaluate", "it", *SHORT, "--json", "--processes", str(count))[0])
+        for count in (1, 2)
+    )
+    check_close(one, two, "evaluation", 1e-5)
+
+
+def test_many_processes_record_and_compare_models_as_one_does(folder):
+    results, files = [], []
+    words = ["evaluate", "it", "it:base", *SHORT, "--few", "--keep", "--json", "--out"]
+    for count in (1, 3):
+        output, errors = grpaint(folder, *words, f"of-{count}", "--processes", str(count))
+        assert errors == "it  10 of 10\nbase  10 of 10\n"
+        results.append(json.loads(output))
+        out = folder / f"of-{count}"
+        files.append({str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()})
+    check_close(*results, "comparison", 5e-3)  # a pixel that rounds at a level's edge moves the entropy by .001
+    again, errors = grpaint(folder, *words, "of-3")  # one process finds every record made
+    check_close(results[1], json.loads(again), "the same records", 1e-6)
+    assert not errors
+    assert files[0] == files[1]
+    assert sum(name.endswith(".png") for name in files[0]) == 2 * 2 * 10
+
+
+def test_many_processes_scan_prompts_as_one_does(folder):
+    # three a batch, the last of one prompt, so that two ranks of the three have no share in it
+    words = ["prompts", "scan", "mix-grpo", "--prompts", "4", *SETS, "--set", "train.prompts=3", "--json"]
+    one, three = (json.loads(grpaint(folder, *words, "--processes", str(count))[0]) for count in (1, 3))
+    check_close(one, three, "scan", 1e-5)
+
+
+def test_a_refusal_is_one_line(folder):
+    words = ["evaluate", "it", "it:base", *SHORT, "--processes", "2", "--out", "none"]
+    _, errors = grpaint(folder, *words, code=2)
+    assert errors.startswith("grpaint: evaluate.prompts = 10: a Frechet distance on 192 features needs more images")
+    assert errors.count("\n") == 1
+    assert not (folder / "none").exists()
+
+
+def test_doctor_finds_a_reward_that_many_processes_score_differently(folder):
+    Path(folder, "reward.py").write_text(REWARD)
+    words = ["doctor", "mix-grpo", *SETS, "--set", "rewards.best.kind=reward.py:score", "--processes", "2"]
+    output, errors = grpaint(folder, *words, code=1)
+    verdicts = [line[:4] for line in output.splitlines() if not line.startswith("      ")]
+    assert verdicts.count("FAIL") == 1
+    assert "FAIL  the scores of many processes are those of one" in output
+    assert "in best\n      likely: a reward compares the images of a call" in output
+    assert errors == f"grpaint: 1 of {len(verdicts)} checks failed.\n"
