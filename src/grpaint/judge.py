@@ -24,7 +24,7 @@ from grpaint.measures.score import comparable_score
 from grpaint.parallel.world import ONE, World
 from grpaint.recipe.build import dump
 from grpaint.recipe.config import Recipe, SftRecipe
-from grpaint.recipe.pieces import Data, Model
+from grpaint.recipe.pieces import Data, Model, sharing
 from grpaint.recipe.settings import Evaluation
 from grpaint.recipe.trust import JudgingRecipe
 from grpaint.rollout.rollout import Plan, Rollout, roll
@@ -161,8 +161,10 @@ def evaluate(
         RunError: an image is not finite.
     """
     prompts = data.held_out(settings.prompts, settings.seed)
-    share = world.share(len(prompts))
-    measures, statistics, small, bad_images = _measure(policy, data, settings, rewards, weights, prompts, share)
+    rewards = rewards and rewards.among(world, prompts)
+    measures, statistics, small, bad_images = _measure(policy, data, settings, rewards, weights, prompts, world)
+    if rewards:
+        rewards.finish()
     if bad_images := sum(world.gather_values(bad_images)):
         raise RunError(
             f"{bad_images} of {len(prompts)} images of an evaluation contain NaN or infinity: the weights, or "
@@ -190,12 +192,13 @@ def _measure(
     rewards: RewardSet | None,
     weights: Weights,
     prompts: Sequence[Prompt],
-    share: range,
+    world: World,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], int]:
-    """Return measures, statistics and ``small`` copies of the images of a share, and how many are not finite.
+    """Return measures, statistics and ``small`` copies of this process's images, and how many are not finite.
 
     Nothing is measured if one is not finite, or if the share is empty.
     """
+    share = world.share(len(prompts))
     own = prompts[share.start : share.stop]
     if not own:
         return {}, {}, {}, 0
@@ -214,7 +217,8 @@ def judging_rewards(recipe: Recipe | JudgingRecipe) -> RewardSet | None:
     if isinstance(recipe, SftRecipe) or not recipe.rewards:
         return None
     rewards = {name: item.reward for name, item in recipe.rewards.items()}
-    return RewardSet(rewards, {name: item.weight for name, item in recipe.rewards.items()})
+    weights = {name: item.weight for name, item in recipe.rewards.items()}
+    return RewardSet(rewards, weights, sharing(recipe.rewards))
 
 
 def free_rewards(rewards: RewardSet, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
@@ -228,7 +232,7 @@ def free_rewards(rewards: RewardSet, images: Tensor, prompts: Sequence[Prompt]) 
         with user_code(f"reward {name}", RewardError):
             if hasattr(reward, "state_dict"):
                 states[name] = copy.deepcopy(reward.state_dict())
-    table = RewardSet(free, rewards.weights).score(images, prompts)
+    table = replace(rewards, rewards=free).score(images, prompts)
     for name, state in states.items():  # evaluation must not change the state of a reward
         with user_code(f"reward {name}", RewardError):
             free[name].load_state_dict(state)  # type: ignore[attr-defined]  # it has both or neither

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 WAIT_S = 300
 
 
-def run_ranks(size, function_path, *arguments):
+def run_ranks(size, function_path, *arguments, wait_s=WAIT_S):
     """Return what ``MODULE:FUNCTION`` returns for ``(world, *arguments)`` on every rank, in order, through JSON.
 
     Modules of this folder and of ``tests`` can be imported. An error on a rank stops the others.
@@ -40,7 +40,7 @@ def run_ranks(size, function_path, *arguments):
             for rank, file in enumerate(errors)
         ]
         try:
-            _wait(ranks)
+            _wait(ranks, wait_s)
         finally:
             for rank in ranks:
                 rank.kill()
@@ -51,9 +51,9 @@ def run_ranks(size, function_path, *arguments):
         return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
 
 
-def _wait(ranks):
+def _wait(ranks, wait_s):
     """Wait until all have ended, or for a second after one has failed, in which others may print why."""
-    end = time.monotonic() + WAIT_S
+    end = time.monotonic() + wait_s
     while any(rank.poll() is None for rank in ranks) and time.monotonic() < end:
         if any(rank.poll() for rank in ranks):
             end = min(end, time.monotonic() + 1)

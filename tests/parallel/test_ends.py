@@ -15,9 +15,12 @@ REWARD_FILE = """
 import os, signal
 from pathlib import Path
 
+Path(f"built-{os.getpid()}").touch()
+
 def score(images, prompts):
     fault = Path("fault")
-    if os.environ.get("RANK") == "1" and Path("runs/it/metrics.jsonl").exists() and fault.exists():
+    faulty = os.environ.get("RANK") == os.environ.get("FAULT_RANK", "1")
+    if faulty and Path("runs/it/metrics.jsonl").exists() and fault.exists():
         what = fault.read_text()
         Path("time").touch()
         if what == "raise":
@@ -38,14 +41,14 @@ def _here(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_saves_and_the_run_is_resumed_by_another_number_of_processes():
-    running = start("--processes", "2", sets=LONG)
+    running = start("--processes", "2", sets=[*LONG, "rewards.bright.place=node"])
     wait_for_lines(running)
     running.send_signal(signal.SIGINT)
     assert end_of(running) == NOTICE.decode() + "grpaint: stopped by SIGINT after saving; continue with --resume.\n"
     assert running.returncode == 130
     assert status(IT)["status"] == "interrupted"
     done = len(lines(IT / "metrics.jsonl"))
-    resumed = start("--resume", sets=LONG)
+    resumed = start("--resume", sets=[*LONG, "rewards.bright.place=each"])
     wait_for_lines(resumed, done + 2)
     resumed.terminate()
     end_of(resumed)
@@ -77,9 +80,10 @@ def test_ranks_save_and_end_when_the_command_is_killed():
     assert len(list(IT.glob("checkpoints/*"))) == 1
 
 
-def test_an_error_on_a_rank_is_said_once_and_ends_the_run():
+@pytest.mark.parametrize(("place", "rank", "built"), [("each", "1", 2), ("node", "0", 1)])
+def test_an_error_on_a_rank_is_said_once_and_ends_the_run(place, rank, built):
     Path("fault").write_text("raise")
-    running = start("--processes", "2", sets=LONG)
+    running = start("--processes", "2", sets=[*LONG, f"rewards.bright.place={place}"], FAULT_RANK=rank)
     errors = end_of(running)
     assert time.time() - Path("time").stat().st_mtime < 10
     assert running.returncode == 1
@@ -87,6 +91,8 @@ def test_an_error_on_a_rank_is_said_once_and_ends_the_run():
     assert errors.count("\n") == 1
     assert status(IT)["status"] == "failed"
     assert "the first line and a second one" in status(IT)["reason"]
+    assert (status(IT)["processes"], status(IT)["nodes"], status(IT)["devices"]) == (2, 1, ["cpu", "cpu"])
+    assert len(list(Path.cwd().glob("built-*"))) == built  # the reward's file was imported by so many processes
 
 
 @pytest.mark.parametrize(("signals", "code"), [("SIGTERM", 143), ("SIGTERM SIGTERM", 130)])

@@ -1,5 +1,6 @@
 """Processes that divide an evaluation return the line of one process, each the whole of it."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 from ranks import run_ranks
 
 from grpaint.backends.scenes import Scenes
-from grpaint.core.errors import RunError
+from grpaint.core.errors import RankLost, RunError
+from grpaint.core.policy import Prompt
 from grpaint.core.runtime import Runtime
 from grpaint.judge import best_guided, denoising_loss, evaluate
+from grpaint.learn.node_rewards import Sharing
 from grpaint.learn.table import RewardSet
 from grpaint.recipe.settings import Evaluation
 from grpaint.rewards.jpeg import Jpeg
@@ -122,18 +125,40 @@ def exchanges(world):
         parameters[1].grad = torch.ones(2)
     world.sum_gradients(parameters)
     world.sum_gradients([])
-    return {
+    result = {
         "table": [[name, tensor.tolist(), str(tensor.dtype)] for name, tensor in table.items()],
         "gradients": [None if p.grad is None else p.grad.tolist() for p in parameters],
         "any": [world.any(rank == world.size - 1), world.any(False)],
         "first": world.from_first({"rank": rank}),
-        "bytes": [len(content) for content in world.gather_from_node(b"x" * rank)],
-        "no bytes": [len(content) for content in world.gather_from_node(b"")],
+        "on the first": [[value, tensor.tolist()] for value, tensor in messages(world, rank)],
+        "shared": scores_of_shared_rewards(world),
+        "from the first": world.scatter_on_node([] if rank else [([n], {}) for n in range(world.size)])[0],
     }
+    world.limit(1)
+    if not rank:
+        time.sleep(4)  # longer than the others wait, and than they look who is late
+        return result
+    try:
+        world.gather_on_node(({}, {}))
+        world.scatter_on_node([])
+    except RankLost as error:
+        return result | {"late": str(error)}
 
 
-def test_a_group_gathers_rows_of_any_number_and_sums_gradients():
-    every = run_ranks(3, "test_judge:exchanges")
+def messages(world, rank):
+    """The numbers, and rows of that many, that the ranks send to the first of them."""
+    return [(value, tensors["rows"]) for value, tensors in world.gather_on_node((rank, {"rows": torch.ones(rank, 2)}))]
+
+
+@pytest.fixture(scope="module")
+def exchanged():
+    return run_ranks(3, "test_judge:exchanges")
+
+
+def test_a_group_gathers_rows_of_any_number_and_sums_gradients(exchanged):
+    every = [{name: value for name, value in rank.items() if name not in ("shared", "late")} for rank in exchanged]
+    of_nodes = [[rank.pop("on the first"), rank.pop("from the first")] for rank in every]
+    assert of_nodes == [[[[0, []], [1, [[1, 1]]], [2, [[1, 1], [1, 1]]]], [0]], [[], [1]], [[], [2]]]
     assert every[0] == every[1] == every[2]
     assert every[0] == {
         "table": [
@@ -143,6 +168,52 @@ def test_a_group_gathers_rows_of_any_number_and_sums_gradients():
         "gradients": [[6.0, 6.0], [2.0, 2.0], None],
         "any": [True, False],
         "first": {"rank": 0},
-        "bytes": [0, 1, 2],
-        "no bytes": [0, 0, 0],
     }
+
+
+def test_a_late_first_rank_is_named_by_the_others_of_its_machine(exchanged):
+    assert "late" not in exchanged[0]
+    for rank in (1, 2):
+        assert exchanged[rank]["late"].startswith(
+            f"rank {rank} waited 1 s in the phase start for rank 0 (node 0), last in"
+        )
+
+
+PHASES = [1, 2, 0], [0, 2, 1], [0, 0, 0]  # how often each rank scores
+
+
+def scores_of_shared_rewards(world):
+    """What ranks that score unequally often get by a reward of each and by one that they share, and how many it saw."""
+    seen = []
+
+    def count_and_mean(images, prompts):
+        seen.append(len(images))
+        return images.mean((1, 2, 3)) + torch.tensor([sum(prompt.metadata["what"]) for prompt in prompts])
+
+    def fail(images, prompts):
+        raise AssertionError
+
+    prompts = [Prompt(str(n), {"what": {n}}) for n in range(4)]  # JSON holds no set
+    rewards = {"own": lambda images, _: images.amax((1, 2, 3)), "shared": fail if world.rank else count_and_mean}
+    phases = []
+    for calls in PHASES:
+        among = RewardSet(rewards, {}, Sharing(frozenset({"shared"}))).among(world, prompts)
+        tables = []
+        for call in range(calls[world.rank]):
+            rows = [prompts[world.rank + call]] * (1 + world.rank)
+            images = torch.full((len(rows), 3, 2, 2), world.rank + call / 4, dtype=torch.bfloat16)
+            tables.append(among.score(images, rows))
+        among.finish()
+        phases.append([{name: column.tolist() for name, column in table.columns.items()} for table in tables])
+    return {"phases": phases, "seen": seen}
+
+
+def test_ranks_of_a_machine_share_a_reward_however_often_each_scores(exchanged):
+    every = [rank["shared"] for rank in exchanged]
+    assert [rank["seen"] for rank in every] == [[1, 2, 2, 2, 3, 2], [], []]  # a rank's images are a call of their own
+    for number, rank in enumerate(every):
+        for calls, tables in zip(PHASES, rank["phases"], strict=True):
+            assert len(tables) == calls[number]
+            for call, table in enumerate(tables):
+                mean = number + call / 4
+                assert table == {"own": [mean] * (1 + number), "shared": [mean + number + call] * (1 + number)}

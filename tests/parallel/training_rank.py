@@ -1,28 +1,47 @@
-"""One rank that trains a list of recipes after another and saves what it computed: ``RANK SIZE FOLDER``."""
+"""What a rank does in the tests of equality: it trains a list of recipes, one after another, and saves the numbers."""
 
 import json
-import sys
+import warnings
 from pathlib import Path
+from unittest import mock
 
 import torch
-import torch.distributed as dist
 
 from grpaint.commands.train.running import open_loop
+from grpaint.core.errors import ConfigError
+from grpaint.learn.advantage import compute_advantage
 from grpaint.loops import sft, train
-from grpaint.parallel.group import Group, Place
-from grpaint.parallel.world import ONE
-from grpaint.recipe.config import open_recipe, stage_of
+from grpaint.recipe.config import open_recipe, resolve, stage_of
+from grpaint.recipe.stand_ins import stand_ins, with_stand_ins
 from grpaint.run.folder import RunFolder
 from grpaint.run.shares import check_shares
 from grpaint.run.signals import Listener
 
 
 def train_case(case, world, folder):
+    """Train a recipe; return what every update and iteration computed, the same on all ranks."""
     stage = stage_of(case["recipe"])
-    recipe, settings = open_recipe(case["recipe"], stage, case["sets"])
-    check_shares(recipe, world)
-    gradients, rollouts = [], []
-    with RunFolder.create(folder, settings) as run, Listener() as listener:
+    if world.first:
+        recipe, settings = open_recipe(case["recipe"], stage, case["sets"])
+        world.from_first([settings, stand_ins(recipe)])
+    else:
+        settings, tables = world.from_first(None)
+        recipe, _ = resolve(with_stand_ins(settings, tables), stage)
+    try:
+        check_shares(recipe, world)
+    except ConfigError as error:
+        return {"refused": str(error)}
+    gradients, updates, scores = [], [], []
+
+    def record_and_compute(advantage, table, whole):
+        scores.append({"group": whole.group, "texts": [prompt.text for prompt in whole.prompts], **table.columns})
+        return compute_advantage(advantage, table, whole)
+
+    with (
+        RunFolder.create(folder, settings) as run,
+        Listener() as listener,
+        mock.patch("grpaint.loops.compute_advantage", record_and_compute),
+    ):
         loop = open_loop(recipe, run, lambda _: None, listener, world)
         clip, start = loop.clip, [parameter.detach().clone() for parameter in loop.parameters]
 
@@ -35,31 +54,28 @@ def train_case(case, world, folder):
 
         def record_and_update(terms, batch, advantage, *anchor):
             every = world.gather({"x0": batch.x0, "numbers": batch.numbers, "advantage": advantage})
-            rollouts.append({name: tensor[every["numbers"].argsort()] for name, tensor in every.items()})
+            updates.append({name: tensor[every["numbers"].argsort()] for name, tensor in every.items()})
             return update(terms, batch, advantage, *anchor)
 
         loop.update = record_and_update
         (sft if stage == "sft" else train)(recipe, loop)
         lines = {name: run.lines(name) for name in ("metrics.jsonl", "evaluations.jsonl")}
-    weights = [parameter.detach() for parameter in loop.parameters]
-    return {"gradients": gradients, "rollouts": rollouts, "start": start, "weights": weights, "lines": lines}
+    return {
+        "names": list(loop.policy.weights.trainable),
+        "start": start,
+        "gradients": gradients,
+        "updates": updates,
+        "scores": scores,
+        "weights": [parameter.detach() for parameter in loop.parameters],
+        "lines": lines,
+    }
 
 
-def main():
-    rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    world = ONE
-    if size > 1:
-        store = dist.FileStore(str(folder / f"store-{size}"), size)
-        dist.init_process_group("gloo", store=dist.PrefixStore("group", store), rank=rank, world_size=size)
-        world = Group(Place(rank, size, rank, size, 0, 1), dist.PrefixStore("own", store))
-        world.limit(120)
-    cases = json.loads((folder / "cases.json").read_text())
-    results = {name: train_case(case, world, folder / f"{name}-{size}-{rank}") for name, case in cases.items()}
-    if rank == 0:
-        torch.save(results, folder / f"{size}.pt")
-    if size > 1:
-        dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
+def train_cases(world, folder):
+    """Train every case of ``cases.json``; rank 0 saves the numbers of each as ``NAME-SIZE.pt``."""
+    warnings.simplefilter("ignore")
+    folder = Path(folder)
+    for name, case in json.loads((folder / "cases.json").read_text()).items():
+        numbers = train_case(case, world, folder / f"{name}-{world.size}-{world.rank}")
+        if world.first:
+            torch.save(numbers, folder / f"{name}-{world.size}.pt")

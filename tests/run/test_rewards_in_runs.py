@@ -7,9 +7,13 @@ import pytest
 from PIL import Image
 
 import tiny_runs
+from grpaint.core.errors import ConfigError
 from grpaint.judge import judging_rewards
-from grpaint.recipe.config import open_recipe
+from grpaint.parallel.world import World
+from grpaint.recipe.config import open_recipe, resolve
 from grpaint.recipe.pieces import stateful
+from grpaint.recipe.stand_ins import StandIn, stand_ins, with_stand_ins
+from grpaint.run.shares import check_shares
 from tiny_runs import TINY, command, lines, status
 from tiny_scorers import clip_folder
 
@@ -103,6 +107,50 @@ def test_the_floors_multiplier_is_not_used_in_evaluation():
     held.load_state_dict(held.state_dict() | {"multiplier": 2.0})
     assert recipe.reward_set().weights == {"more": 1.0, "less": 2.5}
     assert judging_rewards(recipe).weights == {"more": 1.0, "less": 0.5}
+
+
+def test_a_stand_in_has_what_is_decided_from_the_reward_that_it_stands_for():
+    kinds = ["scenes-checker", "scenes-cleanliness"]
+    rewards = ",".join(f'r{n}={{kind="{kind}",weight=0.5,floor={{}},place="node"}}' for n, kind in enumerate(kinds))
+    pairwise = 'judge={kind="vlm-judge",url="http://127.0.0.1:1",model="m",measure="pairwise",place="node"}'
+    recipe, settings = open_recipe(
+        "flow-grpo-fast",
+        "train",
+        [*TINY, f'rewards={{{rewards},{pairwise},own={{kind="rewards.py:rows",place="each"}}}}'],
+    )
+    tables = json.loads(json.dumps(stand_ins(recipe)))  # as they reach another process
+    assert list(tables) == ["r0", "r1", "judge"]
+    other, _ = resolve(with_stand_ins(settings, tables), "train")
+    for name, item in other.rewards.items():
+        its = recipe.rewards[name]
+        assert isinstance(item.reward, StandIn) == (name != "own")
+        assert (item.weight, item.place, item.floor) == (its.weight, its.place, its.floor)
+        assert item.self_test == (name == "own")
+        for attribute in ("needs_reference", "needs_group", "best", "image_size"):
+            assert (getattr(item.reward, attribute, None) or None) == (getattr(its.reward, attribute, None) or None)
+    assert recipe.rewards["judge"].reward.needs_group
+    assert recipe.rewards["r0"].reward.best
+    assert other.reward_set().sharing.names == {"r0", "r1", "judge"}
+
+
+def test_a_reward_with_a_state_of_its_own_is_not_shared():
+    Path("rewards.py").write_text(
+        f"{REWARDS}\nclass Counter(Backwards):\n    divisible = True\n    def state_dict(self):\n        return {{}}\n"
+        "    def load_state_dict(self, state):\n        pass\n"
+    )
+    world = World()
+    world.size = 2
+    for place, refused in (("each", False), ("node", True)):
+        reward = f'{{kind="rewards.py:Counter",place="{place}"}}'
+        recipe, _ = open_recipe("flow-grpo-fast", "train", [*TINY, f"rewards={{counter={reward}}}"])
+        check_shares(recipe, World())
+        if refused:
+            with pytest.raises(
+                ConfigError, match=r'^rewards\.counter\.place = "node": it keeps state .*; use place = "each"\.$'
+            ):
+                check_shares(recipe, world)
+        else:
+            check_shares(recipe, world)
 
 
 def test_a_function_of_three_gets_texts_and_metadata_and_a_third_setting_is_no_metadata():

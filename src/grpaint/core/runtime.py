@@ -50,6 +50,11 @@ def has_matrix_units() -> bool:
     return "amx" in torch.backends.cpu.get_cpu_capability().lower() or torch.cpu._is_amx_tile_supported()
 
 
+def device_name(device: str) -> str:
+    """Return the name of a device of this machine: that of the GPU, or "cpu"."""
+    return torch.cuda.get_device_name() if device == "cuda" else device
+
+
 def resolve(device: Device, precision: Precision) -> Runtime:
     """Replace ``auto`` by the best device and precision of this machine.
 

@@ -1,7 +1,7 @@
 """Score images with rewards, check the scores, and hold them in a table."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,7 +12,9 @@ from grpaint.core.policy import Prompt, Reward
 from grpaint.core.reward import RewardBase
 from grpaint.core.text import printable
 from grpaint.core.user_code import user_code
-from grpaint.learn import external_rewards
+from grpaint.learn.external_rewards import score_all
+from grpaint.learn.node_rewards import NodeRewards, Sharing
+from grpaint.parallel.world import World
 
 MOST_TEXT = 200  # characters of a prompt in an error
 
@@ -56,10 +58,18 @@ class RewardTable:
 
 @dataclass(frozen=True)
 class RewardSet:
-    """Rewards and their weights, by name."""
+    """Rewards and their weights, by name, and which of them the processes of a machine share."""
 
     rewards: Mapping[str, Reward]
     weights: Mapping[str, float]
+    sharing: Sharing = field(default_factory=Sharing)
+
+    def among(self, world: World, prompts: Sequence[Prompt]) -> "RewardSet":
+        """Return the same rewards for the processes of ``world``, of which each has some rows of ``prompts``.
+
+        Each calls :meth:`score` as often as it likes, and then :meth:`finish` once.
+        """
+        return replace(self, sharing=replace(self.sharing, world=world, prompts=prompts))
 
     def score(
         self,
@@ -76,16 +86,24 @@ class RewardSet:
             RewardError: if a reward raises, or returns NaN, infinity or the wrong number of scores; the message names
                 the reward and the first prompts. No score is replaced by zero.
         """
-        columns = external_rewards.score_all(self.rewards, score_images, images, prompts)
+        columns = NodeRewards(self.rewards, _score_all, self.sharing).score(images, prompts)
         applies = {}
         if references is not None:
             applies = {name: references for name, r in self.rewards.items() if getattr(r, "needs_reference", False)}
         return RewardTable(columns, self.weights, applies)
 
+    def finish(self) -> None:
+        """Score for the other processes of this machine until all call this, if they share a reward."""
+        NodeRewards(self.rewards, _score_all, self.sharing).finish()
+
     def truncated(self, prompts: Sequence[Prompt]) -> dict[str, float]:
         """Return the share of captions that each reward with a text limit truncates."""
         counts = {name: r.truncated(prompts) for name, r in self.rewards.items() if isinstance(r, RewardBase)}
         return {name: count / len(prompts) for name, count in counts.items() if count is not None}
+
+
+def _score_all(rewards: Mapping[str, Reward], images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    return score_all(rewards, score_images, images, prompts)
 
 
 def score_images(

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from grpaint.core.errors import RankLost
-from grpaint.parallel.world import World
+from grpaint.parallel.world import Message, World
 
 BUCKET = 2**26  # numbers of a gradient bucket: 256 MiB in fp32
 T = TypeVar("T")
@@ -46,10 +46,12 @@ class Group(World):
         self.rank, self.size, self.restarts = place.rank, place.size, place.restarts
         self.local_rank, self.local_size = place.local_rank, place.local_size
         self.node, self.nodes = place.node, place.nodes
-        self.store, self.exchanges, self._limit_s, self._limit_name = store, 0, 0.0, ""
+        self.store, self._limit_s, self._limit_name = store, 0.0, ""
+        self.exchanges = self.node_exchanges = 0
         # a group of its own for exchanges from other threads, whose order to the main thread's is not fixed
-        nodes = [[rank for rank in range(place.size) if rank // place.local_size == n] for n in range(place.nodes)]
-        self.node_group = [dist.new_group(ranks, backend="gloo") for ranks in nodes][place.node]
+        nodes = [range(n * place.local_size, (n + 1) * place.local_size) for n in range(place.nodes)]
+        self.node_ranks = nodes[place.node]
+        self.node_group = [dist.new_group(list(ranks), backend="gloo") for ranks in nodes][place.node]
 
     def limit(self, seconds: float, name: str = "the limit") -> None:
         """Set how long an exchange may wait for a rank that is late; ``name`` is that of the setting."""
@@ -58,7 +60,7 @@ class Group(World):
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
     def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        content = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        content = safetensors.torch.save(_on_cpu(tensors))
         orders = self.gather_values(list(tensors))  # a file of safetensors sorts its names
         parts = [safetensors.torch.load(part) for part in self._gather_bytes(content)]
         names = dict.fromkeys(name for order in orders for name in order)
@@ -85,31 +87,72 @@ class Group(World):
             for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
                 parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
-    def gather_from_node(self, content: bytes) -> list[bytes]:
-        """Return the ``content`` of every rank of this machine; a thread beside the main one may call it."""
-        return self._gather_bytes(content, self.node_group, self.local_size)
+    def gather_on_node(self, message: Message) -> list[Message]:  # a thread beside the main one may call it
+        first, *others = self.node_ranks
+        if self.local_rank:
+            self._send([(first, message)])
+            return []
+        return [message, *self._receive(others)]
 
-    def _gather_bytes(self, content: bytes, group: Any = None, size: int = 0) -> list[bytes]:
+    def scatter_on_node(self, messages: Sequence[Message]) -> Message:  # a thread beside the main one may call it
+        first, *others = self.node_ranks
+        if self.local_rank:
+            return self._receive([first])[0]
+        self._send(list(zip(others, messages[1:], strict=True)))
+        return messages[0]
+
+    def _send(self, messages: Sequence[tuple[int, Message]]) -> None:
+        """Send ranks of this machine a message each, its parts' lengths before it."""
+        contents = []
+        for rank, (value, tensors) in messages:
+            parts = json.dumps(value).encode(), safetensors.torch.save(_on_cpu(tensors))
+            contents.append((rank, torch.tensor([*map(len, parts)])))
+            contents.append((rank, torch.frombuffer(bytearray().join(parts), dtype=torch.uint8)))
+
+        def send() -> None:
+            for rank, content in contents:
+                self._wait(dist.isend(content, rank, self.node_group))
+
+        self._exchange(send, sum(content.nbytes for _, content in contents), on_node=True)
+
+    def _receive(self, ranks: Sequence[int]) -> list[Message]:
+        def receive() -> list[Message]:
+            messages: list[Message] = []
+            for rank in ranks:
+                lengths = torch.empty(2, dtype=torch.int64)
+                self._wait(dist.irecv(lengths, rank, self.node_group))
+                content = torch.empty(int(lengths.sum()), dtype=torch.uint8)
+                self._wait(dist.irecv(content, rank, self.node_group))
+                value, tensors = (bytes(part.numpy()) for part in content.split(lengths.tolist()))
+                messages.append((json.loads(value), safetensors.torch.load(tensors)))
+            return messages
+
+        return self._exchange(receive, 0, on_node=True)
+
+    def _wait(self, work: Any) -> None:
+        work.wait(timedelta(seconds=self._limit_s))  # the group's own limit is not that of single messages
+
+    def _gather_bytes(self, content: bytes) -> list[bytes]:
         """Return every rank's bytes, of any length."""
-        size = size or self.size
         length = torch.tensor([len(content)])
-        lengths = [torch.empty_like(length) for _ in range(size)]
-        self._exchange(lambda: dist.all_gather(lengths, length, group=group), 8)
+        lengths = [torch.empty_like(length) for _ in range(self.size)]
+        self._exchange(lambda: dist.all_gather(lengths, length), 8)
         longest = max(1, *(int(one) for one in lengths))
         padded = torch.zeros(longest, dtype=torch.uint8)
         if content:
             padded[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        parts = [torch.empty_like(padded) for _ in range(size)]
-        self._exchange(lambda: dist.all_gather(parts, padded, group=group), longest)
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        self._exchange(lambda: dist.all_gather(parts, padded), longest)
         return [bytes(part[: int(one)].numpy()) for part, one in zip(parts, lengths, strict=True)]
 
-    def _exchange(self, work: Callable[[], T], size: int) -> T:
-        """Do one exchange of ``size`` bytes.
+    def _exchange(self, work: Callable[[], T], size: int, *, on_node: bool = False) -> T:
+        """Do one exchange, of ``size`` bytes from this rank, with all ranks or those of this machine.
 
         Raises:
             RankLost: it failed; the message names the ranks that are behind, and what they were doing.
         """
-        self.exchanges += 1
+        self.exchanges += not on_node
+        self.node_exchanges += on_node
         self.bytes_exchanged += size
         start = time.monotonic()
         try:
@@ -117,22 +160,23 @@ class Group(World):
         except (RuntimeError, ValueError) as error:
             waited = time.monotonic() - start
             late = waited >= 0.99 * self._limit_s
-            raise RankLost(self._missing(waited, late=late), late=late) from error
+            raise RankLost(self._missing(waited, on_node=on_node, late=late), late=late) from error
 
     def position(self) -> str:
-        """Return how many exchanges this rank has begun, and its phase, as others read it in the store."""
-        return f"{self.exchanges} {self.phase}"
+        """Return how many exchanges this rank has begun, with all and on its machine, and its phase; others read it."""
+        return f"{self.exchanges} {self.node_exchanges} {self.phase}"
 
-    def _missing(self, waited: float, *, late: bool) -> str:
+    def _missing(self, waited: float, *, on_node: bool, late: bool) -> str:
         """Describe the ranks that have begun fewer exchanges than this one, by what they last published."""
         time.sleep(1.2)  # until each rank has published where it is
         behind = []
-        for rank in range(self.size):
+        for rank in self.node_ranks if on_node else range(self.size):
             key = f"at/{self.restarts}/{rank}"
             try:
-                position = self.store.get(key).decode() if self.store.check([key]) else "0 "
-                exchanges, _, phase = position.partition(" ")
-                if rank != self.rank and int(exchanges) < self.exchanges:
+                position = self.store.get(key).decode() if self.store.check([key]) else "0 0 "
+                *counts, phase = position.split(" ", 2)
+                own = self.node_exchanges if on_node else self.exchanges
+                if rank != self.rank and int(counts[on_node]) < own:
                     behind.append(f"rank {rank} (node {rank // self.local_size}), last in the phase {phase or 'start'}")
             except (RuntimeError, ValueError):  # the store is gone with rank 0's agent
                 continue
@@ -141,6 +185,10 @@ class Group(World):
             f"rank {self.rank} waited {waited:.0f} s in the phase {self.phase} for "
             f"{', '.join(behind) or 'another rank, which is gone'}. {reason}; continue with --resume."
         )
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

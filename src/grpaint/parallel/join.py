@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from grpaint.parallel.group import Group, Place
 
 JOIN_S = 300  # how long a rank waits for the others to start
-DEATH_S = 3  # in which our agent ends this process if another one has died
 WAIT_S = 3600  # how long it waits for them afterwards, unless the command sets another limit
+DEATH_S = 3  # in which our agent ends this process if another one has died
 PORT = 20_000  # the first of those that an srun step without MASTER_PORT may take
 
 _groups: list[World] = []  # the group of this process, while it has one; before it has formed, what will be one
@@ -59,7 +59,7 @@ def join_group() -> Iterator[World]:
         yield ONE
         return
     world = _form(_place(), _address())
-    world.limit(WAIT_S)
+    world.limit(WAIT_S, "the limit in seconds")
     try:
         if not world.first:
             logging.getLogger("grpaint").setLevel(logging.ERROR)  # rank 0 has said it

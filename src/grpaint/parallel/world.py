@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+Message = tuple[Any, Mapping[str, Tensor]]  # what JSON can hold, and tensors
+
 
 class World:
     """A world of one process, in which nothing is exchanged; ``parallel/group.py`` has the one of many.
@@ -59,6 +61,14 @@ class World:
     def gather_values(self, value: Any) -> list[Any]:
         """Return every rank's ``value``, which JSON can hold, in the order of ranks."""
         return [value]
+
+    def gather_on_node(self, message: Message) -> list[Message]:
+        """Return on this machine's first rank the message of each of its ranks, and nothing on the others."""
+        return [message]
+
+    def scatter_on_node(self, messages: Sequence[Message]) -> Message:
+        """Return the message for this rank among those that this machine's first rank gives, one a rank."""
+        return messages[0]
 
     def from_first(self, value: Any) -> Any:
         """Return rank 0's ``value``, which JSON can hold."""

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from grpaint.core.reward import RewardBase
 from grpaint.core.runtime import Runtime
 from grpaint.core.user_code import describe, interrupted
 from grpaint.learn.floor import Floor
+from grpaint.learn.node_rewards import Sharing
 
 
 class Model(Policy, Protocol):
@@ -143,12 +144,15 @@ class WeightedReward:
 
     With ``self_test`` the reward must score its own test pair in the right order before the run begins. ``floor`` adds
     a multiplier to its weight while its mean is below the base's; with ``weight = 0`` it is that constraint alone.
+    ``place``: of a run of many processes each has the reward, or with "node" the first of each machine, which scores
+    the images of the others. It changes no score; unset it is "each".
     """
 
     reward: Reward
     weight: float = 1.0
     self_test: bool = True
     floor: Floor | None = None
+    place: Literal["each", "node"] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.reward):
@@ -176,6 +180,11 @@ class WeightedReward:
             if isinstance(error, GrpaintError) or interrupted(error):
                 raise
             raise ConfigError(f"{key}: its check raised {describe(error)}") from error
+
+
+def sharing(rewards: Mapping[str, WeightedReward]) -> Sharing:
+    """Return which rewards the processes of a machine share."""
+    return Sharing(frozenset(name for name, item in rewards.items() if item.place == "node"))
 
 
 def stateful(piece: Any, name: str = "") -> dict[str, Any]:

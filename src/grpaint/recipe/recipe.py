@@ -12,7 +12,7 @@ from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient
 from grpaint.learn.table import RewardSet
 from grpaint.measures.hacking import Watch
 from grpaint.recipe.optim import Behaviour
-from grpaint.recipe.pieces import Data, Logger, ModelSpec, WeightedReward
+from grpaint.recipe.pieces import Data, Logger, ModelSpec, WeightedReward, sharing
 from grpaint.recipe.settings import Checkpoints, Evaluation, Measuring, Processes, SftTraining, Training
 from grpaint.rollout.rollout import Plan
 from grpaint.rollout.start import Reference
@@ -167,6 +167,7 @@ class TrainRecipe(Common):
         return RewardSet(
             {name: item.reward for name, item in self.rewards.items()},
             {name: item.weight_now for name, item in self.rewards.items()},
+            sharing(self.rewards),
         )
 
 

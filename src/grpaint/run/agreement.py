@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -45,19 +46,21 @@ def merge_costs(meter: Meter, world: World) -> None:
         meter.merge(world.gather_values(meter.tally()))
 
 
-def merge_times(times: Mapping[str, float], world: World) -> tuple[dict[str, float], dict[str, int]]:
+def merge_times(times: Mapping[str, float], rows: int, world: World) -> tuple[dict[str, float], dict[str, Any]]:
     """Return the phases' seconds of the slowest rank, with all ranks' processor seconds, and measures of the exchange.
 
-    These are the slowest rank's number, and the bytes that this rank has sent since the last call.
+    These are the slowest rank's number, the bytes that all ranks have sent since the last call, and each rank's
+    ``rows``.
     """
     if world.size == 1:
         return dict(times), {}
-    every = world.gather_values(dict(times))
+    own, world.bytes_exchanged = [dict(times), world.bytes_exchanged, rows], 0
+    every, sent, all_rows = zip(*world.gather_values(own), strict=True)
     seconds = [sum(value for name, value in one.items() if name != "cpu") for one in every]
     slowest = seconds.index(max(seconds))
-    sent, world.bytes_exchanged = world.bytes_exchanged, 0
+    measures = {"slowest_rank": slowest, "bytes": sum(sent), "rows": list(all_rows)}
     cpu = sum(one.get("cpu", 0.0) for one in every)
-    return every[slowest] | {"cpu": cpu}, {"processes/slowest_rank": slowest, "processes/bytes": sent}
+    return every[slowest] | {"cpu": cpu}, {f"processes/{name}": value for name, value in measures.items()}
 
 
 def common_signal(requested: int, world: World) -> int:

@@ -29,7 +29,7 @@ class Collector:
     def __init__(self, recipe: TrainRecipe, loop: Loop) -> None:
         self.recipe, self.loop = recipe, loop
         self._pending: BackgroundCall[RewardTable] | None = None
-        self._calls = 0
+        self._calls, self._rewards = 0, recipe.reward_set()
         self._new_costs()  # self-tests belong to no iteration: a resumed run's lines would differ
 
     def __call__(self, iteration: int) -> tuple[Rollout, Rollout, RewardTable]:
@@ -37,10 +37,13 @@ class Collector:
         train = self.recipe.train
         self._calls, self._pending = 0, None
         prompts = self.recipe.data.prompts(train.prompts, iteration, train.seed)
+        self._rewards = self.recipe.reward_set().among(self.loop.world, prompts)
         with self.loop.phase("rollout"), torch.no_grad():
             samples, key = own_samples(self.recipe, len(prompts), self.loop.world), (train.seed, iteration)
             roller = Roller(self.loop.policy, prompts, train.group_size, self.recipe.plan, key, samples=samples)
         rollout, table = self._whole(roller) if train.parts == 1 else self._in_parts(roller)
+        with self.loop.phase("reward"), torch.no_grad():
+            self._rewards.finish()
         for costs in self.loop.world.gather_values({"cost/reward_calls": self._calls} | self._new_costs()):
             for name, value in costs.items():
                 self.loop.count(name, value)
@@ -111,7 +114,7 @@ class Collector:
 
     def _score(self, images: Tensor, prompts: Sequence[Prompt], references: Tensor) -> RewardTable:
         self._calls += len(images) * len(self.recipe.rewards)
-        return self.recipe.reward_set().score(images, prompts, references)
+        return self._rewards.score(images, prompts, references)
 
 
 def _prompt_of_each_row(rollout: Rollout) -> list[Prompt]:

@@ -66,7 +66,7 @@ class Loop:
         if half:
             self.pieces["scaler"] = self.scaler
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
-        self.done, self.best, self.nonfinite = 0, (-math.inf, 0), 0
+        self.done, self.best, self.nonfinite, self._rows = 0, (-math.inf, 0), 0, 0
         self.line: Line = {}
         self.alarm: Line | None = None  # set while the last evaluation shows reward hacking
         self.watchers: list[Callable[[int, Line], None]] = []
@@ -138,8 +138,7 @@ class Loop:
     def _agree(self) -> None:
         """Make costs and times those of all ranks, and check now and then that all have the same weights."""
         merge_costs(self.policy.meter, self.world)
-        times, measures = merge_times(self._times, self.world)
-        self._times = defaultdict(float, times)
+        self._times, measures = merge_times(self._times, self._rows, self.world)
         self.record(measures)
         settings = self.recipe.processes or Processes()
         self.world.limit(settings.limit_s, "processes.limit_s")
@@ -157,6 +156,7 @@ class Loop:
         Raises:
             RunError: ``train.nonfinite`` updates in a row had a gradient that was not finite.
         """
+        self._rows += len(batch.group)
         means = mean_measures(self.backward(with_anchor(terms(batch, advantage), anchor, self.world)), self.world)
         if not means:
             self.count("train/skipped_updates")
@@ -241,7 +241,7 @@ class Loop:
         self.folder.append("metrics.jsonl", line)
         for watcher in self.watchers:
             watcher(self.done, line)
-        self.line, self._times = {}, defaultdict(float)
+        self.line, self._times, self._rows = {}, defaultdict(float), 0
 
     def _evaluate(self) -> bool:
         """Evaluate and write the line; return whether it is the best so far and shows no reward hacking."""

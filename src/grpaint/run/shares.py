@@ -6,7 +6,8 @@ the members of a group before they are gathered. Advantages are computed on ever
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -35,6 +36,11 @@ def check_shares(recipe: Recipe, world: World) -> None:
             raise ConfigError(
                 f"rewards.{name}: it keeps state between calls (it has a state_dict), and {world.size} processes would "
                 "each keep their own. Use one process, or set its attribute divisible = True if that changes no score."
+            )
+        if hasattr(item.reward, "state_dict") and item.place == "node":
+            raise ConfigError(
+                f'rewards.{name}.place = "node": it keeps state between calls (it has a state_dict), which processes '
+                'cannot share; use place = "each".'
             )
     if compares_groups(recipe):
         _check_count("train.prompts", recipe.train.prompts, world, ", and groups are compared while they are sampled")
@@ -86,10 +92,24 @@ def number_rows(rollout: Rollout, world: World) -> Rollout:
     return dataclasses.replace(rollout, numbers=torch.arange(len(rollout.group)) + first, count=sum(counts))
 
 
+@dataclass(frozen=True)
+class _NoCondition:
+    """A number of rows whose encoded prompts are on other processes."""
+
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def rows(self, index: Tensor) -> Self:
+        return type(self)(len(index))
+
+
 def outline(rollout: Rollout, legs: Sequence[Leg], world: World) -> Rollout:
     """Return the rollout of all ranks without latents: groups, steps, previews and references, in the order of rows.
 
-    Its latents are on the meta device: they have a shape and no values. In one process it is ``rollout`` itself.
+    Its latents are on the meta device: they have a shape and no values; its condition has a length alone. In one
+    process it is ``rollout`` itself.
     """
     if world.size == 1:
         return rollout
@@ -98,18 +118,19 @@ def outline(rollout: Rollout, legs: Sequence[Leg], world: World) -> Rollout:
     own |= {f"preview/{step}": scores for step, scores in rollout.previews.items()}
     own |= {f"rows/{transition.step}": transition.rows + first for transition in rollout.transitions}
     every = world.gather(own)
-    latent = rollout.x0.shape[1:]
+    latent, count = rollout.x0.shape[1:], len(every["group"])
     transitions = tuple(
         _outline_transition(leg, every[f"rows/{leg.step}"], latent) for leg in legs if f"rows/{leg.step}" in every
     )
     return dataclasses.replace(
         rollout,
         group=every["group"],
+        cond=_NoCondition(count),
         transitions=transitions,
-        x0=torch.empty(len(every["group"]), *latent, device="meta"),
+        x0=torch.empty(count, *latent, device="meta"),
         previews={step: every[f"preview/{step}"] for step in rollout.previews},
         references=every["references"],
-        numbers=torch.arange(len(every["group"])),
+        numbers=torch.arange(count),
         total=-1,
         actions=-1,
     )

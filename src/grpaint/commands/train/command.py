@@ -21,6 +21,7 @@ from grpaint.recipe.config import (
     pin_commits,
     resolve,
 )
+from grpaint.recipe.stand_ins import stand_ins, with_stand_ins
 from grpaint.report.console import Terminal
 from grpaint.report.terminal import before_after_table, hacking_line
 from grpaint.run.folder import RunFolder
@@ -89,11 +90,12 @@ def _follow(world: World, stage: str, advice: Advice) -> None:
     """Train as a rank besides the first, in the run that rank 0 has opened."""
     opened = world.from_first(None)
     if opened:
-        recipe, settings = resolve(opened["settings"], stage)
+        settings = opened["settings"]  # a reward that this machine's ranks share is built by the first of them alone
+        recipe, _ = resolve(with_stand_ins(settings, opened["stand_ins"] if world.local_rank else {}), stage)
         _train(world, recipe, settings, ReadOnlyRun(Path(opened["path"]), opened["checkpoint"]), advice)
 
 
-def _agree_on_folder(world: World, settings: Mapping[str, Any], folder: RunFolder) -> None:
+def _agree_on_folder(world: World, recipe: Recipe, settings: Mapping[str, Any], folder: RunFolder) -> None:
     """Tell the other ranks of the run that rank 0 has opened, and check that all see it.
 
     Raises:
@@ -101,7 +103,8 @@ def _agree_on_folder(world: World, settings: Mapping[str, Any], folder: RunFolde
     """
     if world.first:
         checkpoint = folder.resumable.name if folder.resumable else None
-        world.from_first({"settings": settings, "path": str(folder.path.resolve()), "checkpoint": checkpoint})
+        opened = {"settings": settings, "stand_ins": stand_ins(recipe)}
+        world.from_first(opened | {"path": str(folder.path.resolve()), "checkpoint": checkpoint})
     troubles = world.gather_values(folder.trouble() if isinstance(folder, ReadOnlyRun) else "")
     for rank, trouble in enumerate(troubles):
         if trouble:
@@ -110,7 +113,7 @@ def _agree_on_folder(world: World, settings: Mapping[str, Any], folder: RunFolde
 
 def _train(world: World, recipe: Recipe, settings: Mapping[str, Any], folder: RunFolder, advice: Advice) -> None:
     """Train in a run folder, which rank 0 has locked, and print the result."""
-    _agree_on_folder(world, settings, folder)
+    _agree_on_folder(world, recipe, settings, folder)
     console = Terminal(quiet=not world.first)
     try:
         with Progress(console, recipe.train) as progress:

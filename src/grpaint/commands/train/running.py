@@ -18,7 +18,7 @@ from grpaint.core.errors import (
 )
 from grpaint.core.importing import user_code_location
 from grpaint.core.rng import uniform
-from grpaint.core.runtime import Runtime, has_matrix_units
+from grpaint.core.runtime import Runtime, device_name, has_matrix_units
 from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.core.user_code import describe, interrupted
 from grpaint.judge import best_guided, evaluate, judging_rewards, sample_divided
@@ -56,9 +56,7 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], 
     """
     try:
         with Listener() as listener, contextlib.ExitStack() as stack:
-            folder.status(
-                status="running", **({"processes": world.size, "nodes": world.nodes} if world.size > 1 else {})
-            )
+            folder.status(status="running", **_of_many(folder, world, processes=world.size, nodes=world.nodes))
             world.on_signal = partial(listener.request, notice=world.first)
             world.on_end = lambda message, code: _record_end(folder, ProcessesEnded(message, code))
             world.limit((recipe.processes or Processes()).start_s, "processes.start_s")
@@ -79,6 +77,11 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], 
         if reason is error:
             raise
         raise reason from error
+
+
+def _of_many(folder: RunFolder, world: World, **facts: Any) -> dict[str, Any]:
+    """Return what run.json says of processes: nothing in a run that has always been of one."""
+    return facts if world.size > 1 or "processes" in folder.facts() else {}
 
 
 def _first_cause(world: World, error: BaseException) -> BaseException:
@@ -139,7 +142,13 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener, w
                 log(f"{encoded} captions encoded, and kept for later runs")
     loop = Loop(recipe, policy, folder, lambda number: _evaluation(recipe, policy, number, world), listener, world)
     loop.watchers.extend(sinks)
-    folder.status(device=runtime.device, precision=runtime.precision, threads=torch.get_num_threads())
+    devices = world.gather_values(device_name(runtime.device))
+    folder.status(
+        device=runtime.device,
+        precision=runtime.precision,
+        threads=torch.get_num_threads(),
+        **_of_many(folder, world, devices=devices),
+    )
     if checkpoint := folder.resumable:
         loop.resume(checkpoint)
         log(f"resumed from {checkpoint}")

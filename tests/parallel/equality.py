@@ -1,0 +1,112 @@
+"""Train recipes on several numbers of ranks, and compare what each computed with what one process computes."""
+
+import json
+
+import pytest
+import torch
+from ranks import run_ranks
+
+# An fp32 matrix product of fewer than four rows is another routine of the math library, with other rounding.
+FEW_ROWS = 1e-6  # of the length of all images
+# PyTorch computes the sigmoid of the last elements of a tensor, which fill no vector, by another routine than the rest.
+SIGMOID = 1.2e-7
+ULP = ("left of", "right of", "above", "below")  # captions whose score has a sigmoid
+COUNTS = "cost/model_evaluations", "cost/reward_calls"
+
+
+def train_everywhere(cases, sizes, folder, wait_s=600):
+    """Train every case on each number of ranks; return a function that reads the numbers of a case and size once."""
+    folder.mkdir(exist_ok=True)
+    (folder / "cases.json").write_text(json.dumps(cases))
+    for size in sizes:
+        run_ranks(size, "training_rank:train_cases", str(folder), wait_s=wait_s)
+
+    def numbers(name, size):
+        return torch.load(folder / f"{name}-{size}.pt")
+
+    return numbers
+
+
+def relative(one, other):
+    """The largest relative difference of two lists of tensors."""
+    return max(((a - b).norm() / a.norm().clamp(min=1e-12)).item() for a, b in zip(one, other, strict=True))
+
+
+def largest(one, other):
+    """The largest difference of two lists of tensors."""
+    return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
+
+
+def length(one, other):
+    """The length of the difference of two lists of tensors, seen as vectors."""
+    return torch.stack([(a - b).norm() for a, b in zip(one, other, strict=True)]).norm().item()
+
+
+def check_first_rollout(one, many, tolerance=0.0):
+    """Images of the first iteration: bit-equal by default; scores: but for an ulp where they have a sigmoid."""
+    images, others = one["updates"][0]["x0"], many["updates"][0]["x0"]
+    assert torch.equal(one["updates"][0]["numbers"], many["updates"][0]["numbers"])
+    assert torch.equal(images, others) if not tolerance else relative([images], [others]) <= tolerance
+    for first, other in zip(one["scores"][:1], many["scores"][:1], strict=True):
+        assert first["texts"] == other["texts"]
+        assert torch.equal(first["group"], other["group"])
+        rounded = torch.tensor([any(word in text for word in ULP) for text in first["texts"]])[first["group"]]
+        for name in first.keys() - {"texts", "group"}:
+            assert largest([first[name]], [other[name]]) <= max(tolerance, SIGMOID), name
+            if not tolerance:
+                assert torch.equal(first[name][~rounded], other[name][~rounded]), name
+
+
+def check_lines(one, many, tolerance=1e-5, counts=COUNTS):
+    """The first lines of a run's files by value, the last ones by the counts of what was computed."""
+    for file, room in (("metrics.jsonl", tolerance), ("evaluations.jsonl", 10 * tolerance)):
+        first, other = one["lines"][file][0], many["lines"][file][0]
+        assert {key for key in other if not key.startswith("processes/")} == set(first)
+        for key, value in first.items():
+            if isinstance(value, float) and not key.startswith("time/"):
+                assert other[key] == pytest.approx(value, rel=room, abs=room), key
+    last = [run["lines"]["metrics.jsonl"][-1] for run in (one, many)]
+    assert [last[0].get(name) for name in counts] == [last[1].get(name) for name in counts]
+
+
+def threshold(one, many):
+    """The first update that rounding turned round, and how: another image or row was chosen, or a hidden unit opened.
+
+    The gradient of a unit of the built-in model jumps where its ReLU opens; the unit then has nearly all of the
+    difference of its layer. Without one: the number of updates, and no reason.
+    """
+    for number, (first, other) in enumerate(zip(one["updates"], many["updates"], strict=True)):
+        if first["x0"].shape != other["x0"].shape:
+            return number, "other rows are left"
+        apart = (first["x0"] - other["x0"]).flatten(1).square().mean(1).sqrt()
+        if apart.max() > 0.02:
+            return number, f"another image is row {int(apart.argmax())}"
+        if not torch.equal(first["advantage"] != 0, other["advantage"] != 0):
+            return number, "other rows have an advantage"
+        for name, a, b in zip(one["names"], one["gradients"][number], many["gradients"][number], strict=True):
+            units = (a - b).flatten(1).square().sum(1) if name.endswith("mlp.0.weight") else torch.zeros(1)
+            if units.sum().sqrt() > 1e-4 * a.norm() and units.max() > 0.8 * units.sum():
+                return number, f"unit {int(units.argmax())} of {name} opens"
+    return len(one["updates"]), ""
+
+
+def check_training(one, many):
+    """Gradients of all updates, up to one that rounding turned round, and the weights at the end.
+
+    Returns what turned it round: the weights are then only roughly the same, as after another order of sums.
+    """
+    assert len(one["gradients"]) == len(many["gradients"])
+    last, reason = threshold(one, many)
+    for number in range(last):
+        assert relative(one["gradients"][number], many["gradients"][number]) <= (1e-4 if number else 1e-5), number
+    if not reason:
+        assert largest(one["weights"], many["weights"]) <= 1e-5
+    assert length(one["weights"], many["weights"]) <= 0.5 * length(one["weights"], one["start"])
+    return reason and f"update {last}: {reason}"
+
+
+def check_equal(one, many, few_rows=0.0):
+    """All of this, for a run of at least four updates; return what rounding turned round."""
+    check_first_rollout(one, many, few_rows)
+    check_lines(one, many)
+    return check_training(one, many)
