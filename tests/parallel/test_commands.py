@@ -1,8 +1,11 @@
 """Commands besides training with ``--processes``: what they print, and one line when they refuse."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +60,25 @@ def test_many_processes_evaluate_a_model_as_one_does(folder):
     )
     assert callers(folder) == 2  # the one, and the first of the two
     check_close(one, two, "evaluation", 1e-5)
+
+
+def test_ctrl_c_ends_an_evaluation_at_once(folder, tmp_path):
+    words = ["evaluate", "it", "--set", "evaluate.prompts=3000", "--set", "evaluate.steps=500", "--processes", "2"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "grpaint", *words],
+        cwd=folder,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not any(b"at/0/1" in store.read_bytes() for store in tmp_path.glob("grpaint-*/store")):  # rank 1 is there
+        assert running.poll() is None
+        time.sleep(0.05)
+    begin = time.monotonic()
+    running.send_signal(signal.SIGINT)
+    assert running.communicate(timeout=60)[1] == "grpaint: stopped at once; what was saved before stays.\n"
+    assert time.monotonic() - begin < 10
+    assert running.returncode == 130
 
 
 def test_many_processes_record_and_compare_models_as_one_does(folder):

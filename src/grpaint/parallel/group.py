@@ -53,8 +53,8 @@ class Group(World):
         self.node_ranks = nodes[place.node]
         self.node_group = [dist.new_group(list(ranks), backend="gloo") for ranks in nodes][place.node]
 
-    def limit(self, seconds: float, name: str = "processes.limit_s") -> None:
-        """Set how long an exchange may wait for a rank that is late, and the setting's name."""
+    def limit(self, seconds: float, name: str = "the limit") -> None:
+        """Set how long an exchange may wait for a rank that is late; ``name`` is that of the setting."""
         self._limit_s, self._limit_name = seconds, name
         for group in (dist.group.WORLD, self.node_group):
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)

@@ -26,7 +26,7 @@ from torch.distributed.elastic.multiprocessing.subprocess_handler import Subproc
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from grpaint.core.errors import ProcessesEnded, RunError
-from grpaint.parallel.watch import END, PREFIX, STOP, STORE, record_end
+from grpaint.parallel.watch import AT_ONCE, END, PREFIX, STOP, STORE, record_end
 
 LOOPBACK = "127.0.0.1"
 LEAVE_S = 6  # in which survivors of a death leave, and rank 0 records the status, when there is no further start
@@ -184,8 +184,7 @@ def _pass_signals(thread: _Agent, store: Any) -> None:
                 if passed == 1:
                     store.set(STOP, str(int(signals[0])))
                 else:
-                    message = "stopped at once; what was saved before stays."
-                    record_end(store, message, 128 + signals[0], -1, at_once=True)
+                    record_end(store, AT_ONCE, 128 + signals[0], -1, at_once=True)
                     thread.agent.end_all(AT_ONCE_S)
                     break
             over = min(over, time.monotonic()) if store.check([END]) else over

@@ -15,6 +15,9 @@ PREFIX = "grpaint"  # of our own keys in the store
 STORE = "GRPAINT_STORE"  # in the environment: the folder of the stores, set by our own agent
 
 
+AT_ONCE = "stopped at once; what was saved before stays."
+
+
 def run_end(world: Any) -> dict[str, Any] | None:
     """Return how the run has ended, ``message`` and ``code``, if a rank has recorded it."""
     try:
@@ -41,7 +44,7 @@ class Watch:
     """Within its block a thread publishes where this rank is, and looks for a signal and for the run's end.
 
     A process that is busy elsewhere when the run ends, as with a slow reward, is ended after ``GRACE_S`` seconds. The
-    death of our own agent's process is a SIGTERM.
+    death of our own agent's process is a SIGTERM. Where no ``on_signal`` takes a signal, it ends the run at once.
     """
 
     def __init__(self, world: Any) -> None:
@@ -67,14 +70,20 @@ class Watch:
                 self._look()
 
     def _look(self) -> None:
-        if self._world.on_signal:
-            if self._world.store.check([STOP]):
-                self._world.on_signal(int(self._world.store.get(STOP)))
-            elif STORE in os.environ and os.getppid() != self._parent:
-                self._world.on_signal(signal.SIGTERM)
+        if number := self._signal():
+            if self._world.on_signal:
+                self._world.on_signal(number)
+            else:  # nothing is under way that could be saved
+                record_end(self._world.store, AT_ONCE, 128 + number, self._world.rank, at_once=True)
         end = run_end(self._world)
         if end and not self._over.wait(0 if end["at_once"] else GRACE_S):
             callback: Callable[[str, int], None] | None = self._world.on_end
             if callback and self._world.first:
                 callback(end["message"], end["code"])
             os._exit(0 if STORE in os.environ else end["code"])
+
+    def _signal(self) -> int:
+        """Return the signal that our own agent's process received; SIGTERM if it has died, 0 before."""
+        if self._world.store.check([STOP]):
+            return int(self._world.store.get(STOP))
+        return signal.SIGTERM if STORE in os.environ and os.getppid() != self._parent else 0

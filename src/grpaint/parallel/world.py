@@ -38,8 +38,8 @@ class World:
         """Whether this is the process that writes files and speaks."""
         return self.rank == 0
 
-    def limit(self, seconds: float, name: str = "processes.limit_s") -> None:
-        """Set how long an exchange may wait for a rank that is late, and the setting's name."""
+    def limit(self, seconds: float, name: str = "the limit") -> None:
+        """Set how long an exchange may wait for a rank that is late; ``name`` is that of the setting."""
 
     def share(self, count: int, rank: int | None = None) -> range:
         """Return the consecutive numbers below ``count`` that belong to a rank, by default this one.

@@ -141,7 +141,7 @@ class Loop:
         self._times, measures = merge_times(self._times, self._rows, self.world)
         self.record(measures)
         settings = self.recipe.processes or Processes()
-        self.world.limit(settings.limit_s)
+        self.world.limit(settings.limit_s, "processes.limit_s")
         if self.done % settings.check_every == 0:
             check_equal_weights(self.policy.weights.trainable, self.world)
 
