@@ -8,9 +8,10 @@ from ranks import run_ranks
 
 # An fp32 matrix product of fewer than four rows is another routine of the math library, with other rounding.
 FEW_ROWS = 1e-6  # of the length of all images
-# PyTorch computes the sigmoid of the last elements of a tensor, which fill no vector, by another routine than the rest.
-SIGMOID = 1.2e-7
-ULP = ("left of", "right of", "above", "below")  # captions whose score has a sigmoid
+# The last elements of a tensor, which fill no vector, go through another routine than the rest. It rounds otherwise in
+# the sigmoid of the checker, for captions that name a relation, and in the mean over layers of the scorer's distance.
+LAST_PLACE = 1.2e-7
+RELATIONS = ("left of", "right of", "above", "below")
 COUNTS = "cost/model_evaluations", "cost/reward_calls"
 
 
@@ -43,18 +44,19 @@ def length(one, other):
 
 
 def check_first_rollout(one, many, tolerance=0.0):
-    """Images of the first iteration: bit-equal by default; scores: but for an ulp where they have a sigmoid."""
+    """Images of the first iteration: bit-equal by default, and so are scores but for the exceptions above."""
     images, others = one["updates"][0]["x0"], many["updates"][0]["x0"]
     assert torch.equal(one["updates"][0]["numbers"], many["updates"][0]["numbers"])
     assert torch.equal(images, others) if not tolerance else relative([images], [others]) <= tolerance
     for first, other in zip(one["scores"][:1], many["scores"][:1], strict=True):
         assert first["texts"] == other["texts"]
         assert torch.equal(first["group"], other["group"])
-        rounded = torch.tensor([any(word in text for word in ULP) for text in first["texts"]])[first["group"]]
+        related = torch.tensor([any(word in text for word in RELATIONS) for text in first["texts"]])[first["group"]]
         for name in first.keys() - {"texts", "group"}:
-            assert largest([first[name]], [other[name]]) <= max(tolerance, SIGMOID), name
-            if not tolerance:
-                assert torch.equal(first[name][~rounded], other[name][~rounded]), name
+            assert largest([first[name]], [other[name]]) <= max(tolerance, LAST_PLACE), name
+            if not tolerance and name != "distance":
+                exact = ~related if name == "checker" else torch.ones_like(related)
+                assert torch.equal(first[name][exact], other[name][exact]), name
 
 
 def check_lines(one, many, tolerance=1e-5, counts=COUNTS):
@@ -72,8 +74,8 @@ def check_lines(one, many, tolerance=1e-5, counts=COUNTS):
 def threshold(one, many):
     """The first update that rounding turned round, and how: another image or row was chosen, or a hidden unit opened.
 
-    The gradient of a unit of the built-in model jumps where its ReLU opens; the unit then has nearly all of the
-    difference of its layer. Without one: the number of updates, and no reason.
+    The gradient of a unit of the built-in model jumps where its ReLU opens: one to three of a layer's 640 units then
+    have nearly all of the layer's difference. Without one: the number of updates, and no reason.
     """
     for number, (first, other) in enumerate(zip(one["updates"], many["updates"], strict=True)):
         if first["x0"].shape != other["x0"].shape:
@@ -84,8 +86,8 @@ def threshold(one, many):
         if not torch.equal(first["advantage"] != 0, other["advantage"] != 0):
             return number, "other rows have an advantage"
         for name, a, b in zip(one["names"], one["gradients"][number], many["gradients"][number], strict=True):
-            units = (a - b).flatten(1).square().sum(1) if name.endswith("mlp.0.weight") else torch.zeros(1)
-            if units.sum().sqrt() > 1e-4 * a.norm() and units.max() > 0.8 * units.sum():
+            units = (a - b).square().sum(1) if name.endswith("mlp.0.weight") else torch.zeros(3)
+            if units.sum().sqrt() > 1e-5 * a.norm() and units.topk(3).values.sum() > 0.8 * units.sum():
                 return number, f"unit {int(units.argmax())} of {name} opens"
     return len(one["updates"]), ""
 
