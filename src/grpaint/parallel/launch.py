@@ -80,8 +80,8 @@ class _Ranks(LocalElasticAgent):
         codes = {rank: handler.proc.poll() for rank, handler in self._handlers().items()}
         if deaths := ", ".join(f"rank {rank} by exit code {code}" for rank, code in codes.items() if code):
             if self._remaining_restarts == 0:
-                reason = f"processes died, and --max-restarts allows no further start ({deaths})."
-                record_end(self.store, f"{reason} The last checkpoint stays; continue with --resume.", 1, -1)
+                way_out = "What was saved before stays; repeat the command, a run with --resume."
+                record_end(self.store, f"processes died, and no further start is allowed ({deaths}). {way_out}", 1, -1)
                 self._wait(LEAVE_S)  # while they record the run's status
             self._shutdown(signal.SIGKILL)
         return super()._monitor_workers(worker_group)
