@@ -113,8 +113,8 @@ def test_without_further_starts_the_line_names_the_rank_that_died():
     errors = end_of(running)
     assert running.returncode == 1
     assert errors == (
-        "grpaint: processes died, and no further start is allowed (rank 1 by exit code -9). What was saved before stays; "
-        "repeat the command, a run with --resume.\n"
+        "grpaint: processes died, and no further start is allowed (rank 1 by exit code -9). What was saved before "
+        "stays; repeat the command, a run with --resume.\n"
     )
     assert status(IT)["status"] == "failed"
 
