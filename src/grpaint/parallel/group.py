@@ -19,6 +19,7 @@ from grpaint.core.errors import RankLost
 from grpaint.parallel.world import Message, World
 
 BUCKET = 2**26  # numbers of a gradient bucket: 256 MiB in fp32
+LENGTH, SHORT = 8, 2048  # bytes: of the number that says how long a message is, and of a start that travels with it
 T = TypeVar("T")
 
 
@@ -48,6 +49,7 @@ class Group(World):
         self.node, self.nodes = place.node, place.nodes
         self.store, self._limit_s, self._limit_name = store, 0.0, ""
         self.exchanges = self.node_exchanges = 0
+        self._row = torch.empty(0)
         # a group of its own for exchanges from other threads, whose order to the main thread's is not fixed
         nodes = [range(n * place.local_size, (n + 1) * place.local_size) for n in range(place.nodes)]
         self.node_ranks = nodes[place.node]
@@ -60,11 +62,10 @@ class Group(World):
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
     def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        content = safetensors.torch.save(_on_cpu(tensors))
-        orders = self.gather_values(list(tensors))  # a file of safetensors sorts its names
-        parts = [safetensors.torch.load(part) for part in self._gather_bytes(content)]
-        names = dict.fromkeys(name for order in orders for name in order)
-        return {name: torch.cat([part[name] for part in parts if name in part]) for name in names}
+        # a file of safetensors sorts its names
+        parts = [_unpacked(part) for part in self._gather_bytes(_packed((list(tensors), tensors)))]
+        names = dict.fromkeys(name for order, _ in parts for name in order)
+        return {name: torch.cat([part[name] for _, part in parts if name in part]) for name in names}
 
     def gather_values(self, value: Any) -> list[Any]:
         return [json.loads(part) for part in self._gather_bytes(json.dumps(value).encode())]
@@ -81,11 +82,20 @@ class Group(World):
         moving = [parameter for parameter, some in zip(parameters, here.tolist(), strict=True) if some]
         self.finite_gradient = True
         for bucket in _buckets(moving):
-            flat = torch.cat([_gradient(parameter).float().flatten() for parameter in bucket])
-            self.finite_gradient &= bool(flat.isfinite().all())
+            flat = self._flat_gradient(bucket)
+            self.finite_gradient &= bool(torch.stack(flat.aminmax()).isfinite().all())  # quicker than each number
             self._exchange(lambda flat=flat: dist.all_reduce(flat), flat.nbytes)  # type: ignore[misc]
             for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
-                parameter.grad = part.view_as(parameter).to(parameter.dtype)
+                parameter.grad = torch.empty_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad.copy_(part.view_as(parameter))
+
+    def _flat_gradient(self, bucket: Sequence[nn.Parameter]) -> Tensor:
+        """Return the gradients of a bucket in one row, in memory that the next bucket uses again."""
+        count, device = sum(parameter.numel() for parameter in bucket), bucket[0].device
+        if self._row.numel() < count or self._row.device != device:
+            self._row = torch.empty(count, device=device)
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+        return torch.cat([part.float().flatten() for part in parts], out=self._row[:count])
 
     def gather_on_node(self, message: Message) -> list[Message]:  # a thread beside the main one may call it
         first, *others = self.node_ranks
@@ -102,12 +112,12 @@ class Group(World):
         return messages[0]
 
     def _send(self, messages: Sequence[tuple[int, Message]]) -> None:
-        """Send ranks of this machine a message each, its parts' lengths before it."""
+        """Send ranks of this machine a message each, its length before it."""
         contents = []
-        for rank, (value, tensors) in messages:
-            parts = json.dumps(value).encode(), safetensors.torch.save(_on_cpu(tensors))
-            contents.append((rank, torch.tensor([*map(len, parts)])))
-            contents.append((rank, torch.frombuffer(bytearray().join(parts), dtype=torch.uint8)))
+        for rank, message in messages:
+            content = _packed(message)
+            contents.append((rank, torch.tensor([len(content)])))
+            contents.append((rank, torch.frombuffer(content, dtype=torch.uint8)))
 
         def send() -> None:
             for rank, content in contents:
@@ -119,12 +129,11 @@ class Group(World):
         def receive() -> list[Message]:
             messages: list[Message] = []
             for rank in ranks:
-                lengths = torch.empty(2, dtype=torch.int64)
-                self._wait(dist.irecv(lengths, rank, self.node_group))
-                content = torch.empty(int(lengths.sum()), dtype=torch.uint8)
+                length = torch.empty(1, dtype=torch.int64)
+                self._wait(dist.irecv(length, rank, self.node_group))
+                content = torch.empty(int(length), dtype=torch.uint8)
                 self._wait(dist.irecv(content, rank, self.node_group))
-                value, tensors = (bytes(part.numpy()) for part in content.split(lengths.tolist()))
-                messages.append((json.loads(value), safetensors.torch.load(tensors)))
+                messages.append(_unpacked(bytes(content.numpy())))
             return messages
 
         return self._exchange(receive, 0, on_node=True)
@@ -132,18 +141,27 @@ class Group(World):
     def _wait(self, work: Any) -> None:
         work.wait(timedelta(seconds=self._limit_s))  # the group's own limit is not that of single messages
 
-    def _gather_bytes(self, content: bytes) -> list[bytes]:
-        """Return every rank's bytes, of any length."""
-        length = torch.tensor([len(content)])
-        lengths = [torch.empty_like(length) for _ in range(self.size)]
-        self._exchange(lambda: dist.all_gather(lengths, length), 8)
-        longest = max(1, *(int(one) for one in lengths))
-        padded = torch.zeros(longest, dtype=torch.uint8)
+    def _gather_bytes(self, content: bytes | bytearray) -> list[bytes]:
+        """Return every rank's bytes, of any length; a short content travels with its length."""
+        start = torch.zeros(LENGTH + SHORT, dtype=torch.uint8)
+        start[:LENGTH] = torch.tensor([len(content)]).view(torch.uint8)
         if content:
-            padded[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        parts = [torch.empty_like(padded) for _ in range(self.size)]
-        self._exchange(lambda: dist.all_gather(parts, padded), longest)
-        return [bytes(part[: int(one)].numpy()) for part, one in zip(parts, lengths, strict=True)]
+            start[LENGTH:][: len(content)] = torch.frombuffer(bytearray(content[:SHORT]), dtype=torch.uint8)
+        starts = self._gather_equal(start)
+        lengths = [int(one[:LENGTH].view(torch.int64)) for one in starts]
+        parts = [one[LENGTH:] for one in starts]
+        if max(lengths) > SHORT:
+            rest = torch.zeros(max(lengths) - SHORT, dtype=torch.uint8)
+            if len(content) > SHORT:
+                rest[: len(content) - SHORT] = torch.frombuffer(bytearray(content[SHORT:]), dtype=torch.uint8)
+            parts = [torch.cat(pair) for pair in zip(parts, self._gather_equal(rest), strict=True)]
+        return [bytes(part[:length].numpy()) for part, length in zip(parts, lengths, strict=True)]
+
+    def _gather_equal(self, own: Tensor) -> list[Tensor]:
+        """Return every rank's tensor; all have the same shape."""
+        every = [torch.empty_like(own) for _ in range(self.size)]
+        self._exchange(lambda: dist.all_gather(every, own), own.nbytes)
+        return every
 
     def _exchange(self, work: Callable[[], T], size: int, *, on_node: bool = False) -> T:
         """Do one exchange, of ``size`` bytes from this rank, with all ranks or those of this machine.
@@ -187,12 +205,16 @@ class Group(World):
         )
 
 
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _packed(message: Message) -> bytearray:
+    """Return a message as bytes: the length of its JSON, the JSON, and a file of safetensors."""
+    value, tensors = json.dumps(message[0]).encode(), message[1]
+    content = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    return bytearray().join([len(value).to_bytes(LENGTH), value, content])
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+def _unpacked(content: bytes) -> Message:
+    end = LENGTH + int.from_bytes(content[:LENGTH])
+    return json.loads(content[LENGTH:end]), safetensors.torch.load(content[end:])
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
