@@ -37,7 +37,7 @@ def make_base() -> None:
     optimizer = torch.optim.AdamW(vae.parameters(), lr=8e-4, weight_decay=0.0)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-4, VAE_STEPS)
     for step in range(VAE_STEPS):
-        images = data.batch(VAE_BATCH, step, 7)[0] * 2 - 1
+        images = data.batch(VAE_BATCH, step, 7).images() * 2 - 1
         with torch.autocast("cpu", torch.bfloat16, enabled=has_matrix_units()):
             code = vae.encode(images).latent_dist
             again = vae.decode(code.sample()).sample

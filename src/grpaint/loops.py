@@ -1,13 +1,13 @@
 """The two training loops: supervised learning, and reinforcement learning. Neither knows which method it runs."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from grpaint.core.errors import RunError
-from grpaint.core.policy import Policy, Prompt
+from grpaint.core.policy import CaptionedImages, Policy
 from grpaint.core.rng import permutation
 from grpaint.judge import captioned
 from grpaint.learn.advantage import compute_advantage
@@ -29,8 +29,8 @@ def sft(recipe: SftRecipe, loop: Loop) -> None:
     """Train a supervised stage: minimise the denoising loss on captioned images."""
     for iteration in loop.iterations():
         with loop.phase("update"):
-            images, prompts = recipe.data.batch(recipe.train.batch, iteration, recipe.train.seed)
-            batch = _own_captioned(loop, images, prompts, iteration, recipe.train.seed)
+            every = recipe.data.batch(recipe.train.batch, iteration, recipe.train.seed)
+            batch = _own_captioned(loop, every, iteration, recipe.train.seed)
             no_advantage = torch.zeros(len(batch.group))
             measures = loop.update(partial(recipe.objective, loop.policy), batch, no_advantage)
         loop.record({f"sft/{name}": value for name, value in measures.items()})
@@ -87,17 +87,17 @@ def _terms(objective: Objective, policy: Policy, batch: Rollout, advantage: Tens
 def _anchor_terms(anchor: Anchor | None, data: Data, loop: Loop, update: int, seed: int) -> Iterator[Term]:
     """Yield the supervised loss on captioned images that keeps the model close to its data, if the recipe has one."""
     if anchor:
-        images, prompts = data.batch(anchor.batch, update, seed)
-        if len(loop.world.share(len(prompts))):
-            yield from anchor(loop.policy, _own_captioned(loop, images, prompts, update, seed))
+        every = data.batch(anchor.batch, update, seed)
+        if len(loop.world.share(len(every.prompts))):
+            yield from anchor(loop.policy, _own_captioned(loop, every, update, seed))
 
 
-def _own_captioned(loop: Loop, images: Tensor, prompts: Sequence[Prompt], update: int, seed: int) -> Rollout:
-    """Return this process's share of captioned images as a rollout without steps."""
-    share = loop.world.share(len(prompts))
+def _own_captioned(loop: Loop, every: CaptionedImages, update: int, seed: int) -> Rollout:
+    """Return this process's share of captioned images as a rollout without steps; it opens no others."""
+    share = loop.world.share(len(every.prompts))
     own = slice(share.start, share.stop)
-    batch = captioned(loop.policy, images[own], prompts[own], iteration=update, seed=seed)
-    return batch.among(share, len(prompts))
+    batch = captioned(loop.policy, every.images(own), every.prompts[own], iteration=update, seed=seed)
+    return batch.among(share, len(every.prompts))
 
 
 def _update_floors(rewards: Mapping[str, WeightedReward], table: RewardTable) -> None:

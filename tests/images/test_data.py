@@ -42,7 +42,8 @@ def lines_of(source):
 def test_every_kind_of_place_gives_the_same_images_and_captions(tmp_path, kind):
     source = data(KINDS[kind](tmp_path / "set"))
     assert "12 images" in lines_of(source)[0]
-    images, prompts = source.batch(8, 0, 0)
+    batch = source.batch(8, 0, 0)
+    images, prompts = batch.images(), batch.prompts
     assert images.shape == (8, 3, 32, 32)
     assert [prompt.text for prompt in prompts] == [f"picture {making.number_of(image)}" for image in images]
     assert len({prompt.text for prompt in prompts}) == 8
@@ -79,15 +80,16 @@ def test_an_epoch_shows_every_image_once_and_repeats_itself_exactly(tmp_path):
     path = making.folder(tmp_path / "set", 20)
     source, again = data(path), data(path)
     count = len(source.training)
-    seen = [prompt.text for n in range(count) for prompt in source.batch(3, n, 7)[1]]
+    seen = [prompt.text for n in range(count) for prompt in source.batch(3, n, 7).prompts]
     assert set(Counter(seen).values()) == {3}
     epochs = [seen[n : n + count] for n in range(0, 3 * count, count)]
     assert all(len(set(epoch)) == count for epoch in epochs)
     assert epochs[0] != epochs[1]
     late, same = source.batch(3, count - 1, 7), again.batch(3, count - 1, 7)  # no iteration before it was asked for
-    assert torch.equal(late[0], same[0])
-    assert late[1] == same[1]
-    assert [p.text for p in source.batch(3, 0, 8)[1]] != seen[:3]
+    assert torch.equal(late.images(), same.images())
+    assert torch.equal(late.images(slice(1, 3)), same.images()[1:])  # as a process opens its share
+    assert late.prompts == same.prompts
+    assert [p.text for p in source.batch(3, 0, 8).prompts] != seen[:3]
     drawn = [prompt.text for n in range(count) for prompt in source.prompts(3, n, 7)]
     assert set(Counter(drawn).values()) == {3}
 
@@ -107,7 +109,7 @@ def test_a_batch_has_one_size_and_buckets_their_share(tmp_path):
         (path / f"{n:03d}.png").write_bytes(making.png(n, (30, 60)))
         (path / f"{n:03d}.txt").write_text(f"picture {n}")
     source = data(path, resolution=64, buckets=True, bucket_step=16)
-    shapes = Counter(tuple(source.batch(2, n, 0)[0].shape) for n in range(60))
+    shapes = Counter(tuple(source.batch(2, n, 0).images().shape) for n in range(60))
     sizes = source.by_size(source.training)
     assert set(shapes) == {(2, 3, size[1], size[0]) for size in sizes}
     assert set(shapes) == {(2, 3, 48, 80), (2, 3, 80, 48)}
@@ -118,7 +120,7 @@ def test_a_batch_has_one_size_and_buckets_their_share(tmp_path):
 
 def test_captions_are_dropped_at_their_rate(tmp_path):
     source = data(making.folder(tmp_path / "set"), caption_dropout=0.25)
-    texts = [prompt.text for n in range(100) for prompt in source.batch(8, n, 0)[1]]
+    texts = [prompt.text for n in range(100) for prompt in source.batch(8, n, 0).prompts]
     assert texts.count("") / len(texts) == pytest.approx(0.25, abs=0.05)
     assert all(prompt.text for prompt in source.prompts(100, 0, 0) + source.held_out(100, 0))
 
@@ -171,7 +173,7 @@ def test_a_file_that_turns_bad_later_is_named(tmp_path):
     name = source.training[0].entry.name
     (tmp_path / "set" / name).write_bytes(b"gone")
     with pytest.raises(RunError, match=f"{name}: not an image .* it was whole"):
-        source.batch(len(source.training), 0, 0)
+        source.batch(len(source.training), 0, 0).images()
 
 
 def test_missing_captions_are_an_error_with_names_and_the_way_out(tmp_path):

@@ -51,13 +51,15 @@ def test_a_larger_picture_shows_the_same_scene(drawn, tmp_path):
     source = tagged(tmp_path / "large", held_out_path=str(drawn / "held-out"), resolution=96)
     assert {item.size for item in source.training} == {(96, 96)}
     small = tagged(tmp_path / "large", held_out_path=str(drawn / "held-out"))  # brought to 32 pixels
-    images, prompts = small.batch(12, 0, 0)
+    batch = small.batch(12, 0, 0)
+    images, prompts = batch.images(), batch.prompts
     assert small.measures(images, prompts)["soft"].mean() > 0.95
 
 
 def test_every_picture_shows_what_its_sidecar_says(drawn):
     source = tagged(drawn)
-    images, prompts = source.batch(200, 0, 0)
+    batch = source.batch(200, 0, 0)
+    images, prompts = batch.images(), batch.prompts
     measures = source.measures(images, prompts)
     assert source.score in measures
     assert measures["strict"].mean() == 1

@@ -149,7 +149,8 @@ def test_a_pipeline_trains_in_buckets(mixed, pipelines):
         policy = recipe.model.load(Runtime())
         shapes = set()
         for n in range(8):
-            images, prompts = recipe.data.batch(2, n, 0)
+            pair = recipe.data.batch(2, n, 0)
+            images, prompts = pair.images(), pair.prompts
             batch = captioned(policy, images, prompts, iteration=n, seed=0)
             shapes.add(tuple(images.shape[-2:]))
             assert all(term.loss.isfinite() for term in recipe.objective(policy, batch, torch.zeros(2)))

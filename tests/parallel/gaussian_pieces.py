@@ -65,11 +65,10 @@ class Numbers:
 
     def batch(self, count, iteration, seed):
         prompts = self.prompts(count, iteration, seed)
-        return torch.stack([prompt.reference for prompt in prompts]), prompts
+        return CaptionedImages(prompts, torch.stack([prompt.reference for prompt in prompts]).__getitem__)
 
     def held_out_images(self, count, seed):
-        images, prompts = self.batch(count, -1, seed)
-        return CaptionedImages(prompts, images.__getitem__)
+        return self.batch(count, -1, seed)
 
     def measures(self, images, prompts):
         return {}

@@ -202,7 +202,8 @@ def test_reward_try_reads_captions_beside_pictures_and_from_files():
     from grpaint.report.figures import save_picture, to_picture
     from grpaint.scenes.world import SceneData
 
-    images, prompts = SceneData(caption_dropout=0.0).batch(3, 0, 0)
+    batch = SceneData(caption_dropout=0.0).batch(3, 0, 0)
+    images, prompts = batch.images(), batch.prompts
     Path("drawn").mkdir()
     for number, image in enumerate(images):
         save_picture(to_picture(image, 32), Path(f"drawn/{number}.png"))

@@ -69,6 +69,7 @@ def test_an_image_depends_on_its_caption_and_its_place_in_the_key_alone() -> Non
     others = [*texts[:20][::-1], *texts[20:]]
     assert torch.equal(render(others, (3,))[20:], whole[20:])
     assert torch.equal(render(texts, (3,)), whole)
+    assert torch.equal(render(texts[5:9], (3,), first=5), whole[5:9])
 
 
 def test_other_keys_draw_other_images() -> None:

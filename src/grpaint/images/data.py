@@ -196,8 +196,8 @@ class ImageData:
     def _draw_held_out(self, images: Sequence[CaptionedImage], count: int, seed: int) -> list[CaptionedImage]:
         return [images[position] for position in permutation((seed, "held-out"), len(images))[:count].tolist()]
 
-    def batch(self, count: int, iteration: int, seed: int) -> tuple[Tensor, list[Prompt]]:
-        """Return images ``[count, 3, h, w]`` of one size, in [0, 1], and their prompts.
+    def batch(self, count: int, iteration: int, seed: int) -> CaptionedImages:
+        """Return ``count`` images of one size and their prompts.
 
         Each image comes once an epoch. A share ``caption_dropout`` of the prompts is empty.
         """
@@ -211,7 +211,7 @@ class ImageData:
             Prompt("") if is_empty else self.prompt(image, random.Random(seed_of(*key, row)))
             for row, (image, is_empty) in enumerate(zip(images, empty, strict=True))
         ]
-        return self._load(images, size), prompts
+        return CaptionedImages(prompts, lambda rows: self._load(images[rows], size))
 
     def held_out_images(self, count: int, seed: int) -> CaptionedImages:
         """Return ``count`` held-out images of their most frequent size with captions, or all if there are fewer."""

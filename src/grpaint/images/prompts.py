@@ -166,7 +166,7 @@ class PromptData:
         prompts = self._sides[1]
         return [prompts[position] for position in permutation((seed, "held-out"), len(prompts))[:count].tolist()]
 
-    def batch(self, count: int, iteration: int, seed: int) -> tuple[Tensor, list[Prompt]]:
+    def batch(self, count: int, iteration: int, seed: int) -> CaptionedImages:
         """Raise ConfigError: there are no images."""
         self._raise_no_images()
 

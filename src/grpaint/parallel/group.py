@@ -19,7 +19,7 @@ from grpaint.core.errors import RankLost
 from grpaint.parallel.world import Message, World
 
 BUCKET = 2**26  # numbers of a gradient bucket: 256 MiB in fp32
-LENGTH, SHORT = 8, 2048  # bytes: of the number that says how long a message is, and of a start that travels with it
+LENGTH, SHORT = 8, 8192  # bytes: of the number that says how long a message is, and of a start that travels with it
 T = TypeVar("T")
 
 
@@ -77,17 +77,20 @@ class Group(World):
         return any(self.gather_values(flag))
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        here = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
-        self._exchange(lambda: dist.all_reduce(here, dist.ReduceOp.MAX), here.nbytes)
-        moving = [parameter for parameter, some in zip(parameters, here.tolist(), strict=True) if some]
+        if not parameters:
+            return
+        ranks = nn.Parameter(torch.zeros(len(parameters), device=parameters[0].device))  # that have each gradient
+        ranks.grad = torch.tensor([float(p.grad is not None) for p in parameters], device=ranks.device)
         self.finite_gradient = True
-        for bucket in _buckets(moving):
+        for bucket in _buckets([*parameters, ranks]):
             flat = self._flat_gradient(bucket)
             self.finite_gradient &= bool(torch.stack(flat.aminmax()).isfinite().all())  # quicker than each number
             self._exchange(lambda flat=flat: dist.all_reduce(flat), flat.nbytes)  # type: ignore[misc]
             for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
                 parameter.grad = torch.empty_like(parameter) if parameter.grad is None else parameter.grad
                 parameter.grad.copy_(part.view_as(parameter))
+        for parameter, count in zip(parameters, ranks.grad.tolist(), strict=True):
+            parameter.grad = parameter.grad if count else None
 
     def _flat_gradient(self, bucket: Sequence[nn.Parameter]) -> Tensor:
         """Return the gradients of a bucket in one row, in memory that the next bucket uses again."""
@@ -95,7 +98,7 @@ class Group(World):
         if self._row.numel() < count or self._row.device != device:
             self._row = torch.empty(count, device=device)
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
-        return torch.cat([part.float().flatten() for part in parts], out=self._row[:count])
+        return torch.cat([part.detach().float().flatten() for part in parts], out=self._row[:count])
 
     def gather_on_node(self, message: Message) -> list[Message]:  # a thread beside the main one may call it
         first, *others = self.node_ranks

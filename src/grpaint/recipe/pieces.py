@@ -100,8 +100,8 @@ class Data(Protocol):
     def held_out(self, count: int, seed: int) -> list[Prompt]:
         """Return prompts that training never uses; fewer than ``count`` if there are no more."""
 
-    def batch(self, count: int, iteration: int, seed: int) -> tuple[Tensor, list[Prompt]]:
-        """Return captioned training images ``[count, 3, h, w]`` in [0, 1], all of one size, and their prompts."""
+    def batch(self, count: int, iteration: int, seed: int) -> CaptionedImages:
+        """Return ``count`` captioned training images, all of one size; of many processes each opens a share of them."""
 
     def held_out_images(self, count: int, seed: int) -> CaptionedImages:
         """Return held-out captioned images of one size; fewer than ``count`` if there are no more."""

@@ -46,16 +46,19 @@ def merge_costs(meter: Meter, world: World) -> None:
         meter.merge(world.gather_values(meter.tally()))
 
 
-def merge_times(times: Mapping[str, float], rows: int, world: World) -> tuple[dict[str, float], dict[str, Any]]:
+def merge_times(
+    times: Mapping[str, float], rows: int, meter: Meter, world: World
+) -> tuple[dict[str, float], dict[str, Any]]:
     """Return the phases' seconds of the slowest rank, with all ranks' processor seconds, and measures of the exchange.
 
     These are the slowest rank's number, the bytes that all ranks have sent since the last call, and each rank's
-    ``rows``.
+    ``rows``. The counts of model evaluations become those of all ranks.
     """
     if world.size == 1:
         return dict(times), {}
-    own, world.bytes_exchanged = [dict(times), world.bytes_exchanged, rows], 0
-    every, sent, all_rows = zip(*world.gather_values(own), strict=True)
+    own, world.bytes_exchanged = [dict(times), world.bytes_exchanged, rows, meter.tally()], 0
+    every, sent, all_rows, tallies = zip(*world.gather_values(own), strict=True)
+    meter.merge(tallies)
     seconds = [sum(value for name, value in one.items() if name != "cpu") for one in every]
     slowest = seconds.index(max(seconds))
     measures = {"slowest_rank": slowest, "bytes": sum(sent), "rows": list(all_rows)}

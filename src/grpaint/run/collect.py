@@ -44,10 +44,11 @@ class Collector:
         rollout, table = self._whole(roller) if train.parts == 1 else self._in_parts(roller)
         with self.loop.phase("reward"), torch.no_grad():
             self._rewards.finish()
-        for costs in self.loop.world.gather_values({"cost/reward_calls": self._calls} | self._new_costs()):
-            for name, value in costs.items():
-                self.loop.count(name, value)
-        rollout = number_rows(rollout, self.loop.world)
+        own = [len(rollout.group), {"cost/reward_calls": self._calls} | self._new_costs()]
+        counts, costs = zip(*self.loop.world.gather_values(own), strict=True)
+        for name, value in (item for rank in costs for item in rank.items()):
+            self.loop.count(name, value)
+        rollout = number_rows(rollout, counts, self.loop.world)
         whole = outline(rollout, roller.course.legs, self.loop.world)
         return rollout, whole, gather_table(table, self.loop.world)
 

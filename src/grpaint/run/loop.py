@@ -137,8 +137,7 @@ class Loop:
 
     def _agree(self) -> None:
         """Make costs and times those of all ranks, and check now and then that all have the same weights."""
-        merge_costs(self.policy.meter, self.world)
-        self._times, measures = merge_times(self._times, self._rows, self.world)
+        self._times, measures = merge_times(self._times, self._rows, self.policy.meter, self.world)
         self.record(measures)
         settings = self.recipe.processes or Processes()
         self.world.limit(settings.limit_s, "processes.limit_s")

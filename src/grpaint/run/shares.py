@@ -85,9 +85,8 @@ def divide_rows(recipe: Recipe, processes: int) -> dict[str, Any]:
     return {"count": processes, "rows": rows, "imbalance": round(max(rows) * processes / sum(rows), 4)}
 
 
-def number_rows(rollout: Rollout, world: World) -> Rollout:
-    """Return this rank's rollout with the numbers that its rows have in the rollout of all ranks."""
-    counts = world.gather_values(len(rollout.group))
+def number_rows(rollout: Rollout, counts: Sequence[int], world: World) -> Rollout:
+    """Return this rank's rollout with the numbers of its rows in that of all ranks, which have ``counts`` rows."""
     first = sum(counts[: world.rank])
     return dataclasses.replace(rollout, numbers=torch.arange(len(rollout.group)) + first, count=sum(counts))
 

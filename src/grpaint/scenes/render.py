@@ -118,8 +118,8 @@ def _apart(x: Tensor, y: Tensor, box: tuple[Tensor, Tensor, Tensor], is_object: 
     return ok
 
 
-def lay_out(captions: Sequence[Caption], key: Key) -> Layout:
-    """Draw a layout for each caption; scene ``i`` depends only on its caption and ``(*key, i)``.
+def lay_out(captions: Sequence[Caption], key: Key, first: int = 0) -> Layout:
+    """Draw a layout for each caption; scene ``i``, counted from ``first``, depends on its caption and ``(*key, i)``.
 
     Raises:
         ConfigError: if none of 100 x 32 random layouts fits, for example with two large objects side by side.
@@ -128,7 +128,7 @@ def lay_out(captions: Sequence[Caption], key: Key) -> Layout:
     out = Layout(shape, colour, *(torch.zeros(shape.shape) for _ in range(3)))
     remaining = list(range(len(captions)))
     for attempt in range(100):
-        draws = torch.stack([uniform((*key, i, attempt), _TRIES * MAX_OBJECTS * 3) for i in remaining])
+        draws = torch.stack([uniform((*key, first + i, attempt), _TRIES * MAX_OBJECTS * 3) for i in remaining])
         u = draws.view(len(remaining), _TRIES, MAX_OBJECTS, 3)
         low, high = bounds[remaining, None, :, 0], bounds[remaining, None, :, 1]
         same_size = u[..., :1, 0].expand_as(u[..., 0]) if attempt % 2 else u[..., 0]
@@ -142,12 +142,12 @@ def lay_out(captions: Sequence[Caption], key: Key) -> Layout:
         y = border + up + at[..., 1] * (SIDE - 2 * border - up - down)
         box = wide, up, down
         fits = _apart(x, y, box, owner[remaining] >= 0) & relations.holds(x, y, box)
-        first = fits.float().argmax(1)
+        chosen = fits.float().argmax(1)
         row = torch.arange(len(remaining))
-        is_placed = fits[row, first]
-        scene, row, first = torch.tensor(remaining)[is_placed], row[is_placed], first[is_placed]
-        out.x[scene], out.y[scene] = x[row, first], y[row, first]
-        out.radius[scene] = torch.where(owner[scene] >= 0, radius[row, first], 0.0)
+        is_placed = fits[row, chosen]
+        scene, row, chosen = torch.tensor(remaining)[is_placed], row[is_placed], chosen[is_placed]
+        out.x[scene], out.y[scene] = x[row, chosen], y[row, chosen]
+        out.radius[scene] = torch.where(owner[scene] >= 0, radius[row, chosen], 0.0)
         remaining = [i for i, ok in zip(remaining, is_placed.tolist(), strict=True) if not ok]
         if not remaining:
             return out
@@ -165,9 +165,12 @@ def draw(layout: Layout, side: int = SIDE) -> Float[Tensor, "b 3 h w"]:
     return image
 
 
-def render(captions: Sequence[Caption], key: Key, side: int = SIDE) -> Float[Tensor, "b 3 h w"]:
-    """Draw images ``[b, 3, side, side]`` in [0, 1]; image ``i`` depends only on its caption and ``(*key, i)``."""
-    return draw(lay_out(captions, key), side)
+def render(captions: Sequence[Caption], key: Key, side: int = SIDE, first: int = 0) -> Float[Tensor, "b 3 h w"]:
+    """Draw images ``[b, 3, side, side]`` in [0, 1].
+
+    Image ``i``, counted from ``first``, depends only on its caption and ``(*key, i)``.
+    """
+    return draw(lay_out(captions, key, first), side)
 
 
 def keyed_random(*key: int | str) -> random.Random:

@@ -86,13 +86,13 @@ class SceneData:
         kinds = [kind for kind in HELD_OUT_KINDS if kind in self.kinds] or list(HELD_OUT_KINDS)
         return [_prompt(c) for c in self._captions(count, (seed, "held-out"), kinds, held_out=True)]
 
-    def batch(self, count: int, iteration: int, seed: int) -> tuple[Tensor, list[Prompt]]:
-        """Return training images ``[count, 3, 32, 32]`` in [0, 1] and their prompts, a share of them empty."""
+    def batch(self, count: int, iteration: int, seed: int) -> CaptionedImages:
+        """Return ``count`` training images of 32 pixels and their prompts, a share of them empty."""
         key = (seed, iteration, "batch")
         captions = self._captions(count, key, self.kinds, held_out=False)
         empty = uniform((*key, "dropout"), count) < self.caption_dropout
         prompts = [Prompt("") if is_empty else _prompt(c) for c, is_empty in zip(captions, empty.tolist(), strict=True)]
-        return render(captions, key), prompts
+        return CaptionedImages(prompts, lambda rows: render(captions[rows], key, first=rows.start or 0))
 
     def held_out_images(self, count: int, seed: int) -> CaptionedImages:
         """Return held-out prompts with true drawings of their scenes."""

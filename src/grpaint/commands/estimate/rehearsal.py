@@ -15,7 +15,7 @@ from grpaint.backends.scenes import ScenePolicy
 from grpaint.commands.estimate.deadline import explained
 from grpaint.commands.estimate.ledger import Ledger, size
 from grpaint.commands.estimate.replay import Replay, ReplayedFamily, Traces
-from grpaint.core.policy import Prompt
+from grpaint.core.policy import CaptionedImages, Prompt
 from grpaint.judge import sample
 from grpaint.learn import objective as objectives
 from grpaint.learn.forward import ForwardObjective
@@ -136,9 +136,10 @@ class FakeImages:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._data, name)
 
-    def batch(self, count: int, iteration: int, seed: int) -> tuple[Tensor, list[Prompt]]:
+    def batch(self, count: int, iteration: int, seed: int) -> CaptionedImages:
         """FakeRuntime images ``[count, 3, h, w]`` with captions."""
-        return self._runtime.blank((count, *self._pixels)), self._data.prompts(count, iteration, seed)
+        images = self._runtime.blank((count, *self._pixels))
+        return CaptionedImages(self._data.prompts(count, iteration, seed), images.__getitem__)
 
 
 def with_stand_in_rewards(recipe: Recipe, *, call: bool) -> Recipe:
