@@ -20,7 +20,9 @@ def with_anchor(terms: Iterable[Term], anchor: Callable[[], Iterable[Term]], wor
     for term in terms:
         has_terms = True
         yield term
-    if world.any(has_terms):
+    if has_terms:  # before the others are asked, so that ranks wait for each other once, at the end
+        yield from anchor()
+    if world.any(has_terms) and not has_terms:
         yield from anchor()
 
 
