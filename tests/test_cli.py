@@ -27,9 +27,9 @@ COMMANDS = {
     "sft": "recipe --set --name --runs --resume --processes --max-restarts",
     "sample": "source prompts --seed --out --steps --guidance --like --snippet --set --trust",
     "export": "source --for --out --check --push --set --trust",
-    "doctor": "recipe --set --json --trust",
+    "doctor": "recipe --set --json --trust --processes",
     "fetch": "recipe --to --dry-run --set --trust",
-    "evaluate": "sources --out --few --keep --json --set --trust",
+    "evaluate": "sources --out --few --keep --json --set --trust --processes",
     "show": "recipe --set --processes --json --trust",
     "plan": "recipe --gpu --calibrate --minutes --json --set --trust",
     "compare": "methods --seeds --budget-evaluations --budget-minutes --world --only --shard --search --baseline "
@@ -38,7 +38,7 @@ COMMANDS = {
     "data scan": "where --sheet --set --json --trust",
     "data captions": "where --out --draws --set --trust",
     "data draw": "--out --count --held-out --seed --size",
-    "prompts scan": "recipe --prompts --captions --set --json --trust",
+    "prompts scan": "recipe --prompts --captions --set --json --trust --processes",
     "serve-reward": "reward --port --host --token-env --token-file --max-mib --timeout --batch --threads --set",
     "reward try": "reward --images --prompts --references --json --set",
 }

@@ -318,7 +318,7 @@ def test_plan_times_no_reward_of_a_run_that_starts_something():
 
 
 def test_doctor_leaves_the_rewards_of_a_run_out(monkeypatch):
-    monkeypatch.setattr("grpaint.commands.doctor.command.examine", lambda *_: iter(()))
+    monkeypatch.setattr("grpaint.commands.doctor.command.examine", lambda *_, **__: iter(()))
     change(rewards={"x": {"kind": "evil.py:score"}})
     end = command("doctor", "runs/it/run.toml")
     assert (end.code, end.err.count("\n"), Path("ran").exists()) == (0, 1, False), end

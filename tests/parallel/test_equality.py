@@ -21,8 +21,9 @@ RL = ["train.prompts=5", "train.group_size=6", "anchor.batch=12"]
 PRUNED = ["train.prompts=4", "train.group_size=8", "anchor.batch=12", "plan.prune.keep=[6,4]"]
 SFT = ["train.batch=13"]
 BF16 = 'precision="bf16"'
+ONE_STEP = ["train.iterations=1", "model.checkpointing=true"]  # on a base of few bits
 TWO_REWARDS = [*PRUNED, "train.parts=2", "evaluate.prompts=2", 'rewards.clean={kind="scenes-cleanliness",weight=0.2}']
-ROWS = {2: [[12, 12], [12, 12], [7, 6]], 3: [[12, 6, 6], [12, 6, 6], [5, 4, 4]]}  # of each, node and sft
+ROWS = {2: [[8, 8], [8, 8], [7, 6]], 3: [[8, 4, 4], [8, 4, 4], [5, 4, 4]]}  # of each, node and sft
 
 CASES = {
     "awm": ("scenes/awm", [*SHORT, *RL]),
@@ -127,9 +128,11 @@ def assert_same(one, other, path):
 def test_an_adapter_on_a_pipeline_computes_the_numbers_of_one(tmp_path):
     write_recipe(tmp_path, str(save("sd15", tmp_path)))
     sets = [*SHORT, "train.prompts=3", "train.learning_rate=1e-3", "evaluate.prompts=4", "evaluate.probe=3"]
-    results = train_everywhere(listed({"lora": (str(tmp_path / "mine.toml"), sets)}), (1, *SIZES), tmp_path / "ranks")
-    for size in SIZES:
-        check_equal(results("lora", 1), results("lora", size), FEW_ROWS)
+    cases = {"lora": sets} | {bits: [*sets, *ONE_STEP, f"model.base_precision={bits}"] for bits in ("int8", "nf4")}
+    cases = {name: (str(tmp_path / "mine.toml"), sets) for name, sets in cases.items()}
+    results = train_everywhere(listed(cases), (1, *SIZES), tmp_path / "ranks")
+    for name, size in itertools.product(cases, SIZES):
+        check_equal(results(name, 1), results(name, size), FEW_ROWS)
 
 
 def matrix_sets(name):
