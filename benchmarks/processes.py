@@ -23,6 +23,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -37,39 +38,7 @@ from grpaint.backends.synthetic.pipelines import save_settings
 from grpaint.recipe.config import open_recipe, resolve
 from grpaint.recipe.costs import costs, gradient_bytes
 
-# Python imports it as sitecustomize in every process of a run
-METER = """
-import json, os, time
-import torch
-from grpaint.run.loop import Loop
-
-spans, write_line = [], Loop._write_line
-
-def write_and_time(loop):
-    write_line(loop)
-    with open(f"times-{loop.world.rank}.jsonl", "a") as file:
-        file.write(json.dumps({"end": time.monotonic(), "cpu": time.process_time(), "spans": spans}) + "\\n")
-    spans.clear()
-
-def device_time():
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.monotonic()
-
-Loop._write_line = write_and_time
-if "RANK" in os.environ:
-    from grpaint.parallel.group import Group
-
-    exchange = Group._exchange
-
-    def timed_exchange(group, work, size):
-        start = device_time()
-        result = exchange(group, work, size)
-        spans.append((start, device_time(), size))
-        return result
-
-    Group._exchange = timed_exchange
-"""
+METER = Path(__file__).with_name("exchange_meter.py")
 SMALL_EVALUATION = ("evaluate.prompts=2", "evaluate.probe=2", "evaluate.steps=2", "evaluate.guided=[]")
 RARELY = ("evaluate.pictures=0", "evaluate.every=1000000", "checkpoint.every=1000000", "threads=1")
 QUICK = ("train.prompts=4", "train.group_size=6", "anchor.batch=4")
@@ -187,7 +156,7 @@ def arrange(kind: str, recipe: str, sets: list[str], processes: int) -> list[Tim
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         (place / "meter").mkdir()
-        (place / "meter/sitecustomize.py").write_text(METER)
+        shutil.copy(METER, place / "meter/sitecustomize.py")  # Python imports it in every process of a run
         if kind == "together":
             runs = {place / kind: train(place / kind, recipe, sets, "--processes", str(processes))}
         elif kind == "apart":

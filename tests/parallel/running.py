@@ -12,6 +12,13 @@ SETS = [*TINY, REWARD, "evaluate.pictures=0", "train.constant=0"]
 IT = Path("runs/it")
 
 
+def enter(folder, monkeypatch, reward):
+    """Work in a folder that has this text as ``reward.py``, and takes temporary files too."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    Path("reward.py").write_text(reward)
+
+
 def start(*words, sets=(), **environment):
     return subprocess.Popen(
         [sys.executable, "-m", "grpaint", "train", "flow-grpo-fast", "--name", "it", *words, *flags(*SETS, *sets)],

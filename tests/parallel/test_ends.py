@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from running import IT, children, end_of, start, wait_for_lines
+from running import IT, children, end_of, enter, start, wait_for_lines
 
 from grpaint.run.signals import NOTICE
 from tiny_runs import lines, status
@@ -35,9 +35,7 @@ LONG = ["train.iterations=100000", "evaluate.every=100000", "checkpoint.every=10
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    Path("reward.py").write_text(REWARD_FILE)
+    enter(tmp_path, monkeypatch, REWARD_FILE)
 
 
 def test_ctrl_c_saves_and_the_run_is_resumed_by_another_number_of_processes():
@@ -137,6 +135,7 @@ def test_a_bad_argument_is_one_line(words, line):
 
 
 TCP = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29471"}
+OTHER = TCP | {"MASTER_PORT": "29473"}  # or the two that wait would meet, where tests run side by side
 
 
 @pytest.mark.parametrize(
@@ -146,7 +145,7 @@ TCP = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29471"}
         ({"WORLD_SIZE": "many"}, 2, "WORLD_SIZE = many: not a whole number"),
         ({"WORLD_SIZE": "2", "RANK": "0", "GRPAINT_JOIN_S": "soon", **TCP}, 2, "GRPAINT_JOIN_S = soon: not a whole"),
         ({"WORLD_SIZE": "2", "RANK": "0", "GRPAINT_JOIN_S": "2", **TCP}, 1, "the others did not join within 2 s"),
-        ({"WORLD_SIZE": "2", "RANK": "1", "GRPAINT_JOIN_S": "2", **TCP}, 1, "2 s at 127.0.0.1:29471 ([Errno 111]"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "GRPAINT_JOIN_S": "2", **OTHER}, 1, "2 s at 127.0.0.1:29473 ([Errno 111]"),
     ],
 )
 def test_a_group_that_does_not_form_is_one_line(environment, code, part):

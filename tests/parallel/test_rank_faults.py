@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from running import IT, end_of, start
+from running import IT, end_of, enter, start
 from safetensors import safe_open
 
 from tiny_runs import lines, status
@@ -55,9 +55,7 @@ SETS = ["objective.kind=reward.py:Faulty", "checkpoint.every=1", "evaluate.every
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    Path("reward.py").write_text(FAULTS)
+    enter(tmp_path, monkeypatch, FAULTS)
 
 
 @pytest.mark.parametrize(
