@@ -29,8 +29,8 @@ def sft(recipe: SftRecipe, loop: Loop) -> None:
     """Train a supervised stage: minimise the denoising loss on captioned images."""
     for iteration in loop.iterations():
         with loop.phase("update"):
-            every = recipe.data.batch(recipe.train.batch, iteration, recipe.train.seed)
-            batch = _own_captioned(loop, every, iteration, recipe.train.seed)
+            whole = recipe.data.batch(recipe.train.batch, iteration, recipe.train.seed)
+            batch = _own_captioned(loop, whole, iteration, recipe.train.seed)
             no_advantage = torch.zeros(len(batch.group))
             measures = loop.update(partial(recipe.objective, loop.policy), batch, no_advantage)
         loop.record({f"sft/{name}": value for name, value in measures.items()})
@@ -87,17 +87,17 @@ def _terms(objective: Objective, policy: Policy, batch: Rollout, advantage: Tens
 def _anchor_terms(anchor: Anchor | None, data: Data, loop: Loop, update: int, seed: int) -> Iterator[Term]:
     """Yield the supervised loss on captioned images that keeps the model close to its data, if the recipe has one."""
     if anchor:
-        every = data.batch(anchor.batch, update, seed)
-        if len(loop.world.share(len(every.prompts))):
-            yield from anchor(loop.policy, _own_captioned(loop, every, update, seed))
+        whole = data.batch(anchor.batch, update, seed)
+        if len(loop.world.share(len(whole.prompts))):
+            yield from anchor(loop.policy, _own_captioned(loop, whole, update, seed))
 
 
-def _own_captioned(loop: Loop, every: CaptionedImages, update: int, seed: int) -> Rollout:
+def _own_captioned(loop: Loop, whole: CaptionedImages, update: int, seed: int) -> Rollout:
     """Return this process's share of captioned images as a rollout without steps; it opens no others."""
-    share = loop.world.share(len(every.prompts))
+    share = loop.world.share(len(whole.prompts))
     own = slice(share.start, share.stop)
-    batch = captioned(loop.policy, every.images(own), every.prompts[own], iteration=update, seed=seed)
-    return batch.among(share, len(every.prompts))
+    batch = captioned(loop.policy, whole.images(own), whole.prompts[own], iteration=update, seed=seed)
+    return batch.among(share, len(whole.prompts))
 
 
 def _update_floors(rewards: Mapping[str, WeightedReward], table: RewardTable) -> None:

@@ -184,7 +184,7 @@ class Group(World):
             raise RankLost(self._missing(waited, on_node=on_node, late=late), late=late) from error
 
     def position(self) -> str:
-        """Return how many exchanges this rank has begun, with all and on its machine, and its phase; others read it."""
+        """Return how many exchanges this rank has begun, with all ranks and on its machine, and its phase."""
         return f"{self.exchanges} {self.node_exchanges} {self.phase}"
 
     def _missing(self, waited: float, *, on_node: bool, late: bool) -> str:

@@ -17,7 +17,7 @@ from grpaint.recipe.recipe import Recipe, TrainRecipe
 
 @dataclasses.dataclass(frozen=True)
 class StandIn:
-    """A reward without scores, which has what ranks decide from."""
+    """A reward that cannot score. It has the attributes of the real one that ranks decide by."""
 
     needs_reference: bool = False
     needs_group: bool = False
