@@ -15,7 +15,11 @@ REWARD_FILE = """
 import os, signal
 from pathlib import Path
 
+from grpaint.parallel import watch
+
 Path(f"built-{os.getpid()}").touch()
+if os.environ.get("RANK") == os.environ.get("LATE_RANK"):
+    watch.EVERY_S = 3  # many iterations
 
 def score(images, prompts):
     fault = Path("fault")
@@ -39,14 +43,15 @@ def _here(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_saves_and_the_run_is_resumed_by_another_number_of_processes():
-    running = start("--processes", "2", sets=[*LONG, "rewards.bright.place=node"])
+    late = {"LATE_RANK": "0"}  # of all it looks last for signals, and the user is told all the same
+    running = start("--processes", "2", sets=[*LONG, "rewards.bright.place=each"], **late)
     wait_for_lines(running)
     running.send_signal(signal.SIGINT)
     assert end_of(running) == NOTICE.decode() + "grpaint: stopped by SIGINT after saving; continue with --resume.\n"
     assert running.returncode == 130
     assert status(IT)["status"] == "interrupted"
     done = len(lines(IT / "metrics.jsonl"))
-    resumed = start("--resume", sets=[*LONG, "rewards.bright.place=each"])
+    resumed = start("--resume", sets=[*LONG, "rewards.bright.place=node"])
     wait_for_lines(resumed, done + 2)
     resumed.terminate()
     end_of(resumed)

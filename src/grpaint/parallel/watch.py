@@ -83,7 +83,11 @@ class Watch:
             os._exit(0 if STORE in os.environ else end["code"])
 
     def _signal(self) -> int:
-        """Return the signal that our own agent's process received; SIGTERM if it has died, 0 before."""
-        if self._world.store.check([STOP]):
+        """Return the signal that our own agent's process received; SIGTERM if it has died, 0 before.
+
+        Rank 0 alone takes the agent's signal and tells the user; the others learn of it after their iteration. If they
+        took it too, they could end the run before rank 0 has looked, and the user would be told of no stop.
+        """
+        if self._world.first and self._world.store.check([STOP]):
             return int(self._world.store.get(STOP))
         return signal.SIGTERM if STORE in os.environ and os.getppid() != self._parent else 0

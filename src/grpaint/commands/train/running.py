@@ -57,7 +57,7 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], 
     try:
         with Listener() as listener, contextlib.ExitStack() as stack:
             folder.status(status="running", **_of_many(folder, world, processes=world.size, nodes=world.nodes))
-            world.on_signal = partial(listener.request, notice=world.first)
+            world.on_signal = partial(listener.request, notice=world.first)  # the agent's death reaches every rank
             world.on_end = lambda message, code: _record_end(folder, ProcessesEnded(message, code))
             world.limit((recipe.processes or Processes()).start_s, "processes.start_s")
             check_shares(recipe, world)
