@@ -1,0 +1,68 @@
+"""HTML pages from templates: autoescaped, with styles, scripts and data inline, so that a page opens from ``file://``.
+
+A page loads nothing but pictures. Its content security policy allows the scripts and the style sheet that are in it, by
+their hashes, and nothing else: no text of a run can become code.
+"""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+CHARTS = ("uplot/uPlot.iife.min.js", "charts.js")  # the scripts of a page with curves
+CHART_STYLES = ("uplot/uPlot.min.css",)
+
+
+def render(template: str, *, scripts: Sequence[str] = (), styles: Sequence[str] = (), **values: Any) -> str:
+    """Return the page of a template in ``report/templates``.
+
+    ``scripts`` and ``styles`` are files of ``report/static`` to put inline, in this order; every page has style.css.
+    ``values`` are what the template names; one that is missing raises. By convention ``data`` is what scripts read.
+    """
+    sheets = [_static(name) for name in ("style.css", *styles)]
+    programs = [_static(name) for name in ("page.js", *scripts)]
+    policy = {
+        "default-src": ["'none'"],
+        "img-src": ["'self'", "file:", "data:", "blob:"],
+        "script-src": [_digest(text) for text in programs],
+        "style-src": [_digest(text) for text in sheets],
+        "base-uri": ["'none'"],
+        "form-action": ["'none'"],
+    }
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            policy="; ".join(f"{name} {' '.join(sources)}" for name, sources in policy.items()),
+            # the texts of this package's own files, which hold no end tag
+            sheets=[Markup(text) for text in sheets],
+            programs=[Markup(text) for text in programs],
+            **values,
+        )
+    )
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("grpaint.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+@cache
+def _static(name: str) -> str:
+    return files("grpaint.report").joinpath("static", name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    """Return the source expression that allows an inline script or style sheet of this text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
