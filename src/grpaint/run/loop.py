@@ -6,7 +6,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +23,21 @@ from grpaint.rollout.rollout import Rollout
 from grpaint.run.agreement import (
     check_equal_weights,
     common_signal,
-    mean_measures,
     merge_costs,
     merge_times,
-    with_anchor,
 )
 from grpaint.run.alarm import check_hacking, reason_to_stop
 from grpaint.run.checkpoint import WeightFiles, read_checkpoint, restore_pieces, weight_files, write_checkpoint
 from grpaint.run.folder import RunFolder
 from grpaint.run.memory import memory
-from grpaint.run.nonfinite import diagnose
 from grpaint.run.signals import Listener, Stopped
 from grpaint.run.state import check_storable
+from grpaint.run.updates import Line, Updates
 
-Line = dict[str, Any]
 Terms = Callable[[Rollout, torch.Tensor], Iterable[Term]]  # from a batch and its advantages
 
 
-class Loop:
+class Loop(Updates):
     """A run in progress. Every part of the recipe that has a ``state_dict`` is saved and resumed with it.
 
     ``done`` counts finished iterations; ``best`` is the best comparable score and its iteration; ``watchers`` are
@@ -57,17 +53,11 @@ class Loop:
         listener: Listener,
         world: World = ONE,
     ) -> None:
-        self.recipe, self.policy, self.folder, self.evaluate = recipe, policy, folder, evaluate
-        self.listener, self.world, self.pieces = listener, world, stateful(recipe)
-        self.parameters = list(policy.parameters())
-        self.optimizers = recipe.train.optimizer.make(self.parameters, recipe.train.learning_rate)
-        half = policy.runtime.precision == "fp16"  # small gradients would round to 0
-        self.scaler = torch.amp.GradScaler(policy.runtime.device, init_scale=2.0**10, enabled=half)
-        if half:
+        super().__init__(recipe, policy, folder, world)
+        self.evaluate, self.listener, self.pieces = evaluate, listener, stateful(recipe)
+        if self.scaler.is_enabled():
             self.pieces["scaler"] = self.scaler
-        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
-        self.done, self.best, self.nonfinite, self._rows = 0, (-math.inf, 0), 0, 0
-        self.line: Line = {}
+        self.best = (-math.inf, 0)
         self.alarm: Line | None = None  # set while the last evaluation shows reward hacking
         self.watchers: list[Callable[[int, Line], None]] = []
         self._times: dict[str, float] = defaultdict(float)
@@ -143,93 +133,6 @@ class Loop:
         self.world.limit(settings.limit_s, "processes.limit_s")
         if self.done % settings.check_every == 0:
             check_equal_weights(self.policy.weights.trainable, self.world)
-
-    def update(
-        self, terms: Terms, batch: Rollout, advantage: torch.Tensor, anchor: Callable[[], Iterable[Term]] = tuple
-    ) -> dict[str, float]:
-        """Run backward on each term, and on each of ``anchor`` if there were any, then take an optimizer step.
-
-        Nothing moves if there are no terms or the gradient is not finite; then ``terms`` is called again to find where.
-        Returns the mean of each measure, or the maximum if its name contains "error"; also by step, as ``name/step``.
-
-        Raises:
-            RunError: ``train.nonfinite`` updates in a row had a gradient that was not finite.
-        """
-        self._rows += len(batch.group)
-        means = mean_measures(self.backward(with_anchor(terms(batch, advantage), anchor, self.world)), self.world)
-        if not means:
-            self.count("train/skipped_updates")
-            return means
-        self.world.sum_gradients(self.parameters)
-        norm = self.clip()
-        means["grad_norm"] = norm.item()
-        if not norm.isfinite():
-            self.scaler.update()
-            self._handle_nonfinite(lambda: chain(terms(batch, advantage), anchor()), batch)
-            return means
-        self.nonfinite = 0
-        means["update_to_weight"] = self.step().item()
-        return means
-
-    def backward(self, terms: Iterable[Term]) -> dict[str, list[torch.Tensor]]:
-        """Compute the gradient of the terms' sum; return their measures by name, and by step as ``name/step``."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        measures: dict[str, list[torch.Tensor]] = defaultdict(list)
-        for term in terms:
-            if not (isinstance(term, Term) and term.loss.ndim == 0 and term.loss.requires_grad):
-                raise RunError("objective: it must yield Terms, whose loss is one number with a gradient.")
-            self.scaler.scale(term.loss).backward()
-            for name, values in term.measures.items():
-                measures[name].append(values)
-                if term.step >= 0:
-                    measures[f"{name}/{term.step}"].append(values)
-        return measures
-
-    def clip(self) -> torch.Tensor:
-        """Clip the gradient to ``train.max_grad_norm`` and return the norm that it had."""
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
-        return torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.train.max_grad_norm)
-
-    def step(self) -> torch.Tensor:
-        """Step the optimizers and update the average weights; return the size of the step relative to the weights."""
-        before = [parameter.detach().clone() for parameter in self.parameters]
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-        self.scaler.update()
-        with torch.no_grad():
-            steps = [(now - then).norm() for now, then in zip(self.parameters, before, strict=True)]
-            length = torch.stack([then.norm() for then in before]).norm()
-            relative = torch.stack(steps).norm() / length.clamp(min=1e-12)
-        self.policy.blend("average", self.recipe.train.ema)
-        return relative
-
-    def _handle_nonfinite(self, terms: Callable[[], Iterable[Term]], batch: Rollout) -> None:
-        """Find where the gradient stopped being finite, save the batch, and end the run after too many in a row.
-
-        While the fp16 loss scaler can still lower its scale, the overflow is only counted.
-        """
-        if self.scaler.is_enabled() and self.scaler.get_scale() > 1:  # the scaler is still looking for its scale
-            self.count("train/overflows")
-            return
-        self.count("train/nonfinite_updates")
-        self.nonfinite += 1
-        with self.policy.meter.account("diagnosis"):
-            where, file = diagnose(self.policy.weights.module, terms, batch, self.folder, self.done, self.world)
-        if self.nonfinite >= self.recipe.train.nonfinite:
-            raise RunError(
-                f"{self.nonfinite} updates in a row had a gradient that is not finite, first in {where}; the last "
-                f"batch is {file}. Lower train.learning_rate, or raise precision; the last checkpoint stays."
-            )
-
-    def record(self, numbers: Line) -> None:
-        """Add numbers to this iteration's line of metrics.jsonl."""
-        self.line |= numbers
-
-    def count(self, name: str, number: int = 1) -> None:
-        """Add to a counter in this iteration's line of metrics.jsonl."""
-        self.line[name] = self.line.get(name, 0) + number
 
     def _write_line(self) -> None:
         counts = self.policy.meter.counts

@@ -7,8 +7,9 @@ from grpaint.parallel.world import ONE, World
 from grpaint.recipe.config import Recipe
 from grpaint.recipe.pieces import Model
 from grpaint.run.folder import RunFolder
-from grpaint.run.loop import Line, Loop
+from grpaint.run.loop import Loop
 from grpaint.run.signals import Listener
+from grpaint.run.updates import Line
 
 
 class UnsavedLoop(Loop):

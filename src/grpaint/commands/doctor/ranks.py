@@ -22,9 +22,9 @@ from grpaint.parallel.world import ONE, World
 from grpaint.recipe.config import TrainRecipe
 from grpaint.recipe.pieces import Model, stateful
 from grpaint.rollout.rollout import Rollout
-from grpaint.run.loop import Terms
 from grpaint.run.shares import check_shares
 from grpaint.run.unsaved import UnsavedLoop
+from grpaint.run.updates import Terms
 from grpaint.storage.files import tensors_digest
 
 LARGEST = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05}  # relative differences that rounding may make, by precision

@@ -25,8 +25,8 @@ from grpaint.recipe.config import Recipe, SftRecipe
 from grpaint.recipe.pieces import Data, Model
 from grpaint.rollout.rollout import Rollout
 from grpaint.run.agreement import with_anchor
-from grpaint.run.loop import Terms
 from grpaint.run.unsaved import UnsavedLoop
+from grpaint.run.updates import Terms
 
 STAND_IN = "a photograph of an old stone bridge over a river in the morning, with trees and a small boat on it"
 PHASES = ("load", "encode", "rollout", "decode", "reward", "update", "evaluate")
