@@ -1,11 +1,10 @@
 """Judge a model on held-out prompts with fixed noise, by the sampler and guidance of ``[evaluate]``."""
 
 import copy
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -17,9 +16,11 @@ from grpaint.core.policy import Prompt, Weights
 from grpaint.core.rng import Key
 from grpaint.core.step import Ode
 from grpaint.core.user_code import user_code
+from grpaint.images.encoding import eight_bit
 from grpaint.learn.objective import Denoising
 from grpaint.learn.table import RewardSet
 from grpaint.measures.image_statistics import image_statistics, spread, thumbnails
+from grpaint.measures.intervals import normal_interval, rounded
 from grpaint.measures.score import comparable_score
 from grpaint.parallel.world import ONE, World
 from grpaint.recipe.build import dump
@@ -30,8 +31,6 @@ from grpaint.recipe.trust import JudgingRecipe
 from grpaint.rollout.rollout import Plan, Rollout, roll
 from grpaint.rollout.start import Independent, Start
 from grpaint.rollout.window import Closed
-
-NORMAL_95 = 1.959964
 
 
 class _Numbered:
@@ -89,18 +88,6 @@ def sample_divided(
     return world.gather(images)["images"]
 
 
-def interval(values: Tensor) -> list[float]:
-    """Return the 95% interval of the mean of ``[b]`` values, by the normal approximation."""
-    mean = values.double().mean().item()
-    half = (
-        NORMAL_95 * values.double().std(correction=1).item() / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    )
-    if not math.isfinite(half):
-        return [mean, mean]
-    digits = _digits(half or mean, 5)
-    return [round(mean - half, digits), round(mean + half, digits)]
-
-
 def natural_loss(path: Path) -> Denoising:
     """Return the denoising loss that judges a model on ``path``: velocity on flows, min-SNR epsilon on diffusion."""
     return Denoising("epsilon", 5.0) if isinstance(path, VpPath) else Denoising(times="logit-normal")
@@ -140,6 +127,64 @@ def captioned(policy: Model, images: Tensor, prompts: Sequence[Prompt], *, itera
     )
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What the images of held-out ``prompts`` scored.
+
+    ``measures`` of the data and the rewards, and ``statistics`` of the images: ``[b]`` by name. ``images``: the first
+    ``evaluate.pictures`` of them in eight bits, ``[n, 3, h, w]``.
+    """
+
+    prompts: Sequence[Prompt]
+    measures: dict[str, Tensor]
+    statistics: dict[str, Tensor]
+    images: Tensor
+
+
+def judge_prompts(
+    policy: Model,
+    data: Data,
+    settings: Evaluation,
+    prompts: Sequence[Prompt],
+    rewards: RewardSet | None = None,
+    weights: Weights = "average",
+    world: World = ONE,
+) -> Judgement:
+    """Sample an image for each of the first held-out prompts, and measure and score it.
+
+    The processes of ``world`` divide the prompts; each returns the whole. ``rewards`` that need a reference image are
+    left out, since these samples begin at noise.
+
+    Raises:
+        RunError: an image is not finite.
+    """
+    rewards = rewards and rewards.among(world, prompts)
+    share = world.share(len(prompts))
+    own, images, small, bad_images = prompts[share.start : share.stop], {}, {}, 0
+    measures: dict[str, Tensor] = {}
+    statistics: dict[str, Tensor] = {}
+    if own:
+        drawn = sample(policy, own, settings, weights=weights, first=share.start)
+        bad_images = int((~drawn.isfinite()).flatten(1).any(1).sum())
+        if not bad_images:
+            measures = data.measures(drawn, own) | (free_rewards(rewards, drawn, own) if rewards else {})
+            statistics, small = image_statistics(drawn), {"small": thumbnails(drawn)}
+            shown = max(0, min(settings.pictures - share.start, len(drawn)))
+            images = {"images": eight_bit(drawn[:shown])} if shown else {}
+    if rewards:
+        rewards.finish()
+    if bad_images := sum(world.gather_values(bad_images)):
+        raise RunError(
+            f"{bad_images} of {len(prompts)} images of an evaluation contain NaN or infinity: the weights, or "
+            f"evaluate.guidance = {settings.guidance:g}, are out of range. Lower train.learning_rate, or use a higher "
+            "precision; the last checkpoint stays."
+        )
+    measures, statistics = world.gather(measures), world.gather(statistics)
+    statistics["image/spread"] = spread(world.gather(small)["small"])  # of all images, not of a share
+    images = world.gather(images) if settings.pictures else {}
+    return Judgement(prompts, measures, statistics, images.get("images", torch.empty(0, 3, 1, 1, dtype=torch.uint8)))
+
+
 def evaluate(
     policy: Model,
     data: Data,
@@ -152,61 +197,35 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return a line of evaluations.jsonl: scores on held-out prompts, 95% intervals, scores by category and prompt.
 
-    The processes of ``world`` divide the prompts; each returns the whole line.
-
-    The score is the data's own, or the denoising loss if that score is a reward and there are no rewards. ``rewards``
-    that need a reference image are left out, since these samples begin at noise. ``probe`` adds the denoising loss.
+    As :func:`judge_prompts` does it, and as :func:`evaluation_line` writes it; ``probe`` adds the denoising loss.
 
     Raises:
         RunError: an image is not finite.
     """
+    settings = replace(settings, pictures=0)
     prompts = data.held_out(settings.prompts, settings.seed)
-    rewards = rewards and rewards.among(world, prompts)
-    measures, statistics, small, bad_images = _measure(policy, data, settings, rewards, weights, prompts, world)
-    if rewards:
-        rewards.finish()
-    if bad_images := sum(world.gather_values(bad_images)):
-        raise RunError(
-            f"{bad_images} of {len(prompts)} images of an evaluation contain NaN or infinity: the weights, or "
-            f"evaluate.guidance = {settings.guidance:g}, are out of range. Lower train.learning_rate, or use a higher "
-            "precision; the last checkpoint stays."
-        )
-    measures, statistics = world.gather(measures), world.gather(statistics)
-    statistics["image/spread"] = spread(world.gather(small)["small"])  # of all images, not of a share
-    line: dict[str, Any] = {"guidance": settings.guidance, "prompts": len(prompts), "steps": settings.steps}
-    line |= {"sampler": dump(settings.sampler), "tuned_share": settings.tuned_share}
-    line["score"] = data.score if data.score in measures else "denoising_loss"
-    for name, values in (measures | statistics).items():
-        line |= {name: values.double().mean().item(), f"{name}_interval": interval(values)}
-    line["by_kind"] = by_category(data, prompts, measures)
-    line |= {f"{name}_by_prompt": _rounded(values) for name, values in (measures | statistics).items()}
+    judgement = judge_prompts(policy, data, settings, prompts, rewards, weights, world)
+    line = evaluation_line(data, settings, judgement)
     if probe and data.captioned:
         line["denoising_loss"] = denoising_loss(policy, data, settings, weights, world)
     return line
 
 
-def _measure(
-    policy: Model,
-    data: Data,
-    settings: Evaluation,
-    rewards: RewardSet | None,
-    weights: Weights,
-    prompts: Sequence[Prompt],
-    world: World,
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], int]:
-    """Return measures, statistics and ``small`` copies of this process's images, and how many are not finite.
+def score_key(data: Data, measures: Mapping[str, Any]) -> str:
+    """Return the name of the score: the data's own, or the denoising loss if that is a reward and there is none."""
+    return data.score if data.score in measures else "denoising_loss"
 
-    Nothing is measured if one is not finite, or if the share is empty.
-    """
-    share = world.share(len(prompts))
-    own = prompts[share.start : share.stop]
-    if not own:
-        return {}, {}, {}, 0
-    images = sample(policy, own, settings, weights=weights, first=share.start)
-    if bad_images := int((~images.isfinite()).flatten(1).any(1).sum()):
-        return {}, {}, {}, bad_images
-    measures = data.measures(images, own) | (free_rewards(rewards, images, own) if rewards else {})
-    return measures, image_statistics(images), {"small": thumbnails(images)}, 0
+
+def evaluation_line(data: Data, settings: Evaluation, judgement: Judgement) -> dict[str, Any]:
+    """Return a line of evaluations.jsonl without its denoising loss."""
+    prompts, measures = judgement.prompts, judgement.measures
+    line: dict[str, Any] = {"guidance": settings.guidance, "prompts": len(prompts), "steps": settings.steps}
+    line |= {"sampler": dump(settings.sampler), "tuned_share": settings.tuned_share}
+    line["score"] = score_key(data, measures)
+    for name, values in (measures | judgement.statistics).items():
+        line |= {name: values.double().mean().item(), f"{name}_interval": normal_interval(values)}
+    line["by_kind"] = by_category(data, prompts, measures)
+    return line | {f"{name}_by_prompt": rounded(values) for name, values in (measures | judgement.statistics).items()}
 
 
 def judging_rewards(recipe: Recipe | JudgingRecipe) -> RewardSet | None:
@@ -238,17 +257,6 @@ def free_rewards(rewards: RewardSet, images: Tensor, prompts: Sequence[Prompt]) 
             free[name].load_state_dict(state)  # type: ignore[attr-defined]  # it has both or neither
     weighted = torch.stack([table.weight(name) * column for name, column in table.columns.items()])
     return {f"reward/{name}": column for name, column in table.columns.items()} | {"reward": weighted.sum(0)}
-
-
-def _rounded(values: Tensor) -> list[float]:
-    """Round to four decimals, or more if the largest value is small."""
-    digits = _digits(values.abs().max().item(), 4)
-    return [round(value, digits) for value in values.tolist()]
-
-
-def _digits(size: float, least: int) -> int:
-    """Return the decimals that show four significant digits of a number of this size, at least ``least``."""
-    return max(least, 3 - math.floor(math.log10(abs(size)))) if size else least
 
 
 def by_category(data: Data, prompts: Sequence[Prompt], measures: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
@@ -283,9 +291,3 @@ def best_guided(
         return None
     best = max(lines, key=comparable_score)
     return {name: value for name, value in best.items() if not name.endswith("_by_prompt")}
-
-
-def paired_difference(before: Sequence[float], after: Sequence[float]) -> tuple[float, list[float]]:
-    """Return the mean difference over the same prompts and noise, and its 95% interval."""
-    difference = torch.tensor(after) - torch.tensor(before)
-    return difference.double().mean().item(), interval(difference)

@@ -22,6 +22,7 @@ from grpaint.rollout.rollout import Rollout
 from grpaint.run.collect import Collector
 from grpaint.run.loop import Loop
 from grpaint.run.metrics import preview_metrics, reward_metrics, rollout_metrics
+from grpaint.run.pictures import rollout_images
 from grpaint.run.shares import update_batch
 
 
@@ -60,6 +61,9 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
                 if number:  # later updates are off-policy, so that their ratio is rightly not 1
                     measures = {name: value for name, value in measures.items() if "ratio_error" not in name}
                 loop.record({f"policy/{name}": value for name, value in measures.items()})
+        if loop.drawing_follows:
+            images = torch.cat(collect.images)
+            loop.add_rollout(rollout_images(rollout, whole, table, advantage, images, recipe.data, loop.world))
         loop.record(rollout_metrics(whole, table, advantage) | preview_metrics(recipe.plan.prune, whole, table))
         loop.record(reward_metrics(recipe.rewards, rewards, recipe.advantage, whole, table))
         _update_floors(recipe.rewards, table)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from grpaint.judge import interval
+from grpaint.measures.intervals import normal_interval
 from grpaint.measures.intervals import bootstrap_interval, holm, mean_interval, paired_t, t_cdf, t_quantile
 
 
@@ -26,10 +26,10 @@ def test_one_and_two_degrees_of_freedom_have_closed_forms() -> None:
 def test_the_interval_of_small_values_holds_their_mean() -> None:
     for scale in (1.0, 1e-3, 1e-6):
         values = scale * torch.tensor([3.0, 4.0, 5.0, 4.0])
-        low, high = interval(values)
+        low, high = normal_interval(values)
         half = 1.96 * values.std().item() / 2
         assert (low, high) == pytest.approx((4 * scale - half, 4 * scale + half), rel=1e-3)
-    assert interval(torch.full((3,), 4e-6)) == pytest.approx([4e-6, 4e-6])
+    assert normal_interval(torch.full((3,), 4e-6)) == pytest.approx([4e-6, 4e-6])
 
 
 def test_an_interval_is_students() -> None:

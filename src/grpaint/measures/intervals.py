@@ -8,6 +8,8 @@ from torch import Tensor
 
 from grpaint.core.rng import uniform
 
+NORMAL_95 = 1.959964
+
 
 def t_cdf(t: float, freedom: int) -> float:
     """P(T <= t) of Student's distribution with ``freedom`` degrees of freedom, by Simpson's rule."""
@@ -90,3 +92,32 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
         worst = max(worst, min(1.0, (len(p) - rank) * p[name]))
         adjusted[name] = worst
     return adjusted
+
+
+def normal_interval(values: Tensor) -> list[float]:
+    """Return the 95% interval of the mean of ``[b]`` values, by the normal approximation."""
+    mean = values.double().mean().item()
+    half = (
+        NORMAL_95 * values.double().std(correction=1).item() / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    )
+    if not math.isfinite(half):
+        return [mean, mean]
+    digits = _digits(half or mean, 5)
+    return [round(mean - half, digits), round(mean + half, digits)]
+
+
+def paired_difference(before: Sequence[float], after: Sequence[float]) -> tuple[float, list[float]]:
+    """Return the mean difference over the same prompts and noise, and its 95% interval."""
+    difference = torch.tensor(after) - torch.tensor(before)
+    return difference.double().mean().item(), normal_interval(difference)
+
+
+def rounded(values: Tensor) -> list[float]:
+    """Round to four decimals, or more if the largest value is small."""
+    digits = _digits(values.abs().max().item(), 4)
+    return [round(value, digits) for value in values.tolist()]
+
+
+def _digits(size: float, least: int) -> int:
+    """Return the decimals that show four significant digits of a number of this size, at least ``least``."""
+    return max(least, 3 - math.floor(math.log10(abs(size)))) if size else least

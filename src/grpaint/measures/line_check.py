@@ -18,6 +18,23 @@ def unlike_an_evaluation(line: Line) -> str:
     return next(iter(missing), "") or next((key for key, value in line.items() if not _fits(key, value, name)), "")
 
 
+def unlike_a_drawing(line: Line) -> str:
+    """Return the first key of a line about held-out pictures whose value no run writes; empty if there is none."""
+    count = len(line["captions"]) if isinstance(line.get("captions"), list) else -1
+    fitting = {
+        "captions": count >= 0 and all(isinstance(text, str) for text in line["captions"]),
+        "kinds": _is_list_of(line.get("kinds"), str, count),
+        "score": isinstance(line.get("score"), str),
+        "scores": isinstance(line.get("scores"), dict)
+        and all(_is_list(row) and len(row) == count for row in line["scores"].values()),
+    }
+    return next((key for key, fits in fitting.items() if not fits), "")
+
+
+def _is_list_of(value: Any, kind: type, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(isinstance(item, kind) for item in value)
+
+
 def _fits(key: str, value: Any, score: str) -> bool:
     match key:
         case "score":

@@ -114,7 +114,8 @@ class Evaluation:
     ``every``: iterations between evaluations. ``guided``: guidances at which the base is also judged, once. ``probe``:
     the number of captioned images for the denoising loss. ``tuned_share``: the share of the steps, in (0, 1] and from
     the first, that the trained model takes; the base takes the rest (MixGRPO's hybrid inference). ``pictures``: the
-    number of prompts shown in samples/before-after.png.
+    number of prompts, the first ones, whose pictures are saved; besides those of evaluations they are drawn every
+    ``pictures_every`` iterations (0: not between evaluations).
     """
 
     every: int = 20
@@ -127,13 +128,14 @@ class Evaluation:
     probe: int = 256
     guided: tuple[float, ...] = (1.5, 2.0, 3.0)
     pictures: int = 8
+    pictures_every: int = 20
 
     def __post_init__(self) -> None:
         check_range(self, 1, WHOLE, "every")
         check_range(self, 1, ROWS, "prompts", "probe")
         check_range(self, 1, TRAIN_STEPS, "steps")
         check_range(self, 0, MOST_PICTURES, "pictures")
-        check_range(self, 0, WHOLE, "seed")
+        check_range(self, 0, WHOLE, "seed", "pictures_every")
         if not 0 < self.tuned_share <= 1:
             raise ValueError(f"tuned_share must lie in (0, 1], got {self.tuned_share}")
         if not 0 <= self.guidance < math.inf:

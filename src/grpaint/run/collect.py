@@ -16,6 +16,7 @@ from grpaint.rollout.parts import RolloutParts
 from grpaint.rollout.rollout import Roller, Rollout
 from grpaint.run.loop import Loop
 from grpaint.run.memory import memory
+from grpaint.run.pictures import small_images
 from grpaint.run.shares import gather_table, number_rows, outline, own_samples
 
 
@@ -30,12 +31,13 @@ class Collector:
         self.recipe, self.loop = recipe, loop
         self._pending: BackgroundCall[RewardTable] | None = None
         self._calls, self._rewards = 0, recipe.reward_set()
+        self.images: list[Tensor] = []  # small ones of this process's last rollout, if the loop is going to show them
         self._new_costs()  # self-tests belong to no iteration: a resumed run's lines would differ
 
     def __call__(self, iteration: int) -> tuple[Rollout, Rollout, RewardTable]:
         """Return this process's rollout of an iteration, an outline of all processes', and the scores of all images."""
         train = self.recipe.train
-        self._calls, self._pending = 0, None
+        self._calls, self._pending, self.images = 0, None, []
         prompts = self.recipe.data.prompts(train.prompts, iteration, train.seed)
         self._rewards = self.recipe.reward_set().among(self.loop.world, prompts)
         with self.loop.phase("rollout"), torch.no_grad():
@@ -65,9 +67,13 @@ class Collector:
         with self.loop.phase("rollout"), torch.no_grad():
             rollout = roller.run(self._preview, retain=self.recipe.train.retain)
         with self.loop.phase("reward"), torch.no_grad():
-            return rollout, self._score(
-                self.loop.policy.decode(rollout.x0), _prompt_of_each_row(rollout), rollout.references
-            )
+            images = self.loop.policy.decode(rollout.x0)
+            self._show(images)
+            return rollout, self._score(images, _prompt_of_each_row(rollout), rollout.references)
+
+    def _show(self, images: Tensor) -> None:
+        if self.loop.drawing_follows:
+            self.images.append(small_images(images))
 
     def _in_parts(self, roller: Roller) -> tuple[Rollout, RewardTable]:
         train, policy = self.recipe.train, self.loop.policy
@@ -77,6 +83,7 @@ class Collector:
             with self.loop.phase("rollout"), torch.no_grad():
                 part = next(sampling)
                 images = policy.decode(part.x0)
+                self._show(images)
             rollouts.append(part)
             scores.append(self._start(images, part))
             if not train.overlap:

@@ -18,14 +18,15 @@ import tomli_w
 
 from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.run.facts import read_facts
-from grpaint.run.lines import EVALUATIONS, METRICS, append_line, cut_lines, read_lines, set_aside, sync_lines
+from grpaint.run.lines import EVALUATIONS, METRICS, PICTURES, append_line, cut_lines, read_lines, set_aside, sync_lines
+from grpaint.run.pictures import HELD_OUT, ROLLOUT, Drawing, RolloutImages, remove_pictures, save_drawing, save_rollout
 from grpaint.run.state import check_checkpoint, last_checkpoint, read_state
 from grpaint.storage.atomic import atomic_folder, write_atomic
 from grpaint.storage.files import WEIGHTS_FILE, numbered
 from grpaint.storage.lock import Lock
 from grpaint.storage.reading import read_toml
 
-LINES, LOCK_FILE = (METRICS, EVALUATIONS), ".lock"
+LINES, LOCK_FILE = (METRICS, EVALUATIONS, PICTURES), ".lock"
 
 
 def _now() -> str:
@@ -105,7 +106,8 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Remove what a killed process had not finished writing."""
-        for folder in (self.path, self.samples, self.checkpoints):
+        pictures = (self.samples / HELD_OUT, self.samples / ROLLOUT)
+        for folder in (self.path, self.samples, *pictures, self.checkpoints):
             for left in [*folder.glob(".*.part"), *folder.glob(".*.lock")]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
@@ -184,6 +186,16 @@ class RunFolder:
         """Remove the lines after ``iteration`` (-1: all), as if the run had stopped there."""
         for name in LINES:
             cut_lines(self.path / name, iteration)
+        remove_pictures(self.samples, iteration)
+
+    def add_drawing(self, iteration: int, drawing: Drawing) -> None:
+        """Save held-out pictures, then their line in pictures.jsonl."""
+        save_drawing(self.samples, iteration, drawing.images)
+        self.append(PICTURES, drawing.line(iteration))
+
+    def add_rollout(self, iteration: int, rollout: RolloutImages) -> None:
+        """Save the images of a rollout in place of those of the one before."""
+        save_rollout(self.samples, iteration, rollout)
 
     def latest(self) -> Path | None:
         """Return the last checkpoint whose state.json is whole and whose files have their sizes; None before the first.

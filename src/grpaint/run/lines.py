@@ -11,11 +11,11 @@ from typing import Any
 
 from grpaint.core.errors import ConfigError
 from grpaint.core.text import printable
-from grpaint.measures.line_check import is_number, unlike_an_evaluation
+from grpaint.measures.line_check import is_number, unlike_a_drawing, unlike_an_evaluation
 from grpaint.storage.atomic import write_atomic
 from grpaint.storage.reading import decode_text, parse_object, read_regular
 
-METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+METRICS, EVALUATIONS, PICTURES = "metrics.jsonl", "evaluations.jsonl", "pictures.jsonl"
 _COSTS = {"cost/model_evaluations", "cost/reward_calls", "time/cpu_s"}
 
 Line = dict[str, Any]
@@ -65,6 +65,8 @@ def _parse(raw: bytes, file: Path, number: int) -> Line:
         raise ConfigError("without a number iteration.")
     if file.name == EVALUATIONS:
         wrong = unlike_an_evaluation(line)
+    elif file.name == PICTURES:
+        wrong = unlike_a_drawing(line)
     else:
         costs = {"cost/model_evaluations": None, **{key: line[key] for key in _COSTS & line.keys()}}
         wrong = next((key for key, value in costs.items() if not is_number(value)), "")

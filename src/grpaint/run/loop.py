@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -30,6 +30,7 @@ from grpaint.run.alarm import check_hacking, reason_to_stop
 from grpaint.run.checkpoint import WeightFiles, read_checkpoint, restore_pieces, weight_files, write_checkpoint
 from grpaint.run.folder import RunFolder
 from grpaint.run.memory import memory
+from grpaint.run.pictures import Drawing, RolloutImages
 from grpaint.run.signals import Listener, Stopped
 from grpaint.run.state import check_storable
 from grpaint.run.updates import Line, Updates
@@ -37,11 +38,25 @@ from grpaint.run.updates import Line, Updates
 Terms = Callable[[Rollout, torch.Tensor], Iterable[Term]]  # from a batch and its advantages
 
 
+JUDGING = ("evaluate", "pictures")  # phases whose processor seconds are not those of training
+
+
+class Judge(Protocol):
+    """Judges the model on held-out prompts; on many ranks all call it at the same time."""
+
+    def evaluate(self, iteration: int) -> tuple[Line, Drawing]:
+        """Return the line of an evaluation, without its iteration, and the first of its images."""
+
+    def draw(self) -> Drawing:
+        """Draw the first held-out prompts alone."""
+
+
 class Loop(Updates):
     """A run in progress. Every part of the recipe that has a ``state_dict`` is saved and resumed with it.
 
     ``done`` counts finished iterations; ``best`` is the best comparable score and its iteration; ``watchers`` are
-    called with the iteration and every line of metrics and evaluations.
+    called with the iteration and every line of metrics and evaluations, ``viewers`` with every drawing of held-out
+    prompts, after an evaluation's line.
     """
 
     def __init__(
@@ -49,17 +64,18 @@ class Loop(Updates):
         recipe: Recipe,
         policy: Model,
         folder: RunFolder,
-        evaluate: Callable[[int], Line],
+        judge: Judge,
         listener: Listener,
         world: World = ONE,
     ) -> None:
         super().__init__(recipe, policy, folder, world)
-        self.evaluate, self.listener, self.pieces = evaluate, listener, stateful(recipe)
+        self.judge, self.listener, self.pieces = judge, listener, stateful(recipe)
         if self.scaler.is_enabled():
             self.pieces["scaler"] = self.scaler
         self.best = (-math.inf, 0)
         self.alarm: Line | None = None  # set while the last evaluation shows reward hacking
         self.watchers: list[Callable[[int, Line], None]] = []
+        self.viewers: list[Callable[[int, Drawing], None]] = []
         self._times: dict[str, float] = defaultdict(float)
 
     def iterations(self) -> Iterator[int]:
@@ -79,7 +95,10 @@ class Loop(Updates):
             self.done += 1
             self._agree()
             self._write_line()
-            better = (self.done % self.recipe.evaluate.every == 0 or self.finished) and self._evaluate()
+            judged = self.finished or self.done % self.recipe.evaluate.every == 0
+            better = judged and self._evaluate()
+            if not judged and self._draws(self.done):
+                self._draw()
             signal = common_signal(self.listener.requested, self.world)
             hacking_stop = reason_to_stop(self.recipe, self.folder, self.alarm, self.done, self.best[1])
             if better or self.done % every == 0 or self.finished or signal or hacking_stop:
@@ -94,6 +113,17 @@ class Loop(Updates):
         """Whether all iterations are done or all model evaluations used up."""
         train, used = self.recipe.train, self.policy.meter.counts["training"]
         return self.done >= train.iterations or bool(train.evaluations and used >= train.evaluations)
+
+    @property
+    def drawing_follows(self) -> bool:
+        """Whether held-out pictures are drawn after the iteration under way, as far as is known before it."""
+        number, settings = self.done + 1, self.recipe.evaluate
+        last = number == self.recipe.train.iterations or number % settings.every == 0
+        return settings.pictures > 0 and (last or self._draws(number))
+
+    def _draws(self, iteration: int) -> bool:
+        settings = self.recipe.evaluate
+        return bool(settings.pictures and settings.pictures_every) and iteration % settings.pictures_every == 0
 
     def _set_rates(self) -> None:
         train, used = self.recipe.train, self.policy.meter.counts["training"]
@@ -118,7 +148,7 @@ class Loop(Updates):
                 yield
         finally:
             self._times[name] += time.perf_counter() - start
-            if name != "evaluate":
+            if name not in JUDGING:
                 self._times["cpu"] += time.process_time() - cpu_start
 
     def book(self, name: str, seconds: float) -> None:
@@ -148,7 +178,8 @@ class Loop(Updates):
     def _evaluate(self) -> bool:
         """Evaluate and write the line; return whether it is the best so far and shows no reward hacking."""
         with self.phase("evaluate"):
-            line = {"iteration": self.done} | self.evaluate(self.done)
+            line, drawing = self.judge.evaluate(self.done)
+            line = {"iteration": self.done} | line
         if self.world.first:
             line, self.alarm = check_hacking(self.recipe, self.folder, line, self.best[1])
         line, self.alarm = self.world.from_first([line, self.alarm])
@@ -156,10 +187,28 @@ class Loop(Updates):
         self.folder.append("evaluations.jsonl", line)
         for watcher in self.watchers:
             watcher(self.done, line)
+        self._show(drawing)
         better = comparable_score(line) > self.best[0] and not self.alarm
         if better:
             self.best = (comparable_score(line), self.done)
         return better and self.done > 0
+
+    def _draw(self) -> None:
+        """Draw held-out prompts between evaluations."""
+        with self.phase("pictures"):
+            drawing = self.judge.draw()
+        merge_costs(self.policy.meter, self.world)
+        self._show(drawing)
+
+    def add_rollout(self, rollout: RolloutImages) -> None:
+        """Save the images of the iteration under way."""
+        self.folder.add_rollout(self.done + 1, rollout)
+
+    def _show(self, drawing: Drawing) -> None:
+        if len(drawing.images):
+            self.folder.add_drawing(self.done, drawing)
+        for viewer in self.viewers:
+            viewer(self.done, drawing)
 
     def save(self) -> None:
         """Write a checkpoint and remove old ones."""

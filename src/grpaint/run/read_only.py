@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from grpaint.run.folder import RunFolder
+from grpaint.run.pictures import Drawing, RolloutImages
 from grpaint.run.state import STATE_FILE
 
 
@@ -30,6 +31,12 @@ class ReadOnlyRun(RunFolder):
         """Do nothing: rank 0 writes."""
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
+        """Do nothing: rank 0 writes."""
+
+    def add_drawing(self, iteration: int, drawing: Drawing) -> None:
+        """Do nothing: rank 0 writes."""
+
+    def add_rollout(self, iteration: int, rollout: RolloutImages) -> None:
         """Do nothing: rank 0 writes."""
 
     def cut(self, iteration: int) -> None:

@@ -10,7 +10,7 @@ from grpaint.core.errors import (
     ConfigError,
     MemoryExhausted,
 )
-from grpaint.judge import paired_difference
+from grpaint.measures.intervals import paired_difference
 from grpaint.measures.score import score_name
 from grpaint.parallel.join import join_group
 from grpaint.parallel.world import World

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from grpaint.commands.train.judging import RecipeJudge
 from grpaint.core.errors import (
     ConfigError,
     GrpaintError,
@@ -21,7 +22,7 @@ from grpaint.core.rng import uniform
 from grpaint.core.runtime import Runtime, device_name, has_matrix_units
 from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.core.user_code import describe, interrupted
-from grpaint.judge import best_guided, evaluate, judging_rewards, sample_divided
+from grpaint.judge import sample_divided
 from grpaint.learn.external_rewards import connect_rewards
 from grpaint.learn.reward_checks import self_test
 from grpaint.loops import sft, train
@@ -32,7 +33,7 @@ from grpaint.recipe.config import (
     SftRecipe,
     TrainRecipe,
 )
-from grpaint.recipe.pieces import Listed, Model, Preparing, model_description
+from grpaint.recipe.pieces import Listed, Preparing, model_description
 from grpaint.recipe.settings import Processes
 from grpaint.report.figures import picture_sheet, save_picture
 from grpaint.run.folder import RunFolder
@@ -140,7 +141,7 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener, w
             encoded = policy.prepare(recipe.data.captions())
             if encoded:
                 log(f"{encoded} captions encoded, and kept for later runs")
-    loop = Loop(recipe, policy, folder, lambda number: _evaluation(recipe, policy, number, world), listener, world)
+    loop = Loop(recipe, policy, folder, RecipeJudge(recipe, policy, world), listener, world)
     loop.watchers.extend(sinks)
     devices = world.gather_values(device_name(runtime.device))
     folder.status(
@@ -182,15 +183,6 @@ def _self_test_rewards(recipe: TrainRecipe, runtime: Runtime) -> None:
                     self_test(name, item.reward, images, prompts)
             except RewardError as error:
                 raise ConfigError(f"before the first iteration: {error}") from error
-
-
-def _evaluation(recipe: Recipe, policy: Model, iteration: int, world: World) -> dict[str, Any]:
-    """Evaluate the model; at iteration 0 the base is also evaluated at its best guidance."""
-    rewards = judging_rewards(recipe)
-    line = evaluate(policy, recipe.data, recipe.evaluate, rewards=rewards, world=world)
-    if iteration == 0 and rewards:
-        line["base_guided"] = best_guided(policy, recipe.data, recipe.evaluate, rewards, world)
-    return line
 
 
 def _save_pictures(recipe: Recipe, loop: Loop) -> None:

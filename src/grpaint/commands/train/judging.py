@@ -1,0 +1,69 @@
+"""Judge the model of a run: its evaluations, and the held-out pictures that it draws in between."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from grpaint.core.policy import Prompt
+from grpaint.judge import (
+    Judgement,
+    best_guided,
+    denoising_loss,
+    evaluation_line,
+    judge_prompts,
+    judging_rewards,
+    score_key,
+)
+from grpaint.measures.intervals import rounded
+from grpaint.parallel.world import World
+from grpaint.recipe.config import Recipe
+from grpaint.recipe.pieces import Model
+from grpaint.run.pictures import Drawing
+
+
+@dataclass(frozen=True)
+class RecipeJudge:
+    """Judges by a recipe's ``[evaluate]``, its data and its rewards; the processes of ``world`` divide the prompts."""
+
+    recipe: Recipe
+    policy: Model
+    world: World
+
+    def evaluate(self, iteration: int) -> tuple[dict[str, Any], Drawing]:
+        """Return the line of an evaluation; at iteration 0 the base is also judged at its best guidance."""
+        recipe, policy, world = self.recipe, self.policy, self.world
+        rewards, settings = judging_rewards(recipe), recipe.evaluate
+        judgement = judge_prompts(policy, recipe.data, settings, self._prompts, rewards, world=world)
+        line = evaluation_line(recipe.data, settings, judgement)
+        if recipe.data.captioned:
+            line["denoising_loss"] = denoising_loss(policy, recipe.data, settings, "average", world)
+        if iteration == 0 and rewards:
+            line["base_guided"] = best_guided(policy, recipe.data, settings, rewards, world)
+        return line, self._drawing(judgement, evaluated=True)
+
+    def draw(self) -> Drawing:
+        """Draw the first held-out prompts alone, with their scores."""
+        prompts = self._prompts[: self.recipe.evaluate.pictures]
+        rewards = judging_rewards(self.recipe)
+        judgement = judge_prompts(
+            self.policy, self.recipe.data, self.recipe.evaluate, prompts, rewards, world=self.world
+        )
+        return self._drawing(judgement, evaluated=False)
+
+    @cached_property
+    def _prompts(self) -> list[Prompt]:
+        settings = self.recipe.evaluate
+        return list(self.recipe.data.held_out(settings.prompts, settings.seed))
+
+    def _drawing(self, judgement: Judgement, *, evaluated: bool) -> Drawing:
+        count, data = len(judgement.images), self.recipe.data
+        prompts = judgement.prompts[:count]
+        scores = {name: rounded(values[:count]) for name, values in judgement.measures.items()} if count else {}
+        return Drawing(
+            [prompt.text for prompt in prompts],
+            [data.category(prompt) for prompt in prompts],
+            score_key(data, judgement.measures),
+            scores,
+            judgement.images,
+            evaluated,
+        )
