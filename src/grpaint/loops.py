@@ -63,7 +63,8 @@ def train(recipe: TrainRecipe, loop: Loop) -> None:
                 loop.record({f"policy/{name}": value for name, value in measures.items()})
         if loop.drawing_follows:
             images = torch.cat(collect.images)
-            loop.add_rollout(rollout_images(rollout, whole, table, advantage, images, recipe.data, loop.world))
+            with loop.phase("pictures"):
+                loop.add_rollout(rollout_images(rollout, whole, table, advantage, images, recipe.data, loop.world))
         loop.record(rollout_metrics(whole, table, advantage) | preview_metrics(recipe.plan.prune, whole, table))
         loop.record(reward_metrics(recipe.rewards, rewards, recipe.advantage, whole, table))
         _update_floors(recipe.rewards, table)

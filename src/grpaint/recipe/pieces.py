@@ -129,7 +129,11 @@ class Optimizer(Protocol):
 
 
 class Logger(Protocol):
-    """A sink for the numbers of a run besides metrics.jsonl, such as TensorBoard."""
+    """A sink for the numbers of a run besides metrics.jsonl, such as TensorBoard.
+
+    One that also takes pictures has a method ``images(iteration, name, images, captions)``: uint8 ``[b, 3, h, w]`` of
+    held-out prompts after each evaluation, with a caption each: the prompt and its score.
+    """
 
     def start(self, folder: FilePath, settings: Mapping[str, Any]) -> None:
         """Open the sink; called once, before the first line."""

@@ -1,13 +1,19 @@
-"""Loggers that receive the numbers of metrics.jsonl: TensorBoard, Weights & Biases, trackio; each needs its extra."""
+"""Loggers of a run's numbers and pictures: TensorBoard, Weights & Biases, trackio; each needs its extra."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from torch import Tensor
+
 from grpaint.core.errors import ConfigError, MissingExtra, RunError
 from grpaint.core.user_code import user_code
+from grpaint.measures.score import score_text, score_unit
 from grpaint.recipe.pieces import Logger
+from grpaint.report.figures import picture_sheet, to_picture
+from grpaint.run.pictures import Drawing
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
@@ -21,8 +27,8 @@ def numbers(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 @dataclass
-class _Sink:
-    """Passes lines to a logger until it raises, which must not end the run: ``log`` then gets a line with its name."""
+class Sink:
+    """Passes lines and pictures to a logger until it raises, which must not end the run: ``log`` then gets a line."""
 
     name: str
     logger: Logger
@@ -30,11 +36,21 @@ class _Sink:
     failed: bool = False
 
     def write(self, iteration: int, line: Mapping[str, Any]) -> None:
+        """Pass on a line of metrics.jsonl or evaluations.jsonl."""
+        self._call(lambda: self.logger.write(iteration, line))
+
+    def show(self, iteration: int, drawing: Drawing) -> None:
+        """Pass on the pictures of an evaluation with their prompts and scores, if the logger takes pictures."""
+        images = getattr(self.logger, "images", None)
+        if images and drawing.evaluated and len(drawing.images):
+            self._call(lambda: images(iteration, "held_out/pictures", drawing.images, _captions(drawing)))
+
+    def _call(self, call: Callable[[], object]) -> None:
         if self.failed:
             return
         try:
             with user_code(f"loggers.{self.name}", RunError):
-                self.logger.write(iteration, line)
+                call()
         except RunError as error:
             self.failed = True
             self.log(
@@ -42,10 +58,17 @@ class _Sink:
             )
 
 
+def _captions(drawing: Drawing) -> list[str]:
+    """Return each picture's prompt, with its score if it has one."""
+    name = drawing.score
+    scores = [f" ({score_text(name, value)}{score_unit(name)})" for value in drawing.scores.get(name, ())]
+    return [caption + score for caption, score in zip(drawing.captions, scores or [""] * len(drawing.captions))]
+
+
 def start_loggers(
     loggers: Mapping[str, Logger], folder: Path, settings: Mapping[str, Any], log: Callable[[str], None]
-) -> list[Callable[[int, dict[str, Any]], None]]:
-    """Start every logger; return functions that pass an iteration and its line to one logger each.
+) -> list[Sink]:
+    """Start every logger; return the sink of each.
 
     Raises:
         ConfigError: a logger does not start; the message names it.
@@ -53,7 +76,7 @@ def start_loggers(
     for name, logger in loggers.items():
         with user_code(f"loggers.{name}", ConfigError):
             logger.start(folder, settings)
-    return [_Sink(name, logger, log).write for name, logger in loggers.items()]
+    return [Sink(name, logger, log) for name, logger in loggers.items()]
 
 
 @dataclass
@@ -74,6 +97,11 @@ class TensorBoard:
             self._writer.add_scalar(name, value, iteration)
         self._writer.flush()
 
+    def images(self, iteration: int, name: str, images: Tensor, captions: Sequence[str]) -> None:
+        sheet = picture_sheet([("", images)], captions)
+        self._writer.add_image(name, np.asarray(sheet), iteration, dataformats="HWC")
+        self._writer.flush()
+
 
 @dataclass
 class Wandb:
@@ -82,6 +110,7 @@ class Wandb:
     project: str = "grpaint"
     mode: Literal["online", "offline", "disabled"] = "online"
     _run: Any = field(default=None, init=False, repr=False)
+    _module: Any = field(default=None, init=False, repr=False)
 
     def start(self, folder: Path, settings: Mapping[str, Any]) -> None:
         try:
@@ -91,9 +120,15 @@ class Wandb:
         self._run = wandb.init(
             project=self.project, name=folder.name, dir=str(folder), config=dict(settings), mode=self.mode
         )
+        self._module = wandb
 
     def write(self, iteration: int, line: Mapping[str, Any]) -> None:
         self._run.log(numbers(line), step=iteration)
+
+    def images(self, iteration: int, name: str, images: Tensor, captions: Sequence[str]) -> None:
+        pairs = zip(images, captions, strict=True)
+        pictures = [self._module.Image(to_picture(image), caption=caption) for image, caption in pairs]
+        self._run.log({name: pictures}, step=iteration)
 
 
 @dataclass
@@ -113,3 +148,7 @@ class Trackio:
 
     def write(self, iteration: int, line: Mapping[str, Any]) -> None:
         self._module.log(numbers(line), step=iteration)
+
+    def images(self, iteration: int, name: str, images: Tensor, captions: Sequence[str]) -> None:
+        sheet = picture_sheet([("", images)], captions)
+        self._module.log({name: self._module.Image(sheet)}, step=iteration)

@@ -205,10 +205,12 @@ class Loop(Updates):
         self.folder.add_rollout(self.done + 1, rollout)
 
     def _show(self, drawing: Drawing) -> None:
-        if len(drawing.images):
-            self.folder.add_drawing(self.done, drawing)
-        for viewer in self.viewers:
-            viewer(self.done, drawing)
+        """Save a drawing's pictures, and pass them on."""
+        with self.phase("pictures"):
+            if len(drawing.images):
+                self.folder.add_drawing(self.done, drawing)
+            for viewer in self.viewers:
+                viewer(self.done, drawing)
 
     def save(self) -> None:
         """Write a checkpoint and remove old ones."""

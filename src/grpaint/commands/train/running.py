@@ -142,7 +142,8 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener, w
             if encoded:
                 log(f"{encoded} captions encoded, and kept for later runs")
     loop = Loop(recipe, policy, folder, RecipeJudge(recipe, policy, world), listener, world)
-    loop.watchers.extend(sinks)
+    loop.watchers.extend(sink.write for sink in sinks)
+    loop.viewers.extend(sink.show for sink in sinks)
     devices = world.gather_values(device_name(runtime.device))
     folder.status(
         device=runtime.device,
