@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from grpaint import cli
 from grpaint.recipe.config import recipe_names
+from grpaint.run.pictures import Drawing
 
 EMBEDDED = [name for name in recipe_names() if name.startswith("scenes")]  # the others need real weights
 QUICK = (
@@ -51,6 +53,8 @@ TINY_SFT = (
     "train.batch=4",
     "train.warmup=1",
 )
+
+NO_PICTURES = Drawing([], [], "strict", {}, torch.empty(0, 3, 1, 1, dtype=torch.uint8), evaluated=True)
 
 REWARD_FILE = """
 import os, resource, signal

@@ -5,8 +5,15 @@ import math
 import pytest
 import torch
 
-from grpaint.measures.intervals import normal_interval
-from grpaint.measures.intervals import bootstrap_interval, holm, mean_interval, paired_t, t_cdf, t_quantile
+from grpaint.measures.intervals import (
+    bootstrap_interval,
+    holm,
+    mean_interval,
+    normal_interval,
+    paired_t,
+    t_cdf,
+    t_quantile,
+)
 
 
 @pytest.mark.parametrize(

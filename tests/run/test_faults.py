@@ -149,7 +149,7 @@ def test_out_of_memory_names_the_phase_and_what_to_lower(phase, error, monkeypat
         "rollout": "grpaint.run.collect.own_samples",
         "reward": "grpaint.learn.table.RewardTable.total",
         "update": "grpaint.learn.objective.PolicyGradient._term",
-        "evaluate": "grpaint.commands.train.running.evaluate",
+        "evaluate": "grpaint.commands.train.judging.judge_prompts",
     }[phase]
     monkeypatch.setattr(where, exhausted)
     monkeypatch.setattr("grpaint.commands.train.command._print_advice", lambda *_: None)  # the next test's

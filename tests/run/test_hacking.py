@@ -7,7 +7,7 @@ import pytest
 
 import tiny_runs
 from grpaint.measures.hacking import JUDGES, Watch, alarm_text, hacking_alarm
-from tiny_runs import REWARD, TINY, command, status
+from tiny_runs import NO_PICTURES, REWARD, TINY, command, status
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
@@ -94,12 +94,12 @@ def _here(tmp_path):
 def test_the_best_before_it_stays_and_the_run_may_stop(stop, monkeypatch):
     strict, edges = {0: 0.5, 1: 0.7, 2: 0.6, 3: 0.9, 4: 0.95}, {0: 0.1, 1: 0.1, 2: 0.1, 3: 0.02, 4: 0.01}
 
-    def judge(recipe, policy, iteration, *_):
+    def judge(_, iteration):
         means = {"reward": 0.5 + 0.1 * iteration, "strict": strict[iteration], "image/edge_density": edges[iteration]}
         rest = {"strict_interval": [0, 1], "soft": 0.5, "background": 0.1, "denoising_loss": 0.04, "steps": 2}
-        return line(**means) | rest
+        return line(**means) | rest, NO_PICTURES
 
-    monkeypatch.setattr("grpaint.commands.train.running._evaluation", judge)
+    monkeypatch.setattr("grpaint.commands.train.judging.RecipeJudge.evaluate", judge)
     sets = [*TINY, REWARD, "evaluate.every=1", "evaluate.pictures=0", "checkpoint.every=9", "checkpoint.keep=1"]
     end = command("train", "flow-grpo-fast", "--name", "it", sets=[*sets, f"watch.stop={str(stop).lower()}"])
     run = Path("runs/it")

@@ -13,7 +13,7 @@ from grpaint.backends.scenes import Scenes
 from grpaint.core.runtime import Runtime
 from grpaint.recipe.config import open_recipe
 from grpaint.storage.reading import read_toml
-from tiny_runs import REWARD, TINY, TINY_SFT, command, lines, status
+from tiny_runs import NO_PICTURES, REWARD, TINY, TINY_SFT, command, lines, status
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
@@ -37,7 +37,7 @@ def _here(tmp_path):
 
 def test_the_folder_has_what_the_contract_names(run):
     assert {path.name for path in run.iterdir()} == {
-        "run.toml", "run.json", "metrics.jsonl", "evaluations.jsonl", "samples", "checkpoints",
+        "run.toml", "run.json", "metrics.jsonl", "evaluations.jsonl", "pictures.jsonl", "samples", "checkpoints",
     }  # fmt: skip
     assert (run / "samples/before-after.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["000002", "000004"]
@@ -199,7 +199,7 @@ def test_an_sft_run_keeps_the_same_folder():
 
 def test_the_newest_checkpoints_and_the_best_stay(monkeypatch):
     scores = {0: 0.2, 1: 0.3, 2: 0.9, 3: 0.5, 4: 0.9, 5: 0.1, 6: 0.4}
-    monkeypatch.setattr("grpaint.commands.train.running._evaluation", _judge_as(scores))
+    monkeypatch.setattr("grpaint.commands.train.judging.RecipeJudge.evaluate", _judge_as(scores))
     sets = [*SETS, "train.iterations=6", "evaluate.every=1", "checkpoint.every=1", "evaluate.pictures=0"]
     assert command("train", "flow-grpo-fast", "--name", "best", sets=[*sets, "checkpoint.keep=2"]).code == 0
     assert [path.name for path in sorted(Path("runs/best/checkpoints").iterdir())] == ["000002", "000005", "000006"]
@@ -207,19 +207,20 @@ def test_the_newest_checkpoints_and_the_best_stay(monkeypatch):
 
 
 def test_a_better_evaluation_is_saved_between_checkpoints(monkeypatch):
-    monkeypatch.setattr("grpaint.commands.train.running._evaluation", _judge_as({0: 0.5, 1: 0.9, 2: 0.4, 3: 0.3}))
+    monkeypatch.setattr(
+        "grpaint.commands.train.judging.RecipeJudge.evaluate", _judge_as({0: 0.5, 1: 0.9, 2: 0.4, 3: 0.3})
+    )
     sets = [*SETS, "train.iterations=3", "evaluate.every=1", "checkpoint.every=9", "checkpoint.keep=1"]
     assert command("train", "flow-grpo-fast", "--name", "best", sets=[*sets, "evaluate.pictures=0"]).code == 0
     assert [path.name for path in sorted(Path("runs/best/checkpoints").iterdir())] == ["000001", "000003"]
 
 
 def _judge_as(scores):
-    def judge(recipe, policy, iteration, *_):
+    def judge(_, iteration):
         strict = scores[iteration]
         rest = {"soft": 0.5, "soft_interval": [0, 1], "background": 0.1, "denoising_loss": 1.0}
-        return {"strict": strict, "strict_interval": [0, 1], "prompts": 2, "steps": 2, **rest} | {
-            "strict_by_prompt": [strict, strict]
-        }
+        head = {"strict": strict, "strict_interval": [0, 1], "prompts": 2, "steps": 2}
+        return head | rest | {"strict_by_prompt": [strict, strict]}, NO_PICTURES
 
     return judge
 

@@ -185,7 +185,8 @@ class RunFolder:
     def cut(self, iteration: int) -> None:
         """Remove the lines after ``iteration`` (-1: all), as if the run had stopped there."""
         for name in LINES:
-            cut_lines(self.path / name, iteration)
+            if name != PICTURES or (self.path / name).exists():  # a run may draw none
+                cut_lines(self.path / name, iteration)
         remove_pictures(self.samples, iteration)
 
     def add_drawing(self, iteration: int, drawing: Drawing) -> None:

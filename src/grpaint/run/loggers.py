@@ -62,7 +62,9 @@ def _captions(drawing: Drawing) -> list[str]:
     """Return each picture's prompt, with its score if it has one."""
     name = drawing.score
     scores = [f" ({score_text(name, value)}{score_unit(name)})" for value in drawing.scores.get(name, ())]
-    return [caption + score for caption, score in zip(drawing.captions, scores or [""] * len(drawing.captions))]
+    return [
+        caption + score for caption, score in zip(drawing.captions, scores or [""] * len(drawing.captions), strict=True)
+    ]
 
 
 def start_loggers(
