@@ -137,6 +137,7 @@ def test_show_has_steps_batches_costs_and_memory():
     assert costs["evaluations_rollout"] == 4 * 12  # rows of a group part at the first noisy step, here the first
     assert costs["evaluations_update"] == 3 * 2 * 12 + 5 * 3 * 48  # and the anchor, in every update
     assert costs["evaluations_iteration"] == costs["evaluations_rollout"] + costs["evaluations_update"]
+    assert costs["evaluations_pictures"] == 8 * 20  # images x steps, without guidance
     assert costs["kept_mib"] == pytest.approx(12 * 3072 * 4 * (3 * 2 + 1) / 2**20, abs=0.01)
     output = command(
         "show", "flow-grpo-fast", sets=[*sets, "train.prompts=3", "train.group_size=4", "train.updates=5"]

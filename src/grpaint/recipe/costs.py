@@ -44,15 +44,36 @@ def retained_rows(recipe: TrainRecipe) -> int:
     return recipe.train.prompts * rows
 
 
+def judging_calls(recipe: Recipe) -> int:
+    """Return the model evaluations of a step of an image that is judged: 2 with guidance, unless it is distilled."""
+    distilled = getattr(recipe.model, "guided_by", "") == "distilled"
+    return 1 if recipe.evaluate.guidance == 1 or distilled else 2
+
+
+def picture_evaluations(recipe: Recipe) -> int:
+    """Return the model evaluations of the pictures that are drawn every ``evaluate.pictures_every`` iterations."""
+    settings = recipe.evaluate
+    images = min(settings.pictures, settings.prompts) if settings.pictures_every else 0
+    return images * settings.steps * judging_calls(recipe)
+
+
 def costs(recipe: Recipe) -> dict[str, Any]:
     """Return the batch plan, the model evaluations of an iteration (a backward pass counts 2), and memory in MiB.
 
-    ``kept_mib`` is the memory of the rollout's latents, ``retained_mib`` that of retained graphs. The update is an
-    upper bound: it leaves out groups whose images all scored alike.
+    ``evaluations_pictures`` are those of drawing held-out pictures once, between evaluations. ``kept_mib`` is the
+    memory of the rollout's latents, ``retained_mib`` that of retained graphs. The update is an upper bound: it leaves
+    out groups whose images all scored alike.
     """
     guided = recipe.model.calls
     if isinstance(recipe, SftRecipe):
-        return {"images": recipe.train.batch, "updates": 1, "evaluations_update": 3 * guided * recipe.train.batch}
+        update = 3 * guided * recipe.train.batch
+        pictures = picture_evaluations(recipe)
+        return {
+            "images": recipe.train.batch,
+            "updates": 1,
+            "evaluations_update": update,
+            "evaluations_pictures": pictures,
+        }
     train, plan = recipe.train, recipe.plan
     images = train.prompts * train.group_size
     calls, actions = (train.prompts * number for number in rollout_evaluations(recipe, 0))
@@ -80,6 +101,7 @@ def costs(recipe: Recipe) -> dict[str, Any]:
         "evaluations_rollout": calls * guided,
         "evaluations_update": update * guided,
         "evaluations_iteration": (calls + update) * guided,
+        "evaluations_pictures": picture_evaluations(recipe),
         "kept_mib": round(latent * (3 * actions + survivors) / 2**20, 2),
     } | retained
 

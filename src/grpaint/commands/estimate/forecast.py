@@ -12,7 +12,7 @@ from grpaint.core.runtime import Device
 from grpaint.recipe.build import Plain
 from grpaint.recipe.catalog import kind_of
 from grpaint.recipe.config import Recipe, SftRecipe, resolve
-from grpaint.recipe.costs import costs
+from grpaint.recipe.costs import costs, judging_calls, picture_evaluations
 
 GIB = 2**30
 CONTEXT = GIB // 2  # of a CUDA process before its first tensor; an assumption, printed as such
@@ -105,6 +105,6 @@ def _evaluations(recipe: Recipe) -> tuple[int, int, int]:
     distilled = getattr(recipe.model, "guided_by", "") == "distilled"
     guided = 0 if isinstance(recipe, SftRecipe) or distilled else len(judge.guided)
     times = 1 + math.ceil(count / judge.every)
-    calls = 1 if judge.guidance == 1 or distilled else 2
-    judging = (times * calls + 2 * guided) * judge.prompts * judge.steps + times * judge.probe
-    return each, each * count, judging
+    judging = (times * judging_calls(recipe) + 2 * guided) * judge.prompts * judge.steps + times * judge.probe
+    drawings = count // judge.pictures_every if judge.pictures_every else 0
+    return each, each * count, judging + drawings * picture_evaluations(recipe)
