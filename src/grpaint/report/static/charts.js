@@ -56,6 +56,7 @@ function drawChart(place, chart) {
   place.replaceChildren(make("div", { class: "toolbar" }, [heading, toggle]), canvas);
   if (chart.note) place.append(make("p", { class: "note" }, [chart.note]));
   let log = Boolean(chart.log);
+  /** @type {any} */ (place).plot?.destroy(); // of another chart
   /** @type {any} */
   let plot;
   const draw = () => {
@@ -67,6 +68,7 @@ function drawChart(place, chart) {
     picture?.setAttribute("role", "img");
     picture?.setAttribute("aria-label", summary(chart));
     nameLegend(canvas, plot);
+    /** @type {any} */ (place).plot = plot;
     if (!before) return;
     plot.setScale("x", { min: before.scales.x.min, max: before.scales.x.max });
     before.series.forEach((/** @type {any} */ one, /** @type {number} */ at) => one.show || plot.setSeries(at, { show: false }));
@@ -141,6 +143,7 @@ function options(chart, width, log) {
   const grid = { stroke: themeColour("--line"), width: 1 };
   /** @type {any[]} */
   const lines = [{ label: chart.xLabel, value: (/** @type {any} */ _, /** @type {number} */ v) => short(v) }];
+  /** @type {{series: number[], fill: string}[]} */
   const bands = [];
   const value = (/** @type {any} */ _, /** @type {number} */ v) => valueText(chart, v);
   chart.series.forEach((one, index) => {
