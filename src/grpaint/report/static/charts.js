@@ -164,7 +164,7 @@ function options(chart, width, log) {
       { stroke: text, grid, ticks: grid, values: (/** @type {any} */ _, /** @type {number[]} */ v) => v.map(tick) },
       { stroke: text, grid, ticks: grid, size: 62, values: (/** @type {any} */ _, /** @type {number[]} */ v) => v.map((y) => (y === null ? "" : valueText(chart, y))) },
     ],
-    cursor: { drag: { x: true, y: false }, sync: { key: chart.xLabel, setSeries: false } },
+    cursor: { y: false, drag: { x: true, y: false }, sync: { key: chart.xLabel, setSeries: false } },
     legend: { live: true, markers: { dash: (/** @type {any} */ plot, /** @type {number} */ at) => (plot.series[at].dash ? "dashed" : "solid") } },
     series: lines,
     bands,
