@@ -7,6 +7,7 @@ import html.parser
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +21,8 @@ from grpaint.commands.compare.jobs import Contender, _own_files, read_record
 from grpaint.commands.compare.record import RECORDED_SCORES
 from grpaint.core.errors import ConfigError
 from grpaint.recipe.config import RECIPES
-from grpaint.report.method_summary import seed_differences, summarise_methods
+from grpaint.report.method_summary import COSTS, seed_differences, summarise_methods
 from grpaint.report.pages.comparison import comparison_page
-from grpaint.report.pages.curves import plot_curves
 from tiny_runs import command
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -157,10 +157,36 @@ def test_the_page_is_whole_and_closed(made):
                 assert name not in ("src", "href") or value.startswith(("data:", "#")), value
 
     Reader().feed(text)
-    assert text.count("<svg") == 3
     assert text.count("data:image/png") == 2
+    charts = _page_data(text)["charts"]
+    assert [chart["xLabel"] for chart in charts] == list(COSTS.values())
     for method in METHODS:
-        assert f"<td>{method}</td>" in text
+        assert f'<th scope="row">{method}</th>' in text
+        for chart in charts:
+            (series,) = (series for series in chart["series"] if series["label"] == method)
+            assert series["x"][0] == 0
+            assert len({len(series[key]) for key in ("x", "y", "low", "high")}) == 1
+
+
+def _page_data(text):
+    """What a page's scripts read."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def test_without_matplotlib_the_page_is_made_and_a_line_names_the_extra(made, monkeypatch):
+    here, *_, words, sets = made
+    plots = list((here / "out").glob("strict-by-*.svg"))
+    assert len(plots) == 3
+    for file in (*plots, here / "out/comparison.html"):
+        file.unlink()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with tiny_runs.folder(here):
+        end = command(*words, sets=sets)
+    assert (end.code, "4 of 4 runs" in end.out) == (0, True), end.err
+    (line,) = (line for line in (end.out + end.err).splitlines() if "strict-by" in line)
+    assert "pip install 'grpaint[report]'" in line
+    assert (here / "out/comparison.html").is_file()
+    assert not any(file.exists() for file in plots)
 
 
 def test_a_dry_run_prints_the_runs_and_starts_none(tmp_path):
@@ -303,7 +329,10 @@ def test_methods_are_paired_by_seed_and_ordered_by_score():
     text = comparison_page(records, title="t", baseline="a", missing=["scenes-a-seed2"])
     assert "scenes-a-seed2" in text
     assert "+10.0" in text
-    assert plot_curves([a, b], "cpu_s").count("<polyline") == 2
+    curve = a.curve("evaluations")
+    assert (curve.cost, curve.mean) == ([0, 1000], [0.4, pytest.approx(0.55)])
+    assert curve.low[1] < 0.5 < 0.6 < curve.high[1]
+    assert "No run has finished yet." in comparison_page([], title="t", baseline="a", missing=["scenes-a-seed2"])
 
 
 def test_seeds_are_read_strictly():

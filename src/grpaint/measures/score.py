@@ -26,3 +26,8 @@ def score_text(name: str, value: float, *, sign: bool = False) -> str:
 def score_unit(name: str) -> str:
     """The unit to print after :func:`score_text`: "%" or nothing."""
     return "%" if name == "strict" else ""
+
+
+def short_score(name: str, value: float) -> str:
+    """A score in few digits with its unit, for axes and targets."""
+    return f"{100 * value:.0f}%" if name == "strict" else f"{value:.3g}"

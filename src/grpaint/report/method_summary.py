@@ -10,6 +10,18 @@ from grpaint.measures.score import comparable_score, score_name
 
 Record = Mapping[str, Any]
 
+COSTS = {"evaluations": "model evaluations", "cpu_s": "processor seconds, training", "reward_calls": "reward calls"}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A method's scores over what they had cost: means over seeds, and the ends of 95% intervals."""
+
+    cost: list[float]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+
 
 @dataclass(frozen=True)
 class MethodSummary:
@@ -34,6 +46,19 @@ class MethodSummary:
             next((line[cost] for line in record["scores"] if comparable_score(line) >= target), None)
             for record in self.records
         ]
+
+    def curve(self, cost: str) -> Curve:
+        """The comparable score over ``cost``, a key of ``COSTS``, at each evaluation that all seeds have.
+
+        The interval of a share ends at 0 and 1.
+        """
+        evaluations = list(zip(*(record["scores"] for record in self.records), strict=False))
+        spent = [sum(line[cost] for line in lines) / len(lines) for lines in evaluations]
+        intervals = [mean_interval([comparable_score(line) for line in lines]) for lines in evaluations]
+        mean, low, high = (list(values) for values in zip(*intervals, strict=True))
+        if self.score == "strict":
+            low, high = [max(0.0, end) for end in low], [min(1.0, end) for end in high]
+        return Curve(spent, mean, low, high)
 
 
 def summarise_methods(records: Sequence[Record]) -> list[MethodSummary]:

@@ -16,13 +16,13 @@ from typing import Any
 from grpaint.commands.compare.jobs import Contender, Job, Turn, read_record, run_jobs, select_shard, unfinished
 from grpaint.commands.compare.record import Record
 from grpaint.core.bounds import whole_number
-from grpaint.core.errors import ConfigError
+from grpaint.core.errors import ConfigError, MissingExtra
 from grpaint.measures.score import comparable_score
 from grpaint.recipe.config import TrainRecipe
 from grpaint.recipe.costs import costs
-from grpaint.report.method_summary import summarise_methods
+from grpaint.report.method_summary import COSTS, summarise_methods
 from grpaint.report.pages.comparison import comparison_page
-from grpaint.report.pages.curves import COSTS, plot_curves
+from grpaint.report.svg import comparison_svg
 from grpaint.storage.atomic import write_atomic
 
 EVALUATIONS = 9  # approximate number per run
@@ -215,7 +215,7 @@ class Comparison:
             records = finished_records(every)
             absent = [job.name for job in every if not job.record.is_file()]
             title, first = f"grpaint: methods compared on {self.world}", baseline or self.contenders[0].name
-            write_comparison(self.out, records, title=title, baseline=first, missing=absent)
+            write_comparison(self.out, records, title=title, baseline=first, missing=absent, log=log)
         log(f"{len(records)} of {len(every)} runs; {self.out / 'comparison.html'}")
 
 
@@ -244,17 +244,22 @@ def finished_records(jobs: Sequence[Job]) -> list[Record]:
 
 
 def write_comparison(
-    out: Path, records: Sequence[Record], *, title: str, baseline: str, missing: Sequence[str]
+    out: Path, records: Sequence[Record], *, title: str, baseline: str, missing: Sequence[str], log: Log
 ) -> None:
-    """Write comparison.json, one plot per cost, and the page; ``missing`` names the unfinished runs."""
+    """Write comparison.json, the page and one SVG file per cost; ``missing`` names the unfinished runs.
+
+    Without matplotlib there are no SVG files, which is logged.
+    """
     out.mkdir(parents=True, exist_ok=True)
     plain = [{key: value for key, value in record.items() if key != "pictures"} for record in records]
     write_atomic(out / "comparison.json", json.dumps(plain, indent=1) + "\n")
+    write_atomic(out / "comparison.html", comparison_page(records, title=title, baseline=baseline, missing=missing))
     summaries = summarise_methods(records)
-    for cost in COSTS if summaries else ():
-        write_atomic(out / f"strict-by-{cost.replace('_', '-')}.svg", plot_curves(summaries, cost) + "\n")
-    text = comparison_page(records, title=title, baseline=baseline, missing=missing)
-    write_atomic(out / "comparison.html", text)
+    try:
+        for cost in COSTS if summaries else ():
+            write_atomic(out / f"strict-by-{cost.replace('_', '-')}.svg", comparison_svg(summaries, cost))
+    except MissingExtra as error:
+        log(f"no strict-by-*.svg, the page has the same curves: {error}")
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

@@ -1,15 +1,21 @@
 """The page of a comparison: one self-contained HTML file with tables, curves and pictures."""
 
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from grpaint.measures.intervals import bootstrap_interval, holm, mean_interval, paired_t
-from grpaint.measures.score import comparable_score, score_name, score_text, score_unit
-from grpaint.report.method_summary import MethodSummary, Record, seed_differences, summarise_methods
-from grpaint.report.pages.curves import COSTS, method_colours, plot_curves, short_score
-from grpaint.report.pages.style import STYLE
+from grpaint.measures.score import comparable_score, score_name, score_text, score_unit, short_score
+from grpaint.report.method_summary import COSTS, MethodSummary, Record, seed_differences, summarise_methods
+from grpaint.report.pages.template import CHART_STYLES, CHARTS, render
 
 SCORE_MEANINGS = {"strict": "the share of held-out prompts whose image shows everything asked for"}
+
+
+class Table(NamedTuple):
+    """The texts of a table; the first cell of a row names it."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 def _score_heading(score: str) -> str:
@@ -28,16 +34,10 @@ def _mean_ratio(summary: MethodSummary, name: str) -> str:
     return f"x {mean_interval(ratios)[0]:.2f}" if ratios else "-"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows]
-    top = "<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"
-    return f'<div class="wide"><table>{top}{"".join(lines)}</table></div>'
-
-
-def _final_table(summaries: Sequence[MethodSummary]) -> str:
+def _final_table(summaries: Sequence[MethodSummary]) -> Table:
     rows = [
         [
-            html.escape(s.method),
+            s.method,
             str(len(s.seeds)),
             _score(s.score, s.final(s.score)),
             f"{mean_interval(s.final('soft'))[0]:.3f}" if "soft" in s.records[0]["scores"][-1] else "-",
@@ -50,56 +50,40 @@ def _final_table(summaries: Sequence[MethodSummary]) -> str:
         for s in summaries
     ]
     scores = (_score_heading(summaries[0].score), "soft", "background", "patch energy", "denoising loss")
-    return _table(("method", "seeds", *scores, "evaluations", "CPU s"), rows)
+    return Table(("method", "seeds", *scores, "evaluations", "CPU s"), rows)
 
 
-def _baseline_table(summaries: Sequence[MethodSummary], baseline: str) -> str:
-    """Final scores minus the baseline's, paired by seed, with tests."""
+def _baseline_table(summaries: Sequence[MethodSummary], baseline: str) -> Table | None:
+    """Final scores minus the baseline's, paired by seed, with tests; None before the baseline has a finished run."""
     base = next((s for s in summaries if s.method == baseline), None)
     if base is None:
-        return f'<p class="note">The baseline {html.escape(baseline)} has no finished run yet.</p>'
+        return None
     differences = {s.method: seed_differences(s, base) for s in summaries if s is not base}
     p_values = {method: paired_t(values) for method, values in differences.items() if len(values) > 1}
     adjusted_p = holm(p_values)
     rows = []
     for method, values in differences.items():
-        enough = method in p_values
-        low, high = bootstrap_interval(values) if enough else (0.0, 0.0)
-        rows.append(
-            [
-                html.escape(method),
-                str(len(values)),
-                _score(base.score, values, sign=True) if values else "",
-                f"[{score_text(base.score, low, sign=True)}, {score_text(base.score, high, sign=True)}]"
-                if enough
-                else "",
-                f"{p_values[method]:.3f}" if enough else "",
-                f"{adjusted_p[method]:.3f}" if enough else "",
-            ]
-        )
+        tests = ["", "", ""]
+        if method in p_values:
+            low, high = (score_text(base.score, end, sign=True) for end in bootstrap_interval(values))
+            tests = [f"[{low}, {high}]", f"{p_values[method]:.3f}", f"{adjusted_p[method]:.3f}"]
+        rows.append([method, str(len(values)), _score(base.score, values, sign=True) if values else "", *tests])
     points = ", points" if base.score == "strict" else ""
-    head = ("method", "seeds", f"minus {html.escape(baseline)}{points}", "bootstrap 95%", "paired t, p", "Holm, p")
-    return _table(head, rows)
+    return Table(("method", "seeds", f"minus {baseline}{points}", "bootstrap 95%", "paired t, p", "Holm, p"), rows)
 
 
-def _target_table(summaries: Sequence[MethodSummary], marks: Mapping[str, float]) -> str:
+def _target_table(summaries: Sequence[MethodSummary], base: float, best: float) -> Table:
     """Mean cost to each target over the seeds that reached it, and how many did."""
+    score = summaries[0].score
+    targets = {short_score(score, target): target for target in (base + (best - base) * s for s in (0.5, 0.8, 1.0))}
 
     def cell(summary: MethodSummary, target: float) -> str:
         costs = [cost for cost in summary.cost_to(target, "evaluations") if cost is not None]
         share = f"{len(costs)}/{len(summary.seeds)}"
         return f"{sum(costs) / len(costs) / 1000:.0f}k ({share})" if costs else f"never (0/{len(summary.seeds)})"
 
-    rows = [[html.escape(s.method), *(cell(s, target) for target in marks.values())] for s in summaries]
-    return _table(("method", *(f"to {mark}" for mark in marks)), rows)
-
-
-def _legend(summaries: Sequence[MethodSummary]) -> str:
-    items = [
-        f'<span><i style="background:{colour}"></i>{html.escape(s.method)}</span>'
-        for colour, s in zip(method_colours(summaries), summaries, strict=True)
-    ]
-    return f'<p class="key">{"".join(items)}</p>'
+    rows = [[s.method, *(cell(s, target) for target in targets.values())] for s in summaries]
+    return Table(("method", *(f"to {target}" for target in targets)), rows)
 
 
 def _base_sentence(records: Sequence[Record]) -> str:
@@ -114,46 +98,50 @@ def _base_sentence(records: Sequence[Record]) -> str:
     )
 
 
-def comparison_page(records: Sequence[Record], *, title: str, baseline: str, missing: Sequence[str]) -> str:
-    """Return the page as HTML; ``missing`` names the runs that have not finished."""
-    if not records:
-        return f"<!doctype html><title>{html.escape(title)}</title><p>No run has finished yet.</p>"
+def _chart(summaries: Sequence[MethodSummary], cost: str) -> dict[str, Any]:
+    """The chart of the score against a cost, as charts.js draws it."""
+    name = summaries[0].score
+    curves = {summary.method: summary.curve(cost) for summary in summaries}
+    return {
+        "title": f"Held-out {name} against {COSTS[cost]}",
+        "note": "Mean and 95% interval over seeds.",
+        "xLabel": COSTS[cost],
+        "height": 360,
+        "percent": bool(score_unit(name)),
+        "series": [{"label": m, "x": c.cost, "y": c.mean, "low": c.low, "high": c.high} for m, c in curves.items()],
+    }
+
+
+def _results(records: Sequence[Record], baseline: str) -> dict[str, Any]:
+    """What the template shows of at least one record."""
     summaries = summarise_methods(records)
     best = max(mean_interval([comparable_score(r["scores"][-1]) for r in summary.records])[0] for summary in summaries)
-    base, name = comparable_score(records[0]["scores"][0]), summaries[0].score
-    marks = {
-        short_score(name, target): target for target in (base + (best - base) * share for share in (0.5, 0.8, 1.0))
+    name, used = summaries[0].score, [record["evaluations"] for record in records]
+    return {
+        "evaluations": f"{min(used):,} to {max(used):,}",
+        "score_meaning": SCORE_MEANINGS.get(name, f"held-out {name}"),
+        "base_sentence": _base_sentence(records),
+        "final": _final_table(summaries),
+        "against_baseline": _baseline_table(summaries, baseline),
+        "targets": _target_table(summaries, comparable_score(records[0]["scores"][0]), best),
+        "pictures": [
+            {"method": s.method, "seed": s.seeds[0], "url": s.records[0]["pictures"]}
+            for s in summaries
+            if s.records[0].get("pictures")
+        ],
+        "data": {"charts": [_chart(summaries, cost) for cost in COSTS]},
     }
-    meaning = SCORE_MEANINGS.get(name, f"held-out {name}")
-    used = [record["evaluations"] for record in records]
-    absent = f"<p class='note'>Not finished yet: {html.escape(', '.join(missing))}.</p>" if missing else ""
-    figures = "".join(
-        f"<figure>{plot_curves(summaries, cost)}<figcaption>Held-out {name} against {spent}; mean and 95% interval "
-        "over seeds.</figcaption></figure>"
-        for cost, spent in COSTS.items()
+
+
+def comparison_page(records: Sequence[Record], *, title: str, baseline: str, missing: Sequence[str]) -> str:
+    """Return the page as HTML; ``missing`` names the runs that have not finished."""
+    return render(
+        "comparison.html",
+        scripts=(*CHARTS, "comparison.js"),
+        styles=CHART_STYLES,
+        title=title,
+        baseline=baseline,
+        missing=missing,
+        finished=bool(records),
+        **(_results(records, baseline) if records else {}),
     )
-    pictures = "".join(
-        f'<figure><img alt="before and after, {html.escape(s.method)}" src="{s.records[0]["pictures"]}">'
-        f"<figcaption>{html.escape(s.method)}, seed {s.seeds[0]}: the same prompts and start noise, base above, "
-        "trained below.</figcaption></figure>"
-        for s in summaries
-        if s.records[0].get("pictures")
-    )
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>
-<meta name="viewport" content="width=device-width"><style>{STYLE}</style>
-<h1>{html.escape(title)}</h1>
-<p>Every method from the same base, with the same prompts, at an equal number of model evaluations (a forward of one
-sample is 1, a backward 2), or as near to it as whole iterations come: {min(used):,} to {max(used):,}. Score:
-{meaning}, without guidance. {_base_sentence(records)} Intervals are over seeds (Student, 95%).</p>
-{absent}
-<h2>Final scores</h2>{_final_table(summaries)}
-<p class="note">Background (its deviation from the true colour), patch energy (the mean square of what repeats there
-with the model's patches) and denoising loss as multiples of the base's. CPU s: processor seconds of training,
-evaluation apart.</p>
-<h2>Against {html.escape(baseline)}</h2>{_baseline_table(summaries, baseline)}
-<h2>Model evaluations to reach a score</h2>{_target_table(summaries, marks)}
-<p class="note">Mean over the seeds that reached it, and how many did; at the resolution of the evaluations.</p>
-<h2>Curves</h2>{_legend(summaries)}{figures}
-<h2>Pictures</h2>{pictures}
-</html>
-"""

@@ -5,12 +5,15 @@
 /**
  * @typedef {{label: string, x: (number | null)[], y: (number | null)[], low?: (number | null)[],
  *   high?: (number | null)[], points?: boolean}} Series a line, with its band if it has `low` and `high`
- * @typedef {{title: string, note?: string, xLabel: string, log?: boolean, percent?: boolean, series: Series[]}} Chart
+ * @typedef {{title: string, note?: string, xLabel: string, log?: boolean, percent?: boolean, height?: number,
+ *   series: Series[]}} Chart `xLabel` also says whose cursors move together: charts of one x axis
  */
+
+const COLOURS = 10; // as the style sheet has them; further series begin again, dashed
 
 /** @param {number} index */
 function seriesColour(index) {
-  return getComputedStyle(document.documentElement).getPropertyValue(`--series-${(index % 10) + 1}`).trim();
+  return getComputedStyle(document.documentElement).getPropertyValue(`--series-${(index % COLOURS) + 1}`).trim();
 }
 
 /** @param {string} name */
@@ -47,19 +50,28 @@ function columns(series) {
  */
 function drawChart(place, chart) {
   const heading = make("h3", {}, [chart.title]);
-  const toggle = make("button", { type: "button", "aria-pressed": Boolean(chart.log) && "true" }, ["log"]);
+  const toggle = make("button", { type: "button", "aria-label": `log scale: ${chart.title}` }, ["log"]);
   toggle.setAttribute("aria-pressed", String(Boolean(chart.log)));
-  toggle.setAttribute("aria-label", `log scale: ${chart.title}`);
-  const canvas = make("div", { role: "img", "aria-label": summary(chart) });
+  const canvas = make("div");
   place.replaceChildren(make("div", { class: "toolbar" }, [heading, toggle]), canvas);
   if (chart.note) place.append(make("p", { class: "note" }, [chart.note]));
   let log = Boolean(chart.log);
+  /** @type {any} */ (place).plot?.destroy(); // of another chart
   /** @type {any} */
   let plot;
   const draw = () => {
-    plot?.destroy();
+    const before = plot;
     const width = Math.max(220, canvas.clientWidth || place.clientWidth);
+    before?.destroy();
     plot = new /** @type {any} */ (window).uPlot(options(chart, width, log), columns(chart.series), canvas);
+    const picture = canvas.querySelector(".u-wrap");
+    picture?.setAttribute("role", "img");
+    picture?.setAttribute("aria-label", summary(chart));
+    nameLegend(canvas, plot);
+    /** @type {any} */ (place).plot = plot;
+    if (!before) return;
+    plot.setScale("x", { min: before.scales.x.min, max: before.scales.x.max });
+    before.series.forEach((/** @type {any} */ one, /** @type {number} */ at) => one.show || plot.setSeries(at, { show: false }));
   };
   toggle.addEventListener("click", () => {
     log = !log;
@@ -71,15 +83,54 @@ function drawChart(place, chart) {
 }
 
 /**
+ * Let the keyboard reach the legend, whose labels hide and show their lines.
+ * @param {HTMLElement} canvas
+ * @param {any} plot
+ */
+function nameLegend(canvas, plot) {
+  canvas.querySelectorAll(".u-series:not(.band) .u-label").forEach((label, place) => {
+    if (place === 0) return; // the x axis
+    label.setAttribute("role", "button");
+    label.setAttribute("tabindex", "0");
+    label.setAttribute("aria-pressed", "true");
+    label.addEventListener("keydown", (event) => {
+      const key = /** @type {KeyboardEvent} */ (event).key;
+      if (key !== "Enter" && key !== " ") return;
+      event.preventDefault();
+      /** @type {HTMLElement} */ (label).click();
+    });
+  });
+  plot.hooks.setSeries = [
+    (/** @type {any} */ _, /** @type {number | null} */ index, /** @type {any} */ change) => {
+      if (index === null || change.show === undefined) return;
+      const bandEnds = plot.bands.find((/** @type {any} */ band) => band.series[1] === index + 1)?.series ?? [];
+      for (const end of bandEnds) plot.setSeries(end, { show: change.show });
+      const label = canvas.querySelectorAll(".u-series")[index]?.querySelector("[role=button]");
+      label?.setAttribute("aria-pressed", String(change.show));
+    },
+  ];
+}
+
+/**
  * What a screen reader says in place of the curves.
  * @param {Chart} chart
  */
 function summary(chart) {
   const parts = chart.series.map((one) => {
     const values = one.y.filter((value) => value !== null && value !== undefined);
-    return values.length ? `${one.label} from ${short(values[0])} to ${short(values[values.length - 1])}` : one.label;
+    const [first, last] = [values[0], values[values.length - 1]].map((value) => valueText(chart, value));
+    return values.length ? `${one.label} from ${first} to ${last}` : one.label;
   });
   return `${chart.title} by ${chart.xLabel}: ${parts.join("; ")}`;
+}
+
+/**
+ * @param {Chart} chart
+ * @param {number | null | undefined} value
+ */
+function valueText(chart, value) {
+  if (value === null || value === undefined) return "-";
+  return chart.percent ? `${short(100 * value, 3)}%` : short(value, 3);
 }
 
 /**
@@ -88,36 +139,35 @@ function summary(chart) {
  * @param {boolean} log
  */
 function options(chart, width, log) {
-  const uPlot = /** @type {any} */ (window).uPlot;
   const text = themeColour("--soft");
   const grid = { stroke: themeColour("--line"), width: 1 };
-  const format = (/** @type {number} */ value) => (chart.percent ? `${short(100 * value, 3)}%` : short(value, 3));
+  /** @type {any[]} */
   const lines = [{ label: chart.xLabel, value: (/** @type {any} */ _, /** @type {number} */ v) => short(v) }];
+  /** @type {{series: number[], fill: string}[]} */
   const bands = [];
+  const value = (/** @type {any} */ _, /** @type {number} */ v) => valueText(chart, v);
   chart.series.forEach((one, index) => {
     const stroke = seriesColour(index);
-    const value = (/** @type {any} */ _, /** @type {number} */ v) => (v === null || v === undefined ? "-" : format(v));
-    /** @type {any} */ (lines).push({ label: one.label, stroke, width: 1.5, spanGaps: true, value, points: { show: one.points ? true : undefined, size: 5 } });
-    if (one.low && one.high) {
-      const from = lines.length;
-      for (let end = 0; end < 2; end += 1) /** @type {any} */ (lines).push({ label: "", stroke: "transparent", points: { show: false }, spanGaps: true, class: "band" });
-      bands.push({ series: [from + 1, from], fill: `${stroke}26` });
-    }
+    const dash = index < COLOURS ? undefined : [6, 4];
+    const points = { show: one.points ? true : undefined, size: 5 };
+    lines.push({ label: one.label, stroke, dash, width: 1.5, spanGaps: true, value, points });
+    if (!one.low || !one.high) return;
+    bands.push({ series: [lines.length + 1, lines.length], fill: `${stroke}26` });
+    const end = { label: "", stroke: "transparent", points: { show: false }, spanGaps: true, class: "band" };
+    lines.push({ ...end }, { ...end });
   });
   return {
     width,
-    height: 240,
+    height: chart.height ?? 240,
     scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
     axes: [
-      { stroke: text, grid, ticks: grid, values: (/** @type {any} */ _, /** @type {number[]} */ v) => v.map((x) => tick(x)) },
-      { stroke: text, grid, ticks: grid, size: 62, values: (/** @type {any} */ _, /** @type {number[]} */ v) => v.map((x) => (x === null ? "" : format(x))) },
+      { stroke: text, grid, ticks: grid, values: (/** @type {any} */ _, /** @type {number[]} */ v) => v.map(tick) },
+      { stroke: text, grid, ticks: grid, size: 62, values: (/** @type {any} */ _, /** @type {number[]} */ v) => v.map((y) => (y === null ? "" : valueText(chart, y))) },
     ],
-    cursor: { drag: { x: true, y: false }, sync: { key: "run", setSeries: false } },
-    legend: { live: true },
+    cursor: { y: false, drag: { x: true, y: false }, sync: { key: chart.xLabel, setSeries: false } },
+    legend: { live: true, markers: { dash: (/** @type {any} */ plot, /** @type {number} */ at) => (plot.series[at].dash ? "dashed" : "solid") } },
     series: lines,
     bands,
-    plugins: [],
-    fmtDate: uPlot.fmtDate,
   };
 }
 
