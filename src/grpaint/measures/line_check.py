@@ -40,8 +40,7 @@ def unlike_a_group(group: Any) -> str:
         "caption": isinstance(group.get("caption"), str),
         "kind": isinstance(group.get("kind"), str),
         "advantage": _is_list(group.get("advantage")) and len(group["advantage"]) == count,
-        "rewards": isinstance(rewards, dict)
-        and all(_is_list(row) and len(row) == count for row in rewards.values()),
+        "rewards": isinstance(rewards, dict) and all(_is_list(row) and len(row) == count for row in rewards.values()),
     }
     return next((key for key, fits in fitting.items() if not fits), "")
 

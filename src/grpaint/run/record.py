@@ -28,7 +28,7 @@ def read_record(folder: Path) -> RunRecord:
     Raises:
         ConfigError: ``folder`` is no run folder.
     """
-    if not any((folder / name).is_file() for name in ("run.toml", "run.json", METRICS, EVALUATIONS)):
+    if not is_run(folder):
         raise ConfigError(f"{folder}: no run folder (it has neither run.toml nor {METRICS}); name runs/NAME.")
     notes: list[str] = []
     facts = _read(notes, folder, lambda: read_facts(folder / "run.json"), {})
@@ -57,6 +57,11 @@ def read_record(folder: Path) -> RunRecord:
         silent_s=_silent_s(folder),
         notes=notes,
     )
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder holds any file that tells of a run."""
+    return any((folder / name).is_file() for name in ("run.toml", "run.json", METRICS, EVALUATIONS))
 
 
 def _read(notes: list[str], folder: Path, read: Callable[[], Any], otherwise: Any) -> Any:
@@ -113,17 +118,17 @@ def _rollout(folder: Path) -> LastRollout | None:
 
     def group_of(number: int, group: dict[str, Any]) -> Group:
         files = [f"{place}/{rollout_file(number, member)}" for member in range(len(group["total"]))]
-        named = (group[key] for key in ("caption", "kind", "rewards", "total", "advantage"))
-        return Group(*named, _existing(folder, files))
+        values = {key: group[key] for key in ("caption", "kind", "rewards", "total", "advantage")}
+        return Group(**values, files=_existing(folder, files))
 
     return LastRollout(values["iteration"], values["prompts"], [group_of(n, group) for n, group in enumerate(groups)])
 
 
 def _iterations(settings: Plain, metrics: list[dict[str, Any]]) -> int | None:
     """Return how many iterations the whole run has."""
-    train = settings.get("train")
+    train = settings.get("train", {})
     try:
-        limits = {key: train[key] for key in ("iterations", "evaluations") if key in train}  # type: ignore[index]
+        limits = {key: train[key] for key in ("iterations", "evaluations") if key in train}
         length = Optimisation(learning_rate=1.0, **limits)
         last = metrics[-1] if metrics else {"iteration": 0, "cost/model_evaluations": 0}
         return length.total(last["iteration"], int(last["cost/model_evaluations"]))

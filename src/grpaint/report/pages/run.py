@@ -1,4 +1,4 @@
-"""The page of a run: where it stands, its pictures over time, the last rollout, curves, scores by prompt, its recipe."""
+"""The page of a run: where it stands, pictures over time, the last rollout, curves, scores by prompt, its recipe."""
 
 import math
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """The curves of a run for its page's scripts, in groups; those that a run has not written are left out."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,9 @@ class Plot:
 
 
 POLICY = (
-    Plot("Ratio error", {"policy/ratio_error": "before the first update"}, note="Large in fp32: trust no later number."),
+    Plot(
+        "Ratio error", {"policy/ratio_error": "before the first update"}, note="Large in fp32: trust no later number."
+    ),
     Plot("Clip share", {"policy/clip_fraction": "of the rows"}, percent=True),
     Plot("KL to the reference", {"policy/kl": "mean"}),
     Plot("Log ratio", {"policy/log_ratio": "mean absolute"}),
@@ -57,7 +59,9 @@ COSTS = (
     Plot("Processor seconds", {"time/cpu_s": "all threads"}),
     Plot("Slowest rank", {"processes/slowest_rank": "its number"}),
     Plot("Bytes between processes", {"processes/bytes": "an iteration"}),
-    Plot("Model evaluations", {"cost/model_evaluations": "training", "cost/evaluation_model_evaluations": "evaluation"}),
+    Plot(
+        "Model evaluations", {"cost/model_evaluations": "training", "cost/evaluation_model_evaluations": "evaluation"}
+    ),
     Plot("Scores computed", {"cost/reward_calls": "an iteration"}),
 )
 HELD_OUT = {
@@ -111,9 +115,9 @@ class _Table:
         self.bins = [lines[start : start + size] for start in range(0, len(lines), size)]
         self.keys = list(dict.fromkeys(key for line in lines for key, value in line.items() if _finite(value)))
 
-    def column(self, key: str, part: Callable[[Any], Any] = lambda value: value) -> Values:
-        """Return a key's values, each the ``part`` of what the lines have."""
-        return [_mean([part(line[key]) for line in lines if key in line]) for lines in self.bins]
+    def column(self, key: str) -> Values:
+        """Return a key's values."""
+        return [_mean([line[key] for line in lines if key in line]) for lines in self.bins]
 
     def axes(self, costs: Mapping[int, float], seconds: Mapping[int, float]) -> dict[str, Values]:
         """Return the x of the bins by axis: that of a bin's last line."""
@@ -134,9 +138,8 @@ class _Table:
             line["low"] = [None if a is None or b is None else _rounded(a - b) for a, b in pairs]
             line["high"] = [None if a is None or b is None else _rounded(a + b) for a, b in pairs]
         elif any(f"{key}_interval" in one for lines in self.bins for one in lines):
-            line["low"], line["high"] = (
-                self.column(f"{key}_interval", lambda ends, end=end: ends[end]) for end in (0, 1)
-            )
+            ends = [_ends(lines, f"{key}_interval") for lines in self.bins]
+            line["low"], line["high"] = [pair[0] for pair in ends], [pair[1] for pair in ends]
         return line
 
 
@@ -147,6 +150,12 @@ def _finite(value: Any) -> bool:
 def _mean(values: Sequence[Any]) -> float | None:
     numbers = [value for value in values if _finite(value)]
     return _rounded(sum(numbers) / len(numbers)) if numbers else None
+
+
+def _ends(lines: Sequence[Line], key: str) -> Values:
+    """Return the mean lower and upper end of the intervals of a bin."""
+    intervals = [line[key] for line in lines if key in line]
+    return [_mean([interval[end] for interval in intervals]) for end in (0, 1)]
 
 
 def _rounded(value: float) -> float:
@@ -178,12 +187,15 @@ def _scores(record: RunRecord, tables: Mapping[str, _Table]) -> list[dict[str, A
         charts.append(_chart("Soft score", [held_out.series("evaluations", "soft", "held out", points=True)]))
     names = [key for key in (*metrics.keys, *held_out.keys) if key.startswith("reward/") and key.count("/") == 1]
     for key in dict.fromkeys(names):
-        series = [metrics.series("metrics", key, "training, +- std")] if key in metrics.keys else []
+        series = [metrics.series("metrics", key, "training, \u00b1 std")] if key in metrics.keys else []
         series += [held_out.series("evaluations", key, "held out", points=True)] if key in held_out.keys else []
         charts.append(_chart(f"Reward {key.removeprefix('reward/')}", series))
     if "reward" in held_out.keys and score != "reward" and len(names) > 1:
         charts.append(_chart("Weighted reward", [held_out.series("evaluations", "reward", "held out", points=True)]))
-    for title, start, end in (("Share of the advantage", "advantage/share/", ""), ("Added weight", "reward/", "/multiplier")):
+    for title, start, end in (
+        ("Share of the advantage", "advantage/share/", ""),
+        ("Added weight", "reward/", "/multiplier"),
+    ):
         keys = [key for key in metrics.keys if key.startswith(start) and key.endswith(end) and key.count("/") == 2]
         keys = [key for key in keys if end or start == "advantage/share/"]
         if keys:
@@ -201,14 +213,18 @@ def _unseen(record: RunRecord, tables: Mapping[str, _Table]) -> list[dict[str, A
     images = {key: f"Images: {key[6:].replace('_', ' ')}" for key in held_out.keys if key.startswith("image/")}
     return [
         _chart(title, [held_out.series("evaluations", key, "held out", points=True)])
-        for key, title in (titles | {key: title for key, title in images.items() if not key.endswith("_interval")}).items()
+        for key, title in (
+            titles | {key: title for key, title in images.items() if not key.endswith("_interval")}
+        ).items()
         if key in held_out.keys
     ]
 
 
 def _memory(table: _Table) -> list[dict[str, Any]]:
     keys = [key for key in table.keys if key.startswith("memory/")]
-    return [_chart("Memory", [table.series("metrics", key, key.removeprefix("memory/")) for key in keys])] if keys else []
+    return (
+        [_chart("Memory", [table.series("metrics", key, key.removeprefix("memory/")) for key in keys])] if keys else []
+    )
 
 
 def _others(table: _Table, shown: set[str]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grpaint.measures.score import LOWER_IS_BETTER
 from grpaint.report.run_record import DrawnPictures, Group, LastRollout
 
 Sources = Mapping[str, str] | None
@@ -18,6 +19,7 @@ def filmstrip(drawings: Sequence[DrawnPictures], inline: Sources = None) -> dict
     last = max(drawings, key=lambda drawing: len(drawing.captions))
     return {
         "score": drawings[-1].score,
+        "lower": LOWER_IS_BETTER,
         "captions": last.captions,
         "kinds": last.kinds,
         "times": [

@@ -25,8 +25,15 @@ def changed_settings(record: RunRecord) -> list[tuple[str, str, str]]:
 
 
 def _text(value: Any) -> str:
-    """Return a setting as TOML spells it; "-" for none."""
-    return "-" if value is None else tomli_w.dumps({"v": value}).removeprefix("v = ").strip()
+    """Return a setting as TOML spells it, in one line; "-" for none."""
+    match value:
+        case None:
+            return "-"
+        case list() | tuple():
+            return f"[{', '.join(map(_text, value))}]"
+        case dict():
+            return f"{{ {', '.join(f'{key} = {_text(item)}' for key, item in value.items())} }}"
+    return tomli_w.dumps({"v": value}).removeprefix("v = ").strip()
 
 
 def facts_table(record: RunRecord) -> list[tuple[str, str]]:
@@ -80,7 +87,14 @@ def next_commands(record: RunRecord) -> list[tuple[str, str]]:
     captions = [caption for drawing in record.drawings[-1:] for caption in drawing.captions[:1]]
     caption = next((caption for caption in captions if printable(caption) == caption), EXAMPLE)
     parent = str(PurePath(run).parent)
-    resume = ["grpaint", "sft" if record.supervised else "train", "--runs", parent, f"--name={PurePath(run).name}", "--resume"]
+    resume = [
+        "grpaint",
+        "sft" if record.supervised else "train",
+        "--runs",
+        parent,
+        f"--name={PurePath(run).name}",
+        "--resume",
+    ]
     if isinstance(record.facts.get("processes"), int):
         resume += ["--processes", str(record.facts["processes"])]
     if record.facts.get("status") == "finished" and record.iterations:

@@ -71,7 +71,9 @@ def score_map(record: RunRecord) -> ScoreMap | None:
         "left_out": len(lines) - len(shown),
     }
     order = sorted(range(len(last)), key=lambda row: last[row] - first[row])
-    changes = {row: _change(row, captions, score, first[row], last[row]) for row in order[:EXTREMES] + order[-EXTREMES:]}
+    changes = {
+        row: _change(row, captions, score, first[row], last[row]) for row in order[:EXTREMES] + order[-EXTREMES:]
+    }
     return ScoreMap(
         data,
         score,
@@ -120,7 +122,7 @@ def _change(row: int, captions: Sequence[str], score: str, before: float, after:
 
 
 def kind_rows(record: RunRecord) -> list[tuple[str, int, str, str, str, bool]]:
-    """Return the last evaluation by category: kind, prompts, the base's score, the score, the change, if for the better.
+    """Return the last evaluation by category: kind, prompts, the base's score, the score, the change, if none is lost.
 
     Empty without categories or a base.
     """

@@ -54,7 +54,7 @@ def status_label(record: RunRecord) -> tuple[str, Tone]:
 def spent_s(line: Line) -> float:
     """Return the seconds that an iteration took by its line; scoring that overlaps with sampling counts as its wait."""
     scoring = "time/reward_wait_s" if "time/reward_wait_s" in line else "time/reward_s"
-    phases = ("time/rollout_s", scoring, "time/update_s", "time/evaluate_s")
+    phases = ("time/rollout_s", scoring, "time/update_s", "time/pictures_s", "time/evaluate_s")
     return sum(float(line.get(phase, 0.0)) for phase in phases)
 
 
@@ -111,18 +111,21 @@ def score_change(base: Line, line: Line) -> tuple[str, Tone, str]:
             return "", "", ""
         change = line[name] - base[name]
         better = comparable_score(line) > comparable_score(base)
-        words = "no interval: the score has no values by prompt"
-        return f"{score_text(name, change, sign=True)}{points}", "good" if better else "bad" if change else "", words
+        return (
+            f"{score_text(name, change, sign=True)}{points}",
+            "good" if better else "bad" if change else "",
+            "The base",
+        )
     mean, (low, high) = paired_difference(before, after)
     text = f"{score_text(name, mean, sign=True)}{points}"
     if low == high:
-        return text, "", "no prompt changed" if not mean else ""
+        return text, "", "No prompt has changed from the base" if not mean else "The base"
     ends = f"[{score_text(name, low, sign=True)}, {score_text(name, high, sign=True)}]"
     if low > 0:
-        return f"{text} {ends}", "good", "better than the base"
+        return f"{text} {ends}", "good", "Better than the base"
     if high < 0:
-        return f"{text} {ends}", "bad", "worse than the base"
-    return f"{text} {ends}", "", "not yet distinguishable from the base"
+        return f"{text} {ends}", "bad", "Worse than the base"
+    return f"{text} {ends}", "", "Not yet distinguishable from the base"
 
 
 def _score(record: RunRecord) -> Card:
@@ -135,8 +138,8 @@ def _score(record: RunRecord) -> Card:
     change, tone, words = "", "", ""
     if base and base is not line and score_name(base) == name:
         change, tone, words = score_change(base, line)
-        verdict = f" ({words}; 95% interval, same prompts and noise)" if "[" in change else f" ({words})" if words else ""
-        sentences.append(f"The base has {score_text(name, base[name])}{score_unit(name)}{verdict}.")
+        interval = " (95% interval, same prompts and noise)" if "[" in change else ""
+        sentences.append(f"{words}, {score_text(name, base[name])}{score_unit(name)}{interval}.")
     elif base is line:
         sentences.append("This is the base, before training.")
     guided = base.get("base_guided") if base else None
@@ -158,11 +161,13 @@ def _hacking(record: RunRecord) -> Card | None:
     if not alarm:
         judged = record.base is not None and len(record.evaluations) > 1
         sentence = (
-            "No measure outside the reward has drifted from the base's."
+            "No measure outside the reward has passed its limit."
             if judged
             else "Judged from the second evaluation on, against the base."
         )
-        return Card("Reward hacking", "no alarm" if judged else "not judged yet", [sentence], tone="good" if judged else "")
+        return Card(
+            "Reward hacking", "no alarm" if judged else "not judged yet", [sentence], tone="good" if judged else ""
+        )
     now = "hacking" in record.evaluations[-1]
     best = f"iteration {alarm['best_before']}" if alarm["best_before"] else "the base"
     return Card(
@@ -183,12 +188,15 @@ def _training(record: RunRecord) -> Card | None:
     if not record.metrics:
         return None
     first, last = record.metrics[0], record.metrics[-1]
-    title, sentences, tone = f"Training, iteration {last['iteration']}", [], ""
+    title, sentences = f"Training, iteration {last['iteration']}", []
+    tone: Tone = ""
     if record.supervised:
         loss = last.get("sft/denoising")
         headline = f"loss {loss:.4g}" if isinstance(loss, float) else "no loss"
         if isinstance(loss, float) and isinstance(first.get("sft/denoising"), float):
-            sentences.append(f"Denoising loss of the batch; {first['sft/denoising']:.4g} at iteration {first['iteration']}.")
+            sentences.append(
+                f"Denoising loss of the batch; {first['sft/denoising']:.4g} at iteration {first['iteration']}."
+            )
     else:
         names = [name for name in last if name.startswith("reward/") and name.count("/") == 1]
         headline = ", ".join(f"{name[7:]} {_mean(record.metrics[-RECENT:], name):.3g}" for name in names) or "no reward"
@@ -197,11 +205,14 @@ def _training(record: RunRecord) -> Card | None:
         if isinstance(flat, int) and isinstance(groups, int) and groups:
             sentences.append(f"{flat} of {groups} groups without spread, from which nothing is learned.")
             tone = "warn" if 2 * flat > groups else ""
-    for key, what in (("train/nonfinite_updates", "with a gradient that is not finite"), ("train/skipped_updates", "skipped")):
+    for key, what in (
+        ("train/nonfinite_updates", "with a gradient that is not finite"),
+        ("train/skipped_updates", "skipped"),
+    ):
         if count := sum(line.get(key, 0) for line in record.metrics):
             sentences.append(f"{count:g} updates {what}.")
             tone = "warn" if key == "train/nonfinite_updates" else tone
-    return Card(title, headline, sentences, tone=tone)  # type: ignore[arg-type]
+    return Card(title, headline, sentences, tone=tone)
 
 
 def _mean(lines: Sequence[Mapping[str, Any]], name: str) -> float:

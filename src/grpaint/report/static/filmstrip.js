@@ -4,10 +4,12 @@
 
 /**
  * @typedef {{iteration: number, files: (string | null)[], scores: Record<string, (number | null)[]>}} Time
- * @typedef {{score: string, captions: string[], kinds: string[], times: Time[]}} Film
+ * @typedef {{score: string, lower: string[], captions: string[], kinds: string[], times: Time[]}} Film
  * @typedef {{frame: HTMLElement, worth: HTMLElement, cell: HTMLElement}} FilmCell
  */
 
+/** @param {string} name of a score */
+const shortName = (name) => name.replace(/^reward\//, "");
 const PLAY_MS = 500;
 const CELL_PX = 118; // a column is at least as wide
 const MOST_COLUMNS = 7;
@@ -43,7 +45,7 @@ class Filmstrip {
     const names = [...new Set(this.film.times.flatMap((time) => Object.keys(time.scores)))];
     names.sort((a, b) => Number(b === this.film.score) - Number(a === this.film.score));
     this.names = names;
-    this.choice.replaceChildren(...names.map((name) => make("option", { value: name }, [name])));
+    this.choice.replaceChildren(...names.map((name) => make("option", { value: name }, [shortName(name)])));
     this.slider.min = String(this.first);
     this.slider.max = String(this.film.times.length - 1);
     if (matchMedia("(prefers-reduced-motion: reduce)").matches) byId("play").hidden = true;
@@ -144,10 +146,10 @@ class Filmstrip {
     const scores = this.scores(row, time);
     const chosen = scores.filter((one) => one.name === this.choice.value);
     const others = whole ? scores.filter((one) => one.name !== this.choice.value) : [];
-    const lines = [...chosen, ...others].flatMap((one) => {
+    const lines = [...chosen, ...others].map((one) => {
       const change = time.iteration ? changeText(one) : null;
-      const name = whole ? [make("span", { class: "name" }, [one.name])] : [];
-      return [...name, make("span", {}, [short(one.value, 3)]), change ?? make("span")];
+      const name = whole ? [make("span", { class: "name", title: one.name }, [shortName(one.name)])] : [];
+      return make("div", {}, [...name, make("span", {}, [short(one.value, 3)]), change ?? ""]);
     });
     cell.worth.replaceChildren(...lines);
   }
@@ -163,6 +165,7 @@ class Filmstrip {
       name,
       value: values[row] ?? null,
       base: base?.scores[name]?.[row] ?? null,
+      lower: this.film.lower.includes(name),
     }));
   }
 

@@ -65,7 +65,8 @@ class Heatmap {
     const [none, full] = [mapColour("--panel"), mapColour("--series-1")];
     lines.forEach(({ values }, row) => {
       const top = Math.round((row * this.canvas.height) / lines.length);
-      const bottom = Math.round(((row + 1) * this.canvas.height) / lines.length);
+      const gap = height / lines.length >= 8 ? 1 : 0; // a line between tall rows
+      const bottom = Math.round(((row + 1) * this.canvas.height) / lines.length) - gap;
       values.forEach((value, column) => {
         if (value === null) return;
         const left = Math.round((column * this.canvas.width) / columns);

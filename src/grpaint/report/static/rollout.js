@@ -31,12 +31,14 @@ function groupElement(groups, place, viewer) {
     const shown = all ? group.members.map((_, member) => member) : few;
     list.replaceChildren(...shown.map((member) => memberElement(groups, place, member, viewer)));
     toggle.setAttribute("aria-expanded", String(all));
+    article.classList.toggle("whole", all);
   };
   toggle.addEventListener("click", () => draw(toggle.getAttribute("aria-expanded") !== "true"));
-  draw(false);
   const about = [make("p", {}, [group.caption]), make("p", { class: "note" }, [group.kind])];
   if (group.flat) about.push(make("p", { class: "note" }, ["No spread: all scores are equal, nothing is learned."]));
-  return make("article", { class: group.flat ? "group flat" : "group" }, [make("div", {}, [...about, toggle]), list]);
+  const article = make("article", { class: group.flat ? "group flat" : "group" }, [make("div", {}, [...about, toggle]), list]);
+  draw(false);
+  return article;
 }
 
 /**
@@ -74,11 +76,11 @@ function memberElement(groups, place, member, viewer) {
   fillFrame(frame, one.file, null, `${group.caption}, ${rank}`);
   const shot = make("button", { type: "button", class: "shot" }, [frame]);
   shot.addEventListener("click", () => enlargeMember(groups, place, member, viewer));
-  const worth = memberScores(group, one).flatMap(({ name, value }) => {
+  const worth = memberScores(group, one).map(({ name, value }) => {
     const signed = name === "advantage" && value !== null;
     const text = signed ? `${value > 0 ? "+" : value < 0 ? "\u2212" : ""}${short(Math.abs(value), 3)}` : short(value, 3);
     const tone = signed && value ? (value > 0 ? "up" : "down") : "";
-    return [make("span", { class: "note" }, [name]), make("span", { class: tone }, [text])];
+    return make("div", {}, [make("span", { class: "name" }, [name]), make("span", { class: tone }, [text])]);
   });
   return make("li", {}, [make("div", { class: "rank" }, [rank]), shot, make("div", { class: "worth" }, worth)]);
 }

@@ -3,7 +3,7 @@
 "use strict";
 
 /**
- * @typedef {{name: string, value: number | null, base?: number | null}} Worth a score, and that of the base
+ * @typedef {{name: string, value: number | null, base?: number | null, lower?: boolean}} Worth a score, and that of the base
  * @typedef {{source: string | null, base: string | null, alt: string, caption: string, place: string,
  *   scores: Worth[]}} Shown what the dialog shows of a picture
  */
@@ -43,15 +43,16 @@ function fillFrame(frame, source, base, alt, lazy = true) {
 }
 
 /**
- * A change with its sign; null if there is nothing to compare with.
+ * A change with its sign, in the colour of a gain or a loss; null if there is nothing to compare with.
  * @param {Worth} worth
  * @returns {HTMLSpanElement | null}
  */
-function changeText({ value, base }) {
+function changeText({ value, base, lower }) {
   if (value === null || base === null || base === undefined) return null;
   const change = Number((value - base).toPrecision(6));
   const sign = change > 0 ? "+" : change < 0 ? "\u2212" : "\u00b1";
-  return make("span", { class: change > 0 ? "up" : change < 0 ? "down" : "note" }, [`${sign}${short(Math.abs(change), 3)}`]);
+  const better = lower ? change < 0 : change > 0;
+  return make("span", { class: change === 0 ? "note" : better ? "up" : "down" }, [`${sign}${short(Math.abs(change), 3)}`]);
 }
 
 /** The modes of all views: whether the base is shown in place of pictures, and whether the difference from it is. */
