@@ -83,11 +83,11 @@ def _lines(notes: list[str], file: Path) -> list[dict[str, Any]]:
 def _existing(folder: Path, files: list[str]) -> list[str | None]:
     """Return the files of one folder of the run, each None where it is missing."""
     try:
-        with os.scandir(folder / Path(files[0]).parent) as entries:
+        with os.scandir(folder / files[0].rpartition("/")[0]) as entries:
             names = {entry.name for entry in entries if entry.is_file()}
     except (OSError, IndexError):
         names = set()
-    return [file if Path(file).name in names else None for file in files]
+    return [file if file.rpartition("/")[2] in names else None for file in files]
 
 
 def _drawing(line: Line, folder: Path) -> DrawnPictures:

@@ -91,8 +91,14 @@ def curve_data(record: RunRecord) -> dict[str, Any]:
     groups["Other numbers"] = _others(tables["metrics"], shown)
     return {
         "tables": {name: table.axes(costs, seconds) for name, table in tables.items()},
-        "groups": [{"title": title, "charts": charts} for title, charts in groups.items() if charts],
+        "groups": [_group(title, charts) for title, charts in groups.items() if charts],
     }
+
+
+def _group(title: str, charts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a group of charts; those that show nothing but 0 are named instead."""
+    drawn = [chart for chart in charts if any(value for line in chart["series"] for value in line["y"])]
+    return {"title": title, "charts": drawn, "zeros": [chart["title"] for chart in charts if chart not in drawn]}
 
 
 def _with_shares(record: RunRecord) -> list[Line]:
@@ -144,7 +150,7 @@ class _Table:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _mean(values: Sequence[Any]) -> float | None:

@@ -135,7 +135,8 @@ def _score(record: RunRecord) -> Card:
     name = score_name(line)
     sentences = [f"{name.replace('_', ' ').capitalize()}: {MEANINGS.get(name, 'mean over the held-out prompts')}."]
     headline = f"{score_text(name, line[name])}{score_unit(name)}"
-    change, tone, words = "", "", ""
+    change, words = "", ""
+    tone: Tone = ""
     if base and base is not line and score_name(base) == name:
         change, tone, words = score_change(base, line)
         interval = " (95% interval, same prompts and noise)" if "[" in change else ""
@@ -160,14 +161,9 @@ def _hacking(record: RunRecord) -> Card | None:
         return None
     if not alarm:
         judged = record.base is not None and len(record.evaluations) > 1
-        sentence = (
-            "No measure outside the reward has passed its limit."
-            if judged
-            else "Judged from the second evaluation on, against the base."
-        )
-        return Card(
-            "Reward hacking", "no alarm" if judged else "not judged yet", [sentence], tone="good" if judged else ""
-        )
+        if judged:
+            return Card("Reward hacking", "no alarm", ["No measure outside the reward has passed its limit."], tone="good")
+        return Card("Reward hacking", "not judged yet", ["Judged from the second evaluation on, against the base."])
     now = "hacking" in record.evaluations[-1]
     best = f"iteration {alarm['best_before']}" if alarm["best_before"] else "the base"
     return Card(

@@ -7,9 +7,10 @@
  *   high?: (number | null)[], points: boolean}} CurveLine
  * @typedef {{title: string, note: string, percent: boolean, series: CurveLine[]}} CurveChart
  * @typedef {{tables: Record<string, Record<string, (number | null)[]>>,
- *   groups: {title: string, charts: CurveChart[]}[]}} Curves
+ *   groups: {title: string, charts: CurveChart[], zeros: string[]}[]}} Curves
  */
 
+const CHART_PX = 190;
 const AXES = { iteration: "iteration", evaluations: "model evaluations", seconds: "seconds" };
 
 /**
@@ -20,7 +21,7 @@ const AXES = { iteration: "iteration", evaluations: "model evaluations", seconds
  */
 function chartBy(curves, chart, axis) {
   const series = chart.series.map((line) => ({ ...line, x: curves.tables[line.table][axis] }));
-  return { ...chart, xLabel: AXES[axis], series };
+  return { ...chart, xLabel: AXES[axis], height: CHART_PX, series };
 }
 
 /** @param {Curves} curves */
@@ -53,6 +54,7 @@ function drawCurves(curves) {
     return make("section", { class: "chart-group", "aria-label": group.title }, [
       make("h3", {}, [group.title]),
       make("div", { class: "charts" }, places),
+      ...(group.zeros.length ? [make("p", { class: "note" }, [`Always 0: ${group.zeros.join(", ")}.`])] : []),
     ]);
   });
   byId("curve-groups").replaceChildren(...groups);
@@ -63,7 +65,7 @@ function drawCurves(curves) {
       if (chart) drawChart(place, chartBy(curves, chart, axis()));
     }
   });
-  const top = curves.groups[0]?.charts[0];
+  const top = curves.groups.flatMap((group) => group.charts)[0];
   if (top) drawChart(byId("score-chart"), chartBy(curves, top, "iteration"));
   else byId("score-chart").remove();
 }

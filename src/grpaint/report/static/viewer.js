@@ -33,7 +33,7 @@ function fillFrame(frame, source, base, alt, lazy = true) {
     return;
   }
   if (!picture) {
-    picture = make("img", { loading: lazy ? "lazy" : "eager", alt: "" });
+    picture = make("img", { loading: lazy ? "lazy" : "eager", decoding: lazy ? "async" : "sync", alt: "" });
     const drawn = picture;
     picture.addEventListener("load", () => frame.classList.toggle("grain", drawn.naturalWidth <= 64 && drawn.naturalHeight <= 64));
     frame.replaceChildren(picture);
