@@ -73,7 +73,7 @@ HELD_OUT = {
 
 
 def curve_data(record: RunRecord) -> dict[str, Any]:
-    """Return the x axes (``tables``) and the groups of charts that run.js draws; ``score`` is the first chart."""
+    """Return the x axes (``tables``), the groups of charts that run.js draws, and that of the ``top``, if any."""
     metrics = _with_shares(record)
     spent, seconds = 0.0, {0: 0.0}
     for line in metrics:
@@ -91,8 +91,29 @@ def curve_data(record: RunRecord) -> dict[str, Any]:
     groups["Other numbers"] = _others(tables["metrics"], shown)
     return {
         "tables": {name: table.axes(costs, seconds) for name, table in tables.items()},
+        "top": _top(record, tables),
         "groups": [_group(title, charts) for title, charts in groups.items() if charts],
     }
+
+
+def _top(record: RunRecord, tables: Mapping[str, "_Table"]) -> dict[str, Any] | None:
+    """Return the chart that tells most: the held-out score, or the held-out loss of a supervised run."""
+    held_out, metrics = tables["evaluations"], tables["metrics"]
+    if record.supervised and "denoising_loss" in held_out.keys:
+        return _chart(
+            "Held-out denoising loss", [held_out.series("evaluations", "denoising_loss", "loss", points=True)]
+        )
+    if record.supervised and "sft/denoising" in metrics.keys:
+        return _chart("Denoising loss, training", [metrics.series("metrics", "sft/denoising", "loss")])
+    return _score_chart(record, held_out)
+
+
+def _score_chart(record: RunRecord, held_out: "_Table") -> dict[str, Any] | None:
+    score = score_name(record.evaluations[-1]) if record.evaluations else ""
+    if score not in held_out.keys:
+        return None
+    series = [held_out.series("evaluations", score, "held out, 95% interval", points=True)]
+    return _chart(f"Held-out score: {score.replace('_', ' ')}", series, percent=score == "strict")
 
 
 def _group(title: str, charts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -181,14 +202,11 @@ def _plots(plots: Sequence[Plot], table: _Table) -> list[dict[str, Any]]:
     return charts
 
 
-def _scores(record: RunRecord, tables: Mapping[str, _Table]) -> list[dict[str, Any]]:
+def _scores(record: RunRecord, tables: Mapping[str, "_Table"]) -> list[dict[str, Any]]:
     """Return the charts of the score and of each reward, in training and on held-out prompts."""
     metrics, held_out = tables["metrics"], tables["evaluations"]
-    charts = []
+    charts = [chart] if (chart := _score_chart(record, held_out)) else []
     score = score_name(record.evaluations[-1]) if record.evaluations else ""
-    if score in held_out.keys:
-        series = [held_out.series("evaluations", score, "held out, 95% interval", points=True)]
-        charts.append(_chart(f"Held-out score: {score.replace('_', ' ')}", series, percent=score == "strict"))
     if "soft" in held_out.keys and score != "soft":
         charts.append(_chart("Soft score", [held_out.series("evaluations", "soft", "held out", points=True)]))
     names = [key for key in (*metrics.keys, *held_out.keys) if key.startswith("reward/") and key.count("/") == 1]
@@ -211,7 +229,7 @@ def _scores(record: RunRecord, tables: Mapping[str, _Table]) -> list[dict[str, A
     return charts
 
 
-def _unseen(record: RunRecord, tables: Mapping[str, _Table]) -> list[dict[str, Any]]:
+def _unseen(record: RunRecord, tables: Mapping[str, "_Table"]) -> list[dict[str, Any]]:
     """Return the charts of held-out measures that no reward is made of."""
     held_out = tables["evaluations"]
     score = score_name(record.evaluations[-1]) if record.evaluations else ""

@@ -162,7 +162,8 @@ def _hacking(record: RunRecord) -> Card | None:
     if not alarm:
         judged = record.base is not None and len(record.evaluations) > 1
         if judged:
-            return Card("Reward hacking", "no alarm", ["No measure outside the reward has passed its limit."], tone="good")
+            sentence = "No measure outside the reward has passed its limit."
+            return Card("Reward hacking", "no alarm", [sentence], tone="good")
         return Card("Reward hacking", "not judged yet", ["Judged from the second evaluation on, against the base."])
     now = "hacking" in record.evaluations[-1]
     best = f"iteration {alarm['best_before']}" if alarm["best_before"] else "the base"

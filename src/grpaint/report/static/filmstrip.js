@@ -32,6 +32,8 @@ class Filmstrip {
     this.shortcuts = true;
     /** @type {FilmCell[][]} by row: the cells of the window */
     this.cells = [];
+    /** @type {HTMLElement[]} by row: all scores at the selected time, beside the prompt */
+    this.sides = [];
     /** @type {HTMLButtonElement[]} */
     this.heads = [];
     this.slider = /** @type {HTMLInputElement} */ (byId("time"));
@@ -54,7 +56,7 @@ class Filmstrip {
   /** How many columns fit beside the prompts and the base. */
   fitting() {
     const narrow = matchMedia("(max-width: 40rem)").matches;
-    const room = byId("film-place").clientWidth - (narrow ? 96 : 160);
+    const room = byId("film-place").clientWidth - (narrow ? 96 : 184);
     const fit = narrow ? 1 : Math.floor(room / CELL_PX) - (this.base === 0 ? 1 : 0);
     return Math.max(1, Math.min(fit, MOST_COLUMNS, this.film.times.length - this.first));
   }
@@ -77,9 +79,12 @@ class Filmstrip {
     if (this.first) top.push(make("th", { scope: "col" }, ["base"]));
     top.push(...this.heads.map((head) => make("th", { scope: "col" }, [head])));
     this.cells = [];
+    this.sides = [];
     const rows = captions.map((caption, row) => {
       const text = make("span", { title: caption }, [caption]);
-      const line = make("tr", {}, [make("th", { scope: "row", class: "prompt" }, [text, make("small", { class: "note" }, [kinds[row] ?? ""])])]);
+      const side = make("div", { class: "worth" });
+      this.sides.push(side);
+      const line = make("tr", {}, [make("th", { scope: "row", class: "prompt" }, [text, make("small", { class: "note" }, [kinds[row] ?? ""]), side])]);
       if (this.first) {
         const base = this.makeCell(row, () => this.base);
         line.append(base.cell);
@@ -124,12 +129,15 @@ class Filmstrip {
       head.setAttribute("aria-pressed", String(selected));
       head.parentElement?.classList.toggle("now", selected);
     });
+    const narrow = this.columns === 1 && this.film.times.length > 2; // then all scores stand below the picture
     this.cells.forEach((cells, row) => {
       cells.forEach((cell, place) => {
         const selected = start + place === this.at;
         cell.cell.classList.toggle("now", selected);
-        this.fill(cell, row, this.film.times[start + place], selected);
+        this.fill(cell, row, this.film.times[start + place], narrow);
       });
+      const lines = this.scores(row, this.film.times[this.at]).map((one) => this.worthLine(one, true));
+      this.sides[row].replaceChildren(...(narrow ? [] : lines));
     });
   }
 
@@ -143,15 +151,18 @@ class Filmstrip {
     const base = this.base < 0 ? null : (this.film.times[this.base].files[row] ?? null);
     const place = time.iteration ? `iteration ${time.iteration}` : "the base";
     fillFrame(cell.frame, time.files[row] ?? null, base, `${this.film.captions[row]}, ${place}`);
-    const scores = this.scores(row, time);
-    const chosen = scores.filter((one) => one.name === this.choice.value);
-    const others = whole ? scores.filter((one) => one.name !== this.choice.value) : [];
-    const lines = [...chosen, ...others].map((one) => {
-      const change = time.iteration ? changeText(one) : null;
-      const name = whole ? [make("span", { class: "name", title: one.name }, [shortName(one.name)])] : [];
-      return make("div", {}, [...name, make("span", {}, [short(one.value, 3)]), change ?? ""]);
-    });
-    cell.worth.replaceChildren(...lines);
+    const scores = this.scores(row, time).filter((one) => whole || one.name === this.choice.value);
+    cell.worth.replaceChildren(...scores.map((one) => this.worthLine(one, whole, time.iteration > 0)));
+  }
+
+  /**
+   * @param {Worth} one
+   * @param {boolean} named
+   * @param {boolean} compared
+   */
+  worthLine(one, named, compared = true) {
+    const name = named ? [make("span", { class: "name", title: one.name }, [shortName(one.name)])] : [];
+    return make("div", {}, [...name, make("span", {}, [short(one.value, 3)]), (compared && changeText(one)) || ""]);
   }
 
   /**
@@ -161,9 +172,9 @@ class Filmstrip {
    */
   scores(row, time) {
     const base = this.base < 0 ? null : this.film.times[this.base];
-    return Object.entries(time.scores).map(([name, values]) => ({
+    return this.names.map((name) => ({
       name,
-      value: values[row] ?? null,
+      value: time.scores[name]?.[row] ?? null,
       base: base?.scores[name]?.[row] ?? null,
       lower: this.film.lower.includes(name),
     }));

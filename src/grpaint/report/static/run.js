@@ -7,7 +7,7 @@
  *   high?: (number | null)[], points: boolean}} CurveLine
  * @typedef {{title: string, note: string, percent: boolean, series: CurveLine[]}} CurveChart
  * @typedef {{tables: Record<string, Record<string, (number | null)[]>>,
- *   groups: {title: string, charts: CurveChart[], zeros: string[]}[]}} Curves
+ *   top: CurveChart | null, groups: {title: string, charts: CurveChart[], zeros: string[]}[]}} Curves
  */
 
 const CHART_PX = 190;
@@ -65,8 +65,7 @@ function drawCurves(curves) {
       if (chart) drawChart(place, chartBy(curves, chart, axis()));
     }
   });
-  const top = curves.groups.flatMap((group) => group.charts)[0];
-  if (top) drawChart(byId("score-chart"), chartBy(curves, top, "iteration"));
+  if (curves.top) drawChart(byId("score-chart"), chartBy(curves, curves.top, "iteration"));
   else byId("score-chart").remove();
 }
 
