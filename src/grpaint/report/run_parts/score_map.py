@@ -70,21 +70,14 @@ def score_map(record: RunRecord) -> ScoreMap | None:
         "kinds": _by_kind(lines, shown, score),
         "left_out": len(lines) - len(shown),
     }
-    order = sorted(range(len(last)), key=lambda row: last[row] - first[row])
-    changes = {
-        row: _change(row, captions, score, first[row], last[row]) for row in order[:EXTREMES] + order[-EXTREMES:]
-    }
-    return ScoreMap(
-        data,
-        score,
-        {
-            "gained": sum(after > before for before, after in zip(first, last, strict=True)),
-            "lost": sum(after < before for before, after in zip(first, last, strict=True)),
-            "prompts": len(last),
-        },
-        [changes[row] for row in reversed(order[-EXTREMES:]) if last[row] > first[row]],
-        [changes[row] for row in order[:EXTREMES] if last[row] < first[row]],
-    )
+    gains = sorted((row for row in range(len(last)) if last[row] > first[row]), key=lambda row: first[row] - last[row])
+    losses = sorted((row for row in range(len(last)) if last[row] < first[row]), key=lambda row: last[row] - first[row])
+
+    def changes(rows: Sequence[int]) -> list[PromptChange]:
+        return [_change(row, captions, score, first[row], last[row]) for row in rows[:EXTREMES]]
+
+    counts = {"gained": len(gains), "lost": len(losses), "prompts": len(last)}
+    return ScoreMap(data, score, counts, changes(gains), changes(losses))
 
 
 def _captions(drawings: Sequence[DrawnPictures], rows: int) -> list[str]:
