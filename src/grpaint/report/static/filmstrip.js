@@ -21,6 +21,8 @@ class Filmstrip {
    */
   constructor(film, viewer) {
     this.film = film;
+    /** @type {string[]} of scores, the one that judges the run first */
+    this.names = [];
     this.viewer = viewer;
     this.base = film.times.findIndex((time) => time.iteration === 0);
     this.first = this.base === 0 && film.times.length > 1 ? 1 : 0; // the base has a column of its own
