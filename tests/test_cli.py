@@ -34,6 +34,7 @@ COMMANDS = {
     "plan": "recipe --gpu --calibrate --minutes --json --set --trust",
     "compare": "methods --seeds --budget-evaluations --budget-minutes --world --only --shard --search --baseline "
     "--processes --dry-run --out --set",
+    "report": "run --single",
     "list": "what --json",
     "data scan": "where --sheet --set --json --trust",
     "data captions": "where --out --draws --set --trust",

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from grpaint.backends.synthetic.pipelines import save
 from grpaint.core.runtime import has_matrix_units
-from grpaint.judge import paired_difference
+from grpaint.measures.intervals import paired_difference
 from grpaint.run.folder import RunFolder
 from grpaint.scenes.captions import VOCABULARY
 from grpaint.scenes.world import SceneData

@@ -116,3 +116,17 @@ def compare(  # noqa: PLR0913 - reason: one argument a flag
         log=echo,
         processes=processes,
     )
+
+
+@app.command()
+@lasting_output()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its name in runs/.")],
+    single: Annotated[
+        Path | None, typer.Option(help="Write one file with the pictures inside, of 6 MB at most.")
+    ] = None,
+) -> None:
+    """Write the page of a run anew and print its address; a run that goes on writes it at every evaluation."""
+    from grpaint.commands.report import write_report
+
+    write_report(run, single)

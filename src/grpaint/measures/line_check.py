@@ -31,6 +31,20 @@ def unlike_a_drawing(line: Line) -> str:
     return next((key for key, fits in fitting.items() if not fits), "")
 
 
+def unlike_a_group(group: Any) -> str:
+    """Return the first key of a rollout's group of images whose value no run writes; empty if there is none."""
+    if not (isinstance(group, dict) and _is_list(group.get("total"))):
+        return "total"
+    count, rewards = len(group["total"]), group.get("rewards")
+    fitting = {
+        "caption": isinstance(group.get("caption"), str),
+        "kind": isinstance(group.get("kind"), str),
+        "advantage": _is_list(group.get("advantage")) and len(group["advantage"]) == count,
+        "rewards": isinstance(rewards, dict) and all(_is_list(row) and len(row) == count for row in rewards.values()),
+    }
+    return next((key for key, fits in fitting.items() if not fits), "")
+
+
 def _is_list_of(value: Any, kind: type, count: int) -> bool:
     return isinstance(value, list) and len(value) == count and all(isinstance(item, kind) for item in value)
 
@@ -57,7 +71,7 @@ def _fits(key: str, value: Any, score: str) -> bool:
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, list) and all(map(is_number, value))
+    return isinstance(value, list) and set(map(type, value)) <= {int, float}  # quick: there are millions
 
 
 def _numbers(value: Any, *keys: str) -> bool:

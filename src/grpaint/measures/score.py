@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Line = Mapping[str, Any]  # one evaluation: a line of evaluations.jsonl
+LOWER_IS_BETTER = ("fid", "kid", "background", "patch_energy", "image/grid_energy", "denoising_loss")
 
 
 def score_name(line: Line) -> str:

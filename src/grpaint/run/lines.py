@@ -82,12 +82,19 @@ def _damage(lines: list[_Stored]) -> str:
     return f"line{'s' if len(lines) > 1 else ''} {numbers} damaged ({lines[0].reason})"
 
 
+def whole_lines(file: Path) -> tuple[list[Line], str]:
+    """Return the whole lines of a file, and a text that says which are damaged and left out; empty if none is."""
+    lines = _stored(file)
+    damaged = [line for line in lines if line.values is None]
+    return [line.values for line in lines if line.values is not None], _damage(damaged) if damaged else ""
+
+
 def read_lines(file: Path) -> list[Line]:
     """Return the whole lines of a file; damaged ones are left out, and a logged line says which."""
-    lines = _stored(file)
-    if damaged := [line for line in lines if line.values is None]:
-        logging.getLogger(__name__).warning("grpaint: %s: %s, left out.", file, _damage(damaged))
-    return [line.values for line in lines if line.values is not None]
+    lines, damage = whole_lines(file)
+    if damage:
+        logging.getLogger(__name__).warning("grpaint: %s: %s, left out.", file, damage)
+    return lines
 
 
 def append_line(file: Path, line: Mapping[str, Any]) -> None:

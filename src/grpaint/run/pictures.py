@@ -49,7 +49,7 @@ class Drawing:
 
 def held_out_file(iteration: int, number: int) -> str:
     """Return the file of a held-out picture, relative to the run folder."""
-    return str(Path("samples") / HELD_OUT / f"{iteration:06d}" / f"{number:02d}.webp")
+    return f"samples/{HELD_OUT.name}/{iteration:06d}/{number:02d}.webp"
 
 
 def rollout_file(group: int, member: int) -> str:

@@ -50,7 +50,7 @@ def _check(subject: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     Raises:
         ConfigError: another setting differs.
     """
-    for key, old, new in _differences(before, now):
+    for key, old, new in setting_differences(before, now):
         if key in ("train.iterations", "train.evaluations") and isinstance(new, int) and _longer(old, new):
             continue
         if re.fullmatch(CHANGEABLE_ON_RESUME, key):
@@ -67,10 +67,10 @@ def _longer(old: int, new: int) -> bool:
     return new == 0 or 0 < old < new
 
 
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+def setting_differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield key, old and new value of each setting that differs, a changed ``kind`` first."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(old.keys() | new.keys(), key=lambda name: (name != "kind", name)):
-            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            yield from setting_differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
     elif old != new:
         yield key, old, new

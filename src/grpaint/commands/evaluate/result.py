@@ -16,12 +16,12 @@ from grpaint.measures.distances import KernelDistance, Moments, frechet_distance
 from grpaint.measures.features import file_hash
 from grpaint.measures.hacking import hacking_alarm
 from grpaint.measures.intervals import resample_counts, resampled_mean_interval
+from grpaint.measures.score import LOWER_IS_BETTER
 from grpaint.recipe.build import dump
 from grpaint.rewards.scenes import SceneCleanliness, SceneDistance, SceneScorer
 from grpaint.scenes.scorer import SHIPPED
 
 FREE, RECONSTRUCTION = "free generation", "reconstruction"
-LOWER_IS_BETTER = ("fid", "kid", "background", "patch_energy", "image/grid_energy", "denoising_loss")
 NORMAL_95 = 1.959964
 PIXELS = {"ssim": "torchmetrics", "psnr": "torchmetrics"}
 
