@@ -1,8 +1,9 @@
 """The page of a run in its folder."""
 
+from collections.abc import Callable
 from pathlib import Path
 
-from grpaint.core.errors import ConfigError
+from grpaint.core.errors import ConfigError, GrpaintError
 from grpaint.report.pages.run import run_page
 from grpaint.run.record import is_run, read_record
 from grpaint.storage.atomic import write_atomic
@@ -20,6 +21,23 @@ def write_page(folder: Path) -> Path:
     file = folder / PAGE
     write_atomic(file, run_page(read_record(folder)))
     return file
+
+
+class PageWriter:
+    """Writes the page of a run as it goes on; what goes wrong is a line for ``log``, once, and never the run's end."""
+
+    def __init__(self, folder: Path, log: Callable[[str], None]) -> None:
+        self.file, self._log, self._reported = (folder / PAGE).resolve(), log, ""
+
+    def write(self) -> None:
+        """Write the page as the run folder is now."""
+        try:
+            write_page(self.file.parent)
+        except Exception as error:  # noqa: BLE001 - reason: a page is worth no run
+            text = str(error) if isinstance(error, GrpaintError | OSError) else f"{type(error).__name__}: {error}"
+            if text != self._reported:
+                self._log(f"{self.file.name} could not be written ({text}); the run goes on")
+            self._reported = text
 
 
 def locate_run(name: str) -> Path:

@@ -10,11 +10,12 @@ from grpaint.run.folder import RunFolder
 from grpaint.storage.reading import read_toml
 
 # Besides the length of a run --resume may change how a reward in another process is reached, which changes no score,
+# how often pictures are drawn,
 # and how work is split into parts, which changes gradients by rounding alone.
 CHANGEABLE_ON_RESUME = (
     r"train\.overlap|rewards\.[^.]+\."
     "(urls?|token_env|timeout_s|start_s|retries|restarts|backoff_s|concurrency|python|place)"
-    r"|processes(\..*)?|model\.(batch|vae_batch|checkpointing)|objective\.minibatch|anchor\.loss\.minibatch"
+    r"|processes(\..*)?|evaluate\.pictures_every|model\.(batch|vae_batch|checkpointing)|objective\.minibatch|anchor\.loss\.minibatch"
 )
 
 

@@ -25,6 +25,7 @@ from grpaint.recipe.stand_ins import stand_ins, with_stand_ins
 from grpaint.report.console import Terminal
 from grpaint.report.terminal import before_after_table, hacking_line
 from grpaint.run.folder import RunFolder
+from grpaint.run.page import PAGE
 from grpaint.run.progress import Progress
 from grpaint.run.read_only import ReadOnlyRun
 from grpaint.run.resume import all_sets, settings_to_resume
@@ -149,3 +150,6 @@ def _print_result(console: Terminal, folder: RunFolder) -> None:
     picture = folder.samples / "before-after.png"
     if picture.is_file():
         console.print(f"pictures    {picture}", soft_wrap=True)
+    page = folder.path / PAGE
+    if page.is_file():
+        console.print(f"page        {page.resolve().as_uri()}", soft_wrap=True)

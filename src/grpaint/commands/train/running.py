@@ -40,6 +40,7 @@ from grpaint.run.folder import RunFolder
 from grpaint.run.loggers import start_loggers
 from grpaint.run.loop import Loop
 from grpaint.run.memory import memory
+from grpaint.run.page import PageWriter
 from grpaint.run.shares import check_shares
 from grpaint.run.signals import Listener, Stopped
 
@@ -55,6 +56,7 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], 
         GrpaintError: the run failed; its status is set, and the last checkpoint stays.
         Stopped: a signal stopped the run after its state was saved.
     """
+    page = PageWriter(folder.path, log) if world.first else None
     try:
         with Listener() as listener, contextlib.ExitStack() as stack:
             folder.status(status="running", **_of_many(folder, world, processes=world.size, nodes=world.nodes))
@@ -66,6 +68,10 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], 
                 stack.enter_context(connect_rewards(recipe.reward_set().rewards, log))
             loop = open_loop(recipe, folder, log, listener, world)
             loop.watchers.extend(watchers)
+            if page:
+                log(f"page  {page.file.as_uri()}")
+                page.write()
+                loop.viewers.append(lambda *_: page.write())
             if isinstance(recipe, SftRecipe):
                 sft(recipe, loop)
             else:
@@ -78,6 +84,9 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], 
         if reason is error:
             raise
         raise reason from error
+    finally:
+        if page and page.file.exists():
+            page.write()
 
 
 def _of_many(folder: RunFolder, world: World, **facts: Any) -> dict[str, Any]:
