@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch.distributed import FileStore, PrefixStore
 
@@ -165,9 +167,12 @@ assert not torch.distributed.is_initialized()
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True)
 
 
+PICTURES = ("evaluate.pictures=3", "evaluate.pictures_every=1")
+
+
 def weights_after(folder, name, *stages):
     """The weights of a run, by name; a stage is the iteration that it goes up to, and its number of processes."""
-    sets = ["train.schedule=constant", "train.warmup=0", "model.start="]
+    sets = ["train.schedule=constant", "train.warmup=0", "model.start=", *PICTURES]
     for done, processes in stages:
         words = ["train", "mix-grpo", "--name", name, "--processes", str(processes)]
         words += ["--resume"] if (folder / "runs" / name).exists() else []
@@ -189,3 +194,18 @@ def test_a_run_resumed_with_other_numbers_of_processes_is_the_unbroken_one(tmp_p
     assert distance(unbroken, resumed) <= 1e-4 * distance(unbroken, load_file(START["velocity"]))
     lines = [json.loads(line) for line in (tmp_path / "runs/resumed/metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [1, 2, 3]
+    check_equal_pictures(*(tmp_path / "runs" / name for name in ("unbroken", "resumed")))
+
+
+def check_equal_pictures(one, other):
+    """The held-out pictures and the last rollout of two runs are alike, and are about the same prompts in one order."""
+    files = sorted(file.relative_to(one) for file in one.glob("samples/*/*/*.webp"))
+    assert files == sorted(file.relative_to(other) for file in other.glob("samples/*/*/*.webp"))
+    assert len([file for file in files if "held-out" in file.parts]) == 4 * 3
+    for file in files:
+        images = [np.asarray(Image.open(run / file)).astype(int) for run in (one, other)]
+        assert np.abs(images[0] - images[1]).max() <= 2, file
+    records = [json.loads((run / "samples/rollout/000003/rollout.json").read_text()) for run in (one, other)]
+    for mine, other_group in zip(*(record["groups"] for record in records), strict=True):
+        assert mine["caption"] == other_group["caption"]
+        assert mine["total"] == pytest.approx(other_group["total"], abs=1e-2)
