@@ -364,3 +364,28 @@ def test_the_command_writes_the_page_and_prints_its_address(tmp_path, monkeypatc
     end = command("report", "one")
     assert end.out.startswith((tmp_path / "runs/one/report.html").as_uri())
     assert (tmp_path / "runs/one/report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+ODD = (None, "text", -1, 10**307, 1e308, float("nan"), float("inf"), [], [1, 2], {}, {"a": 1}, True)
+FILES = ("run.json", "metrics.jsonl", "evaluations.jsonl", "pictures.jsonl", "samples/rollout/000004/rollout.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_value_in_a_file_gives_a_page(tmp_path, name):
+    run = write_run(tmp_path / "run", hacking=ALARM | {"best_before": 2})
+    add_pictures(run, [0, 2, 4])
+    add_rollout(run, 4)
+    whole = (run / name).read_text().splitlines()
+    lines = [json.loads(line) for line in (whole if name.endswith(".jsonl") else ["".join(whole)])]
+    for key in [*lines[-1], "train/nonfinite_updates", "time/reward_wait_s", "reward/checker_interval", "processes"]:
+        for odd in ODD:
+            changed = [json.dumps(line) for line in (*lines[:-1], lines[-1] | {key: odd})]
+            (run / name).write_text("\n".join(changed) + "\n")
+            assert "What to do with it" in run_page(read_record(run)), (key, odd)
+
+
+@pytest.mark.parametrize("text", ["train = 3", "stage = [1]", "evaluate = 'x'", "[train]\niterations = 'x'", "x = nan"])
+def test_any_settings_give_a_page(tmp_path, text):
+    run = write_run(tmp_path / "run", status="running")
+    (run / "run.toml").write_text(text)
+    assert page_of(run).data["curves"]["groups"]

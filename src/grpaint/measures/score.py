@@ -21,7 +21,7 @@ def comparable_score(line: Line) -> float:
 def score_text(name: str, value: float, *, sign: bool = False) -> str:
     """A score for tables and logs: a share in percent without its unit, any other score to 4 digits."""
     mark = "+" if sign else ""
-    return f"{100 * value:{mark}.1f}" if name == "strict" else f"{value:{mark}.4g}"
+    return f"{100.0 * value:{mark}.1f}" if name == "strict" else f"{value:{mark}.4g}"
 
 
 def score_unit(name: str) -> str:

@@ -32,7 +32,7 @@ def read_record(folder: Path) -> RunRecord:
         raise ConfigError(f"{folder}: no run folder (it has neither run.toml nor {METRICS}); name runs/NAME.")
     notes: list[str] = []
     facts = _read(notes, folder, lambda: read_facts(folder / "run.json"), {})
-    settings = _read(notes, folder, lambda: read_toml(folder / "run.toml"), {})
+    settings = _read(notes, folder, lambda: _settings(folder / "run.toml"), {})
     metrics, evaluations, pictures = (_lines(notes, folder / name) for name in (METRICS, EVALUATIONS, PICTURES))
     drawings = [_drawing(line, folder) for line in sorted(pictures, key=lambda line: line["iteration"])]
     if not pictures:
@@ -71,6 +71,19 @@ def _read(notes: list[str], folder: Path, read: Callable[[], Any], otherwise: An
     except (ConfigError, CheckpointError) as error:
         notes.append(f"Left out: {str(error).removeprefix(f'{folder}{os.sep}')}")
         return otherwise
+
+
+def _settings(file: Path) -> Plain:
+    """Read a run.toml.
+
+    Raises:
+        ConfigError: it is missing or damaged.
+    """
+    settings = read_toml(file)
+    for key, kind in (("stage", str), ("train", dict), ("evaluate", dict)):
+        if not isinstance(settings.get(key, kind()), kind):
+            raise ConfigError(f"{file}: {key} is not what a run writes.")
+    return settings
 
 
 def _lines(notes: list[str], file: Path) -> list[dict[str, Any]]:
@@ -132,7 +145,7 @@ def _iterations(settings: Plain, metrics: list[dict[str, Any]]) -> int | None:
         length = Optimisation(learning_rate=1.0, **limits)
         last = metrics[-1] if metrics else {"iteration": 0, "cost/model_evaluations": 0}
         return length.total(last["iteration"], int(last["cost/model_evaluations"]))
-    except (TypeError, ValueError):  # a run.toml that is damaged, or that somebody has written
+    except (TypeError, ValueError, OverflowError):  # a run.toml that is damaged, or that somebody has written
         return None
 
 

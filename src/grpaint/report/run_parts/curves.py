@@ -181,7 +181,7 @@ def _mean(values: Sequence[Any]) -> float | None:
 
 def _ends(lines: Sequence[Line], key: str) -> Values:
     """Return the mean lower and upper end of the intervals of a bin."""
-    intervals = [line[key] for line in lines if key in line]
+    intervals = [line[key] for line in lines if isinstance(line.get(key), list) and len(line[key]) == 2]
     return [_mean([interval[end] for interval in intervals]) for end in (0, 1)]
 
 

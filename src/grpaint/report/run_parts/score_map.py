@@ -114,7 +114,7 @@ def _change(row: int, captions: Sequence[str], score: str, before: float, after:
     )
 
 
-def kind_rows(record: RunRecord) -> list[tuple[str, int, str, str, str, bool]]:
+def kind_rows(record: RunRecord) -> list[tuple[str, str, str, str, str, bool]]:
     """Return the last evaluation by category: kind, prompts, the base's score, the score, the change, if none is lost.
 
     Empty without categories or a base.
@@ -127,7 +127,7 @@ def kind_rows(record: RunRecord) -> list[tuple[str, int, str, str, str, bool]]:
     return [
         (
             kind,
-            int(now[kind]["prompts"]),
+            f"{now[kind].get('prompts', 0):g}",
             f"{score_text(score, before[kind][score])}{unit}",
             f"{score_text(score, now[kind][score])}{unit}",
             score_text(score, now[kind][score] - before[kind][score], sign=True),

@@ -1,6 +1,7 @@
 """Where a run stands: a few cards, each a headline and a sentence or two, which need no script."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from grpaint.report.run_record import Line, RunRecord
 Tone = Literal["", "good", "bad", "warn"]
 
 RECENT = 20  # lines from which the time left is estimated
+LONGEST_S = 1e9
 MISSED = 20  # lines that a running process may be late by, before its silence is told
 STATUS: dict[str, tuple[str, Tone]] = {
     "starting": ("Starting", ""),
@@ -55,11 +57,19 @@ def spent_s(line: Line) -> float:
     """Return the seconds that an iteration took by its line; scoring that overlaps with sampling counts as its wait."""
     scoring = "time/reward_wait_s" if "time/reward_wait_s" in line else "time/reward_s"
     phases = ("time/rollout_s", scoring, "time/update_s", "time/pictures_s", "time/evaluate_s")
-    return sum(float(line.get(phase, 0.0)) for phase in phases)
+    return sum(_number(line, phase) for phase in phases)
+
+
+def _number(line: Line, key: str) -> float:
+    """Return a number of a line, 0 where it has none."""
+    value = line.get(key)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
 
 
 def duration(seconds: float) -> str:
     """Return a number of seconds as a person says it."""
+    if not seconds < LONGEST_S:
+        return "years"
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes = round(seconds / 60)
@@ -116,7 +126,7 @@ def score_change(base: Line, line: Line) -> tuple[str, Tone, str]:
             "good" if better else "bad" if change else "",
             "The base",
         )
-    mean, (low, high) = paired_difference(before, after)
+    mean, (low, high) = paired_difference([float(x) for x in before], [float(x) for x in after])
     text = f"{score_text(name, mean, sign=True)}{points}"
     if low == high:
         return text, "", "No prompt has changed from the base" if not mean else "The base"
@@ -206,15 +216,15 @@ def _training(record: RunRecord) -> Card | None:
         ("train/nonfinite_updates", "with a gradient that is not finite"),
         ("train/skipped_updates", "skipped"),
     ):
-        if count := sum(line.get(key, 0) for line in record.metrics):
+        if count := sum(_number(line, key) for line in record.metrics):
             sentences.append(f"{count:g} updates {what}.")
             tone = "warn" if key == "train/nonfinite_updates" else tone
     return Card(title, headline, sentences, tone=tone)
 
 
-def _mean(lines: Sequence[Mapping[str, Any]], name: str) -> float:
-    values = [float(line[name]) for line in lines if isinstance(line.get(name), int | float)]
-    return sum(values) / len(values) if values else float("nan")
+def _mean(lines: Sequence[Line], name: str) -> float:
+    values = [_number(line, name) for line in lines if name in line]
+    return sum(values) / len(values) if values else math.nan
 
 
 def moment(text: Any) -> datetime | None:

@@ -12,6 +12,7 @@
 const shortName = (name) => name.replace(/^reward\//, "");
 const PLAY_MS = 500;
 const CELL_PX = 118; // a column is at least as wide
+const PROMPT_PX = 184; // the column of the prompts
 const MOST_COLUMNS = 7;
 
 class Filmstrip {
@@ -29,6 +30,7 @@ class Filmstrip {
     this.at = film.times.length - 1;
     this.row = 0;
     this.columns = 0;
+    this.narrow = false;
     this.playing = 0;
     this.waiting = 0;
     this.shortcuts = true;
@@ -50,6 +52,9 @@ class Filmstrip {
     names.sort((a, b) => Number(b === this.film.score) - Number(a === this.film.score));
     this.names = names;
     this.choice.replaceChildren(...names.map((name) => make("option", { value: name }, [shortName(name)])));
+    for (const toggle of document.querySelectorAll(".film-bar .base-toggle, .film-bar .difference-toggle")) {
+      /** @type {HTMLButtonElement} */ (toggle).disabled = this.base < 0;
+    }
     this.slider.min = String(this.first);
     this.slider.max = String(this.film.times.length - 1);
     if (matchMedia("(prefers-reduced-motion: reduce)").matches) byId("play").hidden = true;
@@ -57,9 +62,9 @@ class Filmstrip {
 
   /** How many columns fit beside the prompts and the base. */
   fitting() {
-    const narrow = matchMedia("(max-width: 40rem)").matches;
-    const room = byId("film-place").clientWidth - (narrow ? 96 : 184);
-    const fit = narrow ? 1 : Math.floor(room / CELL_PX) - (this.base === 0 ? 1 : 0);
+    this.narrow = matchMedia("(max-width: 40rem)").matches;
+    const room = byId("film-place").clientWidth - PROMPT_PX;
+    const fit = this.narrow ? 1 : Math.floor(room / CELL_PX) - (this.base === 0 ? 1 : 0);
     return Math.max(1, Math.min(fit, MOST_COLUMNS, this.film.times.length - this.first));
   }
 
@@ -131,15 +136,14 @@ class Filmstrip {
       head.setAttribute("aria-pressed", String(selected));
       head.parentElement?.classList.toggle("now", selected);
     });
-    const narrow = this.columns === 1 && this.film.times.length > 2; // then all scores stand below the picture
     this.cells.forEach((cells, row) => {
       cells.forEach((cell, place) => {
         const selected = start + place === this.at;
         cell.cell.classList.toggle("now", selected);
-        this.fill(cell, row, this.film.times[start + place], narrow);
+        this.fill(cell, row, this.film.times[start + place], this.narrow);
       });
       const lines = this.scores(row, this.film.times[this.at]).map((one) => this.worthLine(one, true));
-      this.sides[row].replaceChildren(...(narrow ? [] : lines));
+      this.sides[row].replaceChildren(...(this.narrow ? [] : lines)); // a narrow page has them below the picture
     });
   }
 

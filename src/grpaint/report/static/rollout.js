@@ -52,11 +52,10 @@ function rankName(member, count) {
 }
 
 /**
- * @param {Group} group
  * @param {Member} member
  * @returns {Worth[]}
  */
-function memberScores(group, member) {
+function memberScores(member) {
   const rewards = Object.entries(member.rewards).map(([name, value]) => ({ name, value }));
   const total = rewards.length > 1 ? [{ name: "total", value: member.total }] : [];
   return [...rewards, ...total, { name: "advantage", value: member.advantage }];
@@ -76,7 +75,7 @@ function memberElement(groups, place, member, viewer) {
   fillFrame(frame, one.file, null, `${group.caption}, ${rank}`);
   const shot = make("button", { type: "button", class: "shot" }, [frame]);
   shot.addEventListener("click", () => enlargeMember(groups, place, member, viewer));
-  const worth = memberScores(group, one).map(({ name, value }) => {
+  const worth = memberScores(one).map(({ name, value }) => {
     const signed = name === "advantage" && value !== null;
     const text = signed ? `${value > 0 ? "+" : value < 0 ? "\u2212" : ""}${short(Math.abs(value), 3)}` : short(value, 3);
     const tone = signed && value ? (value > 0 ? "up" : "down") : "";
@@ -97,7 +96,7 @@ function enlargeMember(groups, place, member, viewer) {
     const group = groups[at.place];
     const one = group.members[at.member];
     const rank = rankName(at.member, group.members.length);
-    const scores = memberScores(group, one);
+    const scores = memberScores(one);
     return { source: one.file, base: null, alt: `${group.caption}, ${rank}`, caption: group.caption, place: rank, scores };
   };
   viewer.show(shown, (columns, rows) => {

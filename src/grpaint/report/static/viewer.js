@@ -27,6 +27,7 @@ function makeFrame() {
 function fillFrame(frame, source, base, alt, lazy = true) {
   frame.style.backgroundImage = base ? `url("${base}")` : "none";
   let picture = frame.querySelector("img");
+  frame.classList.toggle("based", base !== null);
   frame.classList.toggle("empty", source === null);
   if (source === null) {
     frame.replaceChildren("no picture");
