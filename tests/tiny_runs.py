@@ -223,7 +223,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def timeless(path: Path) -> list[dict[str, Any]]:
     """The lines of a .jsonl file without what may differ between equal runs."""
-    may_differ = ("time/", "processes/")
+    may_differ = ("time/", "memory/", "processes/")
     return [{key: value for key, value in line.items() if not key.startswith(may_differ)} for line in lines(path)]
 
 

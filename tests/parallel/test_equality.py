@@ -106,7 +106,7 @@ def test_ranks_that_share_a_reward_compute_the_same_and_say_how_many_rows_each_h
 
 def timeless(lines):
     """Lines without times, and what follows from them: the slowest rank, and the bytes of the times' digits."""
-    varying = ("time/", "processes/")
+    varying = ("time/", "memory/", "processes/")
     return [{key: value for key, value in line.items() if not key.startswith(varying)} for line in lines]
 
 

@@ -49,23 +49,24 @@ def merge_costs(meter: Meter, world: World) -> None:
 
 
 def merge_times(
-    times: Mapping[str, float], rows: int, meter: Meter, world: World
+    times: Mapping[str, float], peak: float, rows: int, meter: Meter, world: World
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Return the phases' seconds of the slowest rank, with all ranks' processor seconds, and measures of the exchange.
+    """Return the phases' seconds of the slowest rank, with all ranks' processor seconds, and other measures.
 
-    These are the slowest rank's number, the bytes that all ranks have sent since the last call, and each rank's
-    ``rows``. The counts of model evaluations become those of all ranks.
+    These are the largest ``peak`` memory in MiB and, of many ranks, the slowest one's number, the bytes that all have
+    sent since the last call, and each one's ``rows`` and seconds. The counts of model evaluations become those of all.
     """
     if world.size == 1:
-        return dict(times), {}
-    own, world.bytes_exchanged = [dict(times), world.bytes_exchanged, rows, meter.tally()], 0
-    every, sent, all_rows, tallies = zip(*world.gather_values(own), strict=True)
+        return dict(times), {"memory/peak_mib": round(peak, 1)}
+    own, world.bytes_exchanged = [dict(times), peak, world.bytes_exchanged, rows, meter.tally()], 0
+    every, peaks, sent, all_rows, tallies = zip(*world.gather_values(own), strict=True)
     meter.merge(tallies)
-    seconds = [sum(value for name, value in one.items() if name != "cpu") for one in every]
+    seconds = [round(sum(value for name, value in one.items() if name != "cpu"), 4) for one in every]
     slowest = seconds.index(max(seconds))
-    measures = {"slowest_rank": slowest, "bytes": sum(sent), "rows": list(all_rows)}
+    measures = {"slowest_rank": slowest, "bytes": sum(sent), "rows": list(all_rows), "seconds": seconds}
     cpu = sum(one.get("cpu", 0.0) for one in every)
-    return every[slowest] | {"cpu": cpu}, {f"processes/{name}": value for name, value in measures.items()}
+    shared = {f"processes/{name}": value for name, value in measures.items()}
+    return every[slowest] | {"cpu": cpu}, {"memory/peak_mib": round(max(peaks), 1)} | shared
 
 
 def common_signal(requested: int, world: World) -> int:

@@ -29,7 +29,7 @@ from grpaint.run.agreement import (
 from grpaint.run.alarm import check_hacking, reason_to_stop
 from grpaint.run.checkpoint import WeightFiles, read_checkpoint, restore_pieces, weight_files, write_checkpoint
 from grpaint.run.folder import RunFolder
-from grpaint.run.memory import memory
+from grpaint.run.memory import memory, peak_mib
 from grpaint.run.pictures import Drawing, RolloutImages
 from grpaint.run.signals import Listener, Stopped
 from grpaint.run.state import check_storable
@@ -157,7 +157,8 @@ class Loop(Updates):
 
     def _agree(self) -> None:
         """Make costs and times those of all ranks, and check now and then that all have the same weights."""
-        self._times, measures = merge_times(self._times, self._rows, self.policy.meter, self.world)
+        peak = peak_mib(self.policy.runtime.device)
+        self._times, measures = merge_times(self._times, peak, self._rows, self.policy.meter, self.world)
         self.record(measures)
         settings = self.recipe.processes or Processes()
         self.world.limit(settings.limit_s, "processes.limit_s")

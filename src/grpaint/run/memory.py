@@ -1,7 +1,11 @@
-"""Turn an out-of-memory error into a message that names the phase and the setting to lower."""
+"""Peak memory, and out-of-memory errors as messages that name the phase and the setting to lower."""
 
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import torch
 
 from grpaint.core.errors import MemoryExhausted, is_out_of_memory
 
@@ -12,7 +16,17 @@ LOWER = {
     "reward_wait": "train.prompts or train.group_size",
     "update": "objective.minibatch",
     "evaluate": "evaluate.prompts or model.batch",
+    "pictures": "evaluate.pictures or model.batch",
 }
+
+
+def peak_mib(device: str) -> float:
+    """Return the peak memory in MiB: allocated on the GPU since the last call, or else of this process so far."""
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from grpaint.report.run_parts.standing import spent_s
 from grpaint.report.run_record import Line, RunRecord
 
 MOST_POINTS = 2000
+RANK_SECONDS = "processes/seconds"
 Values = list[float | None]
 
 
@@ -85,7 +86,11 @@ def curve_data(record: RunRecord) -> dict[str, Any]:
         "Score and rewards": _scores(record, tables),
         "What no reward sees": _unseen(record, tables),
         "Policy": _plots(POLICY, tables["metrics"]),
-        "Time and cost": [*_plots(COSTS, tables["metrics"]), *_memory(tables["metrics"])],
+        "Time and cost": [
+            *_plots(COSTS, tables["metrics"]),
+            *_by_prefix(tables["metrics"], f"{RANK_SECONDS}/", "Seconds by rank", "rank "),
+            *_by_prefix(tables["metrics"], "memory/", "Memory, MiB"),
+        ],
     }
     shown = {line["key"] for charts in groups.values() for chart in charts for line in chart["series"]}
     groups["Other numbers"] = _others(tables["metrics"], shown)
@@ -123,15 +128,16 @@ def _group(title: str, charts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _with_shares(record: RunRecord) -> list[Line]:
-    """Return the metrics lines with the share of groups without spread."""
-    groups = record.settings.get("train", {}).get("prompts")
-    key = "advantage/zero_spread_groups"
-    if not (isinstance(groups, int) and groups > 0):
-        return list(record.metrics)
-    return [
-        {**line, "zero_spread_share": line[key] / groups} if isinstance(line.get(key), int) else line
-        for line in record.metrics
-    ]
+    """Return the metrics lines with the share of groups without spread, and a key for each rank's seconds."""
+    groups, key = record.settings.get("train", {}).get("prompts"), "advantage/zero_spread_groups"
+    known = isinstance(groups, int) and groups > 0
+    lines = []
+    for line in record.metrics:
+        ranks = line.get(RANK_SECONDS)
+        each = {f"{RANK_SECONDS}/{rank}": value for rank, value in enumerate(ranks if isinstance(ranks, list) else ())}
+        share = {"zero_spread_share": line[key] / groups} if known and isinstance(line.get(key), int) else {}
+        lines.append(line | share | each if share or each else line)
+    return lines
 
 
 class _Table:
@@ -244,11 +250,11 @@ def _unseen(record: RunRecord, tables: Mapping[str, "_Table"]) -> list[dict[str,
     ]
 
 
-def _memory(table: _Table) -> list[dict[str, Any]]:
-    keys = [key for key in table.keys if key.startswith("memory/")]
-    return (
-        [_chart("Memory", [table.series("metrics", key, key.removeprefix("memory/")) for key in keys])] if keys else []
-    )
+def _by_prefix(table: _Table, prefix: str, title: str, label: str = "") -> list[dict[str, Any]]:
+    """Return a chart of the numbers whose keys begin so, if there are any."""
+    keys = [key for key in table.keys if key.startswith(prefix)]
+    lines = [table.series("metrics", key, label + key.removeprefix(prefix)) for key in keys]
+    return [_chart(title, lines)] if lines else []
 
 
 def _others(table: _Table, shown: set[str]) -> list[dict[str, Any]]:
