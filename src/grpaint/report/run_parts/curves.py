@@ -136,7 +136,7 @@ def _with_shares(record: RunRecord) -> list[Line]:
         ranks = line.get(RANK_SECONDS)
         each = {f"{RANK_SECONDS}/{rank}": value for rank, value in enumerate(ranks if isinstance(ranks, list) else ())}
         share = {"zero_spread_share": line[key] / groups} if known and isinstance(line.get(key), int) else {}
-        lines.append(line | share | each if share or each else line)
+        lines.append({**line, **share, **each} if share or each else line)
     return lines
 
 
