@@ -99,6 +99,8 @@ def next_commands(record: RunRecord) -> list[tuple[str, str]]:
         resume += ["--processes", str(record.facts["processes"])]
     if record.facts.get("status") == "finished" and record.iterations:
         resume += ["--set", f"train.iterations={2 * record.iterations}"]
+        if evaluations := record.settings.get("train", {}).get("evaluations"):
+            resume += ["--set", f"train.evaluations={2 * evaluations}"]
     return [
         ("Resume", shlex.join(resume)),
         ("Sample", shlex.join(["grpaint", "sample", run, caption])),

@@ -32,6 +32,16 @@ function drawCurves(curves) {
   const axis = () => /** @type {keyof typeof AXES} */ (select.value);
   /** @type {Set<HTMLElement>} */
   const drawn = new Set();
+  /** @type {HTMLElement[]} charts that have come near, drawn one a frame so that scrolling goes on */
+  const waiting = [];
+  const drawNext = () => {
+    const place = waiting[0];
+    const chart = charts.get(place);
+    if (chart) drawChart(place, chartBy(curves, chart, axis()));
+    drawn.add(place);
+    waiting.shift();
+    if (waiting.length) requestAnimationFrame(drawNext);
+  };
   const seen = new IntersectionObserver(
     (entries) => {
       for (const { isIntersecting, target } of entries) {
@@ -39,8 +49,7 @@ function drawCurves(curves) {
         const chart = charts.get(place);
         if (!isIntersecting || !chart) continue;
         seen.unobserve(place);
-        drawn.add(place);
-        drawChart(place, chartBy(curves, chart, axis()));
+        if (waiting.push(place) === 1) requestAnimationFrame(drawNext);
       }
     },
     { rootMargin: "300px" },

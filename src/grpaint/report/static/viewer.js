@@ -25,7 +25,7 @@ function makeFrame() {
  * @param {boolean} lazy
  */
 function fillFrame(frame, source, base, alt, lazy = true) {
-  frame.style.backgroundImage = base ? `url("${base}")` : "none";
+  frame.style.backgroundImage = base && source !== null ? `url("${base}")` : "none";
   let picture = frame.querySelector("img");
   frame.classList.toggle("based", base !== null);
   frame.classList.toggle("empty", source === null);
@@ -37,6 +37,11 @@ function fillFrame(frame, source, base, alt, lazy = true) {
     picture = make("img", { loading: lazy ? "lazy" : "eager", decoding: lazy ? "async" : "sync", alt: "" });
     const drawn = picture;
     picture.addEventListener("load", () => frame.classList.toggle("grain", drawn.naturalWidth <= 64 && drawn.naturalHeight <= 64));
+    picture.addEventListener("error", () => {
+      frame.classList.add("empty");
+      frame.style.backgroundImage = "none";
+      frame.replaceChildren("gone: reload the page"); // the run has replaced it by a later one
+    });
     frame.replaceChildren(picture);
   }
   picture.alt = alt;
