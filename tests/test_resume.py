@@ -373,11 +373,16 @@ def test_behaviour_weights_are_resumed(lora, tmp_path_factory):
 
 COUNTING = """
 from dataclasses import dataclass, field
+from pathlib import Path
 
 @dataclass
 class Counting:
     share: float = 0.1
     seen: int = field(default=0, init=False)
+
+    def __post_init__(self):
+        with Path("built").open("a") as file:
+            file.write("once ")
 
     def __call__(self, images, prompts):
         self.seen += 1
@@ -401,6 +406,7 @@ def test_a_reward_with_a_state_of_its_own_is_resumed(tmp_path_factory):
     _resumed(here / "runs/it")
     state = json.loads((IT / "checkpoints/000004/state.json").read_text())
     assert state["pieces"] == {"rewards.mine.reward": {"seen": 4}}
+    assert Path("built").read_text() == "once "
 
 
 def test_torch_modules_are_not_taken_for_pieces_with_state():
