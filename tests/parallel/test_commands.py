@@ -23,11 +23,19 @@ SHARED = ["--set", 'rewards={mine={kind="shared.py:score",place="node"},small={k
 SHARED_REWARD = """
 import os
 from pathlib import Path
+import torch
 
 def score(images, prompts):
     Path(f"called-by-{os.getpid()}").touch()
     return images.mean((1, 2, 3))
+
+def likeness(images, prompts):
+    Path(f"compared-by-{os.getpid()}").touch()
+    return -(images - torch.stack([prompt.reference for prompt in prompts])).abs().mean((1, 2, 3))
+
+likeness.needs_reference = True
 """
+LIKENESS = ["--set", 'rewards.like={kind="shared.py:likeness",place="node"}']
 
 
 def grpaint(folder, *words, code=0):
@@ -48,9 +56,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def callers(folder):
+def callers(folder, done="called"):
     """How many processes have called the shared reward since the last call of this function."""
-    return len([file.unlink() for file in folder.glob("called-by-*")])
+    return len([file.unlink() for file in folder.glob(f"{done}-by-*")])
 
 
 def test_many_processes_evaluate_a_model_as_one_does(folder):
@@ -83,12 +91,13 @@ def test_ctrl_c_ends_an_evaluation_at_once(folder, tmp_path):
 
 def test_many_processes_record_and_compare_models_as_one_does(folder):
     results, files = [], []
-    words = ["evaluate", "it", "it:base", *SHORT, "--few", "--keep", "--json", "--out"]
+    words = ["evaluate", "it", "it:base", *SHORT, *SHARED, *LIKENESS, "--few", "--keep", "--json", "--out"]
     for count in (1, 3):
         output, errors = grpaint(folder, *words, f"of-{count}", "--processes", str(count))
         assert errors == "it  10 of 10\nbase  10 of 10\n"
         results.append(json.loads(output))
         out = folder / f"of-{count}"
+        assert (callers(folder), callers(folder, "compared")) == (1, 1)
         files.append({str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()})
     check_close(*results, "comparison", 5e-3)  # a pixel that rounds at a level's edge moves the entropy by .001
     again, errors = grpaint(folder, *words, "of-3")  # one process finds every record made
