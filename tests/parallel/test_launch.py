@@ -1,5 +1,6 @@
 """``--processes``: faults, stops and deaths of real processes, each ended as the command line promises."""
 
+import contextlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from torch.distributed import FileStore, PrefixStore
 
 from grpaint.backends.scenes import START
 from grpaint.parallel.watch import END, PREFIX, STORE
+from tiny_runs import command
 
 REWARD = """
 import os
@@ -165,9 +167,15 @@ def weights_after(folder, name, *stages):
     """The weights of a run, by name; a stage is the iteration that it goes up to, and its number of processes."""
     sets = ["train.schedule=constant", "train.warmup=0", "model.start=", "train.group_size=6", "plan.steps=5", *PICTURES]
     for done, processes in stages:
-        words = ["train", "mix-grpo", "--name", name, "--processes", str(processes)]
+        words = ["train", "mix-grpo", "--name", name]
         words += ["--resume"] if (folder / "runs" / name).exists() else []
-        process = start(folder, *words, sets=[*sets, f"train.iterations={done}"])
+        now = [*sets, f"train.iterations={done}"]
+        if processes == 1:
+            with contextlib.chdir(folder):
+                end = command(*words, sets=[*SETS, *now])
+            assert end.code == 0, end.err
+            continue
+        process = start(folder, *words, "--processes", str(processes), sets=now)
         _, errors = process.communicate(timeout=200)
         assert process.returncode == 0, errors
     tensors = load_file(folder / f"runs/{name}/checkpoints/{stages[-1][0]:06d}/training.safetensors")
