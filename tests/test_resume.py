@@ -313,6 +313,16 @@ def test_more_iterations_continue_from_the_end(short):
     tiny_runs.same(IT, Path("runs/long"))
 
 
+def test_a_setting_newer_than_the_run_has_its_default(short):
+    shutil.copytree(short, IT)
+    settings = (IT / "run.toml").read_text()
+    assert "\nevaluations = 0\n" in settings
+    (IT / "run.toml").write_text(settings.replace("\nevaluations = 0\n", "\n"))
+    end = command("train", "--name", "it", "--resume", sets=["train.evaluations=9"])
+    assert end.code == 2
+    assert end.err.startswith("grpaint: train.evaluations = 9: the run runs/it has 0;")
+
+
 def test_a_run_that_used_up_its_evaluations_continues_with_more(straight):
     each = lines(straight / "metrics.jsonl")[0]["cost/model_evaluations"]
     end = command("train", "flow-grpo-fast", "--name", "it", sets=[*SETS, f"train.evaluations={2 * each}"])

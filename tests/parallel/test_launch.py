@@ -165,7 +165,14 @@ PICTURES = ("evaluate.pictures=3", "evaluate.pictures_every=1")
 
 def weights_after(folder, name, *stages):
     """The weights of a run, by name; a stage is the iteration that it goes up to, and its number of processes."""
-    sets = ["train.schedule=constant", "train.warmup=0", "model.start=", "train.group_size=6", "plan.steps=5", *PICTURES]
+    sets = [
+        "train.schedule=constant",
+        "train.warmup=0",
+        "model.start=",
+        "train.group_size=6",
+        "plan.steps=5",
+        *PICTURES,
+    ]
     for done, processes in stages:
         words = ["train", "mix-grpo", "--name", name]
         words += ["--resume"] if (folder / "runs" / name).exists() else []
