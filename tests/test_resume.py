@@ -313,6 +313,16 @@ def test_more_iterations_continue_from_the_end(short):
     tiny_runs.same(IT, Path("runs/long"))
 
 
+def test_a_setting_newer_than_the_run_has_its_default(short):
+    shutil.copytree(short, IT)
+    settings = (IT / "run.toml").read_text()
+    assert "\nevaluations = 0\n" in settings
+    (IT / "run.toml").write_text(settings.replace("\nevaluations = 0\n", "\n"))
+    end = command("train", "--name", "it", "--resume", sets=["train.evaluations=9"])
+    assert end.code == 2
+    assert end.err.startswith("grpaint: train.evaluations = 9: the run runs/it has 0;")
+
+
 def test_a_run_that_used_up_its_evaluations_continues_with_more(straight):
     each = lines(straight / "metrics.jsonl")[0]["cost/model_evaluations"]
     end = command("train", "flow-grpo-fast", "--name", "it", sets=[*SETS, f"train.evaluations={2 * each}"])
@@ -373,11 +383,16 @@ def test_behaviour_weights_are_resumed(lora, tmp_path_factory):
 
 COUNTING = """
 from dataclasses import dataclass, field
+from pathlib import Path
 
 @dataclass
 class Counting:
     share: float = 0.1
     seen: int = field(default=0, init=False)
+
+    def __post_init__(self):
+        with Path("built").open("a") as file:
+            file.write("once ")
 
     def __call__(self, images, prompts):
         self.seen += 1
@@ -401,6 +416,7 @@ def test_a_reward_with_a_state_of_its_own_is_resumed(tmp_path_factory):
     _resumed(here / "runs/it")
     state = json.loads((IT / "checkpoints/000004/state.json").read_text())
     assert state["pieces"] == {"rewards.mine.reward": {"seen": 4}}
+    assert Path("built").read_text() == "once "
 
 
 def test_torch_modules_are_not_taken_for_pieces_with_state():

@@ -1,11 +1,23 @@
 """What ``--processes auto`` stands for."""
 
 import sys
+from pathlib import Path
 
 import pytest
+import tomli_w
 
+import tiny_runs
+from grpaint.backends.scenes import START
 from grpaint.commands import processes
-from grpaint.commands.processes import INTERPRETER, free_memory, training_processes
+from grpaint.commands.processes import (
+    INTERPRETER,
+    evaluating_processes,
+    examining_processes,
+    free_memory,
+    training_processes,
+)
+from grpaint.recipe.config import locate
+from grpaint.storage.reading import read_toml
 
 GIB = 2**30
 
@@ -26,6 +38,27 @@ def test_auto_is_what_prompts_cores_and_memory_allow(
 def test_auto_takes_no_more_processes_than_images_of_a_supervised_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "device_count", lambda: 8)
     assert training_processes("sft", "scenes/sft", ["train.batch=2"]) == 2
+
+
+def test_auto_judges_with_no_more_processes_than_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "device_count", lambda: 8)
+    monkeypatch.setattr(processes, "free_memory", lambda: 5 * INTERPRETER)
+    assert evaluating_processes([str(START["velocity"]), f"other={START['velocity']}"], [], trust=False) == 3
+    assert examining_processes("awm", ["train.prompts=6"], trust=False, most=2) == 2
+
+
+def test_auto_runs_no_code_that_a_run_brings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "device_count", lambda: 8)
+    monkeypatch.setattr(processes, "free_memory", lambda: 5 * INTERPRETER)
+    table = read_toml(locate("awm"))
+    table["rewards"]["mine"] = {"kind": "own.py:score"}
+    with tiny_runs.folder(tmp_path):
+        Path("own.py").write_text('from pathlib import Path\nPath("imported").touch()\ndef score(i, p): ...\n')
+        Path("run.toml").write_text(tomli_w.dumps(table))
+        assert examining_processes("run.toml", ["train.prompts=6"], trust=False) == 3
+        assert not Path("imported").exists()
+        assert examining_processes("run.toml", ["train.prompts=6"], trust=True) == 3
+        assert Path("imported").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -1,6 +1,7 @@
 """How a run of two processes ends: by errors, signals and deaths, or before its group has formed."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from running import IT, children, end_of, enter, start, wait_for_lines
 
 from grpaint.run.signals import NOTICE
-from tiny_runs import lines, status
+from tiny_runs import command, lines, status
 
 REWARD_FILE = """
 import os, signal
@@ -100,7 +101,9 @@ def test_an_error_on_a_rank_is_said_once_and_ends_the_run(place, rank, built):
     assert len(list(Path.cwd().glob("built-*"))) == built  # the reward's file was imported by so many processes
 
 
-@pytest.mark.parametrize(("signals", "code"), [("SIGTERM", 143), ("SIGTERM SIGTERM", 130)])
+@pytest.mark.parametrize(
+    ("signals", "code"), [("SIGTERM", 143), pytest.param("SIGTERM SIGTERM", 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_one_rank_ends_the_run_and_is_not_mended_by_a_restart(signals, code):
     Path("fault").write_text(signals)
     running = start("--processes", "2", sets=LONG)
@@ -127,14 +130,17 @@ def test_without_further_starts_the_line_names_the_rank_that_died():
     [
         (("--processes", "0"), 'grpaint: --processes 0: a whole number from 1 to 1024, or "auto".\n'),
         (("--processes", "two"), 'grpaint: --processes two: a whole number from 1 to 1024, or "auto".\n'),
-        (
-            ("--processes", "2", "--name", "a/b"),
-            'grpaint: --name "a/b": the name of a folder under runs, without / and not beginning with a dot.\n',
-        ),
     ],
 )
 def test_a_bad_argument_is_one_line(words, line):
-    running = start(*words)
+    end = command("train", *words)
+    assert (end.code, end.err) == (2, line)
+
+
+@pytest.mark.slow  # as more processes than prompts
+def test_a_bad_name_is_said_by_one_of_the_processes():
+    running = start("--processes", "2", "--name", "a/b")
+    line = 'grpaint: --name "a/b": the name of a folder under runs, without / and not beginning with a dot.\n'
     assert end_of(running) == line
     assert running.returncode == 2
 
@@ -144,19 +150,35 @@ OTHER = TCP | {"MASTER_PORT": "29473"}  # or the two that wait would meet, where
 
 
 @pytest.mark.parametrize(
-    ("environment", "code", "part"),
+    ("environment", "part"),
     [
-        ({"WORLD_SIZE": "2", "RANK": "2", **TCP}, 2, "RANK = 2, and WORLD_SIZE = 2"),
-        ({"WORLD_SIZE": "many"}, 2, "WORLD_SIZE = many: not a whole number"),
-        ({"WORLD_SIZE": "2", "RANK": "0", "GRPAINT_JOIN_S": "soon", **TCP}, 2, "GRPAINT_JOIN_S = soon: not a whole"),
-        ({"WORLD_SIZE": "2", "RANK": "0", "GRPAINT_JOIN_S": "2", **TCP}, 1, "the others did not join within 2 s"),
-        ({"WORLD_SIZE": "2", "RANK": "1", "GRPAINT_JOIN_S": "2", **OTHER}, 1, "2 s at 127.0.0.1:29473 ([Errno 111]"),
+        ({"WORLD_SIZE": "2", "RANK": "2", **TCP}, "RANK = 2, and WORLD_SIZE = 2"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE = many: not a whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "GRPAINT_JOIN_S": "soon", **TCP}, "GRPAINT_JOIN_S = soon: not a whole"),
+        ({"WORLD_SIZE": "2", **TCP}, "RANK[^\n]*--processes"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "1"}, "MASTER_ADDR[^\n]*--processes"),
     ],
 )
-def test_a_group_that_does_not_form_is_one_line(environment, code, part):
-    running = start(**environment)
+def test_an_environment_of_no_group_is_one_line(environment, part, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    end = command("train", "flow-grpo-fast", "--name", "it")
+    assert end.code == 2
+    assert re.fullmatch(rf"grpaint: [^\n]*{part}[^\n]*\n", end.err)
+    assert not IT.exists()
+
+
+@pytest.mark.parametrize(
+    ("rank", "place", "part"),
+    [
+        ("0", TCP, "the others did not join within 2 s"),
+        ("1", OTHER, "2 s at 127.0.0.1:29473 ([Errno 111]"),
+    ],
+)
+def test_a_group_that_does_not_form_is_one_line(rank, place, part):
+    running = start(WORLD_SIZE="2", RANK=rank, GRPAINT_JOIN_S="2", **place)
     errors = end_of(running)
-    assert running.returncode == code
+    assert running.returncode == 1
     assert part in errors
     assert errors.startswith("grpaint: ")
     assert errors.count("\n") == 1

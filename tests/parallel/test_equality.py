@@ -17,41 +17,63 @@ SHORT = [
     *("evaluate.guided=[]", "evaluate.pictures=0", "checkpoint.every=1000", "threads=1", 'precision="fp32"'),
 ]
 ONCE = [*SHORT, "train.iterations=1"]
-RL = ["train.prompts=5", "train.group_size=6", "anchor.batch=12"]
-PRUNED = ["train.prompts=4", "train.group_size=8", "anchor.batch=12", "plan.prune.keep=[6,4]"]
+RL = ["plan.steps=5", "train.prompts=5", "train.group_size=6", "anchor.batch=12"]
+PRUNED = [
+    *("plan.steps=6", "plan.prune.at=[2,4]", "plan.prune.keep=[6,4]"),
+    *("train.prompts=4", "train.group_size=8", "anchor.batch=12"),
+]
+DDPO = ["plan.steps=5", "train.prompts=14", "train.updates=1"]
 SFT = ["train.batch=13"]
-BF16 = 'precision="bf16"'
-ONE_STEP = ["train.iterations=1", "model.checkpointing=true"]  # on a base of few bits
+BF16 = [*ONCE, 'precision="bf16"']
+LORA = [*SHORT, "train.prompts=3", "train.learning_rate=1e-3", "evaluate.prompts=4", "evaluate.probe=3"]
+FEW_BITS = [*LORA, "train.iterations=1", "model.checkpointing=true"]
 TWO_REWARDS = [*PRUNED, "train.parts=2", "evaluate.prompts=2", 'rewards.clean={kind="scenes-cleanliness",weight=0.2}']
+PIPELINE = "pipeline.toml"  # a recipe for a tiny Stable Diffusion 1.5, written beside the results
 ROWS = {2: [[8, 8], [8, 8], [7, 6]], 3: [[8, 4, 4], [8, 4, 4], [5, 4, 4]]}  # of each, node and sft
 
 CASES = {
     "awm": ("scenes/awm", [*SHORT, *RL]),
     "mix": ("scenes/mix-grpo", [*SHORT, *RL, "train.updates=2"]),
     "pro": ("scenes/pro-grpo", [*SHORT, *PRUNED]),
-    "ddpo": ("scenes-epsilon/ddpo", [*SHORT, "train.prompts=14", "train.updates=1"]),
+    "ddpo": ("scenes-epsilon/ddpo", [*SHORT, *DDPO]),
     "sft": ("scenes/sft", [*SHORT, *SFT, "train.optimizer.kind=adamw"]),
-    "sft-muon": ("scenes/sft", [*SHORT, *SFT]),
+    "sft-muon": ("scenes/sft", [*SHORT, *SFT, "train.iterations=2"]),
     "few-prompts": ("scenes/mix-grpo", [*ONCE, "train.prompts=1", "train.group_size=13", "anchor.batch=12"]),
     "few-rows": ("scenes/mix-grpo", [*ONCE, "train.prompts=1", "train.group_size=5", "anchor.batch=12"]),
     "each": ("scenes/pro-grpo", [*ONCE, *TWO_REWARDS]),
     "node": ("scenes/pro-grpo", [*ONCE, *TWO_REWARDS, "rewards.checker.place=node"]),
-    "awm-bf16": ("scenes/awm", [*ONCE, *RL, BF16]),
-    "mix-bf16": ("scenes/mix-grpo", [*ONCE, *RL, BF16]),
-    "pro-bf16": ("scenes/pro-grpo", [*ONCE, *PRUNED, BF16]),
-    "ddpo-bf16": ("scenes-epsilon/ddpo", [*ONCE, "train.prompts=5", "train.updates=1", BF16]),
-    "sft-bf16": ("scenes/sft", [*ONCE, *SFT, BF16]),
+    "awm-bf16": ("scenes/awm", [*RL, *BF16]),
+    "lora": (PIPELINE, LORA),
+}
+SLOW_CASES = {
+    "mix-bf16": ("scenes/mix-grpo", [*RL, *BF16]),
+    "pro-bf16": ("scenes/pro-grpo", [*PRUNED, *BF16]),
+    "ddpo-bf16": ("scenes-epsilon/ddpo", [*DDPO, *BF16]),
+    "sft-bf16": ("scenes/sft", [*SFT, *BF16]),
+    **{bits: (PIPELINE, [*FEW_BITS, f"model.base_precision={bits}"]) for bits in ("int8", "nf4")},
 }
 SIZES = (2, 3)
 
 
-def listed(cases):
-    return {name: {"recipe": recipe, "sets": sets} for name, (recipe, sets) in cases.items()}
+def listed(cases, folder):
+    places = {PIPELINE: str(folder / PIPELINE)}
+    return {name: {"recipe": places.get(recipe, recipe), "sets": sets} for name, (recipe, sets) in cases.items()}
+
+
+def train_cases_everywhere(cases, folder):
+    write_recipe(folder, str(save("sd15", folder)))
+    (folder / "mine.toml").rename(folder / PIPELINE)
+    return train_everywhere(listed(cases, folder), (1, *SIZES), folder / "ranks")
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    return train_everywhere(listed(CASES), (1, *SIZES), tmp_path_factory.mktemp("ranks"))
+    return train_cases_everywhere(CASES, tmp_path_factory.mktemp("everyday"))
+
+
+@pytest.fixture(scope="module")
+def slow_results(tmp_path_factory):
+    return train_cases_everywhere(SLOW_CASES, tmp_path_factory.mktemp("slow"))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -66,13 +88,22 @@ def test_a_rank_with_fewer_than_four_rows_is_equal_but_for_rounding(results, siz
     assert not check_equal(results("few-rows", 1), results("few-rows", size), FEW_ROWS)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["awm", "mix", "pro", "ddpo", "sft"])
-def test_rollouts_and_scores_are_bit_equal_in_bf16(results, name, size):
-    one, many = results(f"{name}-bf16", 1), results(f"{name}-bf16", size)
+def check_bf16(one, many):
     check_first_rollout(one, many, precision="bf16")
     room = max(1e-2, rounding("bf16"))  # a rank's sum is rounded to bf16
     assert relative(one["gradients"][0], many["gradients"][0]) <= room
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_rollouts_and_scores_are_bit_equal_in_bf16(results, size):
+    check_bf16(results("awm-bf16", 1), results("awm-bf16", size))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["mix", "pro", "ddpo", "sft"])
+def test_rollouts_and_scores_of_every_method_are_bit_equal_in_bf16(slow_results, name, size):
+    check_bf16(slow_results(f"{name}-bf16", 1), slow_results(f"{name}-bf16", size))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -84,8 +115,8 @@ def test_muon_computes_its_step_in_bf16_of_equal_gradients(results, size):
 
 
 def test_a_repeated_run_of_the_same_number_of_ranks_is_bit_equal(results, tmp_path):
-    names = ("mix", "pro", "awm-bf16")
-    again = train_everywhere(listed({name: CASES[name] for name in names}), (2,), tmp_path)
+    names = ("pro", "few-prompts", "awm-bf16")
+    again = train_everywhere(listed({name: CASES[name] for name in names}, tmp_path), (2,), tmp_path)
     for name in names:
         first, other = results(name, 2), again(name, 2)
         for key in ("gradients", "weights", "updates", "scores"):
@@ -125,14 +156,16 @@ def assert_same(one, other, path):
         assert one == other, path
 
 
-def test_an_adapter_on_a_pipeline_computes_the_numbers_of_one(tmp_path):
-    write_recipe(tmp_path, str(save("sd15", tmp_path)))
-    sets = [*SHORT, "train.prompts=3", "train.learning_rate=1e-3", "evaluate.prompts=4", "evaluate.probe=3"]
-    cases = {"lora": sets} | {bits: [*sets, *ONE_STEP, f"model.base_precision={bits}"] for bits in ("int8", "nf4")}
-    cases = {name: (str(tmp_path / "mine.toml"), sets) for name, sets in cases.items()}
-    results = train_everywhere(listed(cases), (1, *SIZES), tmp_path / "ranks")
-    for name, size in itertools.product(cases, SIZES):
-        check_equal(results(name, 1), results(name, size), FEW_ROWS)
+@pytest.mark.parametrize("size", SIZES)
+def test_an_adapter_on_a_pipeline_computes_the_numbers_of_one(results, size):
+    check_equal(results("lora", 1), results("lora", size), FEW_ROWS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("bits", ["int8", "nf4"])
+def test_an_adapter_on_a_base_of_few_bits_computes_the_numbers_of_one(slow_results, bits, size):
+    check_equal(slow_results(bits, 1), slow_results(bits, size), FEW_ROWS)
 
 
 def matrix_sets(name):
@@ -152,7 +185,7 @@ def matrix_sets(name):
 def test_every_packaged_recipe_of_the_built_in_worlds_computes_the_numbers_of_one(tmp_path):
     names = [name for name in recipe_names() if name.startswith("scenes")]
     cases = {name.replace("/", "-"): (name, matrix_sets(name)) for name in names}
-    results = train_everywhere(listed(cases), (1, *SIZES), tmp_path, wait_s=7200)
+    results = train_everywhere(listed(cases, tmp_path), (1, *SIZES), tmp_path, wait_s=7200)
     failures = []
     sys.stdout.write(f"\n{'recipe':28} ranks  rollouts   gradients  weights\n")
     for case, size in itertools.product(cases, SIZES):

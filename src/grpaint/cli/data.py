@@ -78,8 +78,8 @@ def scan_prompts(
     processes: Processes = None,
 ) -> None:
     """The spread of rewards a prompt under the base model, dead prompts, near-duplicates, overlap with captions."""
-    from grpaint.commands.processes import device_count, run_in_processes
+    from grpaint.commands.processes import examining_processes, run_in_processes
     from grpaint.commands.prompt_scan import run
 
-    if not run_in_processes(processes, 0, lambda: min(count, device_count())):
+    if not run_in_processes(processes, 0, lambda: examining_processes(recipe, sets or [], trust=trust, most=count)):
         run(recipe, sets or [], count, against, as_json=as_json, trust=trust)

@@ -61,9 +61,9 @@ def doctor(
     With --processes also that many processes give the numbers of one.
     """
     from grpaint.commands.doctor.command import run
-    from grpaint.commands.processes import device_count, run_in_processes
+    from grpaint.commands.processes import examining_processes, run_in_processes
 
-    if not run_in_processes(processes, 0, device_count):
+    if not run_in_processes(processes, 0, lambda: examining_processes(recipe, sets or [], trust=trust)):
         run(recipe, sets or [], as_json=as_json, trust=trust)
 
 

@@ -71,9 +71,9 @@ def evaluate(  # noqa: PLR0913 - reason: one argument a flag
 ) -> None:
     """Judge a model on held-out prompts, or several against each other. --set takes evaluate.* and measure.*"""
     from grpaint.commands.evaluate.command import run
-    from grpaint.commands.processes import device_count, run_in_processes
+    from grpaint.commands.processes import evaluating_processes, run_in_processes
 
-    if not run_in_processes(processes, 0, device_count):
+    if not run_in_processes(processes, 0, lambda: evaluating_processes(sources, sets or [], trust=trust)):
         run(sources, sets or [], out, few=few, keep=keep, as_json=as_json, trust=trust)
 
 

@@ -35,32 +35,38 @@ def settings_to_resume(
     before = folder.settings()
     table = override(before, sets) if name is None else override(read_toml(locate(name)), all_sets(folder, sets))
     recipe, settings = resolve(keep_commits(table, before), stage)
-    # both resolved, so that settings newer than the run have their defaults
-    _check(f"the run {folder.path}", resolve(before, stage)[1], settings)
+    _check(f"the run {folder.path}", before, settings, stage)
     if made_with := folder.made_with():
         subject = f"run.toml was changed by hand, and the checkpoint that {folder.path} goes on from"
-        _check(subject, resolve(made_with, stage)[1], settings)
+        _check(subject, made_with, settings, stage)
     return recipe, settings
 
 
-def _check(subject: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _check(subject: str, before: dict[str, Any], now: dict[str, Any], stage: str) -> None:
     """Refuse to resume a run with other settings, but for a greater length and :data:`CHANGEABLE_ON_RESUME`.
 
-    ``before`` are the settings of ``subject``, the run or its checkpoint; ``now`` are those of this command.
+    ``before`` are the settings of ``subject``, the run or its checkpoint; ``now`` are those of this command. Where they
+    differ, ``before`` is built, which gives it the defaults of settings that are newer than the run.
 
     Raises:
         ConfigError: another setting differs.
     """
-    for key, old, new in setting_differences(before, now):
-        if key in ("train.iterations", "train.evaluations") and isinstance(new, int) and _longer(old, new):
-            continue
-        if re.fullmatch(CHANGEABLE_ON_RESUME, key):
-            continue
+    if not any(_fixed_differences(before, now)):
+        return
+    for key, old, new in _fixed_differences(resolve(before, stage)[1], now):
         raise ConfigError(
             f"{key} = {new!r}: {subject} has {old!r}; --resume repeats a run's settings (only larger "
             "train.iterations and train.evaluations, where rewards are found, and model.batch, model.vae_batch, "
             "model.checkpointing and minibatch may differ). Start another run with another --name."
         )
+
+
+def _fixed_differences(before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield key, old and new value of each setting that differs and may not."""
+    for key, old, new in setting_differences(before, now):
+        limits = key in ("train.iterations", "train.evaluations") and isinstance(old, int) and isinstance(new, int)
+        if not (limits and _longer(old, new)) and not re.fullmatch(CHANGEABLE_ON_RESUME, key):
+            yield key, old, new
 
 
 def _longer(old: int, new: int) -> bool:

@@ -16,11 +16,13 @@ from grpaint.core.policy import CaptionedImages, Reward, Weights
 from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.images.data import DrawnImages
 from grpaint.judge import judging_rewards
+from grpaint.learn.node_rewards import Sharing
+from grpaint.learn.table import RewardSet
 from grpaint.measures.features import ScenesFeatures
 from grpaint.measures.likeness import check_installed
 from grpaint.parallel.world import World
 from grpaint.recipe.build import dump
-from grpaint.recipe.pieces import Model
+from grpaint.recipe.pieces import Model, sharing
 from grpaint.recipe.settings import Measuring
 from grpaint.recipe.trust import JudgingRecipe
 from grpaint.rewards.scenes import SceneCleanliness, SceneDistance, SceneScorer
@@ -154,6 +156,12 @@ class Judging:
         every |= self.measure.rewards
         alone = {name: r for name, r in every.items() if not getattr(r, "needs_group", False)}
         return {name: r for name, r in alone.items() if getattr(r, "needs_reference", False) == referenced}
+
+    def reward_set(self, *, referenced: bool) -> RewardSet:
+        """The same rewards, with those among them that the processes of a machine share."""
+        rewards = self.rewards(referenced=referenced)
+        shared = {f"reward/{name}" for name in sharing(self.recipe.rewards).names}
+        return RewardSet(rewards, {}, Sharing(frozenset(shared & rewards.keys())))
 
     def check(self, candidates: Sequence[Candidate], sets: Sequence[str]) -> None:
         """Refuse models that cannot be judged together, before any weight is opened.

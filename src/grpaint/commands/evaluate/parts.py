@@ -17,11 +17,11 @@ from torch import Tensor
 
 from grpaint.commands.evaluate.candidates import Candidate, Judging, check_equal_model, piece_settings, weights_hash
 from grpaint.core.errors import ConfigError
-from grpaint.core.policy import CaptionedImages, Prompt, Reward, Weights
+from grpaint.core.policy import CaptionedImages, Prompt, Weights
 from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.images.encoding import eight_bit
 from grpaint.judge import denoising_loss, sample
-from grpaint.learn.table import score_images
+from grpaint.learn.table import RewardSet
 from grpaint.measures.image_statistics import image_statistics
 from grpaint.measures.likeness import likeness
 from grpaint.parallel.world import ONE, World
@@ -138,42 +138,67 @@ class EvaluationParts:
         """Compute and write the record of a part, unless it is there; return whether it was missing."""
         if self.world.from_first(self.world.first and self._has_record(name, number, label)):
             return False
-        share = self.world.share(rows.stop - rows.start)
-        own = slice(rows.start + share.start, rows.start + share.stop)
-        tensors = self.world.gather(compute(own) if share else {})
+        tensors = self.world.gather(compute(rows))
         if self.world.first:
             images = {key.removeprefix(KEPT): tensors.pop(key) for key in list(tensors) if key.startswith(KEPT)}
             self._save_images(name, rows.start, images)
             self._write(name, number, tensors or {"none": torch.zeros(1)}, label)
         return True
 
-    def _reference_part(self, rows: slice) -> Tensors:
-        """Return the features of some reference images, and those of the first images that the page shows."""
+    def _own(self, part: slice) -> slice:
+        """Return the rows of a part that belong to this process."""
+        share = self.world.share(part.stop - part.start)
+        return slice(part.start + share.start, part.start + share.stop)
+
+    def _reference_part(self, part: slice) -> Tensors:
+        """Return the features of this process's reference images, and those of the first images of the page."""
+        rows = self._own(part)
+        if rows.start == rows.stop:
+            return {}
         features, images = self.judging.measure.features, self.held_out.images(rows)
         tensors = {"features": features(images)} if features else {}
         return tensors | _shown({"free": images}, rows)
 
-    def _part(self, policy: Model, weights: Weights, rows: slice) -> Tensors:
-        """Draw and score some prompts: free generation and, with references, reconstruction."""
+    def _part(self, policy: Model, weights: Weights, part: slice) -> Tensors:
+        """Draw and score this process's prompts of a part; also score for others by rewards that a machine shares."""
+        rows, judging = self._own(part), self.judging
+        free, referenced = (judging.reward_set(referenced=flag) for flag in (False, True))
+        opened = part if referenced.sharing.names and self.world.local_size > 1 else rows
+        captioned: list[Prompt] = []
+        if judging.referenced and opened.start < opened.stop:
+            pairs = zip(self.prompts[opened], self.held_out.images(opened), strict=True)
+            captioned = [dataclasses.replace(prompt, reference=image) for prompt, image in pairs]
+        free, referenced = free.among(self.world, self.prompts[part]), referenced.among(self.world, captioned)
+        own = captioned[rows.start - opened.start :][: rows.stop - rows.start]
+        scores = self._draw(policy, weights, rows, own, (free, referenced)) if rows.start < rows.stop else {}
+        free.finish()
+        referenced.finish()
+        return scores
+
+    def _draw(
+        self,
+        policy: Model,
+        weights: Weights,
+        rows: slice,
+        captioned: Sequence[Prompt],
+        rewards: tuple[RewardSet, RewardSet],
+    ) -> Tensors:
+        """Draw and score some prompts: free generation and, of ``captioned`` ones with references, reconstruction."""
         settings, measure = self.judging.recipe.evaluate, self.judging.measure
         prompts = self.prompts[rows]
         sampling = {"weights": weights, "first": rows.start}
         free = sample(policy, prompts, settings, **sampling)
         statistics = image_statistics(free)
         del statistics["image/spread"]  # depends on the batch, and a part is not the batch of a training run
-        out = {f"free/{key}": values for key, values in self._scores(free, prompts).items()}
+        out = {f"free/{key}": values for key, values in self._scores(rewards[0], free, prompts).items()}
         out |= {f"free/{key}": values for key, values in statistics.items()}
         pictures = {"free": free}
-        if self.judging.referenced:
-            images = self.held_out.images(rows)
-            with_references = [
-                dataclasses.replace(p, reference=image) for p, image in zip(prompts, images, strict=True)
-            ]
-            again = pictures["reconstruction"] = sample(
-                policy, with_references, settings, start=self.judging.start, **sampling
-            )
-            scores = _score(self.judging.rewards(referenced=True), again, with_references) | likeness(again, images)
+        if captioned:
+            again = sample(policy, captioned, settings, start=self.judging.start, **sampling)
+            images = torch.stack([prompt.reference for prompt in captioned if prompt.reference is not None])
+            scores = dict(rewards[1].score(again, captioned).columns) | likeness(again, images)
             out |= {f"reconstruction/{key}": values for key, values in scores.items()}
+            pictures["reconstruction"] = again
         if measure.features:
             out["features"] = measure.features(free)
             grouped = prompts[: max(0, measure.group_prompts - rows.start)]
@@ -186,11 +211,9 @@ class EvaluationParts:
             out |= {f"{KEPT}{part}": eight_bit(batch) for part, batch in pictures.items()}
         return {key: values.contiguous() for key, values in out.items()}
 
-    def _scores(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensors:
+    def _scores(self, rewards: RewardSet, images: Tensor, prompts: Sequence[Prompt]) -> Tensors:
         """The data's measures and the rewards of freely generated images, one value per image."""
-        recipe = self.judging.recipe
-        rewards = self.judging.rewards(referenced=False)
-        scores = recipe.data.measures(images, prompts) | _score(rewards, images, prompts)
+        scores = self.judging.recipe.data.measures(images, prompts) | dict(rewards.score(images, prompts).columns)
         return scores | self._total(scores)
 
     def _total(self, scores: Tensors) -> Tensors:
@@ -231,10 +254,6 @@ def _shown(pictures: Tensors, rows: slice) -> Tensors:
     """Return those of the pictures of some prompts that are recorded for the page."""
     count = max(0, SHOWN - rows.start)
     return {f"shown/{part}": eight_bit(batch[:count]) for part, batch in pictures.items() if count}
-
-
-def _score(rewards: dict[str, Reward], images: Tensor, prompts: Sequence[Prompt]) -> Tensors:
-    return {name: score_images(name, reward, images, prompts) for name, reward in rewards.items()}
 
 
 def _hash(settings: object) -> str:
