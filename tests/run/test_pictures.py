@@ -53,6 +53,12 @@ def test_the_same_prompts_are_drawn_at_evaluations_and_between_them(run):
     assert len({pixels(row[0]).tobytes() for row in files}) > 1  # the weights move
 
 
+def test_all_held_out_prompts_are_recorded(run):
+    captions = parse_object((run / "held-out.json").read_text(), "held-out.json")["captions"]
+    assert len(captions) == lines(run / "evaluations.jsonl")[0]["prompts"]
+    assert captions[:3] == lines(run / PICTURES)[0]["captions"]
+
+
 def test_scores_are_those_of_the_evaluation(run):
     drawn = {line["iteration"]: line for line in lines(run / PICTURES)}
     for judged in lines(run / "evaluations.jsonl"):

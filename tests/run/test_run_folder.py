@@ -37,7 +37,7 @@ def _here(tmp_path):
 
 def test_the_folder_has_what_the_contract_names(run):
     assert {path.name for path in run.iterdir()} == {
-        "run.toml", "run.json", "metrics.jsonl", "evaluations.jsonl", "pictures.jsonl", "report.html",
+        "run.toml", "run.json", "metrics.jsonl", "evaluations.jsonl", "pictures.jsonl", "held-out.json", "report.html",
         "samples", "checkpoints",
     }  # fmt: skip
     assert (run / "samples/before-after.png").read_bytes().startswith(b"\x89PNG")

@@ -51,7 +51,7 @@ class RunRecord:
     ``path`` is the folder as commands name it, ``facts`` is run.json, ``settings`` is run.toml. ``iterations`` is how
     many the whole run has, estimated where it ends by model evaluations; None if that is not known. ``packaged`` is the
     name of the packaged recipe that the run began from, if any; ``changes`` are the settings that differ from it: key,
-    its value, the run's. ``silent_s`` are the seconds since the run wrote its last line. ``notes`` are sentences about
+    its value, the run's. ``captions`` are the held-out prompts, as far as they are known. ``silent_s`` are the seconds since the run wrote its last line. ``notes`` are sentences about
     what is missing or damaged.
     """
 
@@ -64,6 +64,7 @@ class RunRecord:
     changes: Sequence[tuple[str, Any, Any]] = ()
     metrics: Sequence[Line] = ()
     evaluations: Sequence[Line] = ()
+    captions: Sequence[str] = ()
     drawings: Sequence[DrawnPictures] = ()
     rollout: LastRollout | None = None
     silent_s: float = 0.0

@@ -16,11 +16,12 @@ from grpaint.learn.table import RewardTable
 from grpaint.parallel.world import World
 from grpaint.recipe.pieces import Data
 from grpaint.rollout.rollout import Rollout
-from grpaint.storage.atomic import atomic_folder
+from grpaint.storage.atomic import atomic_folder, write_atomic
 from grpaint.storage.files import numbered
 
 HELD_OUT, ROLLOUT = Path("held-out"), Path("rollout")  # below samples/
 ROLLOUT_FILE = "rollout.json"
+PROMPTS_FILE = "held-out.json"  # in the run folder
 SIDE, ROLLOUT_SIDE = 512, 192  # pixels of the longer side at most
 LOSSLESS_SIDE = 64  # pixels up to which a loss would hide the grain that one looks for
 ROLLOUT_IMAGES = 512  # at most, in whole groups
@@ -55,6 +56,15 @@ def held_out_file(iteration: int, number: int) -> str:
 def rollout_file(group: int, member: int) -> str:
     """Return the name of a rollout's picture in its folder."""
     return f"{group:03d}-{member:03d}.webp"
+
+
+def save_prompts(run: Path, captions: Sequence[str]) -> None:
+    """Write all held-out prompts of a run, in the order of its evaluations.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    write_atomic(run / PROMPTS_FILE, json.dumps({"captions": list(captions)}) + "\n")
 
 
 def save_drawing(samples: Path, iteration: int, images: Tensor) -> None:

@@ -14,7 +14,7 @@ from grpaint.recipe.settings import Optimisation
 from grpaint.report.run_record import DrawnPictures, Group, LastRollout, Line, RunRecord
 from grpaint.run.facts import read_facts
 from grpaint.run.lines import EVALUATIONS, METRICS, PICTURES, whole_lines
-from grpaint.run.pictures import ROLLOUT, ROLLOUT_FILE, held_out_file, rollout_file
+from grpaint.run.pictures import PROMPTS_FILE, ROLLOUT, ROLLOUT_FILE, held_out_file, rollout_file
 from grpaint.run.resume import setting_differences
 from grpaint.storage.files import numbered
 from grpaint.storage.reading import read_object, read_toml
@@ -52,6 +52,7 @@ def read_record(folder: Path) -> RunRecord:
         changes=changes,
         metrics=metrics,
         evaluations=evaluations,
+        captions=_captions(notes, folder, drawings),
         drawings=drawings,
         rollout=_read(notes, folder, lambda: _rollout(folder), None),
         silent_s=_silent_s(folder),
@@ -101,6 +102,15 @@ def _existing(folder: Path, files: list[str]) -> list[str | None]:
     except (OSError, IndexError):
         names = set()
     return [file if file.rpartition("/")[2] in names else None for file in files]
+
+
+def _captions(notes: list[str], folder: Path, drawings: list[DrawnPictures]) -> list[str]:
+    """Return the held-out prompts, or those of the pictures in a run of a release that did not record them."""
+    file = folder / PROMPTS_FILE
+    captions = _read(notes, folder, lambda: read_object(file), {}).get("captions") if file.exists() else None
+    if isinstance(captions, list) and all(isinstance(text, str) for text in captions):
+        return captions
+    return list(drawings[-1].captions) if drawings else []
 
 
 def _drawing(line: Line, folder: Path) -> DrawnPictures:

@@ -41,6 +41,7 @@ from grpaint.run.loggers import start_loggers
 from grpaint.run.loop import Loop
 from grpaint.run.memory import memory
 from grpaint.run.page import PageWriter
+from grpaint.run.pictures import save_prompts
 from grpaint.run.shares import check_shares
 from grpaint.run.signals import Listener, Stopped
 
@@ -69,6 +70,8 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], 
             loop = open_loop(recipe, folder, log, listener, world)
             loop.watchers.extend(watchers)
             if page:
+                settings = recipe.evaluate
+                save_prompts(folder.path, [p.text for p in recipe.data.held_out(settings.prompts, settings.seed)])
                 log(f"page  {page.file.as_uri()}")
                 page.write()
                 loop.viewers.append(lambda *_: page.write())

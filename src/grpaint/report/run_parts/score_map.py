@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpaint.measures.score import score_name, score_text, score_unit
-from grpaint.report.run_record import DrawnPictures, Line, RunRecord
+from grpaint.report.run_record import Line, RunRecord
 
 MOST_COLUMNS = 200
 EXTREMES = 10  # rows of the tables of gains and losses
@@ -60,7 +60,7 @@ def score_map(record: RunRecord) -> ScoreMap | None:
     first, last = columns[0], columns[-1]
     binary = all(value in (0, 1) for column in columns for value in column)
     shown = thinned(len(lines), MOST_COLUMNS)
-    captions = _captions(record.drawings, len(last))
+    captions = list(record.captions[: len(last)])
     data = {
         "score": score,
         "binary": binary,
@@ -78,11 +78,6 @@ def score_map(record: RunRecord) -> ScoreMap | None:
 
     counts = {"gained": len(gains), "lost": len(losses), "prompts": len(last)}
     return ScoreMap(data, score, counts, changes(gains), changes(losses))
-
-
-def _captions(drawings: Sequence[DrawnPictures], rows: int) -> list[str]:
-    """Return the captions of the first prompts, which are those that were drawn."""
-    return list(drawings[-1].captions[:rows]) if drawings else []
 
 
 def _cell(value: float, binary: bool) -> float:
