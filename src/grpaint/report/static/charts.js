@@ -13,7 +13,9 @@ const COLOURS = 10; // as the style sheet has them; further series begin again, 
 
 /** @param {number} index */
 function seriesColour(index) {
-  return getComputedStyle(document.documentElement).getPropertyValue(`--series-${(index % COLOURS) + 1}`).trim();
+  return getComputedStyle(document.documentElement)
+    .getPropertyValue(`--series-${(index % COLOURS) + 1}`)
+    .trim();
 }
 
 /** @param {string} name */
@@ -169,7 +171,13 @@ function options(chart, width, log) {
     scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
     axes: [
       { stroke: text, grid, ticks: grid, values: (_, v) => v.map(tick) },
-      { stroke: text, grid, ticks: grid, size: 62, values: (_, v) => v.map((y) => (y === null ? "" : valueText(chart, y))) },
+      {
+        stroke: text,
+        grid,
+        ticks: grid,
+        size: 62,
+        values: (_, v) => v.map((y) => (y === null ? "" : valueText(chart, y))),
+      },
     ],
     cursor: { y: false, drag: { x: true, y: false }, sync: { key: chart.xLabel, setSeries: false } },
     legend: { live: true, markers: { dash: (plot, at) => (plot.series[at].dash ? "dashed" : "solid") } },
