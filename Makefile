@@ -3,6 +3,8 @@ VENV ?= .venv
 export VENV
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
+NODE_PACKAGES = tests/browser/node_modules/.package-lock.json
+
 .DEFAULT_GOAL := demo
 
 .PHONY: demo demo-diffusers test check clean help
@@ -17,10 +19,10 @@ demo: $(VENV)/.demo ## post-train the built-in model with the default recipe, sh
 demo-diffusers: $(VENV)/.demo-diffusers ## a small SDXL-type pipeline through VAE, SFT, MixGRPO with LoRA and exports
 	$(VENV)/bin/python examples/demo-diffusers/run.py
 
-test: $(VENV)/.test ## run the tests
+test: $(VENV)/.test $(NODE_PACKAGES) ## run the tests
 	scripts/test
 
-check: $(VENV)/.dev ## lint, format, types, import contracts
+check: $(VENV)/.dev $(NODE_PACKAGES) ## lint, format, types, import contracts
 	scripts/check
 
 $(VENV)/bin/python:
@@ -42,5 +44,9 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) -e '.[dev]'
 	touch $@ $(VENV)/.test $(VENV)/.demo $(VENV)/.demo-diffusers
 
-clean: ## remove the virtual environment
-	rm -rf $(VENV)
+$(NODE_PACKAGES): tests/browser/package-lock.json
+	@if command -v npm > /dev/null; then npm ci --prefix tests/browser --no-audit --no-fund --loglevel error; \
+	else echo "npm is missing: the checks of the pages' scripts are skipped (Debian: apt-get install nodejs npm)"; fi
+
+clean: ## remove the virtual environment and the node packages
+	rm -rf $(VENV) tests/browser/node_modules

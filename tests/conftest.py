@@ -22,7 +22,7 @@ import torch  # noqa: E402
 from beartype import BeartypeConf, beartype  # noqa: E402
 from beartype.roar import BeartypeDecorHintException  # noqa: E402
 
-pytest.register_assert_rewrite("equality")  # a module of asserts that is no test
+pytest.register_assert_rewrite("equality", "open_pages")  # modules of asserts that are no tests
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("grpaint", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("grpaint")

@@ -13,7 +13,9 @@ const COLOURS = 10; // as the style sheet has them; further series begin again, 
 
 /** @param {number} index */
 function seriesColour(index) {
-  return getComputedStyle(document.documentElement).getPropertyValue(`--series-${(index % COLOURS) + 1}`).trim();
+  return getComputedStyle(document.documentElement)
+    .getPropertyValue(`--series-${(index % COLOURS) + 1}`)
+    .trim();
 }
 
 /** @param {string} name */
@@ -24,12 +26,12 @@ function themeColour(name) {
 /**
  * Join series of different x to the columns that uPlot draws: one x for all, null where a series has no value.
  * @param {Series[]} series
- * @returns {(number | null)[][]}
+ * @returns {uPlot.AlignedData}
  */
 function columns(series) {
   const xs = [...new Set(series.flatMap((one) => one.x))].filter((x) => x !== null).sort((a, b) => a - b);
   const places = new Map(xs.map((x, place) => [x, place]));
-  const rows = [xs];
+  const rows = [];
   for (const one of series) {
     for (const values of [one.y, ...(one.low && one.high ? [one.low, one.high] : [])]) {
       const row = new Array(xs.length).fill(undefined);
@@ -40,8 +42,11 @@ function columns(series) {
       rows.push(row);
     }
   }
-  return rows;
+  return [xs, ...rows];
 }
+
+/** What is drawn in each element, and how to draw it again. @type {Map<HTMLElement, {plot: uPlot, redraw: () => void}>} */
+const drawnCharts = new Map();
 
 /**
  * Draw a chart into an element, in place of what it shows.
@@ -56,36 +61,37 @@ function drawChart(place, chart) {
   place.replaceChildren(make("div", { class: "toolbar" }, [heading, toggle]), canvas);
   if (chart.note) place.append(make("p", { class: "note" }, [chart.note]));
   let log = Boolean(chart.log);
-  /** @type {any} */ (place).plot?.destroy(); // of another chart
-  /** @type {any} */
-  let plot;
-  const draw = () => {
-    const before = plot;
+  const draw = (/** @type {uPlot | null} */ before) => {
     const width = Math.max(220, canvas.clientWidth || place.clientWidth);
-    before?.destroy();
-    plot = new /** @type {any} */ (window).uPlot(options(chart, width, log), columns(chart.series), canvas);
+    const plot = new uPlot(options(chart, width, log), columns(chart.series), canvas);
+    drawnCharts.set(place, { plot, redraw });
     const picture = canvas.querySelector(".u-wrap");
     picture?.setAttribute("role", "img");
     picture?.setAttribute("aria-label", summary(chart));
     nameLegend(canvas, plot);
-    /** @type {any} */ (place).plot = plot;
     if (!before) return;
-    plot.setScale("x", { min: before.scales.x.min, max: before.scales.x.max });
-    before.series.forEach((/** @type {any} */ one, /** @type {number} */ at) => one.show || plot.setSeries(at, { show: false }));
+    const { min, max } = before.scales.x;
+    if (min !== undefined && max !== undefined) plot.setScale("x", { min, max });
+    before.series.forEach((one, at) => one.show || plot.setSeries(at, { show: false }));
+  };
+  const redraw = () => {
+    const before = drawnCharts.get(place)?.plot ?? null;
+    before?.destroy();
+    draw(before);
   };
   toggle.addEventListener("click", () => {
     log = !log;
     toggle.setAttribute("aria-pressed", String(log));
-    draw();
+    redraw();
   });
-  /** @type {any} */ (place).redraw = draw;
-  draw();
+  drawnCharts.get(place)?.plot.destroy();
+  draw(null);
 }
 
 /**
  * Let the keyboard reach the legend, whose labels hide and show their lines.
  * @param {HTMLElement} canvas
- * @param {any} plot
+ * @param {uPlot} plot
  */
 function nameLegend(canvas, plot) {
   canvas.querySelectorAll(".u-series:not(.band) .u-label").forEach((label, place) => {
@@ -100,10 +106,11 @@ function nameLegend(canvas, plot) {
       /** @type {HTMLElement} */ (label).click();
     });
   });
+  const { bands = [] } = /** @type {{bands?: uPlot.Band[]}} */ (plot); // its types do not name them
   plot.hooks.setSeries = [
-    (/** @type {any} */ _, /** @type {number | null} */ index, /** @type {any} */ change) => {
+    (_, index, change) => {
       if (index === null || change.show === undefined) return;
-      const bandEnds = plot.bands.find((/** @type {any} */ band) => band.series[1] === index + 1)?.series ?? [];
+      const bandEnds = bands.find((band) => band.series[1] === index + 1)?.series ?? [];
       for (const end of bandEnds) plot.setSeries(end, { show: change.show });
       const label = canvas.querySelectorAll(".u-series")[index]?.querySelector("[role=button]");
       label?.setAttribute("aria-pressed", String(change.show));
@@ -137,15 +144,17 @@ function valueText(chart, value) {
  * @param {Chart} chart
  * @param {number} width
  * @param {boolean} log
+ * @returns {uPlot.Options}
  */
 function options(chart, width, log) {
   const text = themeColour("--soft");
   const grid = { stroke: themeColour("--line"), width: 1 };
-  /** @type {any[]} */
-  const lines = [{ label: chart.xLabel, value: (/** @type {any} */ _, /** @type {number} */ v) => short(v) }];
-  /** @type {{series: number[], fill: string}[]} */
+  /** @type {uPlot.Series[]} */
+  const lines = [{ label: chart.xLabel, value: (_, v) => short(v) }];
+  /** @type {uPlot.Band[]} */
   const bands = [];
-  const value = (/** @type {any} */ _, /** @type {number} */ v) => valueText(chart, v);
+  /** @type {uPlot.Series.Value} */
+  const value = (_, v) => valueText(chart, v);
   chart.series.forEach((one, index) => {
     const stroke = seriesColour(index);
     const dash = index < COLOURS ? undefined : [6, 4];
@@ -161,11 +170,17 @@ function options(chart, width, log) {
     height: chart.height ?? 240,
     scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
     axes: [
-      { stroke: text, grid, ticks: grid, values: (/** @type {any} */ _, /** @type {number[]} */ v) => v.map(tick) },
-      { stroke: text, grid, ticks: grid, size: 62, values: (/** @type {any} */ _, /** @type {number[]} */ v) => v.map((y) => (y === null ? "" : valueText(chart, y))) },
+      { stroke: text, grid, ticks: grid, values: (_, v) => v.map(tick) },
+      {
+        stroke: text,
+        grid,
+        ticks: grid,
+        size: 62,
+        values: (_, v) => v.map((y) => (y === null ? "" : valueText(chart, y))),
+      },
     ],
     cursor: { y: false, drag: { x: true, y: false }, sync: { key: chart.xLabel, setSeries: false } },
-    legend: { live: true, markers: { dash: (/** @type {any} */ plot, /** @type {number} */ at) => (plot.series[at].dash ? "dashed" : "solid") } },
+    legend: { live: true, markers: { dash: (plot, at) => (plot.series[at].dash ? "dashed" : "solid") } },
     series: lines,
     bands,
   };
@@ -181,7 +196,7 @@ function tick(value) {
 
 /** Draw all charts of the page again, in the colours and the width that it has now. */
 function redrawCharts() {
-  for (const place of document.querySelectorAll(".chart")) /** @type {any} */ (place).redraw?.();
+  for (const { redraw } of drawnCharts.values()) redraw();
 }
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawCharts);

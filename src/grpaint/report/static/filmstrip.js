@@ -91,7 +91,13 @@ class Filmstrip {
       const text = make("span", { title: caption }, [caption]);
       const side = make("div", { class: "worth" });
       this.sides.push(side);
-      const line = make("tr", {}, [make("th", { scope: "row", class: "prompt" }, [text, make("small", { class: "note" }, [kinds[row] ?? ""]), side])]);
+      const line = make("tr", {}, [
+        make("th", { scope: "row", class: "prompt" }, [
+          text,
+          make("small", { class: "note" }, [kinds[row] ?? ""]),
+          side,
+        ]),
+      ]);
       if (this.first) {
         const base = this.makeCell(row, () => this.base);
         line.append(base.cell);

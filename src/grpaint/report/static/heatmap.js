@@ -38,7 +38,10 @@ class Heatmap {
     if (order === "kind") {
       this.lines = Object.entries(kinds).map(([name, values]) => ({ name, values }));
     } else {
-      this.lines = rows.map((values, row) => ({ name: captions[row] ? `${row + 1}, ${captions[row]}` : `${row + 1}`, values }));
+      this.lines = rows.map((values, row) => ({
+        name: captions[row] ? `${row + 1}, ${captions[row]}` : `${row + 1}`,
+        values,
+      }));
       if (order !== "number") {
         const sign = order === "loss" ? 1 : -1;
         this.lines.sort((a, b) => sign * (gain(a.values) - gain(b.values)));
@@ -105,7 +108,8 @@ class Heatmap {
     const line = lines[row];
     if (!line || line.values[column] === undefined) return;
     const what = this.order === "kind" ? "Kind" : "Prompt";
-    byId("map-text").textContent = `${what} ${line.name}; iteration ${this.data.iterations[column]}: ${short(line.values[column])}`;
+    byId("map-text").textContent =
+      `${what} ${line.name}; iteration ${this.data.iterations[column]}: ${short(line.values[column])}`;
   }
 }
 

@@ -36,7 +36,10 @@ function groupElement(groups, place, viewer) {
   toggle.addEventListener("click", () => draw(toggle.getAttribute("aria-expanded") !== "true"));
   const about = [make("p", {}, [group.caption]), make("p", { class: "note" }, [group.kind])];
   if (group.flat) about.push(make("p", { class: "note" }, ["No spread: all scores are equal, nothing is learned."]));
-  const article = make("article", { class: group.flat ? "group flat" : "group" }, [make("div", {}, [...about, toggle]), list]);
+  const article = make("article", { class: group.flat ? "group flat" : "group" }, [
+    make("div", {}, [...about, toggle]),
+    list,
+  ]);
   draw(false);
   return article;
 }
@@ -77,7 +80,9 @@ function memberElement(groups, place, member, viewer) {
   shot.addEventListener("click", () => enlargeMember(groups, place, member, viewer));
   const worth = memberScores(one).map(({ name, value }) => {
     const signed = name === "advantage" && value !== null;
-    const text = signed ? `${value > 0 ? "+" : value < 0 ? "\u2212" : ""}${short(Math.abs(value), 3)}` : short(value, 3);
+    const text = signed
+      ? `${value > 0 ? "+" : value < 0 ? "\u2212" : ""}${short(Math.abs(value), 3)}`
+      : short(value, 3);
     const tone = signed && value ? (value > 0 ? "up" : "down") : "";
     return make("div", {}, [make("span", { class: "name" }, [name]), make("span", { class: tone }, [text])]);
   });
@@ -97,7 +102,14 @@ function enlargeMember(groups, place, member, viewer) {
     const one = group.members[at.member];
     const rank = rankName(at.member, group.members.length);
     const scores = memberScores(one);
-    return { source: one.file, base: null, alt: `${group.caption}, ${rank}`, caption: group.caption, place: rank, scores };
+    return {
+      source: one.file,
+      base: null,
+      alt: `${group.caption}, ${rank}`,
+      caption: group.caption,
+      place: rank,
+      scores,
+    };
   };
   viewer.show(shown, (columns, rows) => {
     at.place = Math.max(0, Math.min(at.place + rows, groups.length - 1));

@@ -90,7 +90,10 @@ function listenToModes(viewer, film) {
     }
   }
   const ignored = (/** @type {KeyboardEvent} */ event) =>
-    event.ctrlKey || event.metaKey || event.altKey || film?.shortcuts === false ||
+    event.ctrlKey ||
+    event.metaKey ||
+    event.altKey ||
+    film?.shortcuts === false ||
     (event.target instanceof Element && event.target.matches("select, textarea, input:not([type='range'])"));
   document.addEventListener("keydown", (event) => {
     if (ignored(event)) return;

@@ -36,7 +36,9 @@ function fillFrame(frame, source, base, alt, lazy = true) {
   if (!picture) {
     picture = make("img", { loading: lazy ? "lazy" : "eager", decoding: lazy ? "async" : "sync", alt: "" });
     const drawn = picture;
-    picture.addEventListener("load", () => frame.classList.toggle("grain", drawn.naturalWidth <= 64 && drawn.naturalHeight <= 64));
+    picture.addEventListener("load", () =>
+      frame.classList.toggle("grain", drawn.naturalWidth <= 64 && drawn.naturalHeight <= 64),
+    );
     picture.addEventListener("error", () => {
       frame.classList.add("empty");
       frame.style.backgroundImage = "none";
@@ -58,7 +60,9 @@ function changeText({ value, base, lower }) {
   const change = Number((value - base).toPrecision(6));
   const sign = change > 0 ? "+" : change < 0 ? "\u2212" : "\u00b1";
   const better = lower ? change < 0 : change > 0;
-  return make("span", { class: change === 0 ? "note" : better ? "up" : "down" }, [`${sign}${short(Math.abs(change), 3)}`]);
+  return make("span", { class: change === 0 ? "note" : better ? "up" : "down" }, [
+    `${sign}${short(Math.abs(change), 3)}`,
+  ]);
 }
 
 /** The modes of all views: whether the base is shown in place of pictures, and whether the difference from it is. */
@@ -71,7 +75,8 @@ const modes = { base: false, difference: false };
  */
 function setMode(mode, on) {
   modes[mode] = on;
-  for (const view of document.querySelectorAll("#film, #viewer-picture")) view.classList.toggle(mode === "base" ? "blink" : mode, on);
+  for (const view of document.querySelectorAll("#film, #viewer-picture"))
+    view.classList.toggle(mode === "base" ? "blink" : mode, on);
   for (const button of document.querySelectorAll(`.${mode}-toggle`)) button.setAttribute("aria-pressed", String(on));
 }
 
@@ -131,7 +136,13 @@ class Viewer {
       return make("tr", {}, [make("th", { scope: "row" }, [one.name]), ...cells.map((cell) => make("td", {}, [cell]))]);
     });
     byId("viewer-scores").replaceChildren(
-      make("thead", {}, [make("tr", {}, heads.map((head) => make("th", { scope: "col" }, [head])))]),
+      make("thead", {}, [
+        make(
+          "tr",
+          {},
+          heads.map((head) => make("th", { scope: "col" }, [head])),
+        ),
+      ]),
       make("tbody", {}, rows),
     );
     for (const button of this.dialog.querySelectorAll(".base-toggle, .difference-toggle")) {
