@@ -42,7 +42,8 @@ def test_a_second_resume_is_refused_and_harms_nothing():
         assert {path: path.read_bytes() for path in before} == before
     assert command("train", "--name", "it", "--resume", sets=["train.iterations=5"]).code == 0
     assert {path.name for path in IT.iterdir()} == {
-        "run.toml", "run.json", "metrics.jsonl", "evaluations.jsonl", "held-out.json", "report.html", "samples", "checkpoints",
+        "run.toml", "run.json", "metrics.jsonl", "evaluations.jsonl", "held-out.json", "report.html",
+        "samples", "checkpoints",
     }  # fmt: skip
 
 

@@ -51,8 +51,8 @@ class RunRecord:
     ``path`` is the folder as commands name it, ``facts`` is run.json, ``settings`` is run.toml. ``iterations`` is how
     many the whole run has, estimated where it ends by model evaluations; None if that is not known. ``packaged`` is the
     name of the packaged recipe that the run began from, if any; ``changes`` are the settings that differ from it: key,
-    its value, the run's. ``captions`` are the held-out prompts, as far as they are known. ``silent_s`` are the seconds since the run wrote its last line. ``notes`` are sentences about
-    what is missing or damaged.
+    its value, the run's. ``captions`` are the held-out prompts, as far as they are known. ``silent_s`` are the seconds
+    since the run wrote its last line. ``notes`` are sentences about what is missing or damaged.
     """
 
     name: str
