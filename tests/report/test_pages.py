@@ -102,6 +102,16 @@ def test_a_comparison_tells_a_baseline_without_a_run_and_a_score_of_its_own():
     assert [chart["percent"] for chart in data["charts"]] == [False] * len(COSTS)
 
 
+def test_a_score_that_is_no_number_leaves_the_data_of_a_page_json():
+    damaged = records("a")
+    damaged[0]["scores"][1]["strict"] = float("nan")
+    text = comparison_page(damaged, title="t", baseline="a", missing=[])
+    data = json.loads(
+        re.search(r'id="data">(.*?)</script>', text)[1], parse_constant=lambda name: pytest.fail(f"{name} is not JSON")
+    )
+    assert None in data["charts"][0]["series"][0]["y"]
+
+
 @pytest.mark.parametrize("name", [MARKUP, "_hidden", "a\x0b\udcff"])
 def test_an_svg_file_has_the_same_bytes_each_time_whatever_the_user_has_set(name):
     summaries = summarise_methods([*records(name), *records("b", (0,))])

@@ -277,6 +277,12 @@ def test_what_is_always_zero_is_named_and_other_numbers_are_drawn(tmp_path):
     assert [chart["title"] for chart in groups["Other numbers"]["charts"]] == ["mine/own"]
 
 
+def test_a_measure_of_a_data_source_is_drawn():
+    lines = [evaluation_line(n, [0.0, 1.0], tidiness=0.5, tuned_share=1.0, background=0.1) for n in (0, 2)]
+    groups = {group["title"]: group for group in curve_data(RunRecord("run", "run", evaluations=lines))["groups"]}
+    assert [chart["title"] for chart in groups["What no reward sees"]["charts"]] == ["Background", "tidiness"]
+
+
 def test_no_number_of_the_page_is_nan(tmp_path):
     lines = [evaluation_line(0, [0.0, 1.0]), evaluation_line(4, [float("nan"), 1.0]) | {"strict": float("inf")}]
     page = page_of(write_run(tmp_path / "run", evaluations=lines))
@@ -291,6 +297,8 @@ def test_the_map_counts_gains_and_losses_and_thins_columns():
     assert (shown.data["iterations"][0], shown.data["iterations"][-1], shown.data["left_out"]) == (0, 300, 101)
     assert [(change.number, change.change) for change in shown.gains] == [(4, "+100.0")]
     assert shown.losses == []
+    assert shown.first == "the base"
+    assert score_map(RunRecord("run", "run", evaluations=lines[20:])).first == "iteration 20"
     assert shown.data["binary"] is False
 
 
@@ -309,6 +317,12 @@ def test_commands_quote_foreign_names_and_captions(tmp_path):
     assert commands["Sample"] == f"grpaint sample '{run}' 'it'\"'\"'s `here`'"
     assert commands["Resume"].endswith("'--name=a; rm -rf ~' --resume --set train.iterations=8")
     assert next_commands(RunRecord("x", "runs/a\nb")) == []
+    option = write_run(tmp_path / "option")
+    add_pictures(option, [0], ["--out=elsewhere"])
+    assert "--out" not in str(next_commands(read_record(option)))
+    train = {"iterations": 100, "evaluations": 800}
+    limited = RunRecord("x", "runs/x", {"status": "finished"}, {"train": train}, iterations=8)
+    assert dict(next_commands(limited))["Resume"].endswith("--set train.iterations=200 --set train.evaluations=1600")
     hidden = write_run(tmp_path / "hidden")
     add_pictures(hidden, [0], ["\x1b]0;mine\x07"])
     assert "\x1b" not in str(next_commands(read_record(hidden)))

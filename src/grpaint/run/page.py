@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from grpaint.core.errors import ConfigError, GrpaintError
+from grpaint.core.text import one_line
 from grpaint.report.pages.run import run_page
 from grpaint.run.record import is_run, read_record
 from grpaint.storage.atomic import write_atomic
 
 PAGE = "report.html"
+MOST_REASON = 300  # characters of an error
 
 
 def write_page(folder: Path) -> Path:
@@ -19,7 +21,7 @@ def write_page(folder: Path) -> Path:
         OSError: it cannot be written.
     """
     file = folder / PAGE
-    write_atomic(file, run_page(read_record(folder)))
+    write_atomic(file, run_page(read_record(folder)), follow=False)  # a link in a foreign folder could lead anywhere
     return file
 
 
@@ -27,7 +29,7 @@ class PageWriter:
     """Writes the page of a run as it goes on; what goes wrong is a line for ``log``, once, and never the run's end."""
 
     def __init__(self, folder: Path, log: Callable[[str], None]) -> None:
-        self.file, self._log, self._reported = (folder / PAGE).resolve(), log, ""
+        self.file, self._log, self._reported = folder.resolve() / PAGE, log, ""
 
     def write(self) -> None:
         """Write the page as the run folder is now."""
@@ -35,9 +37,13 @@ class PageWriter:
             write_page(self.file.parent)
         except Exception as error:  # noqa: BLE001 - reason: a page is worth no run
             text = str(error) if isinstance(error, GrpaintError | OSError) else f"{type(error).__name__}: {error}"
-            if text != self._reported:
-                self._log(f"{self.file.name} could not be written ({text}); the run goes on")
-            self._reported = text
+            reason = one_line(text, MOST_REASON)
+            if reason != self._reported:
+                self._log(
+                    f"{self.file.name} could not be written ({reason}); the run goes on, and grpaint report writes the "
+                    "page later"
+                )
+            self._reported = reason
 
 
 def locate_run(name: str) -> Path:

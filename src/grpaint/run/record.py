@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grpaint.core.errors import CheckpointError, ConfigError
+from grpaint.core.text import without_surrogates
 from grpaint.measures.line_check import is_number, unlike_a_group
 from grpaint.recipe.config import DEFAULT, Plain, locate, open_recipe
 from grpaint.recipe.settings import Optimisation
@@ -43,7 +44,7 @@ def read_record(folder: Path) -> RunRecord:
         notes.append(f"{EVALUATIONS} has no line of iteration 0: nothing can be compared with the base.")
     packaged, changes = _packaged(notes, folder, facts, settings)
     return RunRecord(
-        name=folder.resolve().name,
+        name=without_surrogates(folder.resolve().name),
         path=str(folder),
         facts=facts,
         settings=settings,

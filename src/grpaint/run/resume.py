@@ -10,12 +10,12 @@ from grpaint.run.folder import RunFolder
 from grpaint.storage.reading import read_toml
 
 # Besides the length of a run --resume may change how a reward in another process is reached, which changes no score,
-# how often pictures are drawn,
-# and how work is split into parts, which changes gradients by rounding alone.
+# how often pictures are drawn, and how work is split into parts, which changes gradients by rounding alone.
 CHANGEABLE_ON_RESUME = (
     r"train\.overlap|rewards\.[^.]+\."
     "(urls?|token_env|timeout_s|start_s|retries|restarts|backoff_s|concurrency|python|place)"
-    r"|processes(\..*)?|evaluate\.pictures_every|model\.(batch|vae_batch|checkpointing)|objective\.minibatch|anchor\.loss\.minibatch"
+    r"|processes(\..*)?|evaluate\.pictures_every|model\.(batch|vae_batch|checkpointing)"
+    r"|objective\.minibatch|anchor\.loss\.minibatch"
 )
 
 
@@ -56,8 +56,8 @@ def _check(subject: str, before: dict[str, Any], now: dict[str, Any], stage: str
     for key, old, new in _fixed_differences(resolve(before, stage)[1], now):
         raise ConfigError(
             f"{key} = {new!r}: {subject} has {old!r}; --resume repeats a run's settings (only larger "
-            "train.iterations and train.evaluations, where rewards are found, and model.batch, model.vae_batch, "
-            "model.checkpointing and minibatch may differ). Start another run with another --name."
+            "train.iterations and train.evaluations, where rewards are found, evaluate.pictures_every, model.batch, "
+            "model.vae_batch, model.checkpointing and minibatch may differ). Start another run with another --name."
         )
 
 

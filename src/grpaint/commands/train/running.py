@@ -62,7 +62,7 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], 
         with Listener() as listener, contextlib.ExitStack() as stack:
             folder.status(status="running", **_of_many(folder, world, processes=world.size, nodes=world.nodes))
             world.on_signal = partial(listener.request, notice=world.first)  # the agent's death reaches every rank
-            world.on_end = lambda message, code: _record_end(folder, ProcessesEnded(message, code))
+            world.on_end = partial(_end_of_others, folder, page)
             world.limit((recipe.processes or Processes()).start_s, "processes.start_s")
             check_shares(recipe, world)
             if isinstance(recipe, TrainRecipe):
@@ -88,8 +88,19 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], 
             raise
         raise reason from error
     finally:
-        if page and page.file.exists():
-            page.write()
+        _rewrite(page)
+
+
+def _end_of_others(folder: RunFolder, page: PageWriter | None, message: str, code: int) -> None:
+    """Record the end that another rank has recorded, before this process is ended while it is busy."""
+    _record_end(folder, ProcessesEnded(message, code))
+    _rewrite(page)
+
+
+def _rewrite(page: PageWriter | None) -> None:
+    """Write a page anew; one that was never written stays so."""
+    if page and page.file.exists():
+        page.write()
 
 
 def _of_many(folder: RunFolder, world: World, **facts: Any) -> dict[str, Any]:

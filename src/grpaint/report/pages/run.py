@@ -1,9 +1,7 @@
 """The page of a run: where it stands, pictures over time, the last rollout, curves, scores by prompt, its recipe."""
 
-import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 from grpaint.report.pages.template import CHART_STYLES, CHARTS, render
 from grpaint.report.run_parts.curves import curve_data
@@ -35,7 +33,7 @@ def run_page(record: RunRecord, inline: Mapping[str, str] | None = None) -> str:
         "run.html",
         scripts=SCRIPTS,
         styles=(*CHART_STYLES, "run.css"),
-        data=_finite(data),
+        data=data,
         record=record,
         status=label,
         tone=tone,
@@ -50,15 +48,3 @@ def run_page(record: RunRecord, inline: Mapping[str, str] | None = None) -> str:
         recipe=recipe_text(record),
         commands=next_commands(record),
     )
-
-
-def _finite(value: Any) -> Any:
-    """Return a value of JSON with None in place of NaN and infinity, which JSON cannot spell."""
-    match value:
-        case float():
-            return value if math.isfinite(value) else None
-        case list() | tuple():
-            return [_finite(item) for item in value]
-        case dict():
-            return {key: _finite(item) for key, item in value.items()}
-    return value

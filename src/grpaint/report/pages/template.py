@@ -6,6 +6,7 @@ their hashes, and nothing else: no text of a run can become code.
 
 import base64
 import hashlib
+import math
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -18,17 +19,19 @@ CHARTS = ("uplot/uPlot.iife.min.js", "charts.js")  # the scripts of a page with 
 CHART_STYLES = ("uplot/uPlot.min.css",)
 
 
-def render(template: str, *, scripts: Sequence[str] = (), styles: Sequence[str] = (), **values: Any) -> str:
+def render(
+    template: str, *, scripts: Sequence[str] = (), styles: Sequence[str] = (), data: Any = None, **values: Any
+) -> str:
     """Return the page of a template in ``report/templates``.
 
     ``scripts`` and ``styles`` are files of ``report/static`` to put inline, in this order; every page has style.css.
-    ``values`` are what the template names; one that is missing raises. By convention ``data`` is what scripts read.
+    ``data`` is the JSON that scripts read. ``values`` are what the template names; one that is missing raises.
     """
     sheets = [_static(name) for name in ("style.css", *styles)]
     programs = [_static(name) for name in ("page.js", *scripts)]
     policy = {
         "default-src": ["'none'"],
-        "img-src": ["'self'", "file:", "data:", "blob:"],
+        "img-src": ["'self'", "file:", "data:"],
         "script-src": [_digest(text) for text in programs],
         "style-src": [_digest(text) for text in sheets],
         "base-uri": ["'none'"],
@@ -42,9 +45,22 @@ def render(template: str, *, scripts: Sequence[str] = (), styles: Sequence[str] 
             # the texts of this package's own files, which hold no end tag
             sheets=[Markup(text) for text in sheets],
             programs=[Markup(text) for text in programs],
+            data=_finite(data or {}),
             **values,
         )
     )
+
+
+def _finite(value: Any) -> Any:
+    """Return a value of JSON with None in place of NaN and infinity, which JSON cannot spell."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+    return value
 
 
 @cache

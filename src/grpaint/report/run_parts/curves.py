@@ -72,6 +72,8 @@ HELD_OUT = {
     "denoising_loss": "Denoising loss, held out",
 }
 
+SETTINGS = ("iteration", "prompts", "guidance", "steps", "tuned_share")  # numbers of an evaluation that measure nothing
+
 
 def curve_data(record: RunRecord) -> dict[str, Any]:
     """Return the x axes (``tables``), the groups of charts that run.js draws, and that of the ``top``, if any."""
@@ -227,7 +229,6 @@ def _scores(record: RunRecord, tables: Mapping[str, "_Table"]) -> list[dict[str,
         ("Added weight", "reward/", "/multiplier"),
     ):
         keys = [key for key in metrics.keys if key.startswith(start) and key.endswith(end) and key.count("/") == 2]
-        keys = [key for key in keys if end or start == "advantage/share/"]
         if keys:
             labels = {key: key.removeprefix(start).removesuffix(end) for key in keys}
             series = [metrics.series("metrics", key, label) for key, label in labels.items()]
@@ -240,12 +241,12 @@ def _unseen(record: RunRecord, tables: Mapping[str, "_Table"]) -> list[dict[str,
     held_out = tables["evaluations"]
     score = score_name(record.evaluations[-1]) if record.evaluations else ""
     titles = {key: title for key, title in HELD_OUT.items() if key not in ("soft", score)}
+    elsewhere = {*SETTINGS, *HELD_OUT, score}
+    titles |= {key: key for key in held_out.keys if key not in elsewhere and not key.startswith(("reward", "image/"))}
     images = {key: f"Images: {key[6:].replace('_', ' ')}" for key in held_out.keys if key.startswith("image/")}
     return [
         _chart(title, [held_out.series("evaluations", key, "held out", points=True)])
-        for key, title in (
-            titles | {key: title for key, title in images.items() if not key.endswith("_interval")}
-        ).items()
+        for key, title in (titles | images).items()
         if key in held_out.keys
     ]
 

@@ -79,13 +79,14 @@ def next_commands(record: RunRecord) -> list[tuple[str, str]]:
     """Return what one may do with the run: a heading and a command for a shell each.
 
     The run's name and its captions are foreign text: they are quoted, and there are no commands for a name with
-    characters that do not print, which a terminal would obey when they are pasted.
+    characters that do not print, which a terminal would obey when they are pasted. A caption that would be taken for an
+    option is not shown.
     """
     run = str(PurePath(record.path))
     if printable(run) != run:
         return []
     captions = [caption for drawing in record.drawings[-1:] for caption in drawing.captions[:1]]
-    caption = next((caption for caption in captions if printable(caption) == caption), EXAMPLE)
+    caption = next((text for text in captions if printable(text) == text and not text.startswith("-")), EXAMPLE)
     parent = str(PurePath(run).parent)
     resume = [
         "grpaint",
@@ -97,10 +98,11 @@ def next_commands(record: RunRecord) -> list[tuple[str, str]]:
     ]
     if isinstance(record.facts.get("processes"), int):
         resume += ["--processes", str(record.facts["processes"])]
-    if record.facts.get("status") == "finished" and record.iterations:
-        resume += ["--set", f"train.iterations={2 * record.iterations}"]
-        if evaluations := record.settings.get("train", {}).get("evaluations"):
-            resume += ["--set", f"train.evaluations={2 * evaluations}"]
+    if record.facts.get("status") == "finished":
+        limits = record.settings.get("train", {})
+        for key in ("iterations", "evaluations"):
+            if isinstance(limits.get(key), int) and limits[key]:
+                resume += ["--set", f"train.{key}={2 * limits[key]}"]
     return [
         ("Resume", shlex.join(resume)),
         ("Sample", shlex.join(["grpaint", "sample", run, caption])),

@@ -25,10 +25,10 @@ class PromptChange:
 
 @dataclass(frozen=True)
 class ScoreMap:
-    """``data`` is for the script, the rest for the template."""
+    """``data`` is for the script, the rest for the template; ``first`` names the evaluation that is compared with."""
 
     data: dict[str, Any]
-    score: str
+    first: str
     counts: dict[str, int]
     gains: Sequence[PromptChange]
     losses: Sequence[PromptChange]
@@ -77,7 +77,8 @@ def score_map(record: RunRecord) -> ScoreMap | None:
         return [_change(row, captions, score, first[row], last[row]) for row in rows[:EXTREMES]]
 
     counts = {"gained": len(gains), "lost": len(losses), "prompts": len(last)}
-    return ScoreMap(data, score, counts, changes(gains), changes(losses))
+    start = lines[0]["iteration"]
+    return ScoreMap(data, f"iteration {start}" if start else "the base", counts, changes(gains), changes(losses))
 
 
 def _cell(value: float, binary: bool) -> float:
