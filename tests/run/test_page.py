@@ -32,6 +32,32 @@ def test_a_page_that_cannot_be_written_is_one_line_and_the_run_goes_on(tmp_path,
     assert "\n" not in line
 
 
+def test_writing_takes_a_hundredth_of_the_run_at_most(tmp_path, monkeypatch):
+    now, cost = [0.0], [0.5]
+    monkeypatch.setattr(grpaint.run.page.time, "monotonic", lambda: now[0])
+    written = []
+
+    def write(folder):
+        now[0] += cost[0]
+        written.append(now[0])
+
+    monkeypatch.setattr(grpaint.run.page, "write_page", write)
+    writer = PageWriter(tmp_path, print)
+    writer.write()
+    for _ in range(1000):
+        now[0] += 1.0
+        writer.refresh(evaluated=False)
+    assert len(written) == pytest.approx(1000 * 0.01 / 0.5, abs=2)
+    count = len(written)
+    writer.refresh(evaluated=True)  # quick, so each evaluation is on the page
+    writer.refresh(evaluated=True)
+    assert len(written) == count + 2
+    cost[0] = 2.0
+    writer.refresh(evaluated=True)
+    writer.refresh(evaluated=True)
+    assert len(written) == count + 3
+
+
 def test_a_link_in_the_place_of_the_page_is_replaced(tmp_path):
     run, elsewhere = write_run(tmp_path / "run"), tmp_path / "elsewhere"
     elsewhere.write_text("mine")

@@ -61,7 +61,7 @@ def merge_times(
     own, world.bytes_exchanged = [dict(times), peak, world.bytes_exchanged, rows, meter.tally()], 0
     every, peaks, sent, all_rows, tallies = zip(*world.gather_values(own), strict=True)
     meter.merge(tallies)
-    seconds = [round(sum(value for name, value in one.items() if name != "cpu"), 4) for one in every]
+    seconds = [round(sum(value for name, value in one.items() if name not in ("cpu", "pictures")), 4) for one in every]
     slowest = seconds.index(max(seconds))
     measures = {"slowest_rank": slowest, "bytes": sum(sent), "rows": list(all_rows), "seconds": seconds}
     cpu = sum(one.get("cpu", 0.0) for one in every)

@@ -1,5 +1,6 @@
 """The page of a run in its folder."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from grpaint.storage.atomic import write_atomic
 
 PAGE = "report.html"
 MOST_REASON = 300  # characters of an error
+SHARE = 0.01  # of a run's time that writing its page may take
+QUICK_S = 1.0  # seconds of a writing that an evaluation is always worth
 
 
 def write_page(folder: Path) -> Path:
@@ -30,9 +33,25 @@ class PageWriter:
 
     def __init__(self, folder: Path, log: Callable[[str], None]) -> None:
         self.file, self._log, self._reported = folder.resolve() / PAGE, log, ""
+        self._start, self._spent_s, self._last_s = time.monotonic(), 0.0, 0.0
+
+    def refresh(self, *, evaluated: bool) -> None:
+        """Write the page if writing stays below ``SHARE`` of the run's time, or if it is quick after an evaluation.
+
+        The longer a run is, the longer its page takes; without this limit it would be written too often.
+        """
+        affordable = self._spent_s + self._last_s <= SHARE * (time.monotonic() - self._start)
+        if affordable or (evaluated and self._last_s < QUICK_S):
+            self.write()
 
     def write(self) -> None:
         """Write the page as the run folder is now."""
+        start = time.monotonic()
+        self._try()
+        self._last_s = time.monotonic() - start
+        self._spent_s += self._last_s
+
+    def _try(self) -> None:
         try:
             write_page(self.file.parent)
         except Exception as error:  # noqa: BLE001 - reason: a page is worth no run

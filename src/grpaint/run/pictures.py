@@ -25,6 +25,7 @@ PROMPTS_FILE = "held-out.json"  # in the run folder
 SIDE, ROLLOUT_SIDE = 512, 192  # pixels of the longer side at most
 LOSSLESS_SIDE = 64  # pixels up to which a loss would hide the grain that one looks for
 ROLLOUT_IMAGES = 512  # at most, in whole groups
+FEW = 8  # images that are reduced at once: their copies in fp32 take memory
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def small_images(images: Tensor) -> Tensor:
     side = max(images.shape[-2:])
     if side > ROLLOUT_SIDE:
         size = [max(1, round(length * ROLLOUT_SIDE / side)) for length in images.shape[-2:]]
-        images = torch.nn.functional.interpolate(images.float(), size, mode="area")
+        few = (torch.nn.functional.interpolate(part.float(), size, mode="area") for part in images.split(FEW))
+        return torch.cat([eight_bit(part).cpu() for part in few])
     return eight_bit(images).cpu()
 
 

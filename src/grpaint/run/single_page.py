@@ -57,7 +57,7 @@ def _fit(record: RunRecord, room: int, encode: Encode) -> tuple[RunRecord, dict[
         inline = {file: _address(raw) for file in files if (raw := encode(file, quality))}
         if sum(map(len, inline.values())) <= room:
             return fewer, inline, _lowered(quality, shown, times)
-    return record, {}, "All pictures are left out: not even those of two times fit."
+    return record, {}, "All pictures are left out: those of two times and of the last rollout do not fit."
 
 
 def _files(record: RunRecord) -> list[str]:

@@ -74,7 +74,7 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], 
                 save_prompts(folder.path, [p.text for p in recipe.data.held_out(settings.prompts, settings.seed)])
                 log(f"page  {page.file.as_uri()}")
                 page.write()
-                loop.viewers.append(lambda *_: page.write())
+                loop.viewers.append(lambda _, drawing: page.refresh(evaluated=drawing.evaluated))
             if isinstance(recipe, SftRecipe):
                 sft(recipe, loop)
             else:

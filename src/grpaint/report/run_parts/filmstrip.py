@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpaint.measures.score import LOWER_IS_BETTER
+from grpaint.report.run_parts.score_map import thinned
 from grpaint.report.run_record import DrawnPictures, Group, LastRollout
 
+MOST_TIMES = 1000
 Sources = Mapping[str, str] | None
 
 
@@ -28,7 +30,7 @@ def filmstrip(drawings: Sequence[DrawnPictures], inline: Sources = None) -> dict
                 "files": _addresses(drawing.files, inline),
                 "scores": {name: list(map(_rounded, values)) for name, values in drawing.scores.items()},
             }
-            for drawing in drawings
+            for drawing in (drawings[place] for place in thinned(len(drawings), MOST_TIMES))
         ],
     }
 
