@@ -35,7 +35,8 @@ function groupElement(groups, place, viewer) {
   };
   toggle.addEventListener("click", () => draw(toggle.getAttribute("aria-expanded") !== "true"));
   const about = [make("p", {}, [group.caption]), make("p", { class: "note" }, [group.kind])];
-  if (group.flat) about.push(make("p", { class: "note" }, ["No spread: every advantage is 0, and nothing is learned."]));
+  if (group.flat)
+    about.push(make("p", { class: "note" }, ["No spread: every advantage is 0, and nothing is learned."]));
   const article = make("article", { class: group.flat ? "group flat" : "group" }, [
     make("div", {}, [...about, toggle]),
     list,
