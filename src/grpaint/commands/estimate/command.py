@@ -7,7 +7,7 @@ from typing import Any
 
 from grpaint.commands.estimate import terminal
 from grpaint.commands.estimate.calibration import calibrate
-from grpaint.commands.estimate.deadline import TimeOver, time_limit
+from grpaint.commands.estimate.deadline import TimeOver, explained, time_limit
 from grpaint.commands.estimate.forecast import forecast, parse_bytes
 from grpaint.commands.estimate.levers import Lever, find_levers
 from grpaint.core.runtime import Device
@@ -44,7 +44,7 @@ def run(
     if measure:
         check_rewards(read_toml(origin.file), origin)
     with origin.guard(sets):
-        with time_limit(minutes):
+        with explained([]), time_limit(minutes):
             prediction = forecast(table, stage, device)
         fits = not limit or prediction.fits(limit)
         levers: list[Lever] = []

@@ -18,7 +18,9 @@ FEWER = {  # what makes a phase of the rehearsal shorter
 
 
 class TimeOver(ConfigError):
-    """A plan was not ready in time."""
+    """A plan was not ready in time; ``explained``: the message says what it was doing."""
+
+    explained = False
 
 
 @contextmanager
@@ -49,11 +51,18 @@ def time_limit(minutes: float) -> Iterator[None]:
 
 @contextmanager
 def explained(phase_history: list[str]) -> Iterator[None]:
-    """If the time is over in the block, name what was being counted: the last of ``phase_history``."""
+    """If the time is over in the block, name what was being counted: the last of ``phase_history``.
+
+    An explanation from a block inside this one stays as it is.
+    """
     try:
         yield
     except TimeOver as error:
+        if error.explained:
+            raise
         phase = phase_history[-1] if phase_history else ""
         counted = f"counting {phase}" if phase else "reading the data and the model's settings"
         hint = f"Lower {FEWER[phase]}; or give it" if phase in FEWER else "Give it"
-        raise TimeOver(f"{str(error)[:-1]}: it was still {counted}. {hint} longer with --minutes.") from None
+        over = TimeOver(f"{str(error)[:-1]}: it was still {counted}. {hint} longer with --minutes.")
+        over.explained = True
+        raise over from None
