@@ -246,6 +246,9 @@ def test_the_search_decides_the_settings_of_the_runs(tmp_path):
     assert len(rates) == 6
     assert len(dataclasses.replace(comparison, sets=()).search()) == 3  # with one update no clip range ever binds
     assert {job.seed for job in rates} == {100}
+    judged = {job.open()[0].evaluate.seed for job in rates}
+    assert judged.isdisjoint({job.open()[0].evaluate.seed for job in comparison.runs()})  # never on reported prompts
+    assert {job.seed for job in dataclasses.replace(comparison, seeds=(100, 101, 3)).search()} == {102}
     assert {job.evaluations for job in rates} == {250}
     plain = comparison.runs()[0]
     for place, job in enumerate(rates):

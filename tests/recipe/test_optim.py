@@ -1,13 +1,14 @@
 """Which parameters an optimizer takes, and its state in a file."""
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from grpaint.core import CheckpointError
-from grpaint.recipe.optim import Adamw, MuonAdamw, load_optimizer_sets, optimizer_sets
+from grpaint.recipe.optim import Adamw, MuonAdamw, average_keep, load_optimizer_sets, optimizer_sets
 
 BIG, SMALL, VECTOR = (128, 96), (16, 96), (96,)
 
@@ -122,3 +123,12 @@ def test_state_of_another_model_is_refused():
     parameters, optimizers = made(Adamw(), SHAPES)
     with pytest.raises(CheckpointError, match=r"of another model: it has head\.weight\.exp_avg;"):
         load_optimizer_sets(optimizers, parameters, {"optimizer.0": {"head.weight.exp_avg": torch.zeros(2)}})
+
+
+def test_the_average_is_warmed_up_until_the_setting_acts():
+    assert [average_keep(0.98, steps) for steps in (1, 2, 8)] == [2 / 11, 3 / 12, 9 / 18]
+    assert average_keep(0.98, 439) < 0.98 == average_keep(0.98, 440) == average_keep(0.98, 10**6)
+    assert average_keep(0.0, 1) == 0.0  # the average is the current weights
+    initial = math.prod(average_keep(0.999, steps) for steps in range(1, 6))
+    assert initial == pytest.approx(math.factorial(10) * math.factorial(6) / math.factorial(15))  # it telescopes
+    assert initial == pytest.approx(0.002, rel=0.01)

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from xxhash import xxh3_128
 
 import tiny_runs
@@ -111,13 +113,32 @@ def test_a_state_without_its_own_digest_is_no_early_one(caplog):
     assert "its SHA-256 is missing" in _resumed(caplog)
 
 
+def _seal(changes, left_out=("sha256",)):
+    """Give the last checkpoint another state, whose own digest is right."""
+    file = IT / "checkpoints/000004/state.json"
+    state = json.loads(file.read_text()) | changes
+    file.write_bytes(sealed({key: value for key, value in state.items() if key not in left_out}))
+
+
 @pytest.mark.parametrize("files", [[], 3, {"model.safetensors": None}, {"model.safetensors": {"bytes": 1}}])
 def test_a_sealed_state_of_another_form_takes_the_checkpoint_before(files, caplog):
-    file = IT / "checkpoints/000004/state.json"
-    state = json.loads(file.read_text()) | {"files": files}
-    del state["sha256"]
-    file.write_bytes(sealed(state))
+    _seal({"files": files})
     assert "files is not a size and a digest of each" in _resumed(caplog)
+
+
+def test_a_count_of_steps_that_is_no_number_takes_the_checkpoint_before(caplog):
+    _seal({"steps": "four"})
+    assert "steps is no whole number" in _resumed(caplog)
+
+
+def test_the_average_of_a_run_without_a_count_of_steps_goes_on_without_warm_up():
+    _seal({}, left_out=("sha256", "steps"))
+    assert command("train", "--name", "it", "--resume", sets=["train.iterations=5"]).code == 0
+    sets = [load_file(IT / f"checkpoints/{n:06d}/training.safetensors") for n in (4, 5)]
+    keep = read_toml(IT / "run.toml")["train"]["ema"]
+    for name in (name for name in sets[0] if name.startswith("average/")):
+        current = sets[1][name.replace("average/", "current/")]
+        torch.testing.assert_close(sets[1][name], keep * sets[0][name] + (1 - keep) * current)
 
 
 def test_the_checkpoint_of_another_iteration_is_not_taken(caplog):

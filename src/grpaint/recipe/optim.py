@@ -102,6 +102,15 @@ class Behaviour:
         return min(self.most, self.slope * max(iteration - self.flat, 0))
 
 
+def average_keep(ema: float, steps: int) -> float:
+    """Return the share of the average weights that stays at optimizer step ``steps`` (from 1): at most ``ema``.
+
+    It is (1 + steps) / (10 + steps) while that is smaller. So early averages follow the current weights, and a short
+    run does not export its beginning: after five steps the initial weights have a share of 0.002.
+    """
+    return min(ema, (1 + steps) / (10 + steps))
+
+
 def learning_rate_factor(schedule: Schedule, warmup: int, iteration: int, iterations: int) -> float:
     """Return the share of the full learning rate at ``iteration`` (from 0): linear warm-up, then the schedule to 0."""
     if iteration < warmup:

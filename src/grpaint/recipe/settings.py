@@ -23,7 +23,8 @@ class Optimisation:
     """The settings that the ``[train]`` tables of reinforcement learning and of supervised recipes share.
 
     ``warmup``: iterations over which the learning rate rises. ``ema``: the share of the average weights that an update
-    keeps, in [0, 1). ``max_grad_norm``: a longer gradient is scaled down to this norm.
+    keeps, in [0, 1); less in the first updates (:func:`~grpaint.recipe.optim.average_keep`). ``max_grad_norm``: a
+    longer gradient is scaled down to this norm.
 
     ``evaluations``: the run and its schedule end when this many model evaluations are used up (0: no limit).
     ``nonfinite``: a run stops after this many updates in a row whose gradient was NaN or infinite; each is skipped.

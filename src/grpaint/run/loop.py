@@ -18,6 +18,7 @@ from grpaint.parallel.world import ONE, World
 from grpaint.recipe.config import Recipe
 from grpaint.recipe.optim import learning_rate_factor
 from grpaint.recipe.pieces import Model, stateful
+from grpaint.recipe.scalars import WHOLE
 from grpaint.recipe.settings import Processes
 from grpaint.rollout.rollout import Rollout
 from grpaint.run.agreement import (
@@ -233,6 +234,7 @@ class Loop(Updates):
         """Return what a checkpoint holds besides tensors."""
         state = {
             "iteration": self.done,
+            "steps": self.steps,
             "best": self.best,
             "counts": dict(self.policy.meter.counts),
             "pieces": {name: piece.state_dict() for name, piece in self.pieces.items()},
@@ -247,6 +249,7 @@ class Loop(Updates):
         """Restore everything from a checkpoint, and remove what the run wrote after it."""
         state = read_checkpoint(checkpoint, self.policy, self.optimizers)
         self.done, self.best = state["iteration"], tuple(state["best"])
+        self.steps = state.get("steps", WHOLE)  # a checkpoint without it is of 0.1, whose average had no warm-up
         self.policy.meter.restore(state["counts"])
         restore_pieces(checkpoint, self.pieces, state)
         self.folder.cut(self.done)

@@ -55,6 +55,8 @@ def _parse(raw: bytes, file: Path) -> dict[str, Any]:
     for key, kind in _SHAPES.items():
         if not isinstance(state.get(key), kind):
             raise CheckpointError(f"{file}: damaged: no {key}.")
+    if not isinstance(state.get("steps", 0), int):
+        raise CheckpointError(f"{file}: damaged: steps is no whole number.")
     files = state.get("files", {})
     if not isinstance(files, dict) or not all(
         isinstance(about, dict) and about.keys() == FileFacts.__annotations__.keys() for about in files.values()

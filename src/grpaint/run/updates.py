@@ -11,6 +11,7 @@ from grpaint.core.errors import RunError
 from grpaint.learn.objective import Term
 from grpaint.parallel.world import World
 from grpaint.recipe.config import Recipe
+from grpaint.recipe.optim import average_keep
 from grpaint.recipe.pieces import Model
 from grpaint.rollout.rollout import Rollout
 from grpaint.run.agreement import mean_measures, with_anchor
@@ -24,8 +25,8 @@ Terms = Callable[[Rollout, torch.Tensor], Iterable[Term]]  # from a batch and it
 class Updates:
     """The part of a run that changes weights.
 
-    ``done`` counts finished iterations, ``nonfinite`` the updates in a row whose gradient was not finite; ``line`` is
-    this iteration's line of metrics.jsonl as far as it is known.
+    ``done`` counts finished iterations, ``steps`` the optimizer steps that moved the weights, ``nonfinite`` the updates
+    in a row whose gradient was not finite; ``line`` is this iteration's line of metrics.jsonl as far as it is known.
     """
 
     def __init__(self, recipe: Recipe, policy: Model, folder: RunFolder, world: World) -> None:
@@ -35,7 +36,7 @@ class Updates:
         half = policy.runtime.precision == "fp16"  # small gradients would round to 0
         self.scaler = torch.amp.GradScaler(policy.runtime.device, init_scale=2.0**10, enabled=half)
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
-        self.done, self.nonfinite, self._rows = 0, 0, 0
+        self.done, self.steps, self.nonfinite, self._rows = 0, 0, 0, 0
         self.line: Line = {}
 
     def update(
@@ -96,7 +97,8 @@ class Updates:
             steps = [(now - then).norm() for now, then in zip(self.parameters, before, strict=True)]
             length = torch.stack([then.norm() for then in before]).norm()
             relative = torch.stack(steps).norm() / length.clamp(min=1e-12)
-        self.policy.blend("average", self.recipe.train.ema)
+        self.steps += 1
+        self.policy.blend("average", average_keep(self.recipe.train.ema, self.steps))
         return relative
 
     def _handle_nonfinite(self, terms: Callable[[], Iterable[Term]], batch: Rollout) -> None:

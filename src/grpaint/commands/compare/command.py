@@ -5,6 +5,7 @@ All runs have the same base, prompts and cost. ``--processes`` says how many run
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -113,14 +114,20 @@ class Comparison:
         sets += ["train.iterations=1000000", f"checkpoint.every={every}", "threads=1"]
         if folder == "runs":
             sets += [f"evaluate.every={every}"]
-        else:  # calibration and search use the last score only
-            sets += ["evaluate.every=1000000", "evaluate.guided=[]", "evaluate.pictures=0"]
+        else:  # calibration and search use the last score only, on prompts that no run of the comparison is judged on
+            judged = recipe.evaluate.seed + self.search_seed
+            sets += ["evaluate.every=1000000", "evaluate.guided=[]", "evaluate.pictures=0", f"evaluate.seed={judged}"]
         return Job(
             contender, self.world, seed, (*sets, *extra), self.out / folder / f"{self.world}-{name}.json", budget
         )
 
+    @property
+    def search_seed(self) -> int:
+        """The training seed of the search, not among those reported; it also moves the seed of the held-out prompts."""
+        return next(seed for seed in itertools.count(SEARCH_SEED) if seed not in self.seeds)
+
     def search(self) -> list[Job]:
-        """Runs with three learning rates times two clip ranges for each method, on a separate seed.
+        """Runs with three learning rates times two clip ranges for each method, on a seed and prompts of their own.
 
         A surrogate's clip range acts from the second update of a rollout on: before the first the ratio is exactly 1,
         unless other weights sampled. If it never acts, the second range would repeat the first bit for bit and is
@@ -139,7 +146,7 @@ class Comparison:
                         extra += [f"objective.surrogate.{end}={clip * surrogate[end]:.6g}" for end in ("low", "high")]
                         name += f"-clip{clip:g}"
                     share = round(self.budget(contender) * SEARCH_SHARE)
-                    jobs.append(self.job(contender, SEARCH_SEED, "search", name, share, *extra))
+                    jobs.append(self.job(contender, self.search_seed, "search", name, share, *extra))
         return jobs
 
     def runs(self) -> list[Job]:
