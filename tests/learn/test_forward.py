@@ -201,6 +201,43 @@ def test_before_an_update_current_and_behaviour_agree_exactly(objective: Forward
 
 
 @pytest.mark.parametrize("objective", EVERY, ids=str)
+def test_samples_of_the_current_weights_cost_a_forward_less_and_give_the_same_gradient(
+    objective: ForwardObjective,
+) -> None:
+    policy = Scenes(start="random").load(Runtime())
+    policy.blend("behaviour", 0.0)
+    move(policy, 0.02, "trained")
+    policy.blend("behaviour", 0.0)
+    gradients = []
+    for weights in ("behaviour", "current"):
+        rollout = roll(policy, PROMPTS, 4, replace(PLAN, weights=weights), iteration=3, seed=5)  # type: ignore[arg-type]
+        assert rollout.weights == rollout.rows(torch.tensor([3, 1])).weights == weights
+        policy.meter.counts.clear()
+        gradients.append(gradient(objective, policy, rollout))
+        assert policy.meter.counts["training"] == 12 * objective.evaluations(weights)  # type: ignore[arg-type]
+    assert objective.evaluations("behaviour") - objective.evaluations("current") == objective.draws
+    assert gradients[0].any()
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("objective", [DiffusionNft(draws=3), AdvantageWeightedMatching(draws=3)], ids=str)
+def test_a_group_can_share_its_noise(objective: ForwardObjective) -> None:
+    policy, rollout = off_policy(PATHS[0])
+    shared, seen = replace(objective, noise="group"), []
+    noise_of = policy.noise
+    policy.noise = lambda key, rows: seen.append((key, noise_of(key, rows))) or seen[-1][1]  # type: ignore[method-assign]
+    whole = gradient(shared, policy, rollout)
+    assert len(seen) == 3
+    for key, eps in seen:
+        assert torch.equal(eps, noise(key, rollout.group, rollout.x0.shape[1:]))
+        assert torch.equal(eps[:4], eps[:1].expand(4, -1, -1, -1))
+        assert not torch.equal(eps[3], eps[4])
+    assert not torch.equal(whole, gradient(objective, policy, rollout))
+    part = gradient(replace(shared, minibatch=5), policy, rollout)  # a part that cuts through groups
+    assert (part - whole).norm() <= 1e-6 * whole.norm()
+
+
+@pytest.mark.parametrize("objective", EVERY, ids=str)
 @pytest.mark.parametrize("minibatch", [1, 5, 12, 64])
 def test_minibatches_change_nothing(objective: ForwardObjective, minibatch: int) -> None:
     policy, rollout = off_policy(PATHS[0])
@@ -217,7 +254,7 @@ def test_rows_without_advantage_ask_nothing_of_the_model_but_are_counted(objecti
     half = ADVANTAGE * torch.tensor([1.0, 1.0, 0.0, 1.0] * 3)
     terms = list(objective(policy, rollout, half))
     assert all(len(values) == 9 for term in terms for values in term.measures.values())
-    assert policy.meter.counts["training"] == 9 * objective.evaluations
+    assert policy.meter.counts["training"] == 9 * objective.evaluations("behaviour")
     rows = [term.loss.item() for term in replace(objective, minibatch=1)(policy, rollout, ADVANTAGE)]
     alone = sum(loss for number, loss in enumerate(rows) if number % 12 % 4 != 2)
     assert sum(term.loss.item() for term in terms) == pytest.approx(alone, rel=1e-4)
@@ -248,12 +285,13 @@ def test_a_network_that_is_right_to_the_last_digit_gives_no_nan() -> None:
     [
         ({"window": Prefix(2), "sampler": Cps()}, r'plan\.window: .*kind = "closed"'),
         ({"start": Shared()}, r'plan\.start: .*kind = "independent"'),
-        ({"weights": "current"}, r'plan\.weights = "current": .*weights = "behaviour"'),
+        ({"weights": "reference"}, r'plan\.weights = "reference": .*weights = "current"'),
     ],
     ids=["window", "start", "weights"],
 )
 def test_an_impossible_rollout_is_refused(objective: ForwardObjective, change: dict, reason: str) -> None:
     objective.check(replace(PLAN, prune=Funnel((2,), (2,))))
+    objective.check(replace(PLAN, weights="current"))
     with pytest.raises(ValueError, match=reason):
         objective.check(replace(PLAN, **change))
 

@@ -328,7 +328,11 @@ CLOSED = ['plan.window={kind="closed"}', "objective.kind=epg"]
 SENSELESS = [
     (["objective.kind=diffusion-nft"], ["plan.window", "finished images", 'kind = "closed"']),
     (CLOSED, ["plan.start", "identical", 'kind = "independent"']),
-    ([*CLOSED, "plan.start.kind=independent"], ['plan.weights = "current"', "sampled", "[behaviour]"]),
+    (
+        [*CLOSED, "plan.start.kind=independent", "train.updates=2"],
+        ["train.updates = 2", 'plan.weights = "behaviour"', "[behaviour]"],
+    ),
+    ([*CLOSED, "plan.start.kind=independent", "plan.weights=reference"], ['plan.weights = "reference"', "current"]),
     ([*CLOSED, "plan.start.kind=independent", "plan.weights=behaviour"], ["plan.weights", "[behaviour]", "both"]),
     (["behaviour={slope=0.1}"], ["plan.weights", "[behaviour]", "neither"]),
     (["plan.weights=behaviour", "behaviour={slope=-1}"], ["behaviour.slope and flat", "not be negative"]),

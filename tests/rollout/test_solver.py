@@ -11,7 +11,7 @@ from torch import Tensor
 from grpaint.backends.gaussian import GaussianModel
 from grpaint.core import Cps, FlowPath, FlowSde, Ode, Path, Point, Prediction, Prompt, VpPath, read, step
 from grpaint.core.runtime import Runtime
-from grpaint.rollout import Plan, Random, Shared, Sliding, Tail, Whole, multistep, roll
+from grpaint.rollout import Closed, Plan, Random, Shared, Sliding, Tail, Whole, multistep, roll
 from grpaint.rollout.window import Window
 
 
@@ -149,6 +149,25 @@ def test_no_tail_follows_a_window_that_closes_at_the_end(window: Window) -> None
         last = window.steps(12, iteration, 0)[-1]
         assert [leg.in_tail for leg in legs] == [False] * (last + 1) + [True] * (len(legs) - last - 1)
         assert legs[-1].there.sigma == 0
+
+
+@pytest.mark.parametrize("path", [FlowPath(), VpPath()], ids=["flow", "vp"])
+def test_with_a_closed_window_the_tail_is_the_whole_rollout(path: Path) -> None:
+    policy = GaussianModel(path=path).load(Runtime())
+    plan = Plan(8, window=Closed(), tail=Tail(1.0))
+    plan.check(path, 4)
+    legs = plan.course(path, 0, 0).legs
+    assert [leg.in_tail for leg in legs] == [True] * 8
+    assert [leg.here for leg in legs] == list(path.grid(8)[:8])
+    rollout = roll(policy, [Prompt("a"), Prompt("b")], 3, plan, iteration=0, seed=0)
+    x, before = policy.noise((0, 0, "start"), range(6)), None
+    for leg in legs:
+        seen = policy.predict(x, leg.here, rollout.cond)
+        x, before = multistep(seen, before, leg.here, leg.there, 2), (seen.x0, leg.here)
+    assert torch.equal(rollout.x0, x)
+    exact = roll(policy, [Prompt("a"), Prompt("b")], 3, Plan(400, window=Closed()), iteration=0, seed=0).x0
+    euler = roll(policy, [Prompt("a"), Prompt("b")], 3, Plan(8, window=Closed()), iteration=0, seed=0).x0
+    assert (rollout.x0 - exact).norm() < 0.8 * (euler - exact).norm()
 
 
 @pytest.mark.parametrize(

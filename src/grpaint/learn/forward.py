@@ -1,8 +1,8 @@
 """Objectives on the forward process: finished samples are noised again, and no step's likelihood is used.
 
 How well the network restores a noised sample stands in for the sample's likelihood. The current weights and the
-behaviour weights, which sampled, are compared at the same draws of (t, eps), so that before the first update their
-difference is exactly 0. Everything is written in ``Prediction(x0, eps)``: a mixture of two networks' outputs at one
+weights that sampled are compared at the same draws of (t, eps), so that before the first update their difference is
+exactly 0. Everything is written in ``Prediction(x0, eps)``: a mixture of two networks' outputs at one
 ``x`` is the same mixture of their x0, whatever they predict, so flows and diffusion models share this code.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from grpaint.core.bounds import Limit, check_range
 from grpaint.core.path import Path, Point
-from grpaint.core.policy import Policy
+from grpaint.core.policy import Policy, Weights
 from grpaint.core.prediction import Prediction
 from grpaint.core.rng import Key, permutation, uniform
 from grpaint.core.step import per_row
@@ -31,7 +31,10 @@ MOST_DRAWS = 1000  # every draw is a pass through the network; published setting
 
 
 class NoisedBatch(NamedTuple):
-    """Samples ``x0`` noised to ``here`` with ``eps``, and the predictions of the current and behaviour weights."""
+    """Samples ``x0`` noised to ``here`` with ``eps``, and what the current weights and those that sampled predict.
+
+    ``behaviour``, of those that sampled, has no gradient; if the current ones did, it is ``current`` without its own.
+    """
 
     x0: Float[Tensor, "k *latent"]
     eps: Float[Tensor, "k *latent"]
@@ -44,13 +47,16 @@ class NoisedBatch(NamedTuple):
 class ForwardObjective(ABC):
     """Base class of the objectives of this file.
 
-    ``draws``: how often each sample is noised; ``kl_reference``: weight of the mean squared difference between the
-    current and the reference velocities. Rows with advantage 0 cost no model call, but the mean is over all rows.
-    ``minibatch`` is the number of rows per autograd graph (0: all); it changes memory use, not the gradient.
+    ``draws``: how often each sample is noised; ``noise``: whether every sample has noise of its "own", or the members
+    of a "group" share it at every draw: what they have in common then cancels, since their advantages sum to 0.
+    ``kl_reference``: weight of the mean squared difference between the current and the reference velocities. Rows with
+    advantage 0 cost no model call, but the mean is over all rows. ``minibatch`` is the number of rows per autograd
+    graph (0: all); it changes memory use, not the gradient.
     """
 
     kl_reference: float = 1e-4
     draws: int = 2
+    noise: Literal["own", "group"] = "own"
     minibatch: int = 0
 
     def __post_init__(self) -> None:
@@ -59,10 +65,9 @@ class ForwardObjective(ABC):
         if not self.kl_reference >= 0:
             raise ValueError(f"kl_reference must not be negative, got {self.kl_reference}")
 
-    @property
-    def evaluations(self) -> int:
-        """Model evaluations per row and update."""
-        return self.draws * (4 + bool(self.kl_reference))
+    def evaluations(self, weights: Weights) -> int:
+        """Return the model evaluations per row and update, if ``weights`` sampled the rows: one less if "current"."""
+        return self.draws * (3 + (weights != "current") + bool(self.kl_reference))
 
     @abstractmethod
     def contrast(self, batch: NoisedBatch, advantage: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Measures]:
@@ -84,10 +89,10 @@ class ForwardObjective(ABC):
                 "plan.start: without noisy steps, images of a prompt that share their start noise are identical; "
                 'use plan.start = { kind = "independent" }'
             )
-        if plan.weights != "behaviour":
+        if plan.weights == "reference":
             raise ValueError(
-                f'plan.weights = "{plan.weights}": this objective compares the current weights with those that '
-                'sampled; use plan.weights = "behaviour" and a [behaviour] table (slope = 0: current weights sample)'
+                'plan.weights = "reference": this objective learns from samples of the current or the behaviour '
+                'weights; use plan.weights = "current", or "behaviour" and a [behaviour] table'
             )
 
     def __call__(self, policy: Policy, rollout: Rollout, advantage: Tensor, /) -> Iterator[Term]:
@@ -99,7 +104,7 @@ class ForwardObjective(ABC):
         for draw, times in enumerate(every_time):
             for index in nonzero_rows.split(self.minibatch or len(nonzero_rows)):
                 numbers = rollout.numbers[index]
-                eps = policy.noise((*key, draw), numbers)
+                eps = policy.noise((*key, draw), rollout.group[index] if self.noise == "group" else numbers)
                 t = times[numbers].to(eps.device).view(-1, *[1] * (eps.ndim - 1))
                 loss, measures = self._row_losses(policy, rollout.rows(index), advantage[index], policy.path.at(t), eps)
                 yield Term(loss.sum() / (rollout.total * self.draws), measures)
@@ -109,8 +114,10 @@ class ForwardObjective(ABC):
     ) -> tuple[Tensor, Measures]:
         x = here.alpha * part.x0 + here.sigma * eps
         current = policy.predict(x, here, part.cond)
-        with torch.no_grad():
-            behaviour = policy.predict(x, here, part.cond, "behaviour")
+        behaviour = Prediction(current.x0.detach(), current.eps.detach())
+        if part.weights != "current":
+            with torch.no_grad():
+                behaviour = policy.predict(x, here, part.cond, part.weights)
         batch = NoisedBatch(part.x0, eps, here, current, behaviour)
         loss, measures = self.contrast(batch, advantage.to(eps.device))
         measures["behind"] = velocity_mse(current, behaviour).detach()

@@ -80,7 +80,7 @@ def costs(recipe: Recipe) -> dict[str, Any]:
     survivors = train.prompts * (plan.prune.keep[-1] if plan.prune and plan.prune.keep else train.group_size)
     penalty = getattr(recipe.objective, "penalty", None)
     if isinstance(recipe.objective, ForwardObjective):
-        update = survivors * recipe.objective.evaluations
+        update = survivors * recipe.objective.evaluations(plan.weights)
     else:
         update = actions * (3 + bool(penalty)) + 3 * survivors * bool(getattr(recipe.objective, "terminal", 0))
     if recipe.anchor:

@@ -140,6 +140,12 @@ class TrainRecipe(Common):
             )
 
     def _check_updates(self) -> None:
+        if isinstance(self.objective, ForwardObjective) and self.train.updates > 1 and self.plan.weights == "current":
+            raise ValueError(
+                f"train.updates = {self.train.updates}: after its first update a rollout is no longer of the current "
+                'weights, with which this objective would compare it; set plan.weights = "behaviour" and a [behaviour] '
+                "table (slope = 0: it has the weights before the first update)"
+            )
         survivors = self.plan.prune.keep[-1] if self.plan.prune and self.plan.prune.keep else self.train.group_size
         if self.train.updates > self.train.prompts * survivors:
             raise ValueError(

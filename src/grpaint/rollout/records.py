@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from grpaint.core.path import Point
-from grpaint.core.policy import Condition, Prompt
+from grpaint.core.policy import Condition, Prompt, Weights
 from grpaint.core.prediction import Prediction
 from grpaint.core.step import Gaussian, Sampler
 
@@ -61,7 +61,7 @@ class Rollout:
     actions belong to the same update, on all processes: means divide by these. By default the rows are the whole.
 
     ``previews`` holds the scores of previews by step, for the surviving rows; ``references`` marks rows that began at
-    their prompt's reference image.
+    their prompt's reference image. ``weights`` are those that sampled.
     """
 
     prompts: Sequence[Prompt]
@@ -74,6 +74,7 @@ class Rollout:
     references: Bool[Tensor, " b"]
     iteration: int
     seed: int
+    weights: Weights = "current"
     numbers: Int[Tensor, " b"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     count: int = -1
     total: int = -1

@@ -186,6 +186,7 @@ class Roller:
             active.references,
             iteration,
             seed,
+            self.plan.weights,
         )
 
 

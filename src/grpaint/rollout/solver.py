@@ -28,9 +28,9 @@ class Tail:
             raise ValueError(f"ratio must lie in (0, 1], got {self.ratio}")
 
     def points(self, path: Path, steps: int, first: int) -> tuple[Point, ...]:
-        """Return the points from ``grid(steps)[first]``, where the window closes, to data."""
+        """Return the points from ``grid(steps)[first]``, where the window closes, to data (ratio 1: the grid's)."""
         parts = max(1, math.ceil(round((steps - first) * self.ratio, 9)))
-        return path.tail(steps, first, parts)
+        return path.grid(steps)[first:] if parts == steps - first else path.tail(steps, first, parts)
 
 
 def _half_log_snr(point: Point) -> float:
