@@ -1,5 +1,6 @@
 """Rollouts: which steps are noisy, where samples start, which rows are pruned. Samplers are in ``core/step.py``."""
 
+from grpaint.rollout.plan import Growth
 from grpaint.rollout.prune import Funnel, optimal_variance
 from grpaint.rollout.rollout import Plan, Rollout, Transition, act, roll
 from grpaint.rollout.solver import Tail, multistep
@@ -9,6 +10,7 @@ from grpaint.rollout.window import Closed, Prefix, Random, Sliding, Subset, Whol
 __all__ = [
     "Closed",
     "Funnel",
+    "Growth",
     "Independent",
     "Plan",
     "Prefix",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from grpaint.core.bounds import check_range
 from grpaint.core.errors import ConfigError
 from grpaint.core.path import Path, Point
 from grpaint.core.policy import Weights
@@ -78,10 +79,30 @@ def check_sampler(sampler: Sampler, grid: Sequence[Point], key: str) -> None:
 
 
 @dataclass(frozen=True)
+class Growth:
+    """``[plan.growth]``: rollouts of one step more every ``every`` iterations, up to ``most`` steps.
+
+    Few steps teach most per model evaluation at first; later their own error is what is left of the rewards' spread.
+    """
+
+    most: int
+    every: int = 50
+
+    def __post_init__(self) -> None:
+        check_range(self, 1, 1000, "most")
+        check_range(self, 1, 1_000_000, "every")
+
+    def steps(self, first: int, iteration: int) -> int:
+        """Return the steps of an iteration's rollouts, which begin with ``first``."""
+        return min(self.most, first + iteration // self.every)
+
+
+@dataclass(frozen=True)
 class Plan:
     """The settings of a rollout: ``sampler`` in the window, ``outside`` in other steps, and which ``weights`` sample.
 
-    ``tail`` takes the steps after the window, all of them if it is closed, by a higher-order solver, and fewer of them.
+    ``tail`` takes the steps after the window, all of them if it is closed, by a higher-order solver, and fewer of them;
+    ``growth`` adds steps as a run goes on.
     ``previews`` scores the predicted clean sample at every step that an earlier action influenced, for step-aware
     advantages. ``base_after``: the share of the steps after which the reference weights sample (MixGRPO's hybrid
     inference).
@@ -95,6 +116,7 @@ class Plan:
     outside: Sampler = field(default_factory=Ode)
     weights: Weights = "current"
     tail: Tail | None = None
+    growth: Growth | None = None
     previews: bool = False
     base_after: float = 1.0
 
@@ -129,6 +151,8 @@ class Plan:
             raise ValueError("prune.close needs a window that closes before the last step; set prune.at instead")
         if self.tail:
             self._check_tail(grid)
+        if self.growth:
+            self._check_growth(path)
 
     def _check_entry(self, entry: int, reach: Sequence[int]) -> None:
         """Refuse settings that conflict with starting some rows from a reference at step ``entry``."""
@@ -159,22 +183,38 @@ class Plan:
                 "where the window closes"
             )
 
+    def _check_growth(self, path: Path) -> None:
+        """Check that nothing else in the plan counts steps, and that the path has so many."""
+        if len(self.window.reach(self.steps)) or self.prune:
+            raise ValueError(
+                "growth changes the number of steps, by which a window and prune.at name theirs; it needs "
+                'window = { kind = "closed" } and no prune'
+            )
+        if self.growth.most < self.steps:
+            raise ValueError(f"growth.most = {self.growth.most}: must be at least plan.steps = {self.steps}")
+        path.grid(self.growth.most)
+
+    def steps_at(self, iteration: int) -> int:
+        """Return the steps of an iteration's rollouts: ``steps``, and more by ``growth``."""
+        return self.growth.steps(self.steps, iteration) if self.growth else self.steps
+
     def course(self, path: Path, iteration: int, seed: int) -> Course:
         """Return the steps of an iteration.
 
         Raises:
             ConfigError: if the window chooses steps outside its reach.
         """
-        trained_steps, reach = self.window.steps(self.steps, iteration, seed), self.window.reach(self.steps)
-        if list(trained_steps) != sorted(set(trained_steps).intersection(reach, range(self.steps))):
+        steps = self.steps_at(iteration)
+        trained_steps, reach = self.window.steps(steps, iteration, seed), self.window.reach(steps)
+        if list(trained_steps) != sorted(set(trained_steps).intersection(reach, range(steps))):
             raise ConfigError(
                 f"plan.window: it chose steps {list(trained_steps)} in iteration {iteration}; they must be steps of "
                 f"its reach, {list(reach)}, ascending and below plan.steps = {self.steps}."
             )
-        grid = path.grid(self.steps)
+        grid = path.grid(steps)
         close = trained_steps[-1] + 1 if len(trained_steps) else 0
-        tail = self.tail if close < self.steps else None
-        points = [*grid[:close], *tail.points(path, self.steps, close)] if tail else grid
+        tail = self.tail if close < steps else None
+        points = [*grid[:close], *tail.points(path, steps, close)] if tail else grid
         legs = tuple(
             Leg(
                 k,

@@ -82,7 +82,8 @@ class Roller:
         owner = self.prompt_numbers if plan.start.shared else self.group[self.all_samples]
         numbers = owner if plan.start.shared else self.all_samples
         self.encoded = policy.encode([prompts[number] for number in self.prompt_numbers.tolist()])
-        start = plan.start.begin(policy, prompts, StartRows(owner, numbers), policy.path.grid(plan.steps), key)
+        grid = policy.path.grid(plan.steps_at(iteration))
+        start = plan.start.begin(policy, prompts, StartRows(owner, numbers), grid, key)
         self.start_rows = _ActiveRows(*start, owner, numbers)
         self.start(self.prompt_numbers)
 

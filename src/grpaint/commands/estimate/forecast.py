@@ -12,7 +12,7 @@ from grpaint.core.runtime import Device
 from grpaint.recipe.build import Plain
 from grpaint.recipe.catalog import kind_of
 from grpaint.recipe.config import Recipe, SftRecipe, resolve
-from grpaint.recipe.costs import costs, judging_calls, picture_evaluations
+from grpaint.recipe.costs import judging_calls, picture_evaluations, run_evaluations
 
 GIB = 2**30
 CONTEXT = GIB // 2  # of a CUDA process before its first tensor; an assumption, printed as such
@@ -98,13 +98,11 @@ def forecast(table: Plain, stage: str, device: Device | None = None, cache: Trac
 
 
 def _evaluations(recipe: Recipe) -> tuple[int, int, int]:
-    """Model evaluations of an iteration, of all iterations, and at most of all judging."""
-    numbers, train, judge = costs(recipe), recipe.train, recipe.evaluate
-    each = numbers["evaluations_update"] if isinstance(recipe, SftRecipe) else numbers["evaluations_iteration"]
-    count = min(train.iterations, math.ceil(train.evaluations / each)) if train.evaluations else train.iterations
+    """Model evaluations of the first iteration, of all iterations, and at most of all judging."""
+    (each, count, total), judge = run_evaluations(recipe), recipe.evaluate
     distilled = getattr(recipe.model, "guided_by", "") == "distilled"
     guided = 0 if isinstance(recipe, SftRecipe) or distilled else len(judge.guided)
     times = 1 + math.ceil(count / judge.every)
     judging = (times * judging_calls(recipe) + 2 * guided) * judge.prompts * judge.steps + times * judge.probe
     drawings = count // judge.pictures_every if judge.pictures_every else 0
-    return each, each * count, judging + drawings * picture_evaluations(recipe)
+    return each, total, judging + drawings * picture_evaluations(recipe)
