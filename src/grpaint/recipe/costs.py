@@ -63,7 +63,7 @@ def costs(recipe: Recipe) -> dict[str, Any]:
     ``evaluations_pictures`` are those of drawing held-out pictures once, between evaluations. ``kept_mib`` is the
     memory of the rollout's latents, ``retained_mib`` that of retained graphs. The update is an upper bound: it leaves
     out groups whose images all scored alike. Where rollouts grow, the numbers are those of the first iteration, and
-    ``evaluations_iteration_last`` is that of the longest.
+    ``evaluations_iteration_last`` is that of the last.
     """
     guided = recipe.model.calls
     if isinstance(recipe, SftRecipe):
@@ -93,31 +93,29 @@ def costs(recipe: Recipe) -> dict[str, Any]:
         calls, update = calls + 2 * rows, update - 3 * actions
         if measure:
             retained["retained_mib"] = round(rows * measure(resolve(recipe.device, recipe.precision)) / 2**20, 1)
-    return (
-        {
-            "prompts": train.prompts,
-            "group_size": train.group_size,
-            "images": images,
-            "updates": train.updates,
-            "rows_an_update": math.ceil(survivors / train.updates),
-            "evaluations_rollout": calls * guided,
-            "evaluations_update": update * guided,
-            "evaluations_iteration": (calls + update) * guided,
-            "evaluations_pictures": picture_evaluations(recipe),
-            "kept_mib": round(latent * (3 * actions + survivors) / 2**20, 2),
-        }
-        | retained
-        | _longest(recipe, (calls + update) * guided)
-    )
+    evaluations = (calls + update) * guided
+    grown = {}
+    if plan.growth:
+        grown["evaluations_iteration_last"] = evaluations + _growth_evaluations(recipe, train.iterations - 1)
+    numbers = {
+        "prompts": train.prompts,
+        "group_size": train.group_size,
+        "images": images,
+        "updates": train.updates,
+        "rows_an_update": math.ceil(survivors / train.updates),
+        "evaluations_rollout": calls * guided,
+        "evaluations_update": update * guided,
+        "evaluations_iteration": evaluations,
+        "evaluations_pictures": picture_evaluations(recipe),
+        "kept_mib": round(latent * (3 * actions + survivors) / 2**20, 2),
+    }
+    return numbers | grown | retained
 
 
-def _longest(recipe: TrainRecipe, first: int) -> dict[str, int]:
-    """Return the model evaluations of an iteration once its rollouts have grown, if they do; ``first`` at the start."""
-    growth = recipe.plan.growth
-    if not growth:
-        return {}
-    more = (growth.most - recipe.plan.steps) * recipe.train.prompts * recipe.train.group_size
-    return {"evaluations_iteration_last": first + more * recipe.model.calls}
+def _growth_evaluations(recipe: TrainRecipe, iteration: int) -> int:
+    """Return the model evaluations that growth has added to an iteration."""
+    more = recipe.plan.steps_at(iteration) - recipe.plan.steps
+    return more * recipe.train.prompts * recipe.train.group_size * recipe.model.calls
 
 
 def run_evaluations(recipe: Recipe) -> tuple[int, int, int]:
@@ -126,18 +124,16 @@ def run_evaluations(recipe: Recipe) -> tuple[int, int, int]:
     The counts are at most these: groups without spread cost less, and a run with a budget then has more iterations.
     """
     numbers, train = costs(recipe), recipe.train
-    first = numbers["evaluations_update"] if isinstance(recipe, SftRecipe) else numbers["evaluations_iteration"]
-    growth = recipe.plan.growth if isinstance(recipe, TrainRecipe) else None
+    first = numbers["evaluations_update" if isinstance(recipe, SftRecipe) else "evaluations_iteration"]
     each, count, total = first, 0, 0
-    step = (numbers["evaluations_iteration_last"] - first) // max(growth.most - recipe.plan.steps, 1) if growth else 0
     while count < train.iterations and not (train.evaluations and total >= train.evaluations):
         stage = train.iterations - count
-        if growth and each < numbers["evaluations_iteration_last"]:
-            stage = min(stage, growth.every)
+        if isinstance(recipe, TrainRecipe) and recipe.plan.growth:
+            each = first + _growth_evaluations(recipe, count)
+            stage = min(stage, recipe.plan.growth.every)
         if train.evaluations:
             stage = min(stage, math.ceil((train.evaluations - total) / each))
         count, total = count + stage, total + stage * each
-        each += step if growth and each < numbers["evaluations_iteration_last"] else 0
     return first, count, total
 
 

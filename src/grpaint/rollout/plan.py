@@ -152,7 +152,7 @@ class Plan:
         if self.tail:
             self._check_tail(grid)
         if self.growth:
-            self._check_growth(path)
+            self._check_growth(self.growth, path)
 
     def _check_entry(self, entry: int, reach: Sequence[int]) -> None:
         """Refuse settings that conflict with starting some rows from a reference at step ``entry``."""
@@ -183,16 +183,16 @@ class Plan:
                 "where the window closes"
             )
 
-    def _check_growth(self, path: Path) -> None:
+    def _check_growth(self, growth: Growth, path: Path) -> None:
         """Check that nothing else in the plan counts steps, and that the path has so many."""
         if len(self.window.reach(self.steps)) or self.prune:
             raise ValueError(
                 "growth changes the number of steps, by which a window and prune.at name theirs; it needs "
                 'window = { kind = "closed" } and no prune'
             )
-        if self.growth.most < self.steps:
-            raise ValueError(f"growth.most = {self.growth.most}: must be at least plan.steps = {self.steps}")
-        path.grid(self.growth.most)
+        if growth.most < self.steps:
+            raise ValueError(f"growth.most = {growth.most}: must be at least plan.steps = {self.steps}")
+        path.grid(growth.most)
 
     def steps_at(self, iteration: int) -> int:
         """Return the steps of an iteration's rollouts: ``steps``, and more by ``growth``."""
