@@ -34,7 +34,7 @@ def forecast_lines(forecast: Forecast, times: Times | None = None) -> Iterator[s
     if forecast.missing:
         yield f"not counted: {forecast.missing}; one caption of 20 words stands in for its prompts and images"
     each, every, judging = forecast.evaluations
-    yield f"model evaluations: {each:,} an iteration, {every:,} in all, at most {judging:,} more for judging"
+    yield f"model evaluations: {each:,} in the first iteration, {every:,} in all, at most {judging:,} more for judging"
     files = ", ".join(f"{name} {gib(size)}" for name, size in memory.checkpoint.items())
     keep = forecast.recipe.checkpoint.keep
     yield f"disk: {gib(forecast.disk)} GiB for the last {keep} checkpoints, the best and one being written ({files})"
