@@ -14,7 +14,7 @@ from grpaint.backends.scenes import Scenes
 from grpaint.core import Cps, FlowPath, Ode, Path, Policy, Prompt, VpPath, noise
 from grpaint.core.runtime import Runtime
 from grpaint.learn import AdvantageWeightedMatching, DiffusionNft, ElboPolicyGradient
-from grpaint.learn.forward import ForwardObjective, self_normalised, spread_times
+from grpaint.learn.forward import ForwardObjective, self_normalised, stratify
 from grpaint.rollout import Closed, Funnel, Plan, Prefix, Rollout, Shared, roll
 
 PROMPTS = [Prompt("a red circle"), Prompt("two blue squares"), Prompt("a green cross")]
@@ -66,7 +66,7 @@ def total(objective: ForwardObjective, policy: Policy, rollout: Rollout, advanta
 def outputs(policy: Policy, rollout: Rollout, draws: int) -> list[tuple]:
     """(row, alpha, sigma, x0, eps, x, network's output by weights) of every row and draw, the output as trained."""
     seen = []
-    times = spread_times(policy.path, (5, 3, "forward"), 12, draws)
+    times = [policy.path.times(draw) for draw in stratify((5, 3, "forward"), 12, draws)]
     for draw, row in product(range(draws), range(12)):
         here = policy.path.at(times[draw][row].item())
         x0, eps = rollout.x0[row], noise((5, 3, "forward", draw), [row], rollout.x0.shape[1:])[0]
@@ -262,13 +262,29 @@ def test_rows_without_advantage_ask_nothing_of_the_model_but_are_counted(objecti
 
 
 def test_times_are_stratified_over_rows_and_over_the_draws_of_a_row() -> None:
-    draws = torch.stack(spread_times(FlowPath(), ("key",), 60, 4))
+    draws = torch.stack(stratify(("key",), 60, 4))
     for times in draws:
         assert sorted((times * 60 + 1e-3).floor().int().tolist()) == list(range(60))
     assert draws[0].argsort().tolist() != list(range(60))
     assert (draws * 4).floor().sort(0).values.int().T.tolist() == [[0, 1, 2, 3]] * 60
-    assert torch.equal(draws, torch.stack(spread_times(FlowPath(), ("key",), 60, 4)))
-    assert not torch.equal(draws, torch.stack(spread_times(FlowPath(), ("other",), 60, 4)))
+    assert torch.equal(draws, torch.stack(stratify(("key",), 60, 4)))
+    assert not torch.equal(draws, torch.stack(stratify(("other",), 60, 4)))
+
+
+@pytest.mark.parametrize("towards_noise", [0.0, 0.7])
+def test_times_may_be_those_of_a_logit_normal(towards_noise: float) -> None:
+    policy, rollout = off_policy(FlowPath())
+    times: list[Tensor] = []
+    predict = policy.predict
+    policy.predict = lambda x, here, *rest: times.append(here.t.flatten()) or predict(x, here, *rest)  # type: ignore
+    objective = AdvantageWeightedMatching(
+        draws=200, times="logit-normal", towards_noise=towards_noise, kl_reference=0.0, minibatch=12
+    )
+    list(objective(policy, rollout, ADVANTAGE))
+    logits = torch.cat(times[::2]).double().logit()  # each other call is that of the behaviour weights
+    assert len(logits) == 2400
+    assert logits.mean().item() == pytest.approx(towards_noise, abs=0.01)
+    assert logits.std().item() == pytest.approx(1, abs=0.01)
 
 
 def test_a_network_that_is_right_to_the_last_digit_gives_no_nan() -> None:

@@ -21,7 +21,15 @@ from grpaint.core.policy import Policy, Weights
 from grpaint.core.prediction import Prediction
 from grpaint.core.rng import Key, permutation, uniform
 from grpaint.core.step import per_row
-from grpaint.learn.objective import Target, Term, check_minibatch, matching_error, self_normalised
+from grpaint.learn.objective import (
+    Target,
+    Term,
+    Times,
+    check_minibatch,
+    distribute,
+    matching_error,
+    self_normalised,
+)
 from grpaint.learn.penalty import velocity_mse
 from grpaint.learn.surrogate import check_clip, clip_loss, clip_stops
 from grpaint.rollout.rollout import Plan, Rollout
@@ -49,6 +57,7 @@ class ForwardObjective(ABC):
 
     ``draws``: how often each sample is noised; ``noise``: whether every sample has noise of its "own", or the members
     of a "group" share it at every draw: what they have in common then cancels, since their advantages sum to 0.
+    ``times`` and ``towards_noise``: see :func:`~grpaint.learn.objective.distribute`.
     ``kl_reference``: weight of the mean squared difference between the current and the reference velocities. Rows with
     advantage 0 cost no model call, but the mean is over all rows. ``minibatch`` is the number of rows per autograd
     graph (0: all); it changes memory use, not the gradient.
@@ -57,6 +66,8 @@ class ForwardObjective(ABC):
     kl_reference: float = 1e-4
     draws: int = 2
     noise: Literal["own", "group"] = "own"
+    times: Times = "uniform"
+    towards_noise: float = 0.0
     minibatch: int = 0
 
     def __post_init__(self) -> None:
@@ -100,7 +111,7 @@ class ForwardObjective(ABC):
         if not len(nonzero_rows):
             return
         key = (rollout.seed, rollout.iteration, "forward")
-        every_time = spread_times(policy.path, key, rollout.count, self.draws)
+        every_time = self._times(policy.path, key, rollout.count)
         for draw, times in enumerate(every_time):
             for index in nonzero_rows.split(self.minibatch or len(nonzero_rows)):
                 numbers = rollout.numbers[index]
@@ -108,6 +119,11 @@ class ForwardObjective(ABC):
                 t = times[numbers].to(eps.device).view(-1, *[1] * (eps.ndim - 1))
                 loss, measures = self._row_losses(policy, rollout.rows(index), advantage[index], policy.path.at(t), eps)
                 yield Term(loss.sum() / (rollout.total * self.draws), measures)
+
+    def _times(self, path: Path, key: Key, count: int) -> list[Tensor]:
+        """Return the times of each draw of ``count`` rows."""
+        draws = stratify(key, count, self.draws)
+        return [path.times(distribute(draw, self.times, self.towards_noise)) for draw in draws]
 
     def _row_losses(
         self, policy: Policy, part: Rollout, advantage: Tensor, here: Point, eps: Tensor
@@ -129,10 +145,10 @@ class ForwardObjective(ABC):
         return loss, measures
 
 
-def spread_times(path: Path, key: Key, count: int, draws: int) -> list[Tensor]:
-    """Draw ``draws`` times for each of ``count`` rows, stratified over the rows and over each row's draws."""
+def stratify(key: Key, count: int, draws: int) -> list[Tensor]:
+    """Draw ``draws`` numbers in [0, 1) for each of ``count`` rows, stratified over the rows and over a row's draws."""
     strata = (permutation(key, count) + uniform(key, count)) / count
-    return [path.times((strata + draw / draws) % 1) for draw in range(draws)]
+    return [(strata + draw / draws) % 1 for draw in range(draws)]
 
 
 @dataclass(frozen=True, kw_only=True)

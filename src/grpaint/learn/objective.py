@@ -20,6 +20,7 @@ from grpaint.learn.surrogate import ClippingSurrogate, PpoClip, Surrogate, log_r
 from grpaint.rollout.rollout import Rollout, Transition, act
 
 Target = Literal["velocity", "epsilon", "v"]
+Times = Literal["uniform", "logit-normal"]
 
 
 class Term(NamedTuple):
@@ -136,18 +137,28 @@ def matching_error(target: Target, prediction: Prediction, x0: Tensor, eps: Tens
             return here.alpha * (prediction.eps - eps) - here.sigma * (prediction.x0 - x0)
 
 
+def distribute(draws: Tensor, times: Times, towards_noise: float) -> Tensor:
+    """Map uniform draws in [0, 1) to draws of ``times``.
+
+    "logit-normal" is the sigmoid of a normal around ``towards_noise``, which has fewer at both ends (Esser et al. 2024).
+    """
+    if times == "uniform":
+        return draws
+    return (torch.special.ndtri(draws.clamp(1e-4, 1 - 1e-4)) + towards_noise).sigmoid()
+
+
 @dataclass(frozen=True)
 class Denoising:
     """The supervised loss on clean samples, at stratified times keyed by (seed, iteration).
 
     ``target``: squared error of the "velocity" (flows), of "epsilon" or of "v". ``snr_gamma`` caps the weight of nearly
-    clean samples (min-SNR, Hang et al. 2023): min(snr, gamma) / snr for epsilon, / (snr + 1) for v. ``times`` are
-    uniform, or the sigmoid of a normal around ``towards_noise``, which has fewer at both ends (Esser et al. 2024).
+    clean samples (min-SNR, Hang et al. 2023): min(snr, gamma) / snr for epsilon, / (snr + 1) for v. ``times`` and
+    ``towards_noise``: see :func:`distribute`.
     """
 
     target: Target = "velocity"
     snr_gamma: Limit | None = None
-    times: Literal["uniform", "logit-normal"] = "uniform"
+    times: Times = "uniform"
     towards_noise: float = 0.0
     minibatch: int = 0
 
@@ -159,9 +170,7 @@ class Denoising:
     def __call__(self, policy: Policy, rollout: Rollout, advantage: Tensor, /) -> Iterator[Term]:
         count, key = rollout.count, (rollout.seed, rollout.iteration, "denoising")
         draws = ((torch.arange(count) + uniform(key, count)) / count)[rollout.numbers]
-        if self.times == "logit-normal":
-            draws = (torch.special.ndtri(draws.clamp(1e-4, 1 - 1e-4)) + self.towards_noise).sigmoid()
-        times = policy.path.times(draws)
+        times = policy.path.times(distribute(draws, self.times, self.towards_noise))
         # one noise tensor for the whole batch, so that ``minibatch`` does not change it
         eps = noise(key, rollout.numbers, rollout.x0.shape[1:]).to(rollout.x0.device)
         own = len(rollout.x0)
