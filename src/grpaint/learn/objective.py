@@ -140,7 +140,7 @@ def matching_error(target: Target, prediction: Prediction, x0: Tensor, eps: Tens
 def distribute(draws: Tensor, times: Times, towards_noise: float) -> Tensor:
     """Map uniform draws in [0, 1) to draws of ``times``.
 
-    "logit-normal" is the sigmoid of a normal around ``towards_noise``, which has fewer at both ends (Esser et al. 2024).
+    "logit-normal" is the sigmoid of a normal around ``towards_noise``, with fewer at both ends (Esser et al. 2024).
     """
     if times == "uniform":
         return draws
