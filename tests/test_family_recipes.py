@@ -18,6 +18,8 @@ from tiny_runs import EMBEDDED, command
 
 PIPELINES = {
     "flux-dev": "flux-dev",
+    "flux2-dev": "flux2-dev",
+    "flux2-klein-base": "flux2-klein-base",
     "qwen-image": "qwen-image",
     "sd15": "sd15",
     "sd3.5-medium": "sd3",
@@ -32,7 +34,7 @@ RECIPES = sorted({*recipe_names()} - {*EMBEDDED})
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny pipelines, prompts, and a folder of captioned images."""
     root = tmp_path_factory.mktemp("families")
-    for name in set(PIPELINES.values()):
+    for name in PIPELINES.values():
         save(name, root)
     (root / "prompts.txt").write_text("".join(f"a cat, number {n}\n" for n in range(40)))
     (root / "images").mkdir()
@@ -67,8 +69,9 @@ def test_a_recipe_says_its_source_what_differs_and_that_nobody_has_measured_it(n
 
 FEW = ("train.prompts=2", "train.updates=1", "evaluate.prompts=2")
 # A plan looks at network and method: one method for each family, all methods for one U-Net and one flow.
+ALL_PLANNED = ("sdxl/", "sd3.5-medium/")
 PLANNED = [
-    pytest.param(name, marks=[] if name.startswith(("sdxl/", "sd3.5-medium/")) or "/flow" in name else pytest.mark.slow)
+    pytest.param(name, marks=[] if name.startswith(ALL_PLANNED) or name.endswith("/flow-grpo") else pytest.mark.slow)
     for name in RECIPES
 ]
 
@@ -117,7 +120,12 @@ def test_a_recipe_resolves_on_a_tiny_pipeline_of_its_family(name: str, root: Pat
     assert recipe.evaluate.guidance == getattr(recipe.model, "guidance", 1.0) or recipe.model.guided_by == "distilled"  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("family", PIPELINES)
+FIRST = ("flux-dev", "qwen-image", "sd15", "sd3.5-medium", "sdxl", "ssd-1b", "z-image", "flux2-klein-base")
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name in FIRST else pytest.mark.slow) for name in PIPELINES]
+)
 def test_awm_takes_a_step_on_a_tiny_pipeline_of_its_family(family: str, root: Path, tmp_path: Path) -> None:
     sets = [
         f"model.base={json.dumps(str(root / PIPELINES[family]))}",

@@ -7,11 +7,15 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     DDIMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     PNDMScheduler,
@@ -31,10 +35,13 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
@@ -228,6 +235,78 @@ def flux(*, distilled: bool) -> FluxPipeline:
     return ready(pipe)
 
 
+def flux2(*, distilled: bool = False) -> Flux2KleinPipeline:
+    """FLUX.2 Klein, whose embeddings are the states after layers 9, 18 and 27."""
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
+    pipe = Flux2KleinPipeline(
+        transformer=flux2_transformer(guidance_embeds=False),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=flux2_autoencoder(),
+        text_encoder=Qwen3ForCausalLM(Qwen3Config(**language_settings(tokenizer, 8, 27), head_dim=4)),
+        tokenizer=tokenizer,
+        is_distilled=distilled,
+    )
+    return ready(pipe)
+
+
+def flux2_dev() -> Flux2Pipeline:
+    """FLUX.2 dev; a tokenizer with a chat template stands in for its processor, which needs torchvision."""
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% for part in message['content'] %}{{ part['text'] }}<|im_end|>"
+        "{% endfor %}{% endfor %}"
+    )
+    config = Mistral3Config(
+        text_config={"model_type": "mistral", **language_settings(tokenizer, 8, 30), "head_dim": 4},
+        vision_config={
+            "model_type": "pixtral",
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+        },
+    )
+    pipe = Flux2Pipeline(
+        transformer=flux2_transformer(guidance_embeds=True),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=flux2_autoencoder(),
+        text_encoder=Mistral3ForConditionalGeneration(config),
+        tokenizer=tokenizer,
+    )
+    return ready(pipe)
+
+
+def flux2_transformer(*, guidance_embeds: bool) -> Flux2Transformer2DModel:
+    return Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        timestep_guidance_channels=32,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=guidance_embeds,
+    )
+
+
+def flux2_autoencoder() -> AutoencoderKLFlux2:
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    return vae
+
+
 def qwen_tokenizer() -> Qwen2Tokenizer:
     marks = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
     letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
@@ -239,12 +318,12 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
-def language_settings(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
+def language_settings(tokenizer: Qwen2Tokenizer, width: int = 32, layers: int = 2) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
+        "hidden_size": width,
+        "intermediate_size": width,
+        "num_hidden_layers": layers,
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
@@ -340,6 +419,9 @@ PIPELINES = {
     "ssd-1b": ssd1b,
     "flux-dev": lambda: flux(distilled=True),
     "flux-schnell": lambda: flux(distilled=False),
+    "flux2-klein-base": flux2,
+    "flux2-klein": lambda: flux2(distilled=True),
+    "flux2-dev": flux2_dev,
     "qwen-image": qwen_image,
     "z-image": z_image,
 }
@@ -361,12 +443,17 @@ def stock(folder: Path) -> Any:
     return ready(DiffusionPipeline.from_pretrained(folder))
 
 
-FLOWS = ("sd3", "flux-dev", "flux-schnell", "qwen-image", "z-image")
+FLOWS = tuple(name for name in PIPELINES if not name.startswith(("sd1", "sdxl", "ssd")))
+TOKENS = {  # how many of a caption are read
+    **dict.fromkeys(("sd3", "flux-dev", "flux-schnell"), 16),
+    **dict.fromkeys(("flux2-klein-base", "flux2-klein"), 96),
+    "flux2-dev": 256,  # with its system message
+}
 
 
 def recipe(folder: Path, **model: Any) -> TrainRecipe:
     """GRPO on a pipeline's folder, in four steps of 16 x 16 pixels."""
-    tokens = {"tokens": 16} if folder.name in ("sd3", "flux-dev", "flux-schnell") else {}
+    tokens = {"tokens": TOKENS[folder.name]} if folder.name in TOKENS else {}
     prompts = folder.parent / "prompts.txt"
     prompts.write_text("".join(f"{prompt.text}\n" for prompt in SceneData().prompts(40, 0, 0)))
     table = {

@@ -14,7 +14,13 @@ from grpaint.storage.reading import read_json
 
 LOADABLE = {
     "diffusers": ("ModelMixin", "SchedulerMixin"),
-    "transformers": ("PreTrainedModel", "PreTrainedTokenizerBase", "FeatureExtractionMixin", "ImageProcessingMixin"),
+    "transformers": (
+        "PreTrainedModel",
+        "PreTrainedTokenizerBase",
+        "FeatureExtractionMixin",
+        "ImageProcessingMixin",
+        "ProcessorMixin",
+    ),
 }
 IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")  # a value OWNER/NAME is a program from the hub
 

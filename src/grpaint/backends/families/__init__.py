@@ -11,6 +11,8 @@ from grpaint.core.user_code import user_code
 
 FAMILIES = {
     "flux": "grpaint.backends.families.flux:Flux",
+    "flux2": "grpaint.backends.families.flux2:Flux2",
+    "flux2-klein": "grpaint.backends.families.flux2:Flux2Klein",
     "qwen-image": "grpaint.backends.families.qwen_image:QwenImage",
     "sd15": "grpaint.backends.families.sd15:StableDiffusion",
     "sd3": "grpaint.backends.families.sd3:StableDiffusion3",
