@@ -9,6 +9,8 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     DDIMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
@@ -235,6 +237,30 @@ def flux(*, distilled: bool) -> FluxPipeline:
     return ready(pipe)
 
 
+def chroma() -> ChromaPipeline:
+    torch.manual_seed(0)
+    text_encoder, tokenizer = t5()
+    pipe = ChromaPipeline(
+        transformer=ChromaTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=(4, 4, 8),
+            approximator_num_channels=16,
+            approximator_hidden_dim=32,
+            approximator_layers=1,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=autoencoder(4, 0.06),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+    )
+    return ready(pipe)
+
+
 def flux2(*, distilled: bool = False) -> Flux2KleinPipeline:
     """FLUX.2 Klein, whose embeddings are the states after layers 9, 18 and 27."""
     torch.manual_seed(0)
@@ -419,6 +445,7 @@ PIPELINES = {
     "ssd-1b": ssd1b,
     "flux-dev": lambda: flux(distilled=True),
     "flux-schnell": lambda: flux(distilled=False),
+    "chroma": chroma,
     "flux2-klein-base": flux2,
     "flux2-klein": lambda: flux2(distilled=True),
     "flux2-dev": flux2_dev,
@@ -447,6 +474,7 @@ FLOWS = tuple(name for name in PIPELINES if not name.startswith(("sd1", "sdxl", 
 TOKENS = {  # how many of a caption are read
     **dict.fromkeys(("sd3", "flux-dev", "flux-schnell"), 16),
     **dict.fromkeys(("flux2-klein-base", "flux2-klein"), 96),
+    "chroma": 48,
     "flux2-dev": 256,  # with its system message
 }
 

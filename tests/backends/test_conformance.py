@@ -32,7 +32,10 @@ GUIDED = (sampler_parity, initial_ratio, gradients)  # what may differ where the
 ALIKE = ("sd15-pndm", "ssd-1b", "flux-schnell", "flux2-klein", "flux2-dev")
 CONFORMING = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in PIPELINES]
 # What these learn and how they round, the first families show.
-LATER = ("flux2-klein-base",)
+LATER = (
+    "chroma",
+    "flux2-klein-base",
+)
 LEARNING = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE + LATER else []) for name in PIPELINES]
 ROUNDED = [
     pytest.param(name, marks=[pytest.mark.slow] if name.startswith("flux2") or name in LATER else [])

@@ -182,7 +182,7 @@ def test_images_of_qwen_go_through_its_video_autoencoder(tmp_path: Path) -> None
     torch.testing.assert_close(policy.encode_images(images) * std + mean, encoded)
 
 
-@pytest.mark.parametrize("name", ["flux2-klein-base", "flux2-dev"])
+@pytest.mark.parametrize("name", ["flux2-klein-base", "flux2-dev", "chroma"])
 def test_images_are_decoded_as_the_stock_pipeline_decodes_them(tmp_path: Path, name: str) -> None:
     folder = save(name, tmp_path)
     policy = recipe(folder).model.load(Runtime())
@@ -221,6 +221,19 @@ def test_images_of_flux2_become_normalised_patches(tmp_path: Path) -> None:
     with torch.no_grad():
         theirs = policy.pipe._encode_vae_image(images * 2 - 1, None)  # type: ignore[attr-defined]
         torch.testing.assert_close(policy.encode_images(images), theirs)
+
+
+def test_a_masked_caption_stays_masked_where_chromas_activations_are_recomputed(tmp_path: Path) -> None:
+    folder, outputs = save("chroma", tmp_path), []
+    for checkpointing in (False, True):
+        policy = recipe(folder, checkpointing=checkpointing).model.load(Runtime())
+        cond = policy.encode([Prompt("a"), Prompt("a longer caption")])
+        outputs.append(policy.predict(policy.noise((1,), range(2)), policy.path.grid(4)[1], cond).x0)
+        outputs[-1].square().sum().backward()
+        outputs.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
+    assert outputs[1].abs().max() > 0
+    torch.testing.assert_close(outputs[2], outputs[0])
+    torch.testing.assert_close(outputs[3], outputs[1])
 
 
 def test_a_model_distilled_to_need_no_guidance_refuses_it_before_weights(tmp_path: Path) -> None:
