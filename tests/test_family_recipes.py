@@ -17,6 +17,7 @@ from tiny_pipelines import save
 from tiny_runs import EMBEDDED, command
 
 PIPELINES = {
+    "lumina2": "lumina2",
     "chroma": "chroma",
     "flux-dev": "flux-dev",
     "flux2-dev": "flux2-dev",

@@ -20,6 +20,8 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    Lumina2Pipeline,
+    Lumina2Transformer2DModel,
     PNDMScheduler,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
@@ -37,6 +39,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     Qwen2_5_VLConfig,
@@ -333,6 +337,32 @@ def flux2_autoencoder() -> AutoencoderKLFlux2:
     return vae
 
 
+def lumina2() -> Lumina2Pipeline:
+    """T5's tokenizer stands in for Gemma's: it too adds a mark to an empty caption."""
+    torch.manual_seed(0)
+    tokenizer = t5()[1]
+    pipe = Lumina2Pipeline(
+        transformer=Lumina2Transformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            hidden_size=32,
+            num_layers=1,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=2,
+            multiple_of=16,
+            axes_dim_rope=(4, 6, 6),
+            axes_lens=(300, 32, 32),
+            cap_feat_dim=32,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+        vae=autoencoder(4, 0.06),
+        text_encoder=Gemma2Model(Gemma2Config(**language_settings(tokenizer), head_dim=16, sliding_window=512)),
+        tokenizer=tokenizer,
+    )
+    return ready(pipe)
+
+
 def qwen_tokenizer() -> Qwen2Tokenizer:
     marks = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
     letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
@@ -449,6 +479,7 @@ PIPELINES = {
     "flux2-klein-base": flux2,
     "flux2-klein": lambda: flux2(distilled=True),
     "flux2-dev": flux2_dev,
+    "lumina2": lumina2,
     "qwen-image": qwen_image,
     "z-image": z_image,
 }

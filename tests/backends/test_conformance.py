@@ -33,6 +33,7 @@ ALIKE = ("sd15-pndm", "ssd-1b", "flux-schnell", "flux2-klein", "flux2-dev")
 CONFORMING = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in PIPELINES]
 # What these learn and how they round, the first families show.
 LATER = (
+    "lumina2",
     "chroma",
     "flux2-klein-base",
 )
