@@ -17,6 +17,7 @@ from tiny_pipelines import save
 from tiny_runs import EMBEDDED, command
 
 PIPELINES = {
+    "krea2": "krea2",
     "lumina2": "lumina2",
     "chroma": "chroma",
     "flux-dev": "flux-dev",

@@ -20,6 +20,8 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    Krea2Pipeline,
+    Krea2Transformer2DModel,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
     PNDMScheduler,
@@ -49,6 +51,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -386,6 +390,66 @@ def language_settings(tokenizer: Qwen2Tokenizer, width: int = 32, layers: int = 
     }
 
 
+def qwen_autoencoder() -> AutoencoderKLQwenImage:
+    return AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 0.5, 1.0, 2.0],
+    )
+
+
+def krea2(*, distilled: bool = False) -> Krea2Pipeline:
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
+    config = Qwen3VLConfig(
+        text_config={
+            **language_settings(tokenizer, 16),
+            "head_dim": 8,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]},
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 16,
+            "deepstack_visual_indexes": [0],
+        },
+    )
+    pipe = Krea2Pipeline(
+        transformer=Krea2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            intermediate_size=32,
+            timestep_embed_dim=16,
+            text_hidden_dim=16,
+            num_text_layers=2,
+            text_num_attention_heads=2,
+            text_num_key_value_heads=2,
+            text_intermediate_size=16,
+            num_layerwise_text_blocks=1,
+            num_refiner_text_blocks=1,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, max_image_seq_len=6400
+        ),
+        vae=qwen_autoencoder(),
+        text_encoder=Qwen3VLModel(config),
+        tokenizer=tokenizer,
+        text_encoder_select_layers=(1, 2),
+        is_distilled=distilled,
+    )
+    return ready(pipe)
+
+
 def qwen_image() -> QwenImagePipeline:
     torch.manual_seed(0)
     tokenizer = qwen_tokenizer()
@@ -416,15 +480,7 @@ def qwen_image() -> QwenImagePipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
         ),
-        vae=AutoencoderKLQwenImage(
-            base_dim=8,
-            z_dim=4,
-            dim_mult=[1, 2],
-            num_res_blocks=1,
-            temperal_downsample=[False],
-            latents_mean=[0.1, -0.2, 0.3, 0.0],
-            latents_std=[1.5, 0.5, 1.0, 2.0],
-        ),
+        vae=qwen_autoencoder(),
         text_encoder=Qwen2_5_VLForConditionalGeneration(config),
         tokenizer=tokenizer,
     )
@@ -479,6 +535,8 @@ PIPELINES = {
     "flux2-klein-base": flux2,
     "flux2-klein": lambda: flux2(distilled=True),
     "flux2-dev": flux2_dev,
+    "krea2": krea2,
+    "krea2-turbo": lambda: krea2(distilled=True),
     "lumina2": lumina2,
     "qwen-image": qwen_image,
     "z-image": z_image,
@@ -506,6 +564,7 @@ TOKENS = {  # how many of a caption are read
     **dict.fromkeys(("sd3", "flux-dev", "flux-schnell"), 16),
     **dict.fromkeys(("flux2-klein-base", "flux2-klein"), 96),
     "chroma": 48,
+    **dict.fromkeys(("krea2", "krea2-turbo"), 256),
     "flux2-dev": 256,  # with its system message
 }
 

@@ -182,7 +182,7 @@ def test_images_of_qwen_go_through_its_video_autoencoder(tmp_path: Path) -> None
     torch.testing.assert_close(policy.encode_images(images) * std + mean, encoded)
 
 
-@pytest.mark.parametrize("name", ["flux2-klein-base", "flux2-dev", "lumina2", "chroma"])
+@pytest.mark.parametrize("name", ["flux2-klein-base", "flux2-dev", "krea2", "lumina2", "chroma"])
 def test_images_are_decoded_as_the_stock_pipeline_decodes_them(tmp_path: Path, name: str) -> None:
     folder = save(name, tmp_path)
     policy = recipe(folder).model.load(Runtime())

@@ -26,9 +26,13 @@ IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")  # a value O
 
 
 def listed_parts(folder: PipelineFolder, without: Collection[str] = ()) -> list[str]:
-    """The parts that ``model_index.json`` lists, except those in ``without``."""
+    """The parts that ``model_index.json`` lists, except those in ``without``; lists of numbers are settings."""
     index = folder.settings("model_index.json")
-    return [part for part, kind in index.items() if isinstance(kind, list) and any(kind) and part not in without]
+    return [
+        part
+        for part, kind in index.items()
+        if isinstance(kind, list) and any(not isinstance(item, int | None) for item in kind) and part not in without
+    ]
 
 
 def part_class(folder: PipelineFolder, part: str) -> Any:
