@@ -13,10 +13,11 @@ from grpaint.learn.forward import AdvantageWeightedMatching
 from grpaint.learn.objective import PolicyGradient
 from grpaint.recipe.config import TrainRecipe, locate, open_recipe, recipe_names, stage_of
 from grpaint.rollout import Sliding, Whole
-from tiny_pipelines import save
+from tiny_pipelines import save, side
 from tiny_runs import EMBEDDED, command
 
 PIPELINES = {
+    "sana-1.5": "sana",
     "krea2": "krea2",
     "lumina2": "lumina2",
     "chroma": "chroma",
@@ -45,6 +46,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.new("RGB", (24, 16 + 4 * (number % 3)), (number, 0, 0)).save(root / f"images/{number}.png")
         (root / f"images/{number}.txt").write_text(f"a cat, number {number}")
     return root
+
+
+def sizes(recipe: str) -> tuple[str, str]:
+    pixels = side(PIPELINES[recipe.partition("/")[0]])
+    return f"model.height={pixels}", f"model.width={pixels}"
 
 
 def test_every_family_has_its_methods_and_ssd_1b_its_first_stage() -> None:
@@ -82,7 +88,7 @@ PLANNED = [
 @pytest.mark.parametrize("name", PLANNED)
 def test_a_recipe_is_shown_and_planned_without_its_data(name: str, root: Path, tmp_path: Path) -> None:
     base = root / PIPELINES[name.partition("/")[0]]
-    sets = [f"model.base={json.dumps(str(base))}", "model.height=16", "model.width=16"]
+    sets = [f"model.base={json.dumps(str(base))}", *sizes(name)]
     sets += ["data.resolution=16", "data.bucket_step=4", "train.batch=2"] if name.endswith("sft") else FEW
     sets += ["data.resolution=16"] if "resolution" in locate(name).read_text() else []
     with contextlib.chdir(tmp_path):
@@ -104,8 +110,7 @@ def test_a_recipe_resolves_on_a_tiny_pipeline_of_its_family(name: str, root: Pat
     kind = "images" if 'kind = "images"' in locate(name).read_text() else "prompts"
     sets = [
         f"model.base={json.dumps(str(root / PIPELINES[family]))}",
-        "model.height=16",
-        "model.width=16",
+        *sizes(name),
         "data.held_out_share=0.3",
         f"data.train={json.dumps(str(root / ('images' if kind == 'images' else 'prompts.txt')))}",
         *(["data.resolution=16", "data.bucket_step=4"] if kind == "images" else []),
@@ -132,8 +137,7 @@ FIRST = ("flux-dev", "qwen-image", "sd15", "sd3.5-medium", "sdxl", "ssd-1b", "z-
 def test_awm_takes_a_step_on_a_tiny_pipeline_of_its_family(family: str, root: Path, tmp_path: Path) -> None:
     sets = [
         f"model.base={json.dumps(str(root / PIPELINES[family]))}",
-        "model.height=16",
-        "model.width=16",
+        *sizes(family),
         "model.embeddings=encode",
         f"data.train={json.dumps(str(root / 'prompts.txt'))}",
         'rewards={jpeg={kind="jpeg"}}',

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
@@ -13,6 +14,7 @@ from diffusers import (
     ChromaTransformer2DModel,
     DDIMScheduler,
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
@@ -27,6 +29,8 @@ from diffusers import (
     PNDMScheduler,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -367,6 +371,42 @@ def lumina2() -> Lumina2Pipeline:
     return ready(pipe)
 
 
+def sana() -> SanaPipeline:
+    """T5's tokenizer stands in for Gemma's, as in ``lumina2``."""
+    torch.manual_seed(0)
+    tokenizer = t5()[1]
+    pipe = SanaPipeline(
+        transformer=SanaTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_layers=2,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=16,
+            cross_attention_dim=32,
+            caption_channels=32,
+            sample_size=8,
+            qk_norm="rms_norm_across_heads",
+        ),
+        scheduler=DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        vae=AutoencoderDC(
+            latent_channels=4,
+            attention_head_dim=4,
+            encoder_block_out_channels=(8, 8, 16),
+            decoder_block_out_channels=(8, 8, 16),
+            encoder_layers_per_block=(1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1),
+            encoder_qkv_multiscales=((), (), ()),
+            decoder_qkv_multiscales=((), (), ()),
+            scaling_factor=0.41,
+        ),
+        text_encoder=Gemma2Model(Gemma2Config(**language_settings(tokenizer), head_dim=16, sliding_window=512)),
+        tokenizer=tokenizer,
+    )
+    return ready(pipe)
+
+
 def qwen_tokenizer() -> Qwen2Tokenizer:
     marks = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
     letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
@@ -539,6 +579,7 @@ PIPELINES = {
     "krea2-turbo": lambda: krea2(distilled=True),
     "lumina2": lumina2,
     "qwen-image": qwen_image,
+    "sana": sana,
     "z-image": z_image,
 }
 
@@ -563,14 +604,19 @@ FLOWS = tuple(name for name in PIPELINES if not name.startswith(("sd1", "sdxl", 
 TOKENS = {  # how many of a caption are read
     **dict.fromkeys(("sd3", "flux-dev", "flux-schnell"), 16),
     **dict.fromkeys(("flux2-klein-base", "flux2-klein"), 96),
-    "chroma": 48,
+    **dict.fromkeys(("chroma", "sana"), 48),
     **dict.fromkeys(("krea2", "krea2-turbo"), 256),
     "flux2-dev": 256,  # with its system message
 }
 
 
+def side(name: str) -> int:
+    """The pixels of the images on which a pipeline is tested: SANA's stock pipeline takes multiples of 32."""
+    return 32 if name == "sana" else 16
+
+
 def recipe(folder: Path, **model: Any) -> TrainRecipe:
-    """GRPO on a pipeline's folder, in four steps of 16 x 16 pixels."""
+    """GRPO on a pipeline's folder, in four steps of few pixels."""
     tokens = {"tokens": TOKENS[folder.name]} if folder.name in TOKENS else {}
     prompts = folder.parent / "prompts.txt"
     prompts.write_text("".join(f"{prompt.text}\n" for prompt in SceneData().prompts(40, 0, 0)))
@@ -578,8 +624,8 @@ def recipe(folder: Path, **model: Any) -> TrainRecipe:
         "model": {
             "kind": "diffusers",
             "base": str(folder),
-            "height": 16,
-            "width": 16,
+            "height": side(folder.name),
+            "width": side(folder.name),
             "batch": 64,
             "vae_batch": 64,
             "lora": {"rank": 4},

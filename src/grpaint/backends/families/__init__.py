@@ -10,6 +10,7 @@ from grpaint.core.importing import import_packaged, import_target
 from grpaint.core.user_code import user_code
 
 FAMILIES = {
+    "sana": "grpaint.backends.families.sana:Sana",
     "krea2": "grpaint.backends.families.krea2:Krea2",
     "lumina2": "grpaint.backends.families.lumina2:Lumina2",
     "chroma": "grpaint.backends.families.chroma:Chroma",

@@ -23,8 +23,9 @@ class Krea2(QwenLatents):
     def path(self, folder: PipelineFolder, latent: tuple[int, ...]) -> Path:
         path = super().path(folder, latent)
         dynamic = folder.settings("scheduler/scheduler_config.json").get("use_dynamic_shifting")
-        fixed = isinstance(path, FlowPath) and dynamic and self._is_distilled(folder)
-        return replace(path, shift=DISTILLED_SHIFT) if fixed else path
+        if isinstance(path, FlowPath) and dynamic and self._is_distilled(folder):
+            return replace(path, shift=DISTILLED_SHIFT)
+        return path
 
     def _is_distilled(self, folder: PipelineFolder) -> bool:
         return bool(folder.settings("model_index.json").get("is_distilled"))
