@@ -129,13 +129,9 @@ def open_clip(model: Any, begin: str) -> dict[str, Tensor]:
 
 
 def together(state: State, name: str, *layers: str) -> dict[str, Tensor]:
-    """Several linear layers as one."""
-    parts = [f"{layer}.{kind}" for kind in ("weight", "bias") for layer in layers]
-    count = len(layers)
-    return {
-        f"{name}.{kind}": torch.cat([state[part] for part in parts[i * count : (i + 1) * count]])
-        for i, kind in enumerate(("weight", "bias"))
-    }
+    """Several linear layers as one, with a bias if they have one."""
+    kinds = [kind for kind in ("weight", "bias") if f"{layers[0]}.{kind}" in state]
+    return {f"{name}.{kind}": torch.cat([state[f"{layer}.{kind}"] for layer in layers]) for kind in kinds}
 
 
 def turned(tensor: Tensor) -> Tensor:
@@ -203,8 +199,18 @@ def sd3(model: Any, begin: str = NETWORK) -> dict[str, Tensor]:
 
 
 def flux(model: Any, begin: str = "") -> dict[str, Tensor]:
+    """FLUX.1, FLUX.2 and Chroma."""
     state, out = model.state_dict(), {}
     table = {
+        "time_guidance_embed.timestep_embedder.linear_1.": "time_in.in_layer.",
+        "time_guidance_embed.timestep_embedder.linear_2.": "time_in.out_layer.",
+        "time_guidance_embed.guidance_embedder.linear_1.": "guidance_in.in_layer.",
+        "time_guidance_embed.guidance_embedder.linear_2.": "guidance_in.out_layer.",
+        "double_stream_modulation_img.linear.": "double_stream_modulation_img.lin.",
+        "double_stream_modulation_txt.linear.": "double_stream_modulation_txt.lin.",
+        "single_stream_modulation.linear.": "single_stream_modulation.lin.",
+        "distilled_guidance_layer.in_proj.": "distilled_guidance_layer.in_proj.",
+        "distilled_guidance_layer.out_proj.": "distilled_guidance_layer.out_proj.",
         "time_text_embed.timestep_embedder.linear_1.": "time_in.in_layer.",
         "time_text_embed.timestep_embedder.linear_2.": "time_in.out_layer.",
         "time_text_embed.text_embedder.linear_1.": "vector_in.in_layer.",
@@ -231,8 +237,12 @@ def flux(model: Any, begin: str = "") -> dict[str, Tensor]:
             f"{ours}attn.to_add_out.": f"{theirs}txt_attn.proj.",
             f"{ours}ff.net.0.proj.": f"{theirs}img_mlp.0.",
             f"{ours}ff.net.2.": f"{theirs}img_mlp.2.",
+            f"{ours}ff.linear_in.": f"{theirs}img_mlp.0.",
+            f"{ours}ff.linear_out.": f"{theirs}img_mlp.2.",
             f"{ours}ff_context.net.0.proj.": f"{theirs}txt_mlp.0.",
             f"{ours}ff_context.net.2.": f"{theirs}txt_mlp.2.",
+            f"{ours}ff_context.linear_in.": f"{theirs}txt_mlp.0.",
+            f"{ours}ff_context.linear_out.": f"{theirs}txt_mlp.2.",
         }
     for number in range(model.config.num_single_layers):
         ours, theirs = f"single_transformer_blocks.{number}.", f"single_blocks.{number}."
@@ -243,6 +253,15 @@ def flux(model: Any, begin: str = "") -> dict[str, Tensor]:
             f"{ours}attn.norm_q.weight": f"{theirs}norm.query_norm.scale",
             f"{ours}attn.norm_k.weight": f"{theirs}norm.key_norm.scale",
             f"{ours}proj_out.": f"{theirs}linear2.",
+            f"{ours}attn.to_qkv_mlp_proj.": f"{theirs}linear1.",
+            f"{ours}attn.to_out.": f"{theirs}linear2.",
+        }
+    for number in range(getattr(model.config, "approximator_layers", 0)):
+        layers = "distilled_guidance_layer"
+        table |= {
+            f"{layers}.layers.{number}.linear_1.": f"{layers}.layers.{number}.in_layer.",
+            f"{layers}.layers.{number}.linear_2.": f"{layers}.layers.{number}.out_layer.",
+            f"{layers}.norms.{number}.weight": f"{layers}.norms.{number}.scale",
         }
     return {begin + name: tensor for name, tensor in (out | moved(state, table, ("norm_out.linear.",))).items()}
 
@@ -280,6 +299,9 @@ WHOLE: dict[str, Callable[[Any], dict[str, Tensor]]] = {
     "StableDiffusionPipeline": _sd1,
     "StableDiffusionXLPipeline": _sdxl,
     "StableDiffusion3Pipeline": _sd3,
+    "ChromaPipeline": _flux,
+    "Flux2KleinPipeline": _flux,
+    "Flux2Pipeline": _flux,
     "FluxPipeline": _flux,
 }
 

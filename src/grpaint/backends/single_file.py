@@ -26,8 +26,6 @@ UNSUPPORTED = (
     (r"quant_state|weight_scale|scale_weight|scaled_fp8", "quantised weights", "take its bf16 or fp16 file"),
     (r"^edm_(mean|vpred)|^ztsnr$", "a model on noise levels that no sampler here follows", "name another model"),
     (r"noise_augmentor\.", "an unCLIP model, which needs an image", "name a text-to-image model"),
-    (r"distilled_guidance_layer\.", "Chroma", "no family reads it; model.family can name one of your own"),
-    (r"double_stream_modulation", "FLUX.2", "no family reads it; model.family can name one of your own"),
     (r"cap_embedder\.", "Z-Image or Lumina", f"{FOLDER}, or a hub id"),
     (r"transformer_blocks\.0\.img_mod\.", "Qwen-Image", f"{FOLDER}, or a hub id"),
     (r"^(down_blocks|(single_)?transformer_blocks)\.", "one part of a pipeline", "name the pipeline's folder"),
@@ -120,7 +118,9 @@ def read_single_file(base: str) -> SingleFile:
             return SingleFile(
                 path, layout.family, layout.about, parts, shapes, predictions, layout.ambiguous, metadata.get(LICENSE)
             )
-    raise header.unsupported("no layout that is known", f"there are SD 1 and 2, SDXL, SD 3 and FLUX.1; else {FOLDER}")
+    raise header.unsupported(
+        "no layout that is known", f"there are SD 1 and 2, SDXL, SD 3, FLUX.1, FLUX.2 and Chroma; else {FOLDER}"
+    )
 
 
 class _Header:
@@ -219,6 +219,10 @@ def _flux(header: _Header) -> _Layout:
         )
     is_dev = "guidance_in.in_layer.weight" in header.network
     count = f"{header.blocks('double_blocks')} + {header.blocks('single_blocks')} blocks"
+    if "distilled_guidance_layer.in_proj.weight" in header.network:
+        return _Layout("chroma", f"Chroma, {count}", _encoder_prefixes("t5xxl"))
+    if "double_stream_modulation_img.lin.weight" in header.network:
+        return _Layout("flux2" if is_dev else "flux2-klein", f"FLUX.2 {'dev' if is_dev else 'Klein'}, {count}", {})
     guidance = "guidance embedded" if is_dev else "no guidance embedded"
     about = f"FLUX.1 {'dev' if is_dev else 'schnell'}, {count}, {guidance}"
     return _Layout("flux", about, _encoder_prefixes("clip_l", "t5xxl"))
