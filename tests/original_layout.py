@@ -266,6 +266,56 @@ def flux(model: Any, begin: str = "") -> dict[str, Tensor]:
     return {begin + name: tensor for name, tensor in (out | moved(state, table, ("norm_out.linear.",))).items()}
 
 
+def qwen_image(model: Any) -> dict[str, Tensor]:
+    """Its first code has the names of diffusers; ComfyUI puts a prefix before them."""
+    return {NETWORK + name: tensor for name, tensor in model.state_dict().items()}
+
+
+def z_image(model: Any) -> dict[str, Tensor]:
+    state, table = model.state_dict(), {"all_x_embedder.2-1.": "x_embedder.", "all_final_layer.2-1.": "final_layer."}
+    table |= {".attention.to_out.0.": ".attention.out.", "attention.norm_": "attention."}
+    layers = [name.removesuffix("to_q.weight") for name in state if name.endswith(".attention.to_q.weight")]
+    out = {}
+    for layer in layers:
+        out |= together(state, f"{layer}qkv", *(f"{layer}to_{which}" for which in "qkv"))
+    for name, tensor in state.items():
+        if not re.search(r"attention\.to_[qkv]\.", name):
+            out[re.sub(r"attention\.([qk])\.", r"attention.\1_norm.", replaced(name, table))] = tensor
+    return out
+
+
+def krea2(model: Any) -> dict[str, Tensor]:
+    begin = {
+        "img_in.": "first.",
+        "time_embed.linear_1.": "tmlp.0.",
+        "time_embed.linear_2.": "tmlp.2.",
+        "time_mod_proj.": "tproj.1.",
+        "txt_in.norm.weight": "txtmlp.0.scale",
+        "txt_in.linear_1.": "txtmlp.1.",
+        "txt_in.linear_2.": "txtmlp.3.",
+        "text_fusion.": "txtfusion.",
+        "transformer_blocks.": "blocks.",
+        "final_layer.linear.": "last.linear.",
+        "final_layer.norm.weight": "last.norm.scale",
+        "final_layer.scale_shift_table": "last.modulation.lin",
+    }
+    within = {
+        ".attn.to_q.": ".attn.wq.",
+        ".attn.to_k.": ".attn.wk.",
+        ".attn.to_v.": ".attn.wv.",
+        ".attn.to_out.0.": ".attn.wo.",
+        ".attn.to_gate.": ".attn.gate.",
+        ".attn.norm_q.weight": ".attn.qknorm.qnorm.scale",
+        ".attn.norm_k.weight": ".attn.qknorm.knorm.scale",
+        ".ff.": ".mlp.",
+        ".norm1.weight": ".prenorm.scale",
+        ".norm2.weight": ".postnorm.scale",
+        ".scale_shift_table": ".mod.lin",
+    }
+    named = {replaced(name, within): tensor for name, tensor in moved(model.state_dict(), begin).items()}
+    return {name: tensor.flatten() if name.endswith(".mod.lin") else tensor for name, tensor in named.items()}
+
+
 def _sd1(pipe: Any) -> dict[str, Tensor]:
     return unet(pipe.unet) | vae(pipe.vae) | clip(pipe.text_encoder, "cond_stage_model.transformer.")
 
@@ -296,6 +346,8 @@ def _flux(pipe: Any) -> dict[str, Tensor]:
 
 
 WHOLE: dict[str, Callable[[Any], dict[str, Tensor]]] = {
+    "Krea2Pipeline": lambda pipe: krea2(pipe.transformer),
+    "QwenImagePipeline": lambda pipe: qwen_image(pipe.transformer),
     "StableDiffusionPipeline": _sd1,
     "StableDiffusionXLPipeline": _sdxl,
     "StableDiffusion3Pipeline": _sd3,
@@ -303,6 +355,7 @@ WHOLE: dict[str, Callable[[Any], dict[str, Tensor]]] = {
     "Flux2KleinPipeline": _flux,
     "Flux2Pipeline": _flux,
     "FluxPipeline": _flux,
+    "ZImagePipeline": lambda pipe: z_image(pipe.transformer),
 }
 
 

@@ -71,6 +71,9 @@ CASES: dict[str, Case] = {
     "flux2-klein-prefixed": (flux2, prefixed, {}, {"transformer"}),
     "flux2-dev": (flux2_dev, original, {}, {"transformer"}),
     "chroma": (chroma, original, {}, {"transformer"}),
+    "qwen-image": (PIPELINES["qwen-image"], original, {}, {"transformer"}),
+    "z-image": (PIPELINES["z-image"], original, {}, {"transformer"}),
+    "krea2": (PIPELINES["krea2"], original, {}, {"transformer"}),
 }
 
 
@@ -151,6 +154,9 @@ def test_block_layouts_of_full_size_are_distinguished(size: str, family: str) ->
         ("flux2-klein-prefixed", "flux2-klein", "FLUX.2 Klein, 1 + 1 blocks"),
         ("flux2-dev", "flux2", "FLUX.2 dev, 1 + 1 blocks"),
         ("chroma", "chroma", "Chroma, 1 + 1 blocks"),
+        ("qwen-image", "qwen-image", "Qwen-Image, 2 blocks"),
+        ("z-image", "z-image", "Z-Image, 1 blocks"),
+        ("krea2", "krea2", "Krea 2, 1 blocks"),
     ],
 )
 def test_what_a_file_is_comes_from_its_header(tmp_path: Path, name: str, family: str, about: str) -> None:
@@ -206,9 +212,10 @@ UNET = {"input_blocks.0.0.weight": (8, 4, 3, 3), "out.2.weight": (4, 8, 3, 3)}
         ({**UNET, "ztsnr": (1,)}, "noise levels that no sampler here follows"),
         ({**UNET, "input_blocks.0.0.weight": (8, 9, 3, 3)}, "reads 9 channels, for inpainting"),
         ({**UNET, "label_emb.0.0.weight": (1,), "conditioner.embedders.0.model.x": (1,)}, "SDXL's refiner"),
-        ({"model.diffusion_model.cap_embedder.0.weight": (1,)}, r"Z-Image or Lumina, by .*save_pretrained\(FOLDER\)"),
+        ({"model.diffusion_model.layers.0.attention.qkv.weight": (1,)}, r"Lumina Image .*save_pretrained\(FOLDER\)"),
+        ({"all_x_embedder.2-1.weight": (1,)}, "one part of a pipeline, by .*; name the pipeline's folder"),
         ({"down_blocks.0.resnets.0.conv1.weight": (1,)}, "one part of a pipeline, by .*; name the pipeline's folder"),
-        ({"weight": (1,)}, "no layout that is known; there are SD 1 and 2, SDXL, SD 3, FLUX.1, FLUX.2 and Chroma"),
+        ({"weight": (1,)}, "no layout that is known; there are SD 1 and 2, .* and Krea 2"),
     ],
 )
 def test_files_of_other_kinds_are_refused_with_the_way_out(

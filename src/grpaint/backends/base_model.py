@@ -169,11 +169,11 @@ def _tensors(single: SingleFile, part: str) -> dict[str, Tensor]:
 
 
 def _converter_name(single: SingleFile, part: str, name: str) -> str:
-    """The name that a converter expects: a network's has the first code's prefix, FLUX.2's has none."""
+    """The name that a converter expects: that of a U-Net has a prefix, that of a transformer has none."""
     if single.parts[part] not in ("", NETWORK):
         return name
     bare = name.removeprefix(NETWORK)
-    return bare if single.family in ("flux2", "flux2-klein") else NETWORK + bare
+    return NETWORK + bare if part == "unet" else bare
 
 
 def _load_part(single: SingleFile, folder: Path, part: str, cls: Any, dtype: torch.dtype) -> nn.Module:
