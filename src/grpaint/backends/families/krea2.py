@@ -48,6 +48,7 @@ class Krea2(QwenLatents):
         return pipe.tokenizer, whole - len(pipe.tokenizer(pipe.prompt_template_encode_prefix).input_ids)
 
     def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:
+        """Its time is rounded to the precision of the latents, as the stock pipeline rounds it."""
         states, lengths = cond
         most = int(lengths.max())
         mask = torch.arange(most) < lengths[:, None]
@@ -56,7 +57,7 @@ class Krea2(QwenLatents):
             pipe.transformer(
                 hidden_states=pack(x),
                 encoder_hidden_states=states[:, :most].unflatten(2, (pipe.transformer.config.num_text_layers, -1)),
-                timestep=t,
+                timestep=t.to(x.dtype),
                 position_ids=torch.cat([positions.new_zeros(most, 3), positions]),
                 encoder_attention_mask=None if mask.all() else mask.to(x.device),
                 return_dict=False,
