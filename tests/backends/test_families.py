@@ -107,7 +107,7 @@ def test_an_empty_caption_of_sdxl_is_zeros(tmp_path: Path) -> None:
     assert cond.parts[0][1].all()
 
 
-@pytest.mark.parametrize("name", ["qwen-image", "z-image"])
+@pytest.mark.parametrize("name", ["qwen-image", "z-image", "chroma", "krea2", "lumina2", "sana"])
 def test_captions_of_other_lengths_share_a_batch(tmp_path: Path, name: str) -> None:
     policy = Diffusers(str(save(name, tmp_path)), height=16, width=16, batch=2).load(Runtime())
     prompts = [Prompt("a"), Prompt("a much longer caption than that"), Prompt("two")]
