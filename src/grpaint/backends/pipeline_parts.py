@@ -22,6 +22,8 @@ LOADABLE = {
         "ProcessorMixin",
     ),
 }
+SETTINGS = ("config.json", "processor_config.json", "audio_tokenizer_config.json")
+AUDIO = "audio_tokenizer"  # a processor opens the model that this names, of any class and place
 IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")  # a value OWNER/NAME is a program from the hub
 
 
@@ -72,12 +74,14 @@ def check_no_code(folder: PipelineFolder, without: Collection[str]) -> None:
         )
     for part in listed_parts(folder, without):
         part_class(folder, part)
-        file = folder.path / part / "config.json"
-        for key, value in _entries(read_json(file)) if file.is_file() else ():
-            if key.lstrip("_").startswith(IMPLEMENTATIONS) and "/" in str(value):
-                raise CheckpointError(
-                    f"{file}: {key} = {value!r:.80} would download and run a program; a folder is data. Remove the key."
-                )
+        for file in (folder.path / part / name for name in SETTINGS):
+            for key, value in _entries(read_json(file)) if file.is_file() else ():
+                key_name = key.lstrip("_")
+                if key_name.startswith(AUDIO) or (key_name.startswith(IMPLEMENTATIONS) and "/" in str(value)):
+                    raise CheckpointError(
+                        f"{file}: {key} = {value!r:.80} would download and run a program; a folder is data. Remove the "
+                        "key."
+                    )
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:
