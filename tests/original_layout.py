@@ -129,13 +129,9 @@ def open_clip(model: Any, begin: str) -> dict[str, Tensor]:
 
 
 def together(state: State, name: str, *layers: str) -> dict[str, Tensor]:
-    """Several linear layers as one."""
-    parts = [f"{layer}.{kind}" for kind in ("weight", "bias") for layer in layers]
-    count = len(layers)
-    return {
-        f"{name}.{kind}": torch.cat([state[part] for part in parts[i * count : (i + 1) * count]])
-        for i, kind in enumerate(("weight", "bias"))
-    }
+    """Several linear layers as one, with a bias if they have one."""
+    kinds = [kind for kind in ("weight", "bias") if f"{layers[0]}.{kind}" in state]
+    return {f"{name}.{kind}": torch.cat([state[f"{layer}.{kind}"] for layer in layers]) for kind in kinds}
 
 
 def turned(tensor: Tensor) -> Tensor:
@@ -203,8 +199,18 @@ def sd3(model: Any, begin: str = NETWORK) -> dict[str, Tensor]:
 
 
 def flux(model: Any, begin: str = "") -> dict[str, Tensor]:
+    """FLUX.1, FLUX.2 and Chroma."""
     state, out = model.state_dict(), {}
     table = {
+        "time_guidance_embed.timestep_embedder.linear_1.": "time_in.in_layer.",
+        "time_guidance_embed.timestep_embedder.linear_2.": "time_in.out_layer.",
+        "time_guidance_embed.guidance_embedder.linear_1.": "guidance_in.in_layer.",
+        "time_guidance_embed.guidance_embedder.linear_2.": "guidance_in.out_layer.",
+        "double_stream_modulation_img.linear.": "double_stream_modulation_img.lin.",
+        "double_stream_modulation_txt.linear.": "double_stream_modulation_txt.lin.",
+        "single_stream_modulation.linear.": "single_stream_modulation.lin.",
+        "distilled_guidance_layer.in_proj.": "distilled_guidance_layer.in_proj.",
+        "distilled_guidance_layer.out_proj.": "distilled_guidance_layer.out_proj.",
         "time_text_embed.timestep_embedder.linear_1.": "time_in.in_layer.",
         "time_text_embed.timestep_embedder.linear_2.": "time_in.out_layer.",
         "time_text_embed.text_embedder.linear_1.": "vector_in.in_layer.",
@@ -231,8 +237,12 @@ def flux(model: Any, begin: str = "") -> dict[str, Tensor]:
             f"{ours}attn.to_add_out.": f"{theirs}txt_attn.proj.",
             f"{ours}ff.net.0.proj.": f"{theirs}img_mlp.0.",
             f"{ours}ff.net.2.": f"{theirs}img_mlp.2.",
+            f"{ours}ff.linear_in.": f"{theirs}img_mlp.0.",
+            f"{ours}ff.linear_out.": f"{theirs}img_mlp.2.",
             f"{ours}ff_context.net.0.proj.": f"{theirs}txt_mlp.0.",
             f"{ours}ff_context.net.2.": f"{theirs}txt_mlp.2.",
+            f"{ours}ff_context.linear_in.": f"{theirs}txt_mlp.0.",
+            f"{ours}ff_context.linear_out.": f"{theirs}txt_mlp.2.",
         }
     for number in range(model.config.num_single_layers):
         ours, theirs = f"single_transformer_blocks.{number}.", f"single_blocks.{number}."
@@ -243,8 +253,67 @@ def flux(model: Any, begin: str = "") -> dict[str, Tensor]:
             f"{ours}attn.norm_q.weight": f"{theirs}norm.query_norm.scale",
             f"{ours}attn.norm_k.weight": f"{theirs}norm.key_norm.scale",
             f"{ours}proj_out.": f"{theirs}linear2.",
+            f"{ours}attn.to_qkv_mlp_proj.": f"{theirs}linear1.",
+            f"{ours}attn.to_out.": f"{theirs}linear2.",
+        }
+    for number in range(getattr(model.config, "approximator_layers", 0)):
+        layers = "distilled_guidance_layer"
+        table |= {
+            f"{layers}.layers.{number}.linear_1.": f"{layers}.layers.{number}.in_layer.",
+            f"{layers}.layers.{number}.linear_2.": f"{layers}.layers.{number}.out_layer.",
+            f"{layers}.norms.{number}.weight": f"{layers}.norms.{number}.scale",
         }
     return {begin + name: tensor for name, tensor in (out | moved(state, table, ("norm_out.linear.",))).items()}
+
+
+def qwen_image(model: Any) -> dict[str, Tensor]:
+    """Its first code has the names of diffusers; ComfyUI puts a prefix before them."""
+    return {NETWORK + name: tensor for name, tensor in model.state_dict().items()}
+
+
+def z_image(model: Any) -> dict[str, Tensor]:
+    state, table = model.state_dict(), {"all_x_embedder.2-1.": "x_embedder.", "all_final_layer.2-1.": "final_layer."}
+    table |= {".attention.to_out.0.": ".attention.out.", "attention.norm_": "attention."}
+    layers = [name.removesuffix("to_q.weight") for name in state if name.endswith(".attention.to_q.weight")]
+    out = {}
+    for layer in layers:
+        out |= together(state, f"{layer}qkv", *(f"{layer}to_{which}" for which in "qkv"))
+    for name, tensor in state.items():
+        if not re.search(r"attention\.to_[qkv]\.", name):
+            out[re.sub(r"attention\.([qk])\.", r"attention.\1_norm.", replaced(name, table))] = tensor
+    return out
+
+
+def krea2(model: Any) -> dict[str, Tensor]:
+    begin = {
+        "img_in.": "first.",
+        "time_embed.linear_1.": "tmlp.0.",
+        "time_embed.linear_2.": "tmlp.2.",
+        "time_mod_proj.": "tproj.1.",
+        "txt_in.norm.weight": "txtmlp.0.scale",
+        "txt_in.linear_1.": "txtmlp.1.",
+        "txt_in.linear_2.": "txtmlp.3.",
+        "text_fusion.": "txtfusion.",
+        "transformer_blocks.": "blocks.",
+        "final_layer.linear.": "last.linear.",
+        "final_layer.norm.weight": "last.norm.scale",
+        "final_layer.scale_shift_table": "last.modulation.lin",
+    }
+    within = {
+        ".attn.to_q.": ".attn.wq.",
+        ".attn.to_k.": ".attn.wk.",
+        ".attn.to_v.": ".attn.wv.",
+        ".attn.to_out.0.": ".attn.wo.",
+        ".attn.to_gate.": ".attn.gate.",
+        ".attn.norm_q.weight": ".attn.qknorm.qnorm.scale",
+        ".attn.norm_k.weight": ".attn.qknorm.knorm.scale",
+        ".ff.": ".mlp.",
+        ".norm1.weight": ".prenorm.scale",
+        ".norm2.weight": ".postnorm.scale",
+        ".scale_shift_table": ".mod.lin",
+    }
+    named = {replaced(name, within): tensor for name, tensor in moved(model.state_dict(), begin).items()}
+    return {name: tensor.flatten() if name.endswith(".mod.lin") else tensor for name, tensor in named.items()}
 
 
 def _sd1(pipe: Any) -> dict[str, Tensor]:
@@ -277,10 +346,16 @@ def _flux(pipe: Any) -> dict[str, Tensor]:
 
 
 WHOLE: dict[str, Callable[[Any], dict[str, Tensor]]] = {
+    "Krea2Pipeline": lambda pipe: krea2(pipe.transformer),
+    "QwenImagePipeline": lambda pipe: qwen_image(pipe.transformer),
     "StableDiffusionPipeline": _sd1,
     "StableDiffusionXLPipeline": _sdxl,
     "StableDiffusion3Pipeline": _sd3,
+    "ChromaPipeline": _flux,
+    "Flux2KleinPipeline": _flux,
+    "Flux2Pipeline": _flux,
     "FluxPipeline": _flux,
+    "ZImagePipeline": lambda pipe: z_image(pipe.transformer),
 }
 
 

@@ -6,17 +6,31 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     DDIMScheduler,
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    Krea2Pipeline,
+    Krea2Transformer2DModel,
+    Lumina2Pipeline,
+    Lumina2Transformer2DModel,
     PNDMScheduler,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -31,11 +45,18 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -228,6 +249,164 @@ def flux(*, distilled: bool) -> FluxPipeline:
     return ready(pipe)
 
 
+def chroma() -> ChromaPipeline:
+    torch.manual_seed(0)
+    text_encoder, tokenizer = t5()
+    pipe = ChromaPipeline(
+        transformer=ChromaTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=(4, 4, 8),
+            approximator_num_channels=16,
+            approximator_hidden_dim=32,
+            approximator_layers=1,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=autoencoder(4, 0.06),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+    )
+    return ready(pipe)
+
+
+def flux2(*, distilled: bool = False) -> Flux2KleinPipeline:
+    """FLUX.2 Klein, whose embeddings are the states after layers 9, 18 and 27."""
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
+    pipe = Flux2KleinPipeline(
+        transformer=flux2_transformer(guidance_embeds=False),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=flux2_autoencoder(),
+        text_encoder=Qwen3ForCausalLM(Qwen3Config(**language_settings(tokenizer, 8, 27), head_dim=4)),
+        tokenizer=tokenizer,
+        is_distilled=distilled,
+    )
+    return ready(pipe)
+
+
+def flux2_dev() -> Flux2Pipeline:
+    """FLUX.2 dev; a tokenizer with a chat template stands in for its processor, which needs torchvision."""
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% for part in message['content'] %}{{ part['text'] }}<|im_end|>"
+        "{% endfor %}{% endfor %}"
+    )
+    config = Mistral3Config(
+        text_config={"model_type": "mistral", **language_settings(tokenizer, 8, 30), "head_dim": 4},
+        vision_config={
+            "model_type": "pixtral",
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+        },
+    )
+    pipe = Flux2Pipeline(
+        transformer=flux2_transformer(guidance_embeds=True),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=flux2_autoencoder(),
+        text_encoder=Mistral3ForConditionalGeneration(config),
+        tokenizer=tokenizer,
+    )
+    return ready(pipe)
+
+
+def flux2_transformer(*, guidance_embeds: bool) -> Flux2Transformer2DModel:
+    return Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        timestep_guidance_channels=32,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=guidance_embeds,
+    )
+
+
+def flux2_autoencoder() -> AutoencoderKLFlux2:
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    return vae
+
+
+def lumina2() -> Lumina2Pipeline:
+    """T5's tokenizer stands in for Gemma's: it too adds a mark to an empty caption."""
+    torch.manual_seed(0)
+    tokenizer = t5()[1]
+    pipe = Lumina2Pipeline(
+        transformer=Lumina2Transformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            hidden_size=32,
+            num_layers=1,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=2,
+            multiple_of=16,
+            axes_dim_rope=(4, 6, 6),
+            axes_lens=(300, 32, 32),
+            cap_feat_dim=32,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+        vae=autoencoder(4, 0.06),
+        text_encoder=Gemma2Model(Gemma2Config(**language_settings(tokenizer), head_dim=16, sliding_window=512)),
+        tokenizer=tokenizer,
+    )
+    return ready(pipe)
+
+
+def sana() -> SanaPipeline:
+    """T5's tokenizer stands in for Gemma's, as in ``lumina2``."""
+    torch.manual_seed(0)
+    tokenizer = t5()[1]
+    pipe = SanaPipeline(
+        transformer=SanaTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_layers=2,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=16,
+            cross_attention_dim=32,
+            caption_channels=32,
+            sample_size=8,
+            qk_norm="rms_norm_across_heads",
+        ),
+        scheduler=DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        vae=AutoencoderDC(
+            latent_channels=4,
+            attention_head_dim=4,
+            encoder_block_out_channels=(8, 8, 16),
+            decoder_block_out_channels=(8, 8, 16),
+            encoder_layers_per_block=(1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1),
+            encoder_qkv_multiscales=((), (), ()),
+            decoder_qkv_multiscales=((), (), ()),
+            scaling_factor=0.41,
+        ),
+        text_encoder=Gemma2Model(Gemma2Config(**language_settings(tokenizer), head_dim=16, sliding_window=512)),
+        tokenizer=tokenizer,
+    )
+    return ready(pipe)
+
+
 def qwen_tokenizer() -> Qwen2Tokenizer:
     marks = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
     letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
@@ -239,16 +418,76 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
-def language_settings(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
+def language_settings(tokenizer: Qwen2Tokenizer, width: int = 32, layers: int = 2) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
+        "hidden_size": width,
+        "intermediate_size": width,
+        "num_hidden_layers": layers,
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
     }
+
+
+def qwen_autoencoder() -> AutoencoderKLQwenImage:
+    return AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 0.5, 1.0, 2.0],
+    )
+
+
+def krea2(*, distilled: bool = False) -> Krea2Pipeline:
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
+    config = Qwen3VLConfig(
+        text_config={
+            **language_settings(tokenizer, 16),
+            "head_dim": 8,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]},
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 16,
+            "deepstack_visual_indexes": [0],
+        },
+    )
+    pipe = Krea2Pipeline(
+        transformer=Krea2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            intermediate_size=32,
+            timestep_embed_dim=16,
+            text_hidden_dim=16,
+            num_text_layers=2,
+            text_num_attention_heads=2,
+            text_num_key_value_heads=2,
+            text_intermediate_size=16,
+            num_layerwise_text_blocks=1,
+            num_refiner_text_blocks=1,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, max_image_seq_len=6400
+        ),
+        vae=qwen_autoencoder(),
+        text_encoder=Qwen3VLModel(config),
+        tokenizer=tokenizer,
+        text_encoder_select_layers=(1, 2),
+        is_distilled=distilled,
+    )
+    return ready(pipe)
 
 
 def qwen_image() -> QwenImagePipeline:
@@ -281,15 +520,7 @@ def qwen_image() -> QwenImagePipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
         ),
-        vae=AutoencoderKLQwenImage(
-            base_dim=8,
-            z_dim=4,
-            dim_mult=[1, 2],
-            num_res_blocks=1,
-            temperal_downsample=[False],
-            latents_mean=[0.1, -0.2, 0.3, 0.0],
-            latents_std=[1.5, 0.5, 1.0, 2.0],
-        ),
+        vae=qwen_autoencoder(),
         text_encoder=Qwen2_5_VLForConditionalGeneration(config),
         tokenizer=tokenizer,
     )
@@ -340,7 +571,15 @@ PIPELINES = {
     "ssd-1b": ssd1b,
     "flux-dev": lambda: flux(distilled=True),
     "flux-schnell": lambda: flux(distilled=False),
+    "chroma": chroma,
+    "flux2-klein-base": flux2,
+    "flux2-klein": lambda: flux2(distilled=True),
+    "flux2-dev": flux2_dev,
+    "krea2": krea2,
+    "krea2-turbo": lambda: krea2(distilled=True),
+    "lumina2": lumina2,
     "qwen-image": qwen_image,
+    "sana": sana,
     "z-image": z_image,
 }
 
@@ -361,20 +600,32 @@ def stock(folder: Path) -> Any:
     return ready(DiffusionPipeline.from_pretrained(folder))
 
 
-FLOWS = ("sd3", "flux-dev", "flux-schnell", "qwen-image", "z-image")
+FLOWS = tuple(name for name in PIPELINES if not name.startswith(("sd1", "sdxl", "ssd")))
+TOKENS = {  # how many of a caption are read
+    **dict.fromkeys(("sd3", "flux-dev", "flux-schnell"), 16),
+    **dict.fromkeys(("flux2-klein-base", "flux2-klein"), 96),
+    **dict.fromkeys(("chroma", "sana"), 48),
+    **dict.fromkeys(("krea2", "krea2-turbo"), 256),
+    "flux2-dev": 256,  # with its system message
+}
+
+
+def side(name: str) -> int:
+    """The pixels of the images on which a pipeline is tested: SANA's stock pipeline takes multiples of 32."""
+    return 32 if name == "sana" else 16
 
 
 def recipe(folder: Path, **model: Any) -> TrainRecipe:
-    """GRPO on a pipeline's folder, in four steps of 16 x 16 pixels."""
-    tokens = {"tokens": 16} if folder.name in ("sd3", "flux-dev", "flux-schnell") else {}
+    """GRPO on a pipeline's folder, in four steps of few pixels."""
+    tokens = {"tokens": TOKENS[folder.name]} if folder.name in TOKENS else {}
     prompts = folder.parent / "prompts.txt"
     prompts.write_text("".join(f"{prompt.text}\n" for prompt in SceneData().prompts(40, 0, 0)))
     table = {
         "model": {
             "kind": "diffusers",
             "base": str(folder),
-            "height": 16,
-            "width": 16,
+            "height": side(folder.name),
+            "width": side(folder.name),
             "batch": 64,
             "vae_batch": 64,
             "lora": {"rank": 4},

@@ -13,21 +13,22 @@ from grpaint.core import ConfigError, Prompt
 from grpaint.core.rng import uniform
 from grpaint.core.runtime import Runtime
 from grpaint.judge import captioned, natural_loss
-from tiny_pipelines import save
+from tiny_pipelines import TOKENS, save
 
 BUCKETS = [(16, 24), (20, 16)]
 NAMES = ["sdxl", "sd3", "flux-dev", "qwen-image", "z-image"]
+LATER = ["chroma", "flux2-klein-base", "krea2", "lumina2", "sana"]
 PROMPTS = [Prompt("a red cat"), Prompt("two blue dogs"), Prompt("")]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("pipelines")
-    return {name: save(name, root) for name in NAMES}
+    return {name: save(name, root) for name in NAMES + LATER}
 
 
 def load(folder: Path, height: int, width: int) -> DiffusersPolicy:
-    tokens = {"tokens": 16} if folder.name in ("sd3", "flux-dev") else {}
+    tokens = {"tokens": TOKENS[folder.name]} if folder.name in TOKENS else {}
     spec = Diffusers(str(folder), height=height, width=width, lora=Lora(4), **tokens)  # type: ignore[arg-type]
     return spec.load(Runtime())
 
@@ -57,7 +58,7 @@ def stirred(policy: DiffusersPolicy) -> DiffusersPolicy:
     return policy
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *(pytest.param(name, marks=pytest.mark.slow) for name in LATER)])
 def test_a_bucket_trains_as_a_policy_of_its_size_does(folders: dict[str, Path], name: str) -> None:
     policy = stirred(load(folders[name], 16, 16))
     weights = {size: learned(policy, size) for size in (*BUCKETS, (16, 16))}

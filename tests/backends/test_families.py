@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
-from grpaint.backends.diffusers import Diffusers
+from grpaint.backends.diffusers import Diffusers, DiffusersPolicy
 from grpaint.backends.families.base import pack, unpack, windows
+from grpaint.backends.families.flux2 import Flux2Path
 from grpaint.backends.families.folder import PipelineFolder
-from grpaint.backends.families.schedule import diffusion_path, flow_path
+from grpaint.backends.families.schedule import diffusion_path, flow_path, flow_path_of_solver
 from grpaint.core import ConfigError, FlowPath, Prompt, VpPath
 from grpaint.core.runtime import Runtime
-from tiny_pipelines import clip_tokenizer, save, sdxl, stock
+from tiny_pipelines import clip_tokenizer, recipe, save, sdxl, side, stock
 
 QWEN = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192}
 FLUX = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "max_image_seq_len": 4096}
@@ -105,7 +107,7 @@ def test_an_empty_caption_of_sdxl_is_zeros(tmp_path: Path) -> None:
     assert cond.parts[0][1].all()
 
 
-@pytest.mark.parametrize("name", ["qwen-image", "z-image"])
+@pytest.mark.parametrize("name", ["qwen-image", "z-image", "chroma", "krea2", "lumina2", "sana"])
 def test_captions_of_other_lengths_share_a_batch(tmp_path: Path, name: str) -> None:
     policy = Diffusers(str(save(name, tmp_path)), height=16, width=16, batch=2).load(Runtime())
     prompts = [Prompt("a"), Prompt("a much longer caption than that"), Prompt("two")]
@@ -178,6 +180,87 @@ def test_images_of_qwen_go_through_its_video_autoencoder(tmp_path: Path) -> None
         encoded = pipe.vae.encode(images[:, :, None] * 2 - 1).latent_dist.mode()[:, :, 0]
     torch.testing.assert_close(images, ((theirs + 1) / 2).clamp(0, 1))
     torch.testing.assert_close(policy.encode_images(images) * std + mean, encoded)
+
+
+@pytest.mark.parametrize("name", ["flux2-klein-base", "flux2-dev", "sana", "krea2", "lumina2", "chroma"])
+def test_images_are_decoded_as_the_stock_pipeline_decodes_them(tmp_path: Path, name: str) -> None:
+    folder = save(name, tmp_path)
+    policy = recipe(folder).model.load(Runtime())
+    assert isinstance(policy, DiffusersPolicy)
+    family, spec, start = policy.family, policy.spec, policy.noise((1,), range(1))
+    theirs = stock(folder)(
+        prompt=["a red cat"],
+        latents=family.to_stock(start),
+        num_inference_steps=2,
+        height=side(name),
+        width=side(name),
+        output_type="pt",
+        **family.arguments(1.0, spec.guided_by),
+        **family.length(spec.tokens),
+    ).images
+    with torch.no_grad():
+        images = policy.decode(policy.stock(["a red cat"], start, 2))
+        again = policy.decode(policy.encode_images(images))
+    torch.testing.assert_close(images, theirs, rtol=0, atol=1e-5)
+    assert again.shape == images.shape
+    assert images.std() > 0.01
+
+
+@pytest.mark.parametrize("patches", [256, 1024, 4096, 4400])
+@pytest.mark.parametrize("steps", [4, 28, 50])
+def test_flux2_shifts_by_patches_and_steps(patches: int, steps: int) -> None:
+    theirs = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    theirs.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=compute_empirical_mu(patches, steps))
+    ours = [point.sigma for point in Flux2Path(patches=patches).grid(steps)]
+    torch.testing.assert_close(torch.tensor(ours), theirs.sigmas, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [1, 2, 4, 10, 14, 20, 25, 28, 50])
+def test_a_solvers_flow_has_the_levels_of_its_scheduler(tmp_path: Path, steps: int, shift: float) -> None:
+    theirs = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=shift)
+    theirs.save_pretrained(tmp_path / "scheduler")
+    theirs.set_timesteps(steps)
+    path = flow_path_of_solver(PipelineFolder(tmp_path))
+    ours = torch.tensor([point.sigma for point in path.grid(steps)])
+    torch.testing.assert_close(ours, theirs.sigmas, rtol=0, atol=1e-6)
+    assert torch.equal((ours[:-1] * 1000).long(), theirs.timesteps)
+    assert path.tail(steps, 0, steps) == path.grid(steps)
+    assert path.tail(steps, steps - 1, 1) == (path.grid(steps)[-2], path.grid(steps)[-1])
+
+
+def test_a_solver_of_a_diffusion_is_refused_for_a_flow(tmp_path: Path) -> None:
+    DPMSolverMultistepScheduler().save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(ConfigError, match="use_flow_sigmas = false: no sampler here can follow"):
+        flow_path_of_solver(PipelineFolder(tmp_path))
+
+
+def test_images_of_flux2_become_normalised_patches(tmp_path: Path) -> None:
+    policy = recipe(save("flux2-klein-base", tmp_path)).model.load(Runtime())
+    images = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        theirs = policy.pipe._encode_vae_image(images * 2 - 1, None)  # type: ignore[attr-defined]
+        torch.testing.assert_close(policy.encode_images(images), theirs)
+
+
+def test_a_masked_caption_stays_masked_where_chromas_activations_are_recomputed(tmp_path: Path) -> None:
+    folder, outputs = save("chroma", tmp_path), []
+    for checkpointing in (False, True):
+        policy = recipe(folder, checkpointing=checkpointing).model.load(Runtime())
+        cond = policy.encode([Prompt("a"), Prompt("a longer caption")])
+        outputs.append(policy.predict(policy.noise((1,), range(2)), policy.path.grid(4)[1], cond).x0)
+        outputs[-1].square().sum().backward()
+        outputs.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
+    assert outputs[1].abs().max() > 0
+    torch.testing.assert_close(outputs[2], outputs[0])
+    torch.testing.assert_close(outputs[3], outputs[1])
+
+
+def test_a_model_distilled_to_need_no_guidance_refuses_it_before_weights(tmp_path: Path) -> None:
+    folder = save("flux2-klein", tmp_path)
+    with pytest.raises(ConfigError, match=r"model.guidance = 4: this flux2-klein model is distilled .* Set it to 1"):
+        _ = Diffusers(str(folder), height=16, width=16, guidance=4.0).guided_by
+    assert Diffusers(str(folder), height=16, width=16).guided_by == "none"
 
 
 @pytest.mark.parametrize(

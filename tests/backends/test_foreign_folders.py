@@ -16,6 +16,7 @@ from grpaint.backends.adapters import Lora
 from grpaint.backends.counting import token_counts
 from grpaint.backends.diffusers import Diffusers
 from grpaint.backends.fake import fake_runtime
+from grpaint.backends.pipeline import text_encoders
 from grpaint.core import CheckpointError, ConfigError
 from grpaint.core.runtime import Runtime
 from grpaint.vision.pretrained import Tokenizer
@@ -121,6 +122,21 @@ def test_the_parts_of_a_single_file_are_such_classes_too(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="names no code"):
         spec.load(Runtime())
     assert not (folder.parent / "ran").exists()
+
+
+@pytest.mark.parametrize("file", ["processor_config.json", "audio_tokenizer_config.json"])
+def test_a_processor_opens_no_further_model(folder: Path, file: str) -> None:
+    names = {"audio_tokenizer_class": "evil.Model", "audio_tokenizer_name_or_path": "someone/evil"}
+    entries = {"audio_tokenizer": names} if file.startswith("processor") else names
+    (folder / "tokenizer" / file).write_text(json.dumps(entries))
+    assert "would download and run a program" in refusal(lambda: Diffusers(str(folder)).load(Runtime()))
+
+
+def test_a_list_of_numbers_is_a_setting_of_a_pipeline_and_no_part(folder: Path) -> None:
+    change(folder / "model_index.json", text_encoder_select_layers=[1, 2])
+    spec = Diffusers(str(folder))
+    assert text_encoders(spec.origin) == ("text_encoder",)
+    assert spec.load(Runtime()).pipe.text_encoder is not None
 
 
 AUTO_MAP = {

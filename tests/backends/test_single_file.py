@@ -26,7 +26,7 @@ from grpaint.core.runtime import Runtime
 from grpaint.rollout.rollout import Plan, roll
 from grpaint.rollout.window import Closed
 from original_layout import open_clip, original, unet, vae
-from tiny_pipelines import PIPELINES, clip_config, flux, save, sd3, sd15, ssd1b
+from tiny_pipelines import PIPELINES, TOKENS, chroma, clip_config, flux, flux2, flux2_dev, save, sd3, sd15, ssd1b
 
 PROMPTS = [Prompt("a red circle"), Prompt("")]
 
@@ -53,6 +53,10 @@ def bare(pipe: Any) -> dict[str, Tensor]:
     return {name.removeprefix("model.diffusion_model."): t for name, t in unet(pipe.unet).items()}
 
 
+def prefixed(pipe: Any) -> dict[str, Tensor]:
+    return {f"model.diffusion_model.{name}": tensor for name, tensor in original(pipe).items()}
+
+
 Case = tuple[Callable[[], Any], Callable[[Any], dict[str, Tensor]], dict[str, Any], set[str]]
 CASES: dict[str, Case] = {
     "sd1": (sd15, original, {}, {"unet", "vae", "text_encoder"}),
@@ -63,15 +67,23 @@ CASES: dict[str, Case] = {
     "sd3": (sd3_as_published, original, {}, {"transformer", "vae", *(f"text_encoder{n}" for n in ("", "_2", "_3"))}),
     "flux-dev": (lambda: flux(distilled=True), original, {}, {"transformer"}),
     "flux-schnell": (lambda: flux(distilled=False), original, {}, {"transformer"}),
+    "flux2-klein": (flux2, original, {}, {"transformer"}),
+    "flux2-klein-prefixed": (flux2, prefixed, {}, {"transformer"}),
+    "flux2-dev": (flux2_dev, original, {}, {"transformer"}),
+    "chroma": (chroma, original, {}, {"transformer"}),
+    "qwen-image": (PIPELINES["qwen-image"], original, {}, {"transformer"}),
+    "z-image": (PIPELINES["z-image"], original, {}, {"transformer"}),
+    "krea2": (PIPELINES["krea2"], original, {}, {"transformer"}),
 }
 
 
 @pytest.fixture(autouse=True)
 def narrow_flux(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Diffusers' converter holds FLUX's width, 3072, as a constant; it runs here as it is, for the width of ours."""
-    convert = single_file_utils.convert_flux_transformer_checkpoint_to_diffusers
-    constants = tuple(32 if value == 3072 else value for value in convert.__code__.co_consts)
-    monkeypatch.setattr(convert, "__code__", convert.__code__.replace(co_consts=constants))
+    """Diffusers' converters hold FLUX.1's width, 3072, as a constant; they run as they are, for the width of ours."""
+    for model in ("flux", "chroma"):
+        convert = getattr(single_file_utils, f"convert_{model}_transformer_checkpoint_to_diffusers")
+        constants = tuple(32 if value == 3072 else value for value in convert.__code__.co_consts)
+        monkeypatch.setattr(convert, "__code__", convert.__code__.replace(co_consts=constants))
 
 
 def write(root: Path, name: str) -> tuple[Path, Path, dict[str, Any]]:
@@ -94,7 +106,7 @@ def latents(policy: DiffusersPolicy) -> Tensor:
 @pytest.mark.parametrize("name", CASES)
 def test_a_single_file_is_its_folder(tmp_path: Path, name: str) -> None:
     folder, file, settings = write(tmp_path, name)
-    tokens = 16 if name.startswith(("sd3", "flux")) else 0
+    tokens = TOKENS.get(name, 96 if name.startswith("flux2") else 0)
     size: dict[str, Any] = {"height": 16, "width": 16, "guidance": 2.0, "tokens": tokens}
     theirs = Diffusers(str(folder), **size).load(Runtime())
     ours = Diffusers(str(file), **size, **settings).load(Runtime())
@@ -139,6 +151,12 @@ def test_block_layouts_of_full_size_are_distinguished(size: str, family: str) ->
         ("sd3", "sd3", "Stable Diffusion 3, 2 blocks"),
         ("flux-dev", "flux", "FLUX.1 dev, 1 + 1 blocks, guidance embedded"),
         ("flux-schnell", "flux", "FLUX.1 schnell, 1 + 1 blocks, no guidance embedded"),
+        ("flux2-klein-prefixed", "flux2-klein", "FLUX.2 Klein, 1 + 1 blocks"),
+        ("flux2-dev", "flux2", "FLUX.2 dev, 1 + 1 blocks"),
+        ("chroma", "chroma", "Chroma, 1 + 1 blocks"),
+        ("qwen-image", "qwen-image", "Qwen-Image, 2 blocks"),
+        ("z-image", "z-image", "Z-Image, 1 blocks"),
+        ("krea2", "krea2", "Krea 2, 1 blocks"),
     ],
 )
 def test_what_a_file_is_comes_from_its_header(tmp_path: Path, name: str, family: str, about: str) -> None:
@@ -194,10 +212,10 @@ UNET = {"input_blocks.0.0.weight": (8, 4, 3, 3), "out.2.weight": (4, 8, 3, 3)}
         ({**UNET, "ztsnr": (1,)}, "noise levels that no sampler here follows"),
         ({**UNET, "input_blocks.0.0.weight": (8, 9, 3, 3)}, "reads 9 channels, for inpainting"),
         ({**UNET, "label_emb.0.0.weight": (1,), "conditioner.embedders.0.model.x": (1,)}, "SDXL's refiner"),
-        ({"double_blocks.0.img_attn.qkv.weight": (1,), "double_stream_modulation_img.lin.weight": (1,)}, r"FLUX\.2"),
-        ({"model.diffusion_model.cap_embedder.0.weight": (1,)}, r"Z-Image or Lumina, by .*save_pretrained\(FOLDER\)"),
+        ({"model.diffusion_model.layers.0.attention.qkv.weight": (1,)}, r"Lumina Image .*save_pretrained\(FOLDER\)"),
+        ({"all_x_embedder.2-1.weight": (1,)}, "one part of a pipeline, by .*; name the pipeline's folder"),
         ({"down_blocks.0.resnets.0.conv1.weight": (1,)}, "one part of a pipeline, by .*; name the pipeline's folder"),
-        ({"weight": (1,)}, "no layout that is known; there are SD 1 and 2, SDXL, SD 3 and FLUX.1"),
+        ({"weight": (1,)}, "no layout that is known; there are SD 1 and 2, .* and Krea 2"),
     ],
 )
 def test_files_of_other_kinds_are_refused_with_the_way_out(

@@ -109,7 +109,7 @@ def find_base(base: str, config: str, prediction: PredictionSetting) -> BaseMode
 
 
 def _weights_needed(single: SingleFile) -> str:
-    encoder_count = {"sd15": 1, "sdxl": 2, "sd3": 3, "flux": 2}[single.family]
+    encoder_count = {"sdxl": 2, "sd3": 3, "flux": 2}.get(single.family, 1)
     encoders = ["text_encoder", "text_encoder_2", "text_encoder_3"][:encoder_count]
     missing_parts = [part for part in ("vae", *encoders) if part not in single.parts]
     return f", and the weights of {', '.join(missing_parts)}" if missing_parts else ""
@@ -169,7 +169,11 @@ def _tensors(single: SingleFile, part: str) -> dict[str, Tensor]:
 
 
 def _converter_name(single: SingleFile, part: str, name: str) -> str:
-    return name if single.parts[part] else NETWORK + name
+    """The name that a converter expects: that of a U-Net has a prefix, that of a transformer has none."""
+    if single.parts[part] not in ("", NETWORK):
+        return name
+    bare = name.removeprefix(NETWORK)
+    return NETWORK + bare if part == "unet" else bare
 
 
 def _load_part(single: SingleFile, folder: Path, part: str, cls: Any, dtype: torch.dtype) -> nn.Module:

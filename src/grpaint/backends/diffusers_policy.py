@@ -169,7 +169,7 @@ class DiffusersPolicy:
                 )
         finally:
             self.pipe.scheduler = own_scheduler
-        return family.from_stock(output.images.float(), start)
+        return family.from_stock(pipe, output.images.float(), start)
 
     @contextmanager
     def exact(self) -> Iterator[None]:

@@ -158,14 +158,18 @@ class DiffusersSettings:
         """
         name, family = self.named_family
         kinds = family.guidance(self._folder)
-        if self.guidance_kind == "auto":
-            return kinds[0] if kinds == ("distilled",) or self.guidance == 1 else "cfg"
-        if self.guidance_kind not in kinds:
+        if self.guidance_kind not in ("auto", *kinds):
             raise ConfigError(
                 f'model.guidance_kind = "{self.guidance_kind}": this {name} model supports {" or ".join(kinds)}. '
                 'Leave it at "auto".'
             )
-        return self.guidance_kind
+        if kinds == ("none",) and self.guidance != 1:
+            raise ConfigError(
+                f"model.guidance = {self.guidance:g}: this {name} model is distilled to need no guidance. Set it to 1."
+            )
+        if self.guidance_kind != "auto":
+            return self.guidance_kind
+        return kinds[0] if kinds == ("distilled",) or self.guidance == 1 else "cfg"
 
     @property
     def calls(self) -> int:

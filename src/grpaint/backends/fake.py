@@ -62,6 +62,10 @@ class FakeRuntime(Runtime):
                 for name, value in vars(module).items():  # tables that a module keeps outside its buffers
                     if isinstance(value, Tensor) and value.is_meta:
                         vars(module)[name] = self._from_meta(value)
+                    if isinstance(value, list):
+                        is_table = (isinstance(item, Tensor) and item.is_meta for item in value)
+                        tables = zip(value, is_table, strict=True)
+                        vars(module)[name] = [self._from_meta(item) if table else item for item, table in tables]
 
     def _from_meta(self, tensor: Tensor) -> Tensor:
         return FakeTensor(self.mode, tensor, torch.device("cpu"))

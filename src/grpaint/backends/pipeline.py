@@ -14,7 +14,7 @@ from grpaint.backends.base_model import BaseModel, open_parts
 from grpaint.backends.fake import meta_modules
 from grpaint.backends.families import Family, PipelineFolder
 from grpaint.backends.pipeline_files import check_parts
-from grpaint.backends.pipeline_parts import check_no_code
+from grpaint.backends.pipeline_parts import check_no_code, listed_parts
 from grpaint.core.errors import CheckpointError, MissingExtra
 from grpaint.core.runtime import Runtime
 from grpaint.storage.files import check_tensors, read_header, read_weights
@@ -66,8 +66,7 @@ def open_pipeline(
 
 def text_encoders(base: BaseModel) -> tuple[str, ...]:
     """The names of a pipeline's text encoders."""
-    index = base.settings.settings("model_index.json").items()
-    return tuple(part for part, kind in index if part.startswith("text_encoder") and isinstance(kind, list) and kind[0])
+    return tuple(part for part in listed_parts(base.settings) if part.startswith("text_encoder"))
 
 
 @contextmanager
@@ -82,10 +81,7 @@ def open_text_encoders(pipe: Any, base: BaseModel, family: Family, runtime: Runt
     if not missing:
         yield pipe
         return
-    index = base.settings.settings("model_index.json")
-    others = tuple(
-        part for part, kind in index.items() if isinstance(kind, list) and part not in (*missing, *family.WITHOUT)
-    )
+    others = tuple(listed_parts(base.settings, (*missing, *family.WITHOUT)))
     lender = open_pipeline(base, family, runtime, frozen=True, without=others)
     runtime.place(lender)
     pipe.register_modules(**{name: getattr(lender, name) for name in missing})

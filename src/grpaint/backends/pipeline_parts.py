@@ -14,15 +14,27 @@ from grpaint.storage.reading import read_json
 
 LOADABLE = {
     "diffusers": ("ModelMixin", "SchedulerMixin"),
-    "transformers": ("PreTrainedModel", "PreTrainedTokenizerBase", "FeatureExtractionMixin", "ImageProcessingMixin"),
+    "transformers": (
+        "PreTrainedModel",
+        "PreTrainedTokenizerBase",
+        "FeatureExtractionMixin",
+        "ImageProcessingMixin",
+        "ProcessorMixin",
+    ),
 }
+SETTINGS = ("config.json", "processor_config.json", "audio_tokenizer_config.json")
+AUDIO = "audio_tokenizer"  # a processor opens the model that this names, of any class and place
 IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")  # a value OWNER/NAME is a program from the hub
 
 
 def listed_parts(folder: PipelineFolder, without: Collection[str] = ()) -> list[str]:
-    """The parts that ``model_index.json`` lists, except those in ``without``."""
+    """The parts that ``model_index.json`` lists, except those in ``without``; lists of numbers are settings."""
     index = folder.settings("model_index.json")
-    return [part for part, kind in index.items() if isinstance(kind, list) and any(kind) and part not in without]
+    return [
+        part
+        for part, kind in index.items()
+        if isinstance(kind, list) and any(not isinstance(item, int | None) for item in kind) and part not in without
+    ]
 
 
 def part_class(folder: PipelineFolder, part: str) -> Any:
@@ -62,12 +74,14 @@ def check_no_code(folder: PipelineFolder, without: Collection[str]) -> None:
         )
     for part in listed_parts(folder, without):
         part_class(folder, part)
-        file = folder.path / part / "config.json"
-        for key, value in _entries(read_json(file)) if file.is_file() else ():
-            if key.lstrip("_").startswith(IMPLEMENTATIONS) and "/" in str(value):
-                raise CheckpointError(
-                    f"{file}: {key} = {value!r:.80} would download and run a program; a folder is data. Remove the key."
-                )
+        for file in (folder.path / part / name for name in SETTINGS):
+            for key, value in _entries(read_json(file)) if file.is_file() else ():
+                key_name = key.lstrip("_")
+                if key_name.startswith(AUDIO) or (key_name.startswith(IMPLEMENTATIONS) and "/" in str(value)):
+                    raise CheckpointError(
+                        f"{file}: {key} = {value!r:.80} would download and run a program; a folder is data. Remove the "
+                        "key."
+                    )
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:

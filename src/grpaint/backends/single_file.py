@@ -26,12 +26,9 @@ UNSUPPORTED = (
     (r"quant_state|weight_scale|scale_weight|scaled_fp8", "quantised weights", "take its bf16 or fp16 file"),
     (r"^edm_(mean|vpred)|^ztsnr$", "a model on noise levels that no sampler here follows", "name another model"),
     (r"noise_augmentor\.", "an unCLIP model, which needs an image", "name a text-to-image model"),
-    (r"distilled_guidance_layer\.", "Chroma", "no family reads it; model.family can name one of your own"),
-    (r"double_stream_modulation", "FLUX.2", "no family reads it; model.family can name one of your own"),
-    (r"cap_embedder\.", "Z-Image or Lumina", f"{FOLDER}, or a hub id"),
-    (r"transformer_blocks\.0\.img_mod\.", "Qwen-Image", f"{FOLDER}, or a hub id"),
-    (r"^(down_blocks|(single_)?transformer_blocks)\.", "one part of a pipeline", "name the pipeline's folder"),
 )
+# tensor names of diffusers' own files of networks that are published under other names
+PART_OF_A_FOLDER = r"^(down_blocks|(single_)?transformer_blocks|all_x_embedder|time_caption_embed)\."
 # names of U-Nets by the transformer layers of their blocks on the way down, and in the middle block
 UNET_NAMES: dict[tuple[tuple[int, ...], int], str] = {
     ((0, 0, 2, 2, 10, 10), 10): "SDXL",
@@ -106,8 +103,7 @@ def read_single_file(base: str) -> SingleFile:
     shapes, metadata = read_header(path)
     header = _Header(path, shapes)
     for pattern, kind, way_out in UNSUPPORTED:
-        tensor_name = next((name for name in shapes if re.search(pattern, name.removeprefix(NETWORK))), None)
-        if tensor_name:
+        if tensor_name := header.find(pattern):
             raise header.unsupported(f"{kind}, by {tensor_name}", way_out)
     for tensor_name, read in LAYOUTS.items():
         if tensor_name in header.network:
@@ -120,7 +116,10 @@ def read_single_file(base: str) -> SingleFile:
             return SingleFile(
                 path, layout.family, layout.about, parts, shapes, predictions, layout.ambiguous, metadata.get(LICENSE)
             )
-    raise header.unsupported("no layout that is known", f"there are SD 1 and 2, SDXL, SD 3 and FLUX.1; else {FOLDER}")
+    if tensor_name := header.find(PART_OF_A_FOLDER):
+        raise header.unsupported(f"one part of a pipeline, by {tensor_name}", "name the pipeline's folder")
+    readable = "there are SD 1 and 2, SDXL, SD 3, FLUX.1 and 2, Chroma, Qwen-Image, Z-Image and Krea 2"
+    raise header.unsupported("no layout that is known", f"{readable}; else {FOLDER}")
 
 
 class _Header:
@@ -136,6 +135,10 @@ class _Header:
     def has(self, prefix: str) -> bool:
         """Whether any tensor's name starts with ``prefix``."""
         return any(name.startswith(prefix) for name in self.shapes)
+
+    def find(self, pattern: str) -> str | None:
+        """The first tensor whose name, without the network's prefix, has a match of ``pattern``."""
+        return next((name for name in self.shapes if re.search(pattern, name.removeprefix(NETWORK))), None)
 
     def blocks(self, name: str) -> int:
         """How many blocks of this name the network has."""
@@ -219,9 +222,27 @@ def _flux(header: _Header) -> _Layout:
         )
     is_dev = "guidance_in.in_layer.weight" in header.network
     count = f"{header.blocks('double_blocks')} + {header.blocks('single_blocks')} blocks"
+    if "distilled_guidance_layer.in_proj.weight" in header.network:
+        return _Layout("chroma", f"Chroma, {count}", _encoder_prefixes("t5xxl"))
+    if "double_stream_modulation_img.lin.weight" in header.network:
+        return _Layout("flux2" if is_dev else "flux2-klein", f"FLUX.2 {'dev' if is_dev else 'Klein'}, {count}", {})
     guidance = "guidance embedded" if is_dev else "no guidance embedded"
     about = f"FLUX.1 {'dev' if is_dev else 'schnell'}, {count}, {guidance}"
     return _Layout("flux", about, _encoder_prefixes("clip_l", "t5xxl"))
+
+
+def _qwen_image(header: _Header) -> _Layout:
+    return _Layout("qwen-image", f"Qwen-Image, {header.blocks('transformer_blocks')} blocks", {})
+
+
+def _z_image(header: _Header) -> _Layout:
+    if "x_pad_token" not in header.network:
+        raise header.unsupported("Lumina Image 2.0", f"{FOLDER}, or a hub id")
+    return _Layout("z-image", f"Z-Image, {header.blocks('layers')} blocks", {})
+
+
+def _krea2(header: _Header) -> _Layout:
+    return _Layout("krea2", f"Krea 2, {header.blocks('blocks')} blocks", {})
 
 
 def _encoder_prefixes(*names: str) -> dict[str, str]:
@@ -233,4 +254,7 @@ LAYOUTS: dict[str, Callable[[_Header], _Layout]] = {  # by a tensor that every f
     "input_blocks.0.0.weight": _unet,
     "joint_blocks.0.x_block.attn.qkv.weight": _sd3,
     "double_blocks.0.img_attn.qkv.weight": _flux,
+    "transformer_blocks.0.img_mod.1.weight": _qwen_image,  # diffusers' names are those of its first code
+    "layers.0.attention.qkv.weight": _z_image,
+    "tproj.1.weight": _krea2,
 }

@@ -10,7 +10,13 @@ from grpaint.core.importing import import_packaged, import_target
 from grpaint.core.user_code import user_code
 
 FAMILIES = {
+    "sana": "grpaint.backends.families.sana:Sana",
+    "krea2": "grpaint.backends.families.krea2:Krea2",
+    "lumina2": "grpaint.backends.families.lumina2:Lumina2",
+    "chroma": "grpaint.backends.families.chroma:Chroma",
     "flux": "grpaint.backends.families.flux:Flux",
+    "flux2": "grpaint.backends.families.flux2:Flux2",
+    "flux2-klein": "grpaint.backends.families.flux2:Flux2Klein",
     "qwen-image": "grpaint.backends.families.qwen_image:QwenImage",
     "sd15": "grpaint.backends.families.sd15:StableDiffusion",
     "sd3": "grpaint.backends.families.sd3:StableDiffusion3",

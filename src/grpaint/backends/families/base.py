@@ -122,7 +122,7 @@ class Family(ABC):
         """Convert latents to the layout of the stock pipeline."""
         return pack(latents) if self.packs else latents
 
-    def from_stock(self, latents: Tensor, like: Tensor) -> Tensor:
+    def from_stock(self, pipe: Any, latents: Tensor, like: Tensor) -> Tensor:
         """Convert latents of the stock pipeline to the shape of ``like``."""
         return unpack(latents, like) if self.packs else latents
 
@@ -205,6 +205,12 @@ def windows(tokenizer: Any, texts: list[str], tokens: int) -> Tensor:
             row = [tokenizer.bos_token_id, *ids[first : first + length], tokenizer.eos_token_id]
             rows.append(row + [tokenizer.pad_token_id] * (length + 2 - len(row)))
     return torch.tensor(rows).view(len(texts), count, length + 2)
+
+
+def chat_length(tokenizer: Any, chat: list[dict[str, Any]], **settings: Any) -> int:
+    """The number of tokens of a chat under the tokenizer's template; ``settings`` are those of the template."""
+    text = tokenizer.apply_chat_template(chat, tokenize=False, **settings)
+    return len(getattr(tokenizer, "tokenizer", tokenizer)(text).input_ids)  # a processor contains a tokenizer
 
 
 def pack(latents: Tensor) -> Tensor:

@@ -33,9 +33,6 @@ class Flux(ScaledFlow):
 
     def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:
         embeddings, pooled = cond
-        height, width = x.shape[-2] // 2, x.shape[-1] // 2
-        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        positions = torch.stack([torch.zeros_like(rows), rows, columns], -1).view(-1, 3)
         takes_guidance = pipe.transformer.config.guidance_embeds
         return unpack(
             pipe.transformer(
@@ -45,8 +42,15 @@ class Flux(ScaledFlow):
                 encoder_hidden_states=embeddings,
                 pooled_projections=pooled,
                 txt_ids=x.new_zeros(embeddings.shape[1], 3),
-                img_ids=positions.to(x),
+                img_ids=patch_positions(x),
                 return_dict=False,
             )[0],
             x,
         )
+
+
+def patch_positions(x: Tensor) -> Tensor:
+    """Row and column of each patch of 2 x 2 latents, after a column of zeros: ``[patches, 3]``."""
+    zero = torch.zeros(1, dtype=torch.long)
+    rows, columns = (torch.arange(side // 2) for side in x.shape[-2:])
+    return torch.cartesian_prod(zero, rows, columns).to(x)

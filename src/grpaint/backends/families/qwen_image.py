@@ -9,14 +9,25 @@ from grpaint.backends.families.base import JOINT, Guidance, ScaledFlow, pack, un
 from grpaint.backends.families.folder import PipelineFolder
 
 
-class QwenImage(ScaledFlow):
-    PIPELINE = "QwenImagePipeline"
-    TARGETS = JOINT
-    MOST_TOKENS = 1024
+class QwenLatents(ScaledFlow):
+    """A flow over packed latents of Qwen-Image's video autoencoder."""
+
     PACKED = 4
 
     def factor(self, folder: PipelineFolder) -> int:
         return int(2 ** len(folder.settings("vae/config.json")["temperal_downsample"]))
+
+    def decode(self, pipe: Any, latents: Tensor) -> Tensor:
+        return super().decode(pipe, latents.unsqueeze(2))[:, :, 0]
+
+    def encode_images(self, pipe: Any, images: Tensor) -> Tensor:
+        return super().encode_images(pipe, images.unsqueeze(2))[:, :, 0]
+
+
+class QwenImage(QwenLatents):
+    PIPELINE = "QwenImagePipeline"
+    TARGETS = JOINT
+    MOST_TOKENS = 1024
 
     def idle(self, network: Any) -> tuple[str, ...]:
         last = f"transformer_blocks.{len(network.transformer_blocks) - 1}"  # whose text tokens are dropped
@@ -56,9 +67,3 @@ class QwenImage(ScaledFlow):
         guided = pack(super().combine(unconditional, conditional, weight))
         norm = pack(conditional).norm(dim=-1, keepdim=True)
         return unpack(guided * (norm / guided.norm(dim=-1, keepdim=True)), conditional)
-
-    def decode(self, pipe: Any, latents: Tensor) -> Tensor:
-        return super().decode(pipe, latents.unsqueeze(2))[:, :, 0]
-
-    def encode_images(self, pipe: Any, images: Tensor) -> Tensor:
-        return super().encode_images(pipe, images.unsqueeze(2))[:, :, 0]

@@ -1,10 +1,11 @@
 """Noising paths, from the settings of diffusers' schedulers."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from grpaint.backends.families.folder import OFF, PipelineFolder
-from grpaint.core.path import FlowPath, Path, VpPath
+from grpaint.core.path import TRAIN_STEPS, FlowPath, Path, Point, VpPath
 from grpaint.core.prediction import Parametrisation
 
 # All four have the same noise schedule, so PNDM (Stable Diffusion 1.5), DDPM and Euler (SDXL) are read as DDIM would
@@ -114,6 +115,46 @@ def flow_path(folder: PipelineFolder, spacing: Literal["linear", "sd3"], tokens:
         shift = low + (high - low) * (tokens - small) / (large - small)
         shift = math.exp(shift) if settings["time_shift_type"] == "exponential" else shift
     return FlowPath(shift=shift, spacing=spacing, terminal=settings.get("shift_terminal") or 0.0)
+
+
+@dataclass(frozen=True)
+class SolverFlowPath(FlowPath):
+    """A flow on the grid of diffusers' multistep solvers, which starts at the shifted 0.999 instead of at 1."""
+
+    def _sigmas(self, top: float, steps: int) -> list[float]:
+        """Return ``steps`` shifted levels, evenly spaced before the shift, from ``top`` towards 0."""
+        return [self._shift(top * (1 - i / steps)) for i in range(steps)]
+
+    def grid(self, steps: int) -> tuple[Point, ...]:
+        return tuple(self.at(s) for s in [*self._sigmas(1 - 1 / TRAIN_STEPS, steps), 0.0])
+
+    def tail(self, steps: int, first: int, parts: int) -> tuple[Point, ...]:
+        top = (1 - 1 / TRAIN_STEPS) * (1 - first / steps)
+        return tuple(self.at(s) for s in [*self._sigmas(top, parts), 0.0])
+
+
+def flow_path_of_solver(folder: PipelineFolder) -> FlowPath:
+    """The path of a ``DPMSolverMultistepScheduler`` whose levels are those of a flow, as SANA's are.
+
+    Raises:
+        ConfigError: if no path can express its settings.
+    """
+    settings = folder.scheduler(
+        {"DPMSolverMultistepScheduler": {"use_flow_sigmas": False, "prediction_type": "epsilon"}},
+        {
+            "num_train_timesteps": (TRAIN_STEPS,),
+            "use_flow_sigmas": (True,),
+            "prediction_type": ("flow_prediction",),
+            "final_sigmas_type": ("zero",),
+            "algorithm_type": ("dpmsolver++",),
+            "use_dynamic_shifting": OFF,
+            "thresholding": OFF,
+            "use_karras_sigmas": OFF,
+            "use_exponential_sigmas": OFF,
+            "use_beta_sigmas": OFF,
+        },
+    )
+    return SolverFlowPath(shift=float(settings.get("flow_shift", 1.0)))
 
 
 def stock_grid_matches(path: Path, steps: int) -> bool:

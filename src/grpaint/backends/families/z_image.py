@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from grpaint.backends.families.base import Guidance, ScaledFlow
+from grpaint.backends.families.base import Guidance, ScaledFlow, chat_length
 
 
 class ZImage(ScaledFlow):
@@ -24,11 +24,9 @@ class ZImage(ScaledFlow):
         return pad_sequence(embeddings, batch_first=True), torch.tensor([len(states) for states in embeddings])
 
     def room(self, pipe: Any, tokens: int) -> tuple[Any, int] | None:
-        empty_chat = [{"role": "user", "content": ""}]
-        template = pipe.tokenizer.apply_chat_template(
-            empty_chat, tokenize=False, add_generation_prompt=True, enable_thinking=True
-        )
-        return pipe.tokenizer, (tokens or 512) - len(pipe.tokenizer(template).input_ids)
+        chat = [{"role": "user", "content": ""}]
+        template_length = chat_length(pipe.tokenizer, chat, add_generation_prompt=True, enable_thinking=True)
+        return pipe.tokenizer, (tokens or 512) - template_length
 
     def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:
         """Its time runs from 0 (noise) to 1 (data), and its output is the negative velocity."""
