@@ -180,8 +180,9 @@ class Denoising:
         if self.snr_gamma is None:
             return per_row(error**2)
         snr = (here.alpha / here.sigma) ** 2
-        cap = snr.clamp(max=self.snr_gamma)
-        return per_row(error**2 * (cap / snr if self.target == "epsilon" else cap / (snr + 1)))
+        if self.target == "epsilon":
+            return per_row(error**2 * (self.snr_gamma / snr).clamp(max=1))  # 1 at pure noise, where the snr may be 0
+        return per_row(error**2 * (snr.clamp(max=self.snr_gamma) / (snr + 1)))
 
 
 @dataclass(frozen=True)
