@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from grpaint.backends.adapter_files import load_adapter, tensor_name
 from grpaint.backends.base_model import find_base
 from grpaint.backends.diffusers_settings import DiffusersSettings
 from grpaint.backends.embeddings import Embedding, EmbeddingCache, encoding_fingerprint
 from grpaint.backends.families.schedule import with_stock_ode
-from grpaint.backends.pipeline import file_tensor_name, load_adapter, load_network, open_pipeline, open_text_encoders
+from grpaint.backends.pipeline import load_network, open_pipeline, open_text_encoders
 from grpaint.backends.upcast import upcast
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import ConfigError
@@ -196,7 +197,7 @@ class DiffusersPolicy:
             CheckpointError: if the file is of another architecture.
         """
         if self.spec.lora:
-            load_adapter(file, self.spec.lora, self.weights.trainable, (self.name, self.family))
+            load_adapter(file, self.spec.lora, self.weights.trainable, (self.name, self.family), self.pipe)
         else:
             load_network(file, getattr(self.pipe, self.family.NETWORK), self.name)
 
@@ -230,7 +231,7 @@ class DiffusersPolicy:
                 raise ValueError("the reference is the model without its adapter: there is nothing to export")
             scale = lora.alpha / lora.rank
             tensors = {
-                file_tensor_name(self.family, name): p.detach() * (scale if ".lora_B." in name else 1)
+                tensor_name(self.family, name): p.detach() * (scale if ".lora_B." in name else 1)
                 for name, p in self.weights.trainable.items()
             }
         return tensors, labels

@@ -9,11 +9,12 @@ from functools import cached_property
 from pathlib import Path as FilePath
 from typing import Literal, Self, TypeVar
 
+from grpaint.backends.adapter_files import is_adapter
 from grpaint.backends.adapters import Lora
 from grpaint.backends.base_model import BaseModel, PredictionSetting, find_base
 from grpaint.backends.embeddings import default_folder, text_parts_hash
 from grpaint.backends.families import FAMILIES, Family, Guidance, PipelineFolder, find_family
-from grpaint.backends.pipeline import is_adapter, text_encoders
+from grpaint.backends.pipeline import text_encoders
 from grpaint.backends.pipeline_files import pin_commit
 from grpaint.backends.quantize import BasePrecision
 from grpaint.core.bounds import MOST_SIDE, check_range
@@ -58,9 +59,9 @@ class DiffusersSettings:
     - ``base_precision``: precision of the frozen network's linear layers under an adapter; see ``quantizer``.
     - ``embeddings`` "cache": store every caption's embedding in a file of the folder ``cache`` (empty: the user's cache
       folder); the text encoders are in memory only while captions without such a file are encoded.
-    - ``start``: a ``.safetensors`` file or checkpoint folder of an earlier run, a whole network or an adapter. An
-      adapter is trained further, and the reference is the base with that adapter. ``adapter``: an adapter for a
-      ``start`` that is a whole network.
+    - ``start``: a ``.safetensors`` file or checkpoint folder of an earlier run, a whole network or an adapter; or
+      another program's LoRA (peft's or diffusers' folder, or a file). An adapter is trained further, and the reference
+      is the base with that adapter. ``adapter``: an adapter for a ``start`` that is a whole network.
     """
 
     base: str

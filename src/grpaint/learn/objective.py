@@ -180,9 +180,10 @@ class Denoising:
         if self.snr_gamma is None:
             return per_row(error**2)
         snr = (here.alpha / here.sigma) ** 2
-        if self.target == "epsilon":
-            return per_row(error**2 * (self.snr_gamma / snr).clamp(max=1))  # 1 at pure noise, where the snr may be 0
-        return per_row(error**2 * (snr.clamp(max=self.snr_gamma) / (snr + 1)))
+        cap = snr.clamp(max=self.snr_gamma)
+        # at pure noise, where the snr may be 0, epsilon is known exactly: its error is 0 whatever the weight
+        weight = cap / (snr.clamp(min=torch.finfo(snr.dtype).tiny) if self.target == "epsilon" else snr + 1)
+        return per_row(error**2 * weight)
 
 
 @dataclass(frozen=True)
