@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from grpaint.backends.diffusers import Diffusers
 from grpaint.backends.families.base import pack, unpack, windows
 from grpaint.backends.families.folder import PipelineFolder
 from grpaint.backends.families.schedule import diffusion_path, flow_path
-from grpaint.core import ConfigError, FlowPath, Prompt, VpPath
+from grpaint.core import CheckpointError, ConfigError, FlowPath, Prompt, VpPath
 from grpaint.core.runtime import Runtime
 from grpaint.judge import captioned
 from grpaint.learn.objective import Denoising
 from grpaint.rollout import Closed, Plan, roll
 from tiny_pipelines import clip_tokenizer, save, sdxl, stock
 
+NEEDS_SCIPY = pytest.mark.skipif(not find_spec("scipy"), reason="diffusers takes beta levels from scipy")
 QWEN = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192}
 FLUX = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "max_image_seq_len": 4096}
 SCHEDULES = [
@@ -32,6 +34,7 @@ SCHEDULES = [
     {"shift": 6.0},
     {"shift": 3.0, "use_karras_sigmas": True},
     {**QWEN, "shift_terminal": 0.02, "use_exponential_sigmas": True},
+    pytest.param({**FLUX, "use_beta_sigmas": True}, marks=NEEDS_SCIPY),
 ]
 
 
@@ -72,7 +75,7 @@ ZERO_SNR = {**TRAILING, "rescale_betas_zero_snr": True, "prediction_type": "v_pr
 KARRAS = {"use_karras_sigmas": True}
 EXPONENTIAL = {"use_exponential_sigmas": True}
 OWN_ENDS = {"sigma_min": 0.1, "sigma_max": 10.0}
-SCHEDULERS: list[tuple[str, dict[str, Any]]] = [
+SCHEDULERS: list[Any] = [
     ("DDIM", {**ZERO_SNR, "clip_sample": False}),
     ("DDPM", {**ZERO_SNR, "clip_sample": False}),
     ("EulerDiscrete", LEADING),
@@ -83,6 +86,7 @@ SCHEDULERS: list[tuple[str, dict[str, Any]]] = [
     ("EulerDiscrete", {**SD, **EXPONENTIAL, "final_sigmas_type": "sigma_min"}),
     ("EulerDiscrete", {**TRAILING, **KARRAS, **OWN_ENDS}),
     ("EulerDiscrete", {**ZERO_SNR, **EXPONENTIAL}),
+    pytest.param("EulerDiscrete", {**LEADING, "use_beta_sigmas": True}, marks=NEEDS_SCIPY),
     ("EulerAncestralDiscrete", TRAILING),
     ("EulerAncestralDiscrete", ZERO_SNR),
     ("HeunDiscrete", {"timestep_spacing": "leading"}),
@@ -185,6 +189,51 @@ def test_layers_that_cannot_be_skipped_are_refused_before_weights(
 ) -> None:
     with pytest.raises(ConfigError, match=f"model.clip_skip = {skip}: .*{message}"):
         _ = Diffusers(str(save(name, tmp_path)), clip_skip=skip).path
+
+
+def listed_steps(folder: Path, sigmas: tuple[float, ...], **settings: Any) -> float:
+    """The relative difference of our latents with a list of levels from the stock pipeline's."""
+    policy = Diffusers(str(folder), height=16, width=16, sigmas=sigmas, **settings).load(Runtime())
+    start, steps = policy.noise((0, 0, "start"), range(2)), len(sigmas)
+    ours = roll(policy, [Prompt("a"), Prompt("b")], 1, Plan(steps, window=Closed()), iteration=0, seed=0).x0
+    with torch.no_grad():
+        theirs = policy.stock(["a", "b"], start, steps)
+    with pytest.raises(ValueError, match=f"steps must be {steps}, as many as model.sigmas lists, got {steps + 1}"):
+        policy.path.grid(steps + 1)
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("DDIM", {**LEADING, "clip_sample": False}),
+        ("EulerDiscrete", {**TRAILING, **KARRAS}),
+        ("DDPM", {**ZERO_SNR, "clip_sample": False}),
+    ],
+    ids=str,
+)
+def test_levels_may_be_listed(scheduled: Callable[..., Path], name: str, settings: dict[str, Any]) -> None:
+    sigmas = (14.6, 6.3, 2.9, 1.0, 0.25)
+    assert listed_steps(scheduled(name, **settings), sigmas) < 5e-6  # measured: 1.2e-6
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux-dev"])
+def test_levels_of_a_flow_may_be_listed(tmp_path: Path, name: str) -> None:
+    folder = save(name, tmp_path)
+    assert listed_steps(folder, (1.0, 0.9, 0.5, 0.1), tokens=16) < 1e-6
+    for sigmas in ((1.2, 0.5), (0.5, 0.9), (1.0, 0.0)):
+        with pytest.raises(ConfigError, match=r"model.sigmas = .*: they must fall, from 1 at most to above 0"):
+            _ = Diffusers(str(folder), sigmas=sigmas).path
+
+
+def test_a_tokenizer_without_a_length_is_refused(tmp_path: Path) -> None:
+    folder = save("sd15", tmp_path)
+    file = folder / "tokenizer/tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    del settings["model_max_length"]
+    file.write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=r"tokenizer/tokenizer_config.json: no model_max_length. Set it to"):
+        Diffusers(str(folder), height=16, width=16).load(Runtime())
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 7, 8, 30, 50])

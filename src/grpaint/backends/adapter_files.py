@@ -98,7 +98,7 @@ def load_adapter(
     """
     (name, family), file = named_family, adapter_file(path)
     stored, metadata = read_weights(file)
-    if "family" in metadata:
+    if "family" in metadata and not any(".lora_down." in key for key in stored):  # not exported for ComfyUI
         parameters = {tensor_name(family, key): p for key, p in trainable.items()}
         check_tensors(file, stored, parameters, metadata, {"family": name})
     factors = _factors(file, stored, metadata, family, pipe)

@@ -172,8 +172,7 @@ class DiffusersPolicy:
                     width=width,
                     output_type="latent",
                     **family.arguments(self.spec.guidance, self.spec.guided_by),
-                    **family.length(self.spec.tokens),
-                    **self.spec.clip_arguments,
+                    **self.spec.stock_arguments,
                 )
         finally:
             self.pipe.scheduler = own_scheduler

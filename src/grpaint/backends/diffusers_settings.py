@@ -7,20 +7,21 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path as FilePath
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from grpaint.backends.adapter_files import is_adapter
 from grpaint.backends.adapters import Lora
 from grpaint.backends.base_model import BaseModel, PredictionSetting, find_base
 from grpaint.backends.embeddings import default_folder, text_parts_hash
 from grpaint.backends.families import FAMILIES, Family, Guidance, PipelineFolder, find_family
+from grpaint.backends.families.schedule import listed
 from grpaint.backends.pipeline import text_encoders
 from grpaint.backends.pipeline_files import pin_commit
 from grpaint.backends.quantize import BasePrecision
 from grpaint.core.bounds import MOST_SIDE, check_range
 from grpaint.core.errors import ConfigError
 from grpaint.core.importing import check_import
-from grpaint.core.path import Path
+from grpaint.core.path import Path, VpPath
 from grpaint.core.prediction import Parametrisation
 from grpaint.storage.files import local_path
 
@@ -54,6 +55,8 @@ class DiffusersSettings:
       many as the stock pipeline reads. SD and SDXL read more than 75 tokens in windows of 75.
     - ``clip_skip``: last layers of SD's and SDXL's text encoders that are left out, as diffusers counts them (A1111's
       "clip skip 2" is 1).
+    - ``sigmas``: noise levels of the steps in place of the scheduler's, like the argument ``sigmas`` of stock pipelines
+      without a last 0. ``plan.steps`` and ``evaluate.steps`` are then their number.
     - ``batch``: rows per network call; ``vae_batch``: images per VAE call; ``vae_tiling``: decode in tiles.
       ``checkpointing``: recompute activations in the backward pass instead of storing them.
     - ``base_precision``: precision of the frozen network's linear layers under an adapter; see ``quantizer``.
@@ -76,6 +79,7 @@ class DiffusersSettings:
     lora: Lora | None = None
     tokens: int = 0
     clip_skip: int = 0
+    sigmas: tuple[float, ...] = ()
     batch: int = 8
     vae_batch: int = 4
     vae_tiling: bool = False
@@ -192,7 +196,8 @@ class DiffusersSettings:
             raise ConfigError(f"model.tokens = {self.tokens}: this model's pipeline reads {most} at most.")
         if self.clip_skip:
             self._check_clip_skip()
-        return self.named_family[1].path(self._folder, self.sample_shape)
+        path = self.named_family[1].path(self._folder, self.sample_shape)
+        return listed(path, self.sigmas) if self.sigmas else path
 
     def _check_clip_skip(self) -> None:
         name, family = self.named_family
@@ -208,6 +213,13 @@ class DiffusersSettings:
     def clip_arguments(self) -> dict[str, int]:
         """The argument with which the stock pipeline skips as many layers."""
         return {"clip_skip": self.clip_skip} if self.clip_skip else {}
+
+    @property
+    def stock_arguments(self) -> dict[str, Any]:
+        """Arguments with which the stock pipeline reads as much of a caption and takes the same steps."""
+        end = [0.0] if isinstance(self.path, VpPath) else []  # which Euler's scheduler expects
+        sigmas = {"sigmas": [*self.sigmas, *end]} if self.sigmas else {}
+        return self.named_family[1].length(self.tokens) | self.clip_arguments | sigmas
 
     @cached_property
     @_read_from_folder

@@ -61,6 +61,11 @@ def _check_steps(steps: int, maximum: int) -> None:
         raise ValueError(f"steps must lie in 1..{maximum}, got {steps}")
 
 
+def _check_listed(sigmas: tuple[float, ...], steps: int) -> None:
+    if steps != len(sigmas):
+        raise ValueError(f"steps must be {len(sigmas)}, as many as model.sigmas lists, got {steps}")
+
+
 @dataclass(frozen=True)
 class FlowPath:
     """Rectified flow: alpha = 1 - sigma, t = sigma in [0, 1].
@@ -75,13 +80,15 @@ class FlowPath:
 
     ``terminal`` above 0 rescales the sigmas so that the last one before the 0 equals it (Qwen-Image: 0.02).
     ``levels`` other than "timesteps" spreads the sigmas anew between the first and that last one; see
-    :func:`~grpaint.core.levels.spread_levels`.
+    :func:`~grpaint.core.levels.spread_levels`. ``sigmas``: what replaces the u of ``spacing``; a grid then has as many
+    steps.
     """
 
     shift: float = 1.0
     spacing: Literal["linear", "sd3"] = "linear"
     terminal: float = 0.0
     levels: Levels = "timesteps"
+    sigmas: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.shift > 0:
@@ -103,6 +110,9 @@ class FlowPath:
         return uniform
 
     def _grid_times(self, steps: int) -> list[float]:
+        if self.sigmas:
+            _check_listed(self.sigmas, steps)
+            return list(self.sigmas)
         _check_steps(steps, TRAIN_STEPS)
         if self.spacing == "linear":
             return [1 - i / steps for i in range(steps)]
@@ -154,6 +164,7 @@ class VpPath:
     ``levels`` other than "timesteps" spreads these levels anew between those of the first and last timestep, or between
     the ``ends`` (highest, lowest); see :func:`~grpaint.core.levels.spread_levels`. ``scaled_start``: sampling starts
     from noise times the sigma of the first point, as Euler's pipelines do with trailing and linspace spacing.
+    ``sigmas``: levels sigma / alpha that replace all these; a grid then has as many steps.
     """
 
     betas: Literal["scaled-linear", "linear", "cosine"] = "scaled-linear"
@@ -167,6 +178,7 @@ class VpPath:
     levels: Levels = "timesteps"
     ends: tuple[float | None, float | None] = (None, None)
     scaled_start: bool = False
+    sigmas: tuple[float, ...] = ()
 
     @cached_property
     def abar(self) -> tuple[float, ...]:
@@ -200,7 +212,7 @@ class VpPath:
 
     @property
     def start_std(self) -> float:
-        return self.grid(1)[0].sigma if self.scaled_start else 1.0
+        return self.grid(len(self.sigmas) or 1)[0].sigma if self.scaled_start else 1.0
 
     def at(self, t: float | Tensor) -> Point:
         """Round ``t`` to a timestep; for a tensor, alpha and sigma are fp32 (fp64 for fp64) on its device."""
@@ -250,6 +262,9 @@ class VpPath:
         return _at_level(low + min(max(part, 0.0), 1.0), level)
 
     def grid(self, steps: int) -> tuple[Point, ...]:
+        if self.sigmas:
+            _check_listed(self.sigmas, steps)
+            return (*map(self._of_level, self.sigmas), self._end)
         points = [self._place(t) for t in self.timesteps(steps)]
         if self.levels != "timesteps":
             high, low = (point.sigma / point.alpha for point in (points[0], points[-1]))

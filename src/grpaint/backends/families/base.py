@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grpaint.backends.families.folder import PipelineFolder
 from grpaint.backends.families.schedule import diffusion_parametrisation, diffusion_path, flow_path
-from grpaint.core.errors import ConfigError
+from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.core.path import Path
 from grpaint.core.prediction import Parametrisation
 
@@ -18,6 +18,7 @@ JOINT = tuple(
     f"attn.{layer}"
     for layer in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 )
+MOST_WINDOW = 100_000  # more positions than any CLIP encoder has; transformers gives 1e30 where none are stated
 Guidance = Literal["none", "cfg", "distilled"]
 
 
@@ -181,7 +182,16 @@ def _latent_moments(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def window_length(tokenizer: Any) -> int:
-    """The number of a caption's tokens in a window, without the begin and end marks."""
+    """The number of a caption's tokens in a window, without the begin and end marks.
+
+    Raises:
+        CheckpointError: if the tokenizer's settings do not say how many its encoder takes.
+    """
+    if tokenizer.model_max_length > MOST_WINDOW:
+        raise CheckpointError(
+            f"{tokenizer.name_or_path}/tokenizer_config.json: no model_max_length. Set it to max_position_embeddings "
+            "of the text encoder's config.json (77 for CLIP)."
+        )
     return int(tokenizer.model_max_length) - 2
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Literal
 
 from grpaint.backends.families.folder import OFF, SCHEDULER, PipelineFolder
@@ -81,7 +82,7 @@ def _diffusion(folder: PipelineFolder) -> dict[str, Any]:
         raise ConfigError(
             f'{folder.path / SCHEDULER}: rescale_betas_zero_snr = true with prediction_type = "epsilon": at the first '
             "step alpha is 0, and no image can be read from predicted noise. If the network predicts v, set "
-            'model.prediction = "v"; else set rescale_betas_zero_snr to false.'
+            'model.prediction = "v"; else set neither this nor model.zero_snr.'
         )
     return settings
 
@@ -139,22 +140,43 @@ def _ends(name: str, settings: Mapping[str, Any], path: VpPath) -> tuple[float |
     return high, low
 
 
+def listed(path: Path, sigmas: tuple[float, ...]) -> Path:
+    """``path`` with a list of noise levels, as the stock pipeline takes them by its argument ``sigmas``.
+
+    Raises:
+        ConfigError: if the list does not fall from noise to data, or the path is of another kind.
+    """
+    limit = 1.0 if isinstance(path, FlowPath) else 1e6
+    if not all(limit >= here > there > 0 for here, there in pairwise((*sigmas, sigmas[-1] / 2))):
+        raise ConfigError(f"model.sigmas = {list(sigmas)}: they must fall, from {limit:g} at most to above 0.")
+    if isinstance(path, FlowPath):
+        return replace(path, sigmas=sigmas)
+    if isinstance(path, VpPath):
+        return replace(
+            path, sigmas=sigmas, terminal=None if path.terminal is None else 2**-12, final="one", continuous=True
+        )
+    raise ConfigError("model.sigmas: this family has a path of its own; leave it out.")
+
+
 def stock_ode(scheduler: Any, path: Path) -> tuple[str, dict[str, Any]] | None:
     """The scheduler class of diffusers and the changed settings that take the ODE's steps on ``path``.
 
     None if ``scheduler`` itself does. Settings whose defaults differ between the classes are all given.
     """
     name, settings = type(scheduler).__name__, scheduler.config
-    if name in ("DDIMScheduler", "EulerDiscreteScheduler") or not isinstance(path, VpPath):
+    own = "EulerDiscreteScheduler" if isinstance(path, VpPath) and path.continuous else "DDIMScheduler"
+    if not isinstance(path, VpPath) or name == own:
         return None
     changes: dict[str, Any] = {} if path.terminal is None else {"rescale_betas_zero_snr": True}
     if DIFFUSION[name] in (DISTILLED, HEUN):
         changes |= {key: settings[key] for key in BETA_KEYS}
-    if name in AS_EULER:
+    if path.sigmas:
+        changes["timestep_spacing"] = "trailing" if path.scaled_start else "leading"  # it decides the start alone
+    if path.continuous:
         ends = zip(("sigma_max", "sigma_min"), path.ends, strict=True)
-        return "EulerDiscreteScheduler", changes | {key: end for key, end in ends if end}
+        return own, changes | {key: end for key, end in ends if end}
     changes |= {"clip_sample": False, "set_alpha_to_one": _ends_clean(name, settings)}
-    return "DDIMScheduler", changes | ({"timestep_spacing": "trailing"} if path.spacing == "distilled" else {})
+    return own, changes | ({"timestep_spacing": "trailing"} if path.spacing == "distilled" else {})
 
 
 def with_stock_ode(scheduler: Any, path: Path) -> Any:

@@ -143,8 +143,7 @@ def diffusers_script(policy: Any, recipe: DrawingRecipe, prompt: str, seed: int,
         "height": height,
         "width": width,
         **family.arguments(*guidance),
-        **family.length(spec.tokens),
-        **spec.clip_arguments,
+        **spec.stock_arguments,
     }
     words = "".join(f"    {key}={value!r},\n" for key, value in arguments.items())
     without = "".join(f", {key}={value!r}" for key, value in family.WITHOUT.items())
