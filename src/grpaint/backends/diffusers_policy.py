@@ -15,7 +15,6 @@ from grpaint.backends.adapter_files import load_adapter, tensor_name
 from grpaint.backends.base_model import find_base
 from grpaint.backends.diffusers_settings import DiffusersSettings
 from grpaint.backends.embeddings import Embedding, EmbeddingCache, encoding_fingerprint
-from grpaint.backends.families.schedule import with_stock_ode
 from grpaint.backends.pipeline import load_network, open_pipeline, open_text_encoders
 from grpaint.backends.upcast import upcast
 from grpaint.backends.weights import WeightSets
@@ -158,8 +157,11 @@ class DiffusersPolicy:
 
     def stock(self, texts: Sequence[str], start: Tensor, steps: int) -> Tensor:
         """The latents that the stock pipeline samples from ``start`` in ``steps`` noise-free steps."""
+        import diffusers
+
         family, (height, width), own_scheduler = self.family, self.spec.pixels, self.pipe.scheduler
-        self.pipe.scheduler = with_stock_ode(own_scheduler, self.path)
+        if change := family.stock_ode(own_scheduler, self.path):
+            self.pipe.scheduler = getattr(diffusers, change[0]).from_config(own_scheduler.config, **change[1])
         try:
             with self._text_encoders() as pipe, self.runtime.autocast():
                 if self.spec.clip_skip and not hasattr(pipe.text_encoder, "text_model"):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from grpaint.backends.families.folder import PipelineFolder
-from grpaint.backends.families.schedule import diffusion_parametrisation, diffusion_path, flow_path
+from grpaint.backends.families.schedule import diffusion_parametrisation, diffusion_path, flow_path, stock_ode
 from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.core.path import Path
 from grpaint.core.prediction import Parametrisation
@@ -118,6 +118,13 @@ class Family(ABC):
         """Whether the stock pipeline takes and returns latents in the layout of :func:`pack`."""
         return self.PACKED > 1
 
+    def stock_ode(self, scheduler: Any, path: Path) -> tuple[str, dict[str, Any]] | None:
+        """The scheduler class of diffusers and the changed settings that take the ODE's steps on ``path``.
+
+        None if the stock pipeline's own ``scheduler`` does.
+        """
+        return None
+
     def to_stock(self, latents: Tensor) -> Tensor:
         """Convert latents to the layout of the stock pipeline."""
         return pack(latents) if self.packs else latents
@@ -155,6 +162,9 @@ class Diffusion(Family):
 
     def room(self, pipe: Any, tokens: int) -> tuple[Any, int] | None:
         return pipe.tokenizer, window_length(pipe.tokenizer) * window_count(pipe.tokenizer, tokens)
+
+    def stock_ode(self, scheduler: Any, path: Path) -> tuple[str, dict[str, Any]] | None:
+        return stock_ode(scheduler, path)
 
 
 class ScaledFlow(Family):

@@ -149,7 +149,7 @@ def listed(path: Path, sigmas: tuple[float, ...]) -> Path:
     limit = 1.0 if isinstance(path, FlowPath) else 1e6
     if not all(limit >= here > there > 0 for here, there in pairwise((*sigmas, sigmas[-1] / 2))):
         raise ConfigError(f"model.sigmas = {list(sigmas)}: they must fall, from {limit:g} at most to above 0.")
-    if isinstance(path, FlowPath):
+    if type(path) is FlowPath:  # subclasses have grids of their own
         return replace(path, sigmas=sigmas)
     if isinstance(path, VpPath):
         return replace(
@@ -161,11 +161,11 @@ def listed(path: Path, sigmas: tuple[float, ...]) -> Path:
 def stock_ode(scheduler: Any, path: Path) -> tuple[str, dict[str, Any]] | None:
     """The scheduler class of diffusers and the changed settings that take the ODE's steps on ``path``.
 
-    None if ``scheduler`` itself does. Settings whose defaults differ between the classes are all given.
+    None if ``scheduler`` itself does, or is not known. Settings whose defaults differ between the classes are given.
     """
     name, settings = type(scheduler).__name__, scheduler.config
     own = "EulerDiscreteScheduler" if isinstance(path, VpPath) and path.continuous else "DDIMScheduler"
-    if not isinstance(path, VpPath) or name == own:
+    if not isinstance(path, VpPath) or name == own or name not in DIFFUSION:
         return None
     changes: dict[str, Any] = {} if path.terminal is None else {"rescale_betas_zero_snr": True}
     if DIFFUSION[name] in (DISTILLED, HEUN):
@@ -177,14 +177,6 @@ def stock_ode(scheduler: Any, path: Path) -> tuple[str, dict[str, Any]] | None:
         return own, changes | {key: end for key, end in ends if end}
     changes |= {"clip_sample": False, "set_alpha_to_one": _ends_clean(name, settings)}
     return own, changes | ({"timestep_spacing": "trailing"} if path.spacing == "distilled" else {})
-
-
-def with_stock_ode(scheduler: Any, path: Path) -> Any:
-    """``scheduler``, or the one of diffusers that takes the ODE's steps on the same noise levels."""
-    import diffusers
-
-    stock = stock_ode(scheduler, path)
-    return getattr(diffusers, stock[0]).from_config(scheduler.config, **stock[1]) if stock else scheduler
 
 
 def diffusion_parametrisation(folder: PipelineFolder) -> Parametrisation:

@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.backends.families.folder import SCHEDULER
-from grpaint.backends.families.schedule import stock_grid_matches, stock_ode
+from grpaint.backends.families.schedule import stock_grid_matches
 from grpaint.core.errors import ConfigError
 from grpaint.core.importing import ForeignCode
 from grpaint.core.rng import seed_of
@@ -201,7 +201,7 @@ def _scheduler_lines(policy: DiffusersPolicy) -> str:
     lines = (
         f"pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{changes!r})\n" if changes else ""
     )
-    stock = stock_ode(policy.pipe.scheduler, policy.path)
+    stock = policy.family.stock_ode(policy.pipe.scheduler, policy.path)
     if stock is None:
         return lines
     name, settings = stock
