@@ -112,6 +112,13 @@ def test_a_whole_network_conforms(folder: Path) -> None:
     assert not failures(folder, Runtime(precision="bf16"), (sampler_parity, step_noise, initial_ratio), lora=None)
 
 
+@pytest.mark.parametrize("folder", ["sdxl"], indirect=True)
+def test_zero_terminal_snr_conforms(folder: Path) -> None:
+    model = {"zero_snr": True, "prediction": "v", "clip_skip": 1}
+    assert not failures(folder, Runtime(), FAST, guidance=3.5, **model)
+    assert not failures(folder, Runtime(precision="bf16"), (sampler_parity, step_noise, initial_ratio), **model)
+
+
 @pytest.mark.parametrize("folder", ["sd15"], indirect=True)
 def test_a_strangers_family_conforms(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "my_family.py"

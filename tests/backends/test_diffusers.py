@@ -363,7 +363,7 @@ def test_the_schedule_that_stable_diffusion_ships_is_read(bare: Callable[..., Pa
 REFUSED = [
     ("sd3", {"use_dynamic_shifting": True}),
     ("sd3", {"shift_terminal": 0.02}),
-    ("sd3", {"use_karras_sigmas": True}),
+    ("sd3", {"stochastic_sampling": True}),
     ("sd3", {"_class_name": "HeunDiscreteScheduler"}),
     ("sd15", {"clip_sample": True}),
     ("sd15", {"thresholding": True}),
@@ -371,7 +371,7 @@ REFUSED = [
     ("sd15", {"prediction_type": "sample"}),
     ("sd15", {"beta_schedule": "sigmoid"}),
     ("sd15", {"num_train_timesteps": 500}),
-    ("sd15", {"_class_name": "HeunDiscreteScheduler"}),
+    ("sd15", {"_class_name": "EDMEulerScheduler"}),
 ]
 
 

@@ -1,9 +1,13 @@
 """What families read from a folder and say of captions, against diffusers' own schedulers and pipelines."""
 
 import json
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -15,13 +19,25 @@ from grpaint.backends.families.base import pack, unpack, windows
 from grpaint.backends.families.flux2 import Flux2Path
 from grpaint.backends.families.folder import PipelineFolder
 from grpaint.backends.families.schedule import diffusion_path, flow_path, flow_path_of_solver
-from grpaint.core import ConfigError, FlowPath, Prompt, VpPath
+from grpaint.core import CheckpointError, ConfigError, FlowPath, Prompt, VpPath
 from grpaint.core.runtime import Runtime
+from grpaint.judge import captioned
+from grpaint.learn.objective import Denoising
+from grpaint.rollout import Closed, Plan, roll
 from tiny_pipelines import clip_tokenizer, recipe, save, sdxl, side, stock
 
+NEEDS_SCIPY = pytest.mark.skipif(not find_spec("scipy"), reason="diffusers takes beta levels from scipy")
 QWEN = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192}
 FLUX = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "max_image_seq_len": 4096}
-SCHEDULES = [FLUX, {**FLUX, "time_shift_type": "linear"}, {**QWEN, "shift_terminal": 0.02}, {"shift": 6.0}]
+SCHEDULES = [
+    FLUX,
+    {**FLUX, "time_shift_type": "linear"},
+    {**QWEN, "shift_terminal": 0.02},
+    {"shift": 6.0},
+    {"shift": 3.0, "use_karras_sigmas": True},
+    {**QWEN, "shift_terminal": 0.02, "use_exponential_sigmas": True},
+    pytest.param({**FLUX, "use_beta_sigmas": True}, marks=NEEDS_SCIPY),
+]
 
 
 def written(folder: Path, **settings: Any) -> PipelineFolder:
@@ -54,15 +70,225 @@ def test_a_tail_keeps_its_begin_and_the_terminal() -> None:
         FlowPath(terminal=1.0)
 
 
-def test_eulers_schedule_is_read_if_it_stays_on_the_path(tmp_path: Path) -> None:
-    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-    euler = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading", **settings}
-    (tmp_path / "good").mkdir()
-    assert diffusion_path(written(tmp_path / "good", **euler)) == VpPath(final="one")
-    for key, value in (("timestep_spacing", "trailing"), ("timestep_type", "continuous"), ("use_karras_sigmas", True)):
-        (tmp_path / key).mkdir()
-        with pytest.raises(ConfigError, match=f"{key} = {json.dumps(value)}: no sampler here can follow"):
-            diffusion_path(written(tmp_path / key, **{**euler, key: value}))
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+LEADING = {**SD, "timestep_spacing": "leading"}
+TRAILING = {**SD, "timestep_spacing": "trailing"}
+ZERO_SNR = {**TRAILING, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+KARRAS = {"use_karras_sigmas": True}
+EXPONENTIAL = {"use_exponential_sigmas": True}
+OWN_ENDS = {"sigma_min": 0.1, "sigma_max": 10.0}
+SCHEDULERS: list[Any] = [
+    ("DDIM", {**ZERO_SNR, "clip_sample": False}),
+    ("DDPM", {**ZERO_SNR, "clip_sample": False}),
+    ("EulerDiscrete", LEADING),
+    ("EulerDiscrete", SD),
+    ("EulerDiscrete", TRAILING),
+    ("EulerDiscrete", ZERO_SNR),
+    ("EulerDiscrete", {**LEADING, **KARRAS}),
+    ("EulerDiscrete", {**SD, **EXPONENTIAL, "final_sigmas_type": "sigma_min"}),
+    ("EulerDiscrete", {**TRAILING, **KARRAS, **OWN_ENDS}),
+    ("EulerDiscrete", {**ZERO_SNR, **EXPONENTIAL}),
+    pytest.param("EulerDiscrete", {**LEADING, "use_beta_sigmas": True}, marks=NEEDS_SCIPY),
+    ("EulerAncestralDiscrete", TRAILING),
+    ("EulerAncestralDiscrete", ZERO_SNR),
+    ("HeunDiscrete", {"timestep_spacing": "leading"}),
+    ("DPMSolverMultistep", {**LEADING, **KARRAS}),
+    ("DPMSolverMultistep", {**SD, "algorithm_type": "sde-dpmsolver++"}),
+    ("UniPCMultistep", {**LEADING, **EXPONENTIAL, **OWN_ENDS}),
+    ("LCM", {"original_inference_steps": 50}),
+    ("TCD", {}),
+]
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save("sdxl", tmp_path_factory.mktemp("pipelines"))
+
+
+@pytest.fixture
+def scheduled(xl: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A function that gives SDXL's folder another scheduler; weights are shared."""
+
+    def make(name: str, **settings: Any) -> Path:
+        for file in xl.rglob("*"):
+            if file.is_file():
+                (tmp_path / file.relative_to(xl)).parent.mkdir(exist_ok=True)
+                (tmp_path / file.relative_to(xl)).symlink_to(file)
+        (tmp_path / "scheduler/scheduler_config.json").unlink()
+        getattr(diffusers, f"{name}Scheduler")(**settings).save_pretrained(tmp_path / "scheduler")
+        index = json.loads((xl / "model_index.json").read_text()) | {"scheduler": ["diffusers", f"{name}Scheduler"]}
+        (tmp_path / "model_index.json").unlink()
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize(("name", "settings"), SCHEDULERS, ids=str)
+def test_ten_steps_of_every_scheduler_are_those_of_diffusers(
+    scheduled: Callable[..., Path], name: str, settings: dict[str, Any]
+) -> None:
+    """For solvers and ancestral samplers, those of the DDIM or Euler scheduler with the same settings."""
+    policy = Diffusers(str(scheduled(name, **settings)), height=16, width=16).load(Runtime())
+    start = policy.noise((0, 0, "start"), range(2))
+    ours = roll(policy, [Prompt("a"), Prompt("b")], 1, Plan(10, window=Closed()), iteration=0, seed=0).x0
+    with torch.no_grad():
+        theirs = policy.stock(["a", "b"], start, 10)
+    begins_at_zero = settings.get("rescale_betas_zero_snr") and "Euler" in name
+    off = ((ours - theirs).norm() / theirs.norm()).item()
+    assert off < (1e-4 if begins_at_zero else 1e-6)  # measured: 1e-5 and 9e-7
+
+
+@pytest.mark.parametrize("name", ["PNDM", "EulerDiscrete"])
+def test_zero_terminal_snr_may_be_set_for_a_model_whose_folder_lacks_it(
+    scheduled: Callable[..., Path], name: str
+) -> None:
+    settings = {"zero_snr": True, "prediction": "v", "height": 16, "width": 16}
+    policy = Diffusers(str(scheduled(name, **LEADING)), **settings).load(Runtime())
+    assert policy.path.grid(10)[0].alpha == (0 if name == "PNDM" else 2**-12)
+    start = policy.noise((0, 0, "start"), range(2))
+    ours = roll(policy, [Prompt("a"), Prompt("b")], 1, Plan(10, window=Closed()), iteration=0, seed=0).x0
+    with torch.no_grad():
+        theirs = policy.stock(["a", "b"], start, 10)
+    assert ((ours - theirs).norm() / theirs.norm()).item() < (1e-6 if name == "PNDM" else 1e-4)
+
+
+def test_a_native_size_may_have_two_sides(xl: Path, tmp_path: Path) -> None:
+    shutil.copytree(xl, tmp_path / "wide")
+    file = tmp_path / "wide/unet/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sample_size": [8, 16]}))
+    assert Diffusers(str(tmp_path / "wide")).pixels == (16, 32)
+    assert Diffusers(str(tmp_path / "wide"), width=64).pixels == (16, 64)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_clip_skip_is_that_of_the_stock_pipeline(tmp_path: Path, name: str) -> None:
+    folder, texts = save(name, tmp_path), ["a cat", "two"]
+    plain, policy = (Diffusers(str(folder), height=16, width=16, clip_skip=skip).load(Runtime()) for skip in (0, 1))
+    pipe, skip = stock(folder), {"clip_skip": 1}
+    if name == "sd15":  # whose pipeline looks for the norm where transformers 5 has none
+        pipe.text_encoder.encoder.layers, skip = pipe.text_encoder.encoder.layers[:-1], {}
+    encoded = pipe.encode_prompt(
+        "a cat", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False, **skip
+    )
+    ours = policy.encode([Prompt("a cat")]).parts
+    for part, theirs in zip(ours, encoded[: 2 * len(ours) : 2], strict=True):
+        torch.testing.assert_close(part, theirs)
+    assert not torch.allclose(ours[0], plain.encode([Prompt("a cat")]).parts[0])
+    start = policy.noise((0, 0, "start"), range(2))
+    rollout = roll(policy, [Prompt(text) for text in texts], 1, Plan(3, window=Closed()), iteration=0, seed=0)
+    with torch.no_grad():
+        theirs = policy.stock(texts, start, 3)
+    assert ((rollout.x0 - theirs).norm() / theirs.norm()).item() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "skip", "message"),
+    [("sdxl", 2, "text encoders have 2 layers"), ("sd3", 1, "only for Stable Diffusion and SDXL, not sd3")],
+)
+def test_layers_that_cannot_be_skipped_are_refused_before_weights(
+    tmp_path: Path, name: str, skip: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"model.clip_skip = {skip}: .*{message}"):
+        _ = Diffusers(str(save(name, tmp_path)), clip_skip=skip).path
+
+
+def listed_steps(folder: Path, sigmas: tuple[float, ...], **settings: Any) -> float:
+    """The relative difference of our latents with a list of levels from the stock pipeline's."""
+    policy = Diffusers(str(folder), height=16, width=16, sigmas=sigmas, **settings).load(Runtime())
+    start, steps = policy.noise((0, 0, "start"), range(2)), len(sigmas)
+    ours = roll(policy, [Prompt("a"), Prompt("b")], 1, Plan(steps, window=Closed()), iteration=0, seed=0).x0
+    with torch.no_grad():
+        theirs = policy.stock(["a", "b"], start, steps)
+    with pytest.raises(ValueError, match=f"steps must be {steps}, as many as model.sigmas lists, got {steps + 1}"):
+        policy.path.grid(steps + 1)
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("DDIM", {**LEADING, "clip_sample": False}),
+        ("EulerDiscrete", {**TRAILING, **KARRAS}),
+        ("DDPM", {**ZERO_SNR, "clip_sample": False}),
+    ],
+    ids=str,
+)
+def test_levels_may_be_listed(scheduled: Callable[..., Path], name: str, settings: dict[str, Any]) -> None:
+    sigmas = (14.6, 6.3, 2.9, 1.0, 0.25)
+    assert listed_steps(scheduled(name, **settings), sigmas) < 5e-6  # measured: 1.2e-6
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux-dev"])
+def test_levels_of_a_flow_may_be_listed(tmp_path: Path, name: str) -> None:
+    folder = save(name, tmp_path)
+    assert listed_steps(folder, (1.0, 0.9, 0.5, 0.1), tokens=16) < 1e-6
+    for sigmas in ((1.2, 0.5), (0.5, 0.9), (1.0, 0.0)):
+        with pytest.raises(ConfigError, match=r"model.sigmas = .*: they must fall, from 1 at most to above 0"):
+            _ = Diffusers(str(folder), sigmas=sigmas).path
+
+
+def test_a_tokenizer_without_a_length_is_refused(tmp_path: Path) -> None:
+    folder = save("sd15", tmp_path)
+    file = folder / "tokenizer/tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    del settings["model_max_length"]
+    file.write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=r"tokenizer/tokenizer_config.json: no model_max_length. Set it to"):
+        Diffusers(str(folder), height=16, width=16).load(Runtime())
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 7, 8, 30, 50])
+def test_distilled_timesteps_are_those_of_lcm_and_tcd(steps: int) -> None:
+    for kind in (diffusers.LCMScheduler, diffusers.TCDScheduler):
+        theirs = kind()
+        theirs.set_timesteps(steps)
+        assert VpPath(spacing="distilled").timesteps(steps) == theirs.timesteps.tolist()
+    with pytest.raises(ValueError, match=r"steps must lie in 1\.\.50"):
+        VpPath(spacing="distilled").timesteps(51)
+
+
+def test_at_zero_terminal_snr_the_image_is_read_from_v(scheduled: Callable[..., Path]) -> None:
+    policy = Diffusers(str(scheduled("DDIM", **ZERO_SNR, clip_sample=False)), height=16, width=16).load(Runtime())
+    x, here = policy.noise((1,), range(2)), policy.path.grid(10)[0]
+    assert (here.alpha, here.sigma) == (0, 1)
+    cond = policy.encode([Prompt("a"), Prompt("b")])
+    with torch.no_grad():
+        v = policy.family.call(policy.pipe, x, torch.tensor([999, 999]), cond.tensors(slice(None)), 1.0)
+        x0, eps = policy.predict(x, here, cond)
+        batch = captioned(policy, torch.ones(2, 3, 16, 16), [Prompt("a"), Prompt("b")], iteration=0, seed=0)
+        for target in ("epsilon", "v"):
+            loss = Denoising(target, 5.0).loss(policy, batch, policy.path.at(torch.full((2, 1, 1, 1), 999)), x)  # type: ignore[arg-type]
+            assert torch.isfinite(loss).all()
+    assert torch.equal(x0, -v)
+    assert torch.equal(eps, x)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "EulerDiscrete"])
+def test_epsilon_is_refused_at_zero_terminal_snr(tmp_path: Path, name: str) -> None:
+    settings = {**ZERO_SNR, "prediction_type": "epsilon", "clip_sample": False}
+    folder = written(tmp_path, _class_name=f"{name}Scheduler", **settings)
+    with pytest.raises(ConfigError, match=r'rescale_betas_zero_snr = true .* set model\.prediction = "v"'):
+        diffusion_path(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("EulerDiscrete", {"timestep_type": "continuous"}, 'timestep_type = "continuous": no sampler here can follow'),
+        ("EulerDiscrete", {"interpolation_type": "log_linear"}, 'interpolation_type = "log_linear": no sampler'),
+        ("DPMSolverMultistep", {"use_lu_lambdas": True}, "use_lu_lambdas = true: no sampler"),
+        ("UniPCMultistep", {"use_flow_sigmas": True}, "use_flow_sigmas = true: no sampler"),
+        ("DDIM", {**KARRAS, "clip_sample": False}, "use_karras_sigmas = true: no sampler"),
+        ("LCM", {"original_inference_steps": 100}, "original_inference_steps = 100: no sampler"),
+        ("EDMEuler", {}, '_class_name = "EDMEulerScheduler": this noise schedule is not supported'),
+    ],
+)
+def test_schedules_without_a_path_are_refused_by_name(
+    tmp_path: Path, name: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        diffusion_path(written(tmp_path, _class_name=f"{name}Scheduler", **settings))
 
 
 def test_latents_are_packed_as_the_pipelines_pack_them() -> None:

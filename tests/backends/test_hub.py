@@ -50,6 +50,30 @@ def test_fetch_lists_and_downloads_and_the_rest_needs_no_network(hub: str, folde
     assert Diffusers(str(fetched)).load(Runtime()).name == "sd15"
 
 
+@pytest.mark.parametrize("kind", ["fp16", "bin"])
+def test_a_repository_without_weights_that_are_read_is_refused(folder: Path, tmp_path: Path, kind: str) -> None:
+    other = shutil.copytree(folder, tmp_path / kind)
+    (file,) = (other / "unet").glob("*.safetensors")
+    if kind == "fp16":
+        there = file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    else:
+        there = file.with_suffix(".bin")
+        torch.save(load_file(file), there)
+        file.unlink()
+    write_recipe(tmp_path, "me/tiny")
+    with serving(other) as address:
+        done = grpaint(address, tmp_path, "fetch", "mine.toml", "--to", "models")
+    assert done.returncode == 2
+    assert f"no weights that are read in unet/. There are {there.name}; .safetensors without a variant" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "models").exists()
+    if kind == "fp16":
+        with pytest.raises(
+            CheckpointError, match=rf"unet: no weights there that are read. There are {there.name}.*fp16"
+        ):
+            Diffusers(str(other)).load(Runtime())
+
+
 REWARDS = """
 [rewards.taste]
 kind = "aesthetic"

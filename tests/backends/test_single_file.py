@@ -200,6 +200,16 @@ def test_prediction_type_is_read_from_the_file_or_must_be_set(
         assert scheduler.config.prediction_type == {"v": "v_prediction", "epsilon": "epsilon"}[kind]
 
 
+def test_zero_terminal_snr_is_read_from_the_file(tmp_path: Path) -> None:
+    pipe = sd2()
+    pipe.save_pretrained(tmp_path / "config")
+    for marks in (V_PRED, V_PRED | {"ztsnr": torch.zeros(0)}):
+        save_file(original(pipe) | marks, tmp_path / "a.safetensors")
+        spec = Diffusers(str(tmp_path / "a.safetensors"), config=str(tmp_path / "config"))
+        assert (spec.path.grid(4)[0].alpha == 0) == ("ztsnr" in marks)
+        spec.load(Runtime())
+
+
 UNET = {"input_blocks.0.0.weight": (8, 4, 3, 3), "out.2.weight": (4, 8, 3, 3)}
 
 
@@ -209,7 +219,7 @@ UNET = {"input_blocks.0.0.weight": (8, 4, 3, 3), "out.2.weight": (4, 8, 3, 3)}
         ({"lora_unet_down.lora_down.weight": (1,)}, "an adapter, .*name its base here"),
         ({"control_model.input_blocks.0.0.weight": (1,)}, "a ControlNet"),
         ({"double_blocks.0.img_attn.qkv.weight": (1,), "double_blocks.0.x.quant_state.nf4": (1,)}, "quantised weights"),
-        ({**UNET, "ztsnr": (1,)}, "noise levels that no sampler here follows"),
+        ({**UNET, "edm_vpred.sigma_max": (1,)}, "noise levels that no sampler here follows"),
         ({**UNET, "input_blocks.0.0.weight": (8, 9, 3, 3)}, "reads 9 channels, for inpainting"),
         ({**UNET, "label_emb.0.0.weight": (1,), "conditioner.embedders.0.model.x": (1,)}, "SDXL's refiner"),
         ({"model.diffusion_model.layers.0.attention.qkv.weight": (1,)}, r"Lumina Image .*save_pretrained\(FOLDER\)"),

@@ -106,13 +106,20 @@ def test_a_transformer_keeps_its_names() -> None:
     assert exporting.kohya(pair, "transformer") == pair
 
 
-def test_an_adapter_under_other_names_is_no_start(tmp_path: Path) -> None:
+def test_layers_that_no_reader_names_are_refused_for_comfyui(tmp_path: Path) -> None:
+    spec = Diffusers(
+        str(save("sdxl", tmp_path)), height=16, width=16, lora=Lora(4, 12, ("to_q", "add_embedding.linear_1"))
+    )
+    with pytest.raises(ConfigError, match=r"for comfyui: .*add_embedding.linear_1; use --for diffusers or merged"):
+        exporting.export(spec.load(Runtime()), {}, 1, "comfyui", tmp_path / "out")
+
+
+def test_an_export_under_kohyas_names_is_a_start(tmp_path: Path) -> None:
     policy = tuned(save("sdxl", tmp_path))
     exporting.export(policy, {}, 1, "comfyui", tmp_path / "out")
-    file = str(tmp_path / "out" / exporting.ADAPTER)
-    for setting in ("start", "adapter"):
-        with pytest.raises(CheckpointError, match="an adapter under kohya's names"):
-            Diffusers(policy.spec.base, lora=Lora(4), **{setting: file}).load(Runtime())
+    started = Diffusers(policy.spec.base, lora=policy.spec.lora, start=str(tmp_path / "out" / exporting.ADAPTER))
+    for name, parameter in started.load(Runtime()).weights.trainable.items():
+        torch.testing.assert_close(parameter, policy.weights.trainable[name])
 
 
 def test_an_unwritable_place_is_refused_before_drawing(tmp_path: Path) -> None:

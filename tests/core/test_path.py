@@ -5,11 +5,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
 from grpaint.core import FlowPath, VpPath
+from grpaint.core.levels import spread_levels
 
 BETAS = {"scaled-linear": "scaled_linear", "linear": "linear", "cosine": "squaredcos_cap_v2"}
 STEPS = [1, 2, 3, 4, 7, 10, 16, 20, 25, 28, 30, 40, 50, 64, 100, 250, 333, 500, 999]
@@ -104,6 +105,12 @@ PATHS = [
     VpPath(spacing="trailing", final="one"),
     VpPath(betas="cosine", spacing="linspace", final="one"),
     VpPath(betas="linear", first_beta=1e-4, last_beta=0.02),
+    VpPath(terminal=0.0, spacing="trailing", final="one"),
+    VpPath(terminal=2**-12, spacing="linspace", final="one", continuous=True),
+    VpPath(final="one", continuous=True, levels="karras"),
+    VpPath(continuous=True, levels="beta", ends=(14.6, 0.03)),
+    FlowPath(3, levels="beta"),
+    FlowPath(3, "sd3", levels="exponential"),
 ]
 
 
@@ -113,6 +120,41 @@ def test_a_grid_falls_from_noise_to_data(path: FlowPath | VpPath, steps: int) ->
     grid = path.grid(steps)
     assert len(grid) == steps + 1
     assert all(here.sigma > there.sigma and here.alpha < there.alpha for here, there in pairwise(grid))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize(("first", "parts"), [(0, 3), (4, 1), (4, 2), (7, 3), (9, 5)])
+def test_a_tail_falls_from_its_grid_point_to_data(path: FlowPath | VpPath, first: int, parts: int) -> None:
+    grid, tail = path.grid(10), path.tail(10, first, parts)
+    assert len(tail) == parts + 1
+    assert (tail[0].sigma, tail[-1]) == (pytest.approx(grid[first].sigma), grid[-1])
+    rises = [(here, there) for here, there in pairwise(tail) if here.sigma <= there.sigma]
+    assert not [pair for pair in rises if pair[0].t > parts]  # the last whole timesteps may be fewer than the parts
+
+
+def test_levels_spread_as_published() -> None:
+    karras = spread_levels("karras", 80, 0.002, 18)  # Karras et al. 2022: 18 steps of rho 7
+    assert karras[:3] == pytest.approx([80, 57.586, 40.786], abs=5e-4)
+    assert spread_levels("exponential", 8, 0.5, 5) == pytest.approx([8, 4, 2, 1, 0.5])
+    beta = spread_levels("beta", 1, 0, 5)
+    density = torch.linspace(0, 1, 2_000_001, dtype=torch.float64)[1:-1]  # its integral, by the midpoint rule
+    mass = ((density * (1 - density)) ** -0.4).cumsum(0)
+    for share, level in zip((0.75, 0.5, 0.25), beta[1:4], strict=True):
+        assert (mass[round(level * 2_000_000) - 1] / mass[-1]).item() == pytest.approx(share, abs=1e-4)
+    assert (beta[0], beta[-1]) == (1, 0)
+    with pytest.raises(ValueError, match="levels must be"):
+        spread_levels("timesteps", 1, 0, 5)
+
+
+@pytest.mark.parametrize("terminal", [0.0, 2**-12])
+def test_zero_terminal_snr_is_that_of_diffusers(terminal: float) -> None:
+    kind = EulerDiscreteScheduler if terminal else DDIMScheduler
+    theirs = kind(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=True
+    ).alphas_cumprod.double()
+    ours = torch.tensor(VpPath(terminal=terminal).abar, dtype=torch.float64)
+    torch.testing.assert_close(ours.sqrt(), theirs.sqrt(), rtol=0, atol=1e-6)
+    assert ours[-1] == theirs[-1] == terminal**2
 
 
 @given(sigma=st.floats(0, 1))

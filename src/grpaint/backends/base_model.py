@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from grpaint.backends.families import FAMILIES, Family, PipelineFolder
+from grpaint.backends.families.folder import SCHEDULER
 from grpaint.backends.families.schedule import PREDICTION_TYPES
 from grpaint.backends.pipeline_files import pipeline_folder
 from grpaint.backends.pipeline_parts import part_class
@@ -21,7 +22,6 @@ from grpaint.core.text import one_line
 from grpaint.storage.files import check_tensors
 
 PredictionSetting = Literal["auto", "epsilon", "v"]
-SCHEDULER = "scheduler/scheduler_config.json"
 ABSENT = (None, None)  # a part that model_index.json leaves out
 
 
@@ -81,13 +81,13 @@ class BaseModel:
         return name, family
 
     def with_prediction(self, scheduler: Any) -> Any:
-        """``scheduler``, with the prediction type of this model."""
+        """``scheduler``, with the prediction type and the terminal SNR of this model."""
         changes = self.settings.changes.get(SCHEDULER)
         return type(scheduler).from_config(scheduler.config, **changes) if changes else scheduler
 
 
-def find_base(base: str, config: str, prediction: PredictionSetting) -> BaseModel:
-    """Read a model's settings, without opening weights.
+def find_base(base: str, config: str, prediction: PredictionSetting, *, zero_snr: bool = False) -> BaseModel:
+    """Read a model's settings, without opening weights. ``zero_snr``: rescale its noise levels.
 
     Raises:
         ConfigError, CheckpointError: if a file is missing, or the user has to set ``config`` or ``prediction``.
@@ -96,7 +96,8 @@ def find_base(base: str, config: str, prediction: PredictionSetting) -> BaseMode
         if config:
             raise ConfigError(f'model.config = "{config}": only for a base of one file; {base} has its own settings.')
         folder = PipelineFolder(pipeline_folder(base, weights=False))
-        return BaseModel(base, _with_prediction(folder, None if prediction == "auto" else prediction))
+        own_prediction = None if prediction == "auto" else prediction
+        return BaseModel(base, _with_schedule(folder, own_prediction, zero_snr=zero_snr))
     single = read_single_file(base)
     if not config:
         raise ConfigError(
@@ -105,7 +106,8 @@ def find_base(base: str, config: str, prediction: PredictionSetting) -> BaseMode
             f"its model_index.json, scheduler/, tokenizer*/, config.json of each part{_weights_needed(single)}."
         )
     folder = PipelineFolder(pipeline_folder(config, weights=False, key="model.config"))
-    return BaseModel(config, _with_prediction(folder, single.prediction(prediction)), single)
+    settings = _with_schedule(folder, single.prediction(prediction), zero_snr=zero_snr or single.zero_snr)
+    return BaseModel(config, settings, single)
 
 
 def _weights_needed(single: SingleFile) -> str:
@@ -115,19 +117,21 @@ def _weights_needed(single: SingleFile) -> str:
     return f", and the weights of {', '.join(missing_parts)}" if missing_parts else ""
 
 
-def _with_prediction(folder: PipelineFolder, prediction: str | None) -> PipelineFolder:
-    """``folder`` with the prediction type replaced; None keeps the one in its settings."""
-    if not prediction:
+def _with_schedule(folder: PipelineFolder, prediction: str | None, *, zero_snr: bool) -> PipelineFolder:
+    """``folder`` with the prediction type replaced, and zero terminal SNR; None and False keep its own settings."""
+    if not (prediction or zero_snr):
         return folder
     scheduler = folder.settings(SCHEDULER)
+    changes: dict[str, object] = {}
     if "Flow" in str(scheduler.get("_class_name")):
-        raise ConfigError(
-            f'model.prediction = "{prediction}": this model is a flow, which predicts a velocity. Leave it out.'
-        )
-    prediction_type = next(name for name, meaning in PREDICTION_TYPES.items() if meaning == prediction)
-    if scheduler.get("prediction_type", "epsilon") == prediction_type:
-        return folder
-    return PipelineFolder(folder.path, {SCHEDULER: {"prediction_type": prediction_type}})
+        setting = f'model.prediction = "{prediction}"' if prediction else "model.zero_snr = true"
+        raise ConfigError(f"{setting}: this model is a flow, which predicts a velocity. Leave it out.")
+    prediction_type = next((name for name, meaning in PREDICTION_TYPES.items() if meaning == prediction), None)
+    if prediction_type not in (None, scheduler.get("prediction_type", "epsilon")):
+        changes["prediction_type"] = prediction_type
+    if zero_snr:
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return PipelineFolder(folder.path, {SCHEDULER: changes} if changes else {})
 
 
 def open_parts(

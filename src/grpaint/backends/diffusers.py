@@ -8,10 +8,11 @@ grpaint samples; the pipeline provides its text encoders, its network and its VA
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
+from grpaint.backends.adapter_files import is_adapter, load_adapter
 from grpaint.backends.adapters import add_adapter
 from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.backends.diffusers_settings import DiffusersSettings
-from grpaint.backends.pipeline import is_adapter, load_adapter, load_network, open_pipeline, text_encoders
+from grpaint.backends.pipeline import load_network, open_pipeline, text_encoders
 from grpaint.backends.quantize import quantizer
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import CheckpointError
@@ -56,7 +57,7 @@ class Diffusers(DiffusersSettings):
         runtime.place(pipe)
         trainable = {key: p for key, p in network.named_parameters() if p.requires_grad}
         if adapter_file and self.lora and not runtime.fake:
-            load_adapter(adapter_file, self.lora, trainable, (name, family))
+            load_adapter(adapter_file, self.lora, trainable, (name, family), pipe)
         if self.checkpointing:
             network.enable_gradient_checkpointing()
         if self.vae_tiling:

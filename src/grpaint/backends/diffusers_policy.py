@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from grpaint.backends.adapter_files import load_adapter, tensor_name
 from grpaint.backends.base_model import find_base
 from grpaint.backends.diffusers_settings import DiffusersSettings
 from grpaint.backends.embeddings import Embedding, EmbeddingCache, encoding_fingerprint
-from grpaint.backends.pipeline import file_tensor_name, load_adapter, load_network, open_pipeline, open_text_encoders
+from grpaint.backends.pipeline import load_network, open_pipeline, open_text_encoders
 from grpaint.backends.upcast import upcast
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import ConfigError
@@ -49,6 +50,7 @@ class DiffusersPolicy:
     def __init__(self, spec: DiffusersSettings, pipe: Any, weights: WeightSets, runtime: Runtime) -> None:
         self.spec, self.pipe, self.weights, self.runtime = spec, pipe, weights, runtime
         self.name, self.family = spec.named_family
+        pipe._clip_skip = spec.clip_skip  # what a call of the stock pipeline sets, and the family's encode reads
         self.path, self.kind, self.meter = spec.path, spec.parametrisation, Meter()
         self.guidance = spec.guidance if spec.guided_by == "cfg" else 1.0  # a distilled model takes spec.guidance
         self.distilled = spec.guided_by == "distilled"
@@ -58,7 +60,9 @@ class DiffusersPolicy:
         self._dtype = next(p.dtype for p in parameters if p.is_floating_point())  # 4-bit weights are integers
         self._embed: Callable[[Sequence[str]], Iterable[Embedding]] = self._encode_each
         if spec.embeddings == "cache" and not runtime.fake:
-            fingerprint = encoding_fingerprint(spec.text_parts_hash, self.family, spec.tokens, runtime)
+            fingerprint = encoding_fingerprint(
+                spec.text_parts_hash, self.family, spec.tokens, runtime, **spec.clip_arguments
+            )
             self._embed = EmbeddingCache(spec.cache_folder, fingerprint, self._encode_each)
         self._empty_caption = self._condition([""])
         self._truncation_logged = False
@@ -153,10 +157,15 @@ class DiffusersPolicy:
 
     def stock(self, texts: Sequence[str], start: Tensor, steps: int) -> Tensor:
         """The latents that the stock pipeline samples from ``start`` in ``steps`` noise-free steps."""
+        import diffusers
+
         family, (height, width), own_scheduler = self.family, self.spec.pixels, self.pipe.scheduler
-        self.pipe.scheduler = family.deterministic(own_scheduler)
+        if change := family.stock_ode(own_scheduler, self.path):
+            self.pipe.scheduler = getattr(diffusers, change[0]).from_config(own_scheduler.config, **change[1])
         try:
             with self._text_encoders() as pipe, self.runtime.autocast():
+                if self.spec.clip_skip and not hasattr(pipe.text_encoder, "text_model"):
+                    vars(pipe.text_encoder)["text_model"] = pipe.text_encoder  # the pipeline looks there for its norm
                 output = pipe(
                     prompt=list(texts),
                     latents=family.to_stock(start).to(self._dtype),
@@ -165,7 +174,7 @@ class DiffusersPolicy:
                     width=width,
                     output_type="latent",
                     **family.arguments(self.spec.guidance, self.spec.guided_by),
-                    **family.length(self.spec.tokens),
+                    **self.spec.stock_arguments,
                 )
         finally:
             self.pipe.scheduler = own_scheduler
@@ -189,7 +198,7 @@ class DiffusersPolicy:
             CheckpointError: if the file is of another architecture.
         """
         if self.spec.lora:
-            load_adapter(file, self.spec.lora, self.weights.trainable, (self.name, self.family))
+            load_adapter(file, self.spec.lora, self.weights.trainable, (self.name, self.family), self.pipe)
         else:
             load_network(file, getattr(self.pipe, self.family.NETWORK), self.name)
 
@@ -223,7 +232,7 @@ class DiffusersPolicy:
                 raise ValueError("the reference is the model without its adapter: there is nothing to export")
             scale = lora.alpha / lora.rank
             tensors = {
-                file_tensor_name(self.family, name): p.detach() * (scale if ".lora_B." in name else 1)
+                tensor_name(self.family, name): p.detach() * (scale if ".lora_B." in name else 1)
                 for name, p in self.weights.trainable.items()
             }
         return tensors, labels

@@ -7,19 +7,21 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path as FilePath
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
+from grpaint.backends.adapter_files import is_adapter
 from grpaint.backends.adapters import Lora
 from grpaint.backends.base_model import BaseModel, PredictionSetting, find_base
 from grpaint.backends.embeddings import default_folder, text_parts_hash
 from grpaint.backends.families import FAMILIES, Family, Guidance, PipelineFolder, find_family
-from grpaint.backends.pipeline import is_adapter
+from grpaint.backends.families.schedule import listed
+from grpaint.backends.pipeline import text_encoders
 from grpaint.backends.pipeline_files import pin_commit
 from grpaint.backends.quantize import BasePrecision
 from grpaint.core.bounds import MOST_SIDE, check_range
 from grpaint.core.errors import ConfigError
 from grpaint.core.importing import check_import
-from grpaint.core.path import Path
+from grpaint.core.path import Path, VpPath
 from grpaint.core.prediction import Parametrisation
 from grpaint.storage.files import local_path
 
@@ -44,32 +46,40 @@ class DiffusersSettings:
     - ``base``: a local folder in the diffusers layout, a hub id (``owner/name`` or ``owner/name@revision``), or one
       ``.safetensors`` file. For a single file, ``config`` names the folder or hub id with its settings and tokenizers.
     - ``family``: "auto" chooses by the pipeline class, or by the single file's layout; "module:Name" is your own class.
-    - ``prediction``: "auto" uses what the single file or the scheduler's settings state.
+    - ``prediction``: "auto" uses what the single file or the scheduler's settings state. ``zero_snr``: rescale the
+      noise levels to zero terminal SNR, with trailing spacing, though neither of them states it.
     - ``guidance`` w: with ``guidance_kind`` "cfg", extrapolate from the empty caption (1 is no guidance; any other
       value needs two network calls per prediction). "distilled" models take w as an input and need one call. "auto"
       uses what the model supports.
     - ``height``, ``width``: in pixels; 0 is the model's own size. ``tokens``: how many of a caption are read; 0 is as
       many as the stock pipeline reads. SD and SDXL read more than 75 tokens in windows of 75.
+    - ``clip_skip``: last layers of SD's and SDXL's text encoders that are left out, as diffusers counts them (A1111's
+      "clip skip 2" is 1).
+    - ``sigmas``: noise levels of the steps in place of the scheduler's, like the argument ``sigmas`` of stock pipelines
+      without a last 0. ``plan.steps`` and ``evaluate.steps`` are then their number.
     - ``batch``: rows per network call; ``vae_batch``: images per VAE call; ``vae_tiling``: decode in tiles.
       ``checkpointing``: recompute activations in the backward pass instead of storing them.
     - ``base_precision``: precision of the frozen network's linear layers under an adapter; see ``quantizer``.
     - ``embeddings`` "cache": store every caption's embedding in a file of the folder ``cache`` (empty: the user's cache
       folder); the text encoders are in memory only while captions without such a file are encoded.
-    - ``start``: a ``.safetensors`` file or checkpoint folder of an earlier run, a whole network or an adapter. An
-      adapter is trained further, and the reference is the base with that adapter. ``adapter``: an adapter for a
-      ``start`` that is a whole network.
+    - ``start``: a ``.safetensors`` file or checkpoint folder of an earlier run, a whole network or an adapter; or
+      another program's LoRA (peft's or diffusers' folder, or a file). An adapter is trained further, and the reference
+      is the base with that adapter. ``adapter``: an adapter for a ``start`` that is a whole network.
     """
 
     base: str
     config: str = ""
     family: str = "auto"
     prediction: PredictionSetting = "auto"
+    zero_snr: bool = False
     guidance: float = 1.0
     guidance_kind: Literal["auto", "none", "cfg", "distilled"] = "auto"
     height: int = 0
     width: int = 0
     lora: Lora | None = None
     tokens: int = 0
+    clip_skip: int = 0
+    sigmas: tuple[float, ...] = ()
     batch: int = 8
     vae_batch: int = 4
     vae_tiling: bool = False
@@ -101,7 +111,7 @@ class DiffusersSettings:
         for key in ("batch", "vae_batch"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
-        check_range(self, 0, MOST_SIDE, "height", "width", "tokens")
+        check_range(self, 0, MOST_SIDE, "height", "width", "tokens", "clip_skip")
 
     def opening(self) -> AbstractContextManager[None]:
         """Within the block, what a library raises at the folder's files is an error of the folder.
@@ -123,7 +133,7 @@ class DiffusersSettings:
     @cached_property
     def origin(self) -> BaseModel:
         """The folder and the single file that the parts come from, found without opening weights."""
-        return find_base(self.base, self.config, self.prediction)
+        return find_base(self.base, self.config, self.prediction, zero_snr=self.zero_snr)
 
     @property
     def _folder(self) -> PipelineFolder:
@@ -188,7 +198,32 @@ class DiffusersSettings:
         most = self.named_family[1].MOST_TOKENS
         if most and self.tokens > most:
             raise ConfigError(f"model.tokens = {self.tokens}: this model's pipeline reads {most} at most.")
-        return self.named_family[1].path(self._folder, self.sample_shape)
+        if self.clip_skip:
+            self._check_clip_skip()
+        path = self.named_family[1].path(self._folder, self.sample_shape)
+        return listed(path, self.sigmas) if self.sigmas else path
+
+    def _check_clip_skip(self) -> None:
+        name, family = self.named_family
+        if not family.SKIPS_CLIP:
+            raise ConfigError(f"model.clip_skip = {self.clip_skip}: only for Stable Diffusion and SDXL, not {name}.")
+        layers = min(
+            self._folder.settings(f"{part}/config.json")["num_hidden_layers"] for part in text_encoders(self.origin)
+        )
+        if self.clip_skip >= layers:
+            raise ConfigError(f"model.clip_skip = {self.clip_skip}: this model's text encoders have {layers} layers.")
+
+    @property
+    def clip_arguments(self) -> dict[str, int]:
+        """The argument with which the stock pipeline skips as many layers."""
+        return {"clip_skip": self.clip_skip} if self.clip_skip else {}
+
+    @property
+    def stock_arguments(self) -> dict[str, Any]:
+        """Arguments with which the stock pipeline reads as much of a caption and takes the same steps."""
+        end = [0.0] if isinstance(self.path, VpPath) else []  # which Euler's scheduler expects
+        sigmas = {"sigmas": [*self.sigmas, *end]} if self.sigmas else {}
+        return self.named_family[1].length(self.tokens) | self.clip_arguments | sigmas
 
     @cached_property
     @_read_from_folder

@@ -48,7 +48,7 @@ def text_parts_hash(base: BaseModel) -> str:
     return sha256.hexdigest()
 
 
-def encoding_fingerprint(text_parts: str, family: Family, tokens: int, runtime: Runtime) -> str:
+def encoding_fingerprint(text_parts: str, family: Family, tokens: int, runtime: Runtime, **arguments: int) -> str:
     """Everything that an embedding depends on besides its caption, as JSON; part of the name of its file.
 
     ``text_parts``: the hash of :func:`text_parts_hash`.
@@ -58,6 +58,7 @@ def encoding_fingerprint(text_parts: str, family: Family, tokens: int, runtime: 
         "readers": text_parts,
         "family": [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in sorted(sources)],
         "tokens": tokens,
+        **arguments,
         "device": runtime.device,
         "precision": runtime.precision,
         "versions": [version(name) for name in ("torch", "transformers", "diffusers")],

@@ -1,7 +1,7 @@
 """Open a stock pipeline, whole or in parts, and load the weight files that a run starts from."""
 
 import gc
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from grpaint.backends.adapters import Lora
 from grpaint.backends.base_model import BaseModel, open_parts
 from grpaint.backends.fake import meta_modules
 from grpaint.backends.families import Family, PipelineFolder
 from grpaint.backends.pipeline_files import check_parts
 from grpaint.backends.pipeline_parts import check_no_code, listed_parts
-from grpaint.core.errors import CheckpointError, MissingExtra
+from grpaint.core.errors import MissingExtra
 from grpaint.core.runtime import Runtime
-from grpaint.storage.files import check_tensors, read_header, read_weights
-from grpaint.storage.reading import parse_object
+from grpaint.storage.files import check_tensors, read_weights
 
 
 def open_pipeline(
@@ -95,38 +93,6 @@ def open_text_encoders(pipe: Any, base: BaseModel, family: Family, runtime: Runt
             torch.cuda.empty_cache()
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether a weight file holds an adapter, by the names of its tensors.
-
-    Raises:
-        CheckpointError: if it is an adapter with kohya's tensor names.
-    """
-    names, _ = read_header(path)
-    if any(".lora_down." in key for key in names):
-        raise CheckpointError(f"{path}: an adapter under kohya's names; name the run, or its export --for diffusers.")
-    return any(".lora_A." in key for key in names)
-
-
-def file_tensor_name(family: Family, name: str) -> str:
-    """The name of an adapter's tensor in a file, as diffusers expects it."""
-    return f"{family.NETWORK}.{name.replace('.default.', '.')}"
-
-
-def adapter_scale(file: Path, metadata: Mapping[str, str], family: Family) -> float:
-    """The alpha / rank of an adapter file, from the header that diffusers writes; 1 if it is not there.
-
-    Raises:
-        ConfigError, CheckpointError: if the header is damaged.
-    """
-    config = parse_object(metadata.get("lora_adapter_metadata", "{}"), str(file))
-    alpha, rank = (config.get(f"{family.NETWORK}.{key}", 1) for key in ("lora_alpha", "r"))
-    if not all(isinstance(value, int | float) and 0 < value < 1e6 for value in (alpha, rank)):
-        raise CheckpointError(
-            f"{file}: its header has lora_alpha = {alpha!r:.40} and r = {rank!r:.40}, not two numbers."
-        )
-    return float(alpha / rank)
-
-
 def load_network(file: Path, network: nn.Module, name: str) -> None:
     """Load a whole network of the family ``name``.
 
@@ -136,20 +102,3 @@ def load_network(file: Path, network: nn.Module, name: str) -> None:
     stored, metadata = read_weights(file)
     check_tensors(file, stored, network.state_dict(), metadata, {"family": name})
     network.load_state_dict(stored)
-
-
-def load_adapter(
-    file: Path, lora: Lora, trainable: Mapping[str, nn.Parameter], named_family: tuple[str, Family]
-) -> None:
-    """Load an adapter's weights, rescaled so that their effect stays the same if the file's alpha / rank differs.
-
-    Raises:
-        CheckpointError: if the file is of another family or rank.
-    """
-    name, family = named_family
-    stored, metadata = read_weights(file)
-    parameters = {file_tensor_name(family, key): p for key, p in trainable.items()}
-    check_tensors(file, stored, parameters, metadata, {"family": name})
-    factor = adapter_scale(file, metadata, family) * lora.rank / lora.alpha
-    for key, p in parameters.items():
-        p.data.copy_(stored[key].float() * (factor if ".lora_B." in key else 1))

@@ -1,6 +1,7 @@
 """Where a base model's files are: in a local folder, or in the hub's cache. Only the hub's library opens a socket."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from grpaint.backends.families.folder import PipelineFolder
@@ -59,13 +60,32 @@ def pipeline_listing(
     """A hub id with its commit, and the files there that a pipeline needs, except the weights of ``without``.
 
     Raises:
-        ConfigError: if the hub cannot be reached or has no such repository.
+        ConfigError: if the hub cannot be reached or has no such repository, or a part there has no weights to read.
     """
     name, files = hub.repository_files(base)
-    patterns = (*SETTINGS, *_weight_patterns(hub.snapshot(key, name, SETTINGS, without=NOT), without))
-    return name, [
-        file for file in files if hub.matches_any(file.name, patterns) and not hub.matches_any(file.name, NOT)
-    ]
+    weight_patterns = _weight_patterns(hub.snapshot(key, name, SETTINGS, without=NOT), without)
+    patterns = (*SETTINGS, *weight_patterns)
+    needed = [file for file in files if hub.matches_any(file.name, patterns) and not hub.matches_any(file.name, NOT)]
+    names, needed_names = [file.name for file in files], [file.name for file in needed]
+    for pattern in weight_patterns:
+        config = f"{pattern.partition('/')[0]}/config.json"  # of a network; tokenizers and schedulers have none
+        if config in needed_names and not any(fnmatch(needed_name, pattern) for needed_name in needed_names):
+            part = config.partition("/")[0]
+            others = [file.partition("/")[2] for file in names if file.startswith(f"{part}/")]
+            raise ConfigError(f'{key} = "{name}": no weights that are read in {part}/. {_other_weights(others)}')
+    return name, needed
+
+
+def _other_weights(names: Sequence[str]) -> str:
+    """What a part's folder has in place of weights that are read, and the way out."""
+    others = [name for name in names if name.endswith((".safetensors", ".bin", ".msgpack", ".onnx", ".ckpt"))]
+    present = f"There are {', '.join(sorted(others)[:4])}" if others else "There are none of another kind either"
+    variant = next((word for word in ("fp16", "bf16", "non_ema") if any(f".{word}" in name for name in others)), None)
+    argument = f', variant="{variant}"' if variant else ""
+    return (
+        f"{present}; .safetensors without a variant are read. Open it with diffusers, from_pretrained(NAME{argument}), "
+        "then save_pretrained(FOLDER), and set model.base = FOLDER."
+    )
 
 
 def _listed_shards(shard_index: Path) -> list[str]:
@@ -100,10 +120,12 @@ def check_parts(folder: Path, without: Collection[str]) -> bool | None:
                     raise CheckpointError(
                         f"{part_folder / shard}: not found, and {shard_index.name} lists it. Copy it too."
                     )
-        files = sorted(part_folder.glob("*.safetensors"))
+        names = sorted(file.name for file in part_folder.iterdir())
+        usable = [name for name in names if not hub.matches_any(name, NOT)]
+        files = [part_folder / name for name in usable if name.endswith(".safetensors")]
         for file in files:
             check_weights(file)
-        if not files and not list(part_folder.glob("*.bin")):
-            raise CheckpointError(f"{part_folder}: no weights there; a .safetensors file was expected.")
+        if not files and not any(name.endswith(".bin") for name in usable):
+            raise CheckpointError(f"{part_folder}: no weights there that are read. {_other_weights(names)}")
         all_safetensors = all_safetensors and bool(files)
     return all_safetensors or None  # None: diffusers may read .bin files, by torch.load(weights_only=True)

@@ -24,7 +24,7 @@ UNSUPPORTED = (
     (r"\.lora_(A|B|down|up)\.|^lora_", "an adapter", "name its base here and the adapter in model.start"),
     (r"control_model\.|input_hint_block", "a ControlNet", "name a text-to-image model"),
     (r"quant_state|weight_scale|scale_weight|scaled_fp8", "quantised weights", "take its bf16 or fp16 file"),
-    (r"^edm_(mean|vpred)|^ztsnr$", "a model on noise levels that no sampler here follows", "name another model"),
+    (r"^edm_(mean|vpred)", "a model on noise levels that no sampler here follows", "name another model"),
     (r"noise_augmentor\.", "an unCLIP model, which needs an image", "name a text-to-image model"),
 )
 # tensor names of diffusers' own files of networks that are published under other names
@@ -42,7 +42,7 @@ class SingleFile:
     """The contents of a file: its family, the pipeline's parts by the prefix of their tensors, its prediction types.
 
     ``predictions``: the types that the file states; empty if it states none. ``ambiguous``: models of this kind exist
-    with both types, so one has to be stated.
+    with both types, so one has to be stated. ``zero_snr``: it states zero terminal SNR, by a tensor ``ztsnr``.
     """
 
     path: Path
@@ -51,6 +51,7 @@ class SingleFile:
     parts: Mapping[str, str]
     shapes: Shapes = field(repr=False)
     predictions: frozenset[Prediction] = frozenset()
+    zero_snr: bool = False
     ambiguous: bool = False
     license: str | None = None
 
@@ -112,9 +113,16 @@ def read_single_file(base: str) -> SingleFile:
             parts = {network: "" if header.bare else NETWORK}
             parts |= {part: prefix for part, prefix in layout.encoders.items() if header.has(prefix)}
             parts |= {"vae": prefix} if (prefix := next(filter(header.has, VAES), "")) else {}
-            predictions = _stated_predictions(shapes, metadata)
             return SingleFile(
-                path, layout.family, layout.about, parts, shapes, predictions, layout.ambiguous, metadata.get(LICENSE)
+                path,
+                layout.family,
+                layout.about,
+                parts,
+                shapes,
+                predictions=_stated_predictions(shapes, metadata),
+                zero_snr="ztsnr" in shapes,
+                ambiguous=layout.ambiguous,
+                license=metadata.get(LICENSE),
             )
     if tensor_name := header.find(PART_OF_A_FOLDER):
         raise header.unsupported(f"one part of a pipeline, by {tensor_name}", "name the pipeline's folder")

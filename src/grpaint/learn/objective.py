@@ -190,7 +190,9 @@ class Denoising:
             return per_row(error**2)
         snr = (here.alpha / here.sigma) ** 2
         cap = snr.clamp(max=self.snr_gamma)
-        return per_row(error**2 * (cap / snr if self.target == "epsilon" else cap / (snr + 1)))
+        # at pure noise, where the snr may be 0, epsilon is known exactly: its error is 0 whatever the weight
+        weight = cap / (snr.clamp(min=torch.finfo(snr.dtype).tiny) if self.target == "epsilon" else snr + 1)
+        return per_row(error**2 * weight)
 
 
 @dataclass(frozen=True)

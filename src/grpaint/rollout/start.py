@@ -47,7 +47,8 @@ def _start_noise(policy: Policy, numbers: Tensor, key: Key) -> Tensor:
 
 def _begin_at_noise(policy: Policy, numbers: Tensor, key: Key) -> StartLatents:
     first_step = torch.zeros(len(numbers), dtype=torch.long)
-    return StartLatents(_start_noise(policy, numbers, key), first_step, first_step.bool())
+    x = policy.path.start_std * _start_noise(policy, numbers, key)
+    return StartLatents(x, first_step, first_step.bool())
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Reference:
             eps = _start_noise(policy, groups, key)[position]
         chosen_prompts = permutation((*key, "reference"), len(prompts))[: round(self.share * len(prompts))]
         entry = self.entry_step(grid)
-        point, x = grid[entry], eps
+        point, x = grid[entry], policy.path.start_std * eps
         references = torch.isin(group, chosen_prompts)
         for number in chosen_prompts[torch.isin(chosen_prompts, group)].tolist():
             image = prompts[number].reference

@@ -1,14 +1,15 @@
 """The base class of pipeline families, with what most of them have in common."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from grpaint.backends.families.folder import PipelineFolder
-from grpaint.backends.families.schedule import as_ddim, diffusion_parametrisation, diffusion_path, flow_path
-from grpaint.core.errors import ConfigError
+from grpaint.backends.families.schedule import diffusion_parametrisation, diffusion_path, flow_path, stock_ode
+from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.core.path import Path
 from grpaint.core.prediction import Parametrisation
 
@@ -17,6 +18,7 @@ JOINT = tuple(
     f"attn.{layer}"
     for layer in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 )
+MOST_WINDOW = 100_000  # more positions than any CLIP encoder has; transformers gives 1e30 where none are stated
 Guidance = Literal["none", "cfg", "distilled"]
 
 
@@ -35,6 +37,7 @@ class Family(ABC):
     WITHOUT: ClassVar[dict[str, Any]] = {}  # parts that the pipeline is opened without
     PATCH: ClassVar[int] = 1  # latent sides are divisible by it: the side of the network's patches
     MOST_TOKENS: ClassVar[int] = 0  # the most that the stock pipeline accepts; 0: any number
+    SKIPS_CLIP: ClassVar[bool] = False  # whether ``encode`` follows the setting ``clip_skip``
     PACKED: ClassVar[int] = 1  # latents that the network takes as the channels of one token
 
     @abstractmethod
@@ -62,10 +65,10 @@ class Family(ABC):
         """The number of pixels per latent, along each side."""
         return int(2 ** (len(folder.settings("vae/config.json")["block_out_channels"]) - 1))
 
-    def sides(self, folder: PipelineFolder, height: int, width: int, own: int) -> tuple[int, int]:
+    def sides(self, folder: PipelineFolder, height: int, width: int, own: int | Sequence[int]) -> tuple[int, int]:
         """Return the latent height and width of an image of ``height`` x ``width`` pixels; a side of 0 gives ``own``.
 
-        ``own`` is the network's native latent side.
+        ``own`` is the network's native latent side, or its height and width.
 
         Raises:
             ConfigError: a side is not divisible by the pixels of a patch.
@@ -75,7 +78,8 @@ class Family(ABC):
             multiple = factor * self.PATCH
             if pixels % multiple:
                 raise ConfigError(f"model.{key} = {pixels}: this model's images have sides divisible by {multiple}.")
-        return height // factor or own, width // factor or own
+        own_height, own_width = (own, own) if isinstance(own, int) else own
+        return height // factor or own_height, width // factor or own_width
 
     def idle(self, network: Any) -> tuple[str, ...]:
         """Prefixes of the names of layers that no gradient can reach; they are not trained."""
@@ -114,9 +118,12 @@ class Family(ABC):
         """Whether the stock pipeline takes and returns latents in the layout of :func:`pack`."""
         return self.PACKED > 1
 
-    def deterministic(self, scheduler: Any) -> Any:
-        """A scheduler that takes the steps of the ODE here, on the same noise levels."""
-        return scheduler
+    def stock_ode(self, scheduler: Any, path: Path) -> tuple[str, dict[str, Any]] | None:
+        """The scheduler class of diffusers and the changed settings that take the ODE's steps on ``path``.
+
+        None if the stock pipeline's own ``scheduler`` does.
+        """
+        return None
 
     def to_stock(self, latents: Tensor) -> Tensor:
         """Convert latents to the layout of the stock pipeline."""
@@ -142,6 +149,7 @@ class Diffusion(Family):
     """A U-Net on a variance-preserving path, whose CLIP encoders read captions in windows of 77 tokens."""
 
     NETWORK = "unet"
+    SKIPS_CLIP = True
 
     def path(self, folder: PipelineFolder, latent: tuple[int, ...]) -> Path:
         return diffusion_path(folder)
@@ -155,8 +163,8 @@ class Diffusion(Family):
     def room(self, pipe: Any, tokens: int) -> tuple[Any, int] | None:
         return pipe.tokenizer, window_length(pipe.tokenizer) * window_count(pipe.tokenizer, tokens)
 
-    def deterministic(self, scheduler: Any) -> Any:
-        return as_ddim(scheduler)
+    def stock_ode(self, scheduler: Any, path: Path) -> tuple[str, dict[str, Any]] | None:
+        return stock_ode(scheduler, path)
 
 
 class ScaledFlow(Family):
@@ -184,7 +192,16 @@ def _latent_moments(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def window_length(tokenizer: Any) -> int:
-    """The number of a caption's tokens in a window, without the begin and end marks."""
+    """The number of a caption's tokens in a window, without the begin and end marks.
+
+    Raises:
+        CheckpointError: if the tokenizer's settings do not say how many its encoder takes.
+    """
+    if tokenizer.model_max_length > MOST_WINDOW:
+        raise CheckpointError(
+            f"{tokenizer.name_or_path}/tokenizer_config.json: no model_max_length. Set it to max_position_embeddings "
+            "of the text encoder's config.json (77 for CLIP)."
+        )
     return int(tokenizer.model_max_length) - 2
 
 

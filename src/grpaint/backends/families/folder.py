@@ -13,6 +13,7 @@ from grpaint.core.user_code import describe
 from grpaint.storage.reading import read_object
 
 OFF = (False, None)
+SCHEDULER = "scheduler/scheduler_config.json"
 
 
 @dataclass(frozen=True)
@@ -75,19 +76,18 @@ class PipelineFolder:
         Raises:
             ConfigError: if the class is not in ``defaults``, or a setting's value not in ``allowed``.
         """
-        file = "scheduler/scheduler_config.json"
-        settings = self.settings(file)
+        settings = self.settings(SCHEDULER)
         name = str(settings.get("_class_name"))
         if name not in defaults:
             raise ConfigError(
-                f'{self.path / file}: _class_name = "{name}": this noise schedule is not supported. There are: '
+                f'{self.path / SCHEDULER}: _class_name = "{name}": this noise schedule is not supported. There are: '
                 f"{', '.join(defaults)}. Save the folder's schedule with one of these."
             )
         settings = {**defaults[name], **settings}
         for key, values in allowed.items():
             if key in settings and settings[key] not in values:
                 raise ConfigError(
-                    f"{self.path / file}: {key} = {json.dumps(settings[key])}: no sampler here can follow that. "
+                    f"{self.path / SCHEDULER}: {key} = {json.dumps(settings[key])}: no sampler here can follow that. "
                     f"Set it to {' or '.join(json.dumps(value) for value in values)}, if the model allows it."
                 )
         return settings

@@ -24,8 +24,8 @@ class Sana(Family):
     def arguments(self, guidance: float, kind: Any) -> dict[str, Any]:
         return {"guidance_scale": guidance, "use_resolution_binning": False}
 
-    def deterministic(self, scheduler: Any) -> Any:
-        return type(scheduler).from_config(scheduler.config, solver_order=1)
+    def stock_ode(self, scheduler: Any, path: Path) -> tuple[str, dict[str, Any]] | None:
+        return "DPMSolverMultistepScheduler", {"solver_order": 1}
 
     def encode(self, pipe: Any, texts: list[str], tokens: int) -> tuple[Tensor, ...]:
         """Captions follow the stock pipeline's instruction; an empty one does not, like its negative prompt."""

@@ -1,27 +1,55 @@
 """Noising paths, from the settings of diffusers' schedulers."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
-from grpaint.backends.families.folder import OFF, PipelineFolder
-from grpaint.core.path import TRAIN_STEPS, FlowPath, Path, Point, VpPath
+from grpaint.backends.families.folder import OFF, SCHEDULER, PipelineFolder
+from grpaint.core.errors import ConfigError
+from grpaint.core.levels import Levels
+from grpaint.core.path import DISTILLED_STEPS, TRAIN_STEPS, FlowPath, Path, Point, VpPath
 from grpaint.core.prediction import Parametrisation
 
-# All four have the same noise schedule, so PNDM (Stable Diffusion 1.5), DDPM and Euler (SDXL) are read as DDIM would
-# read them. An Euler step in x / alpha is the DDIM step, and its grid ends in clean data.
-DIFFUSION: dict[str, dict[str, Any]] = {
+BETA_KEYS = ("beta_schedule", "beta_start", "beta_end")
+DISTILLED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+HEUN = {"timestep_spacing": "linspace", "beta_start": 0.00085, "beta_end": 0.012}
+LINSPACE = {"timestep_spacing": "linspace"}
+# Schedulers are read by their betas, spacing and levels; the sampler is ours, so the noise of ancestral ones and the
+# order of solvers do not matter. The first kind evaluates the network at whole timesteps, as DDIM does. With zero
+# terminal SNR its last alpha is exactly 0.
+AS_DDIM: dict[str, dict[str, Any]] = {
     "DDIMScheduler": {"clip_sample": True, "set_alpha_to_one": True},
     "PNDMScheduler": {"set_alpha_to_one": False},
     "DDPMScheduler": {"clip_sample": True, "set_alpha_to_one": True},
-    "EulerDiscreteScheduler": {"timestep_spacing": "linspace"},
+    "LCMScheduler": DISTILLED,
+    "TCDScheduler": DISTILLED,
 }
+# The second kind has levels sigma / alpha, also between timesteps. An Euler step in x / alpha is the DDIM step. With
+# zero terminal SNR the last alpha is 2^-12. Values: defaults, and whether a list of levels spans all timesteps.
+AS_EULER: dict[str, tuple[dict[str, Any], bool]] = {
+    "EulerDiscreteScheduler": (LINSPACE, False),
+    "EulerAncestralDiscreteScheduler": (LINSPACE, False),
+    "LMSDiscreteScheduler": (LINSPACE, False),
+    "HeunDiscreteScheduler": (HEUN, False),
+    "KDPM2DiscreteScheduler": (HEUN, False),
+    "KDPM2AncestralDiscreteScheduler": (HEUN, False),
+    "DPMSolverMultistepScheduler": (LINSPACE, True),
+    "DPMSolverSinglestepScheduler": (LINSPACE, True),
+    "UniPCMultistepScheduler": (LINSPACE, True),
+    "DEISMultistepScheduler": (LINSPACE, True),
+}
+DIFFUSION = AS_DDIM | {name: defaults for name, (defaults, _) in AS_EULER.items()}
 BETAS: dict[str, Literal["scaled-linear", "linear", "cosine"]] = {
     "scaled_linear": "scaled-linear",
     "linear": "linear",
     "squaredcos_cap_v2": "cosine",
 }
 PREDICTION_TYPES: dict[str, Parametrisation] = {"epsilon": "epsilon", "v_prediction": "v"}
+LEVELS: dict[str, Levels] = {"karras": "karras", "exponential": "exponential", "beta": "beta"}
+ON_OFF = (False, True, None)
+LEVEL_SWITCHES: dict[str, tuple[object, ...]] = {f"use_{name}_sigmas": ON_OFF for name in LEVELS}
 
 
 def _diffusion(folder: PipelineFolder) -> dict[str, Any]:
@@ -33,23 +61,34 @@ def _diffusion(folder: PipelineFolder) -> dict[str, Any]:
         "timestep_spacing": ("leading", "trailing", "linspace"),
         "clip_sample": OFF,
         "thresholding": OFF,
-        "rescale_betas_zero_snr": OFF,
-        "use_karras_sigmas": OFF,
-        "use_exponential_sigmas": OFF,
-        "use_beta_sigmas": OFF,
+        "rescale_betas_zero_snr": ON_OFF,
+        **dict.fromkeys(LEVEL_SWITCHES, OFF),
     }
-    settings = folder.scheduler(DIFFUSION, allowed)
-    if settings["_class_name"] == "EulerDiscreteScheduler":  # other settings start beside the path
-        allowed |= {
-            "timestep_spacing": ("leading",),
+    settings = folder.scheduler(DIFFUSION, allowed | LEVEL_SWITCHES)
+    name = settings["_class_name"]
+    if name in AS_EULER:
+        allowed |= LEVEL_SWITCHES | {
             "timestep_type": ("discrete",),
+            "interpolation_type": ("linear",),
             "final_sigmas_type": ("zero", "sigma_min"),
-            "sigma_min": (None,),
-            "sigma_max": (None,),
+            "use_flow_sigmas": OFF,
+            "use_lu_lambdas": OFF,
+            "lambda_min_clipped": (-math.inf, None),
         }
-        settings = folder.scheduler(DIFFUSION, allowed)
-        settings["set_alpha_to_one"] = settings.get("final_sigmas_type", "zero") == "zero"
+    elif name in ("LCMScheduler", "TCDScheduler"):
+        allowed["original_inference_steps"] = (DISTILLED_STEPS,)
+    folder.scheduler(DIFFUSION, allowed)
+    if settings.get("rescale_betas_zero_snr") and settings.get("prediction_type", "epsilon") == "epsilon":
+        raise ConfigError(
+            f'{folder.path / SCHEDULER}: rescale_betas_zero_snr = true with prediction_type = "epsilon": at the first '
+            "step alpha is 0, and no image can be read from predicted noise. If the network predicts v, set "
+            'model.prediction = "v"; else set neither this nor model.zero_snr.'
+        )
     return settings
+
+
+def _levels(settings: Mapping[str, Any]) -> Levels:
+    return next((kind for name, kind in LEVELS.items() if settings.get(f"use_{name}_sigmas")), "timesteps")
 
 
 def diffusion_path(folder: PipelineFolder) -> VpPath:
@@ -59,25 +98,85 @@ def diffusion_path(folder: PipelineFolder) -> VpPath:
         ConfigError: if no path can express its settings.
     """
     settings = _diffusion(folder)
-    return VpPath(
+    name, rescaled = settings["_class_name"], settings.get("rescale_betas_zero_snr")
+    path = VpPath(
         betas=BETAS[settings.get("beta_schedule", "linear")],
         first_beta=settings.get("beta_start", 0.0001),
         last_beta=settings.get("beta_end", 0.02),
         spacing=settings.get("timestep_spacing", "leading"),
         offset=settings.get("steps_offset", 0),
-        final="one" if settings["set_alpha_to_one"] else "first",
     )
+    if name in AS_DDIM:
+        return replace(
+            path,
+            terminal=0.0 if rescaled else None,
+            spacing="distilled" if AS_DDIM[name] is DISTILLED else path.spacing,
+            final="one" if _ends_clean(name, settings) else "first",
+        )
+    path = replace(
+        path,
+        terminal=2**-12 if rescaled else None,
+        final="one" if settings.get("final_sigmas_type", "zero") == "zero" else "first",
+        continuous=True,
+        levels=_levels(settings),
+        scaled_start=path.spacing != "leading",
+    )
+    return replace(path, ends=_ends(name, settings, path)) if path.levels != "timesteps" else path
 
 
-def as_ddim(scheduler: Any) -> Any:
-    """A DDIM scheduler in place of PNDM or DDPM: the same noise levels, with the steps of the ODE here."""
-    if type(scheduler).__name__ not in ("PNDMScheduler", "DDPMScheduler"):
-        return scheduler
-    from diffusers import DDIMScheduler
+def _ends_clean(name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether the last step of a scheduler of the first kind ends in clean data, and not at the first timestep."""
+    if AS_DDIM[name] is DISTILLED:
+        return name == "LCMScheduler"  # both ignore set_alpha_to_one there
+    return bool(settings.get("set_alpha_to_one", AS_DDIM[name]["set_alpha_to_one"]))
 
-    default = bool(DIFFUSION[type(scheduler).__name__]["set_alpha_to_one"])
-    to_one = scheduler.config.get("set_alpha_to_one", default)
-    return DDIMScheduler.from_config(scheduler.config, clip_sample=False, set_alpha_to_one=to_one)
+
+def _ends(name: str, settings: Mapping[str, Any], path: VpPath) -> tuple[float | None, float | None]:
+    """The highest and lowest of a list of levels, as far as they do not follow from the spacing of timesteps."""
+    high, low = settings.get("sigma_max"), settings.get("sigma_min")
+    if AS_EULER[name][1]:
+        first, last = path.at(TRAIN_STEPS - 1), path.at(0)
+        high, low = high or first.sigma / first.alpha, low or last.sigma / last.alpha
+    return high, low
+
+
+def listed(path: Path, sigmas: tuple[float, ...]) -> Path:
+    """``path`` with a list of noise levels, as the stock pipeline takes them by its argument ``sigmas``.
+
+    Raises:
+        ConfigError: if the list does not fall from noise to data, or the path is of another kind.
+    """
+    limit = 1.0 if isinstance(path, FlowPath) else 1e6
+    if not all(limit >= here > there > 0 for here, there in pairwise((*sigmas, sigmas[-1] / 2))):
+        raise ConfigError(f"model.sigmas = {list(sigmas)}: they must fall, from {limit:g} at most to above 0.")
+    if type(path) is FlowPath:  # subclasses have grids of their own
+        return replace(path, sigmas=sigmas)
+    if isinstance(path, VpPath):
+        return replace(
+            path, sigmas=sigmas, terminal=None if path.terminal is None else 2**-12, final="one", continuous=True
+        )
+    raise ConfigError("model.sigmas: this family has a path of its own; leave it out.")
+
+
+def stock_ode(scheduler: Any, path: Path) -> tuple[str, dict[str, Any]] | None:
+    """The scheduler class of diffusers and the changed settings that take the ODE's steps on ``path``.
+
+    None if ``scheduler`` itself does, or is not known. Settings whose defaults differ between the classes are given.
+    """
+    name, settings = type(scheduler).__name__, scheduler.config
+    own = "EulerDiscreteScheduler" if isinstance(path, VpPath) and path.continuous else "DDIMScheduler"
+    if not isinstance(path, VpPath) or name == own or name not in DIFFUSION:
+        return None
+    changes: dict[str, Any] = {} if path.terminal is None else {"rescale_betas_zero_snr": True}
+    if DIFFUSION[name] in (DISTILLED, HEUN):
+        changes |= {key: settings[key] for key in BETA_KEYS}
+    if path.sigmas:
+        changes["timestep_spacing"] = "trailing" if path.scaled_start else "leading"  # it decides the start alone
+    if path.continuous:
+        ends = zip(("sigma_max", "sigma_min"), path.ends, strict=True)
+        return own, changes | {key: end for key, end in ends if end}
+    changes |= {"clip_sample": False, "set_alpha_to_one": _ends_clean(name, settings)}
+    return own, changes | ({"timestep_spacing": "trailing"} if path.spacing == "distilled" else {})
 
 
 def diffusion_parametrisation(folder: PipelineFolder) -> Parametrisation:
@@ -102,9 +201,7 @@ def flow_path(folder: PipelineFolder, spacing: Literal["linear", "sd3"], tokens:
             "time_shift_type": ("exponential", "linear"),
             "invert_sigmas": OFF,
             **({"shift_terminal": (None,)} if spacing == "sd3" else {}),
-            "use_karras_sigmas": OFF,
-            "use_exponential_sigmas": OFF,
-            "use_beta_sigmas": OFF,
+            **LEVEL_SWITCHES,
             "stochastic_sampling": OFF,
         },
     )
@@ -114,7 +211,9 @@ def flow_path(folder: PipelineFolder, spacing: Literal["linear", "sd3"], tokens:
         low, high = settings.get("base_shift", 0.5), settings.get("max_shift", 1.15)
         shift = low + (high - low) * (tokens - small) / (large - small)
         shift = math.exp(shift) if settings["time_shift_type"] == "exponential" else shift
-    return FlowPath(shift=shift, spacing=spacing, terminal=settings.get("shift_terminal") or 0.0)
+    return FlowPath(
+        shift=shift, spacing=spacing, terminal=settings.get("shift_terminal") or 0.0, levels=_levels(settings)
+    )
 
 
 @dataclass(frozen=True)
@@ -158,5 +257,7 @@ def flow_path_of_solver(folder: PipelineFolder) -> FlowPath:
 
 
 def stock_grid_matches(path: Path, steps: int) -> bool:
-    """Whether the stock DDIM's steps of 1000 // ``steps`` end on its own grid; they do not if that is rounded."""
-    return not isinstance(path, VpPath) or path.spacing == "leading" or 1000 % steps == 0
+    """Whether the scheduler of :func:`stock_ode` visits the grid: DDIM's steps of 1000 // ``steps`` may not."""
+    if not isinstance(path, VpPath) or path.continuous or path.spacing == "leading":
+        return True
+    return path.spacing != "linspace" and (DISTILLED_STEPS if path.spacing == "distilled" else TRAIN_STEPS) % steps == 0

@@ -18,7 +18,11 @@ class StableDiffusion(Diffusion):
 
     def encode(self, pipe: Any, texts: list[str], tokens: int) -> tuple[Tensor, ...]:
         ids = windows(pipe.tokenizer, texts, tokens).to(pipe.device)
-        states = pipe.text_encoder(ids.flatten(0, 1))[0]
+        out = pipe.text_encoder(ids.flatten(0, 1), output_hidden_states=bool(pipe.clip_skip))
+        states = out[0]
+        if pipe.clip_skip:
+            norm = getattr(pipe.text_encoder, "text_model", pipe.text_encoder).final_layer_norm
+            states = norm(out.hidden_states[-1 - pipe.clip_skip])
         return (states.unflatten(0, ids.shape[:2]).flatten(1, 2),)
 
     def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:

@@ -21,7 +21,7 @@ class StableDiffusionXl(Diffusion):
         for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
             ids = windows(tokenizer, texts, tokens).to(pipe.device)
             out = encoder(ids.flatten(0, 1), output_hidden_states=True)
-            states.append(out.hidden_states[-2].unflatten(0, ids.shape[:2]).flatten(1, 2))
+            states.append(out.hidden_states[-2 - (pipe.clip_skip or 0)].unflatten(0, ids.shape[:2]).flatten(1, 2))
         embeddings, pooled = torch.cat(states, -1), out.text_embeds[:: ids.shape[1]]
         if pipe.config.force_zeros_for_empty_prompt:
             nonempty = torch.tensor([bool(text) for text in texts], device=pooled.device)

@@ -46,6 +46,13 @@ def _check(policy: Any, target: Target, out: Path) -> None:
         raise ConfigError(
             f"export --for {target}: the run trained the whole network, not an adapter; use --for merged."
         )
+    unnamed = sorted(
+        {key.partition(".lora_")[0] for key in policy.weights.trainable if key.startswith("add_embedding.")}
+    )
+    if target == "comfyui" and policy.spec.lora and unnamed:
+        raise ConfigError(
+            f"export --for comfyui: diffusers reads no name for {', '.join(unnamed)}; use --for diffusers or merged."
+        )
     if target != "merged" and policy.spec.adapter:
         raise ConfigError(
             f"export --for {target}: this adapter sits on the whole network {policy.spec.start}; use --for merged."

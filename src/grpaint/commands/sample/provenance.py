@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL.PngImagePlugin import PngInfo
 
-from grpaint.backends.base_model import SCHEDULER
 from grpaint.backends.diffusers_policy import DiffusersPolicy
+from grpaint.backends.families.folder import SCHEDULER
 from grpaint.backends.families.schedule import stock_grid_matches
 from grpaint.core.errors import ConfigError
 from grpaint.core.importing import ForeignCode
@@ -143,7 +143,7 @@ def diffusers_script(policy: Any, recipe: DrawingRecipe, prompt: str, seed: int,
         "height": height,
         "width": width,
         **family.arguments(*guidance),
-        **family.length(spec.tokens),
+        **spec.stock_arguments,
     }
     words = "".join(f"    {key}={value!r},\n" for key, value in arguments.items())
     without = "".join(f", {key}={value!r}" for key, value in family.WITHOUT.items())
@@ -176,6 +176,8 @@ def _check_snippet(policy: Any, recipe: DrawingRecipe) -> None:
     spec, weight = policy.spec, recipe.evaluate.guidance
     if spec.origin.single:
         raise ConfigError(f"--snippet: the base is one file, {spec.base}; export the run --for merged and name that.")
+    if spec.clip_skip and policy.name == "sd15":
+        raise ConfigError("--snippet: diffusers' clip_skip fails on Stable Diffusion's encoder of transformers 5.")
     if not policy.distilled and weight < 1:
         raise ConfigError(f"--snippet: stock pipelines have no guidance between 0 and 1, and it is {weight}.")
     if policy.family.NETWORK == "unet" and spec.tokens > pipe_tokens(policy):
@@ -195,18 +197,17 @@ def _check_snippet(policy: Any, recipe: DrawingRecipe) -> None:
 
 def _scheduler_lines(policy: DiffusersPolicy) -> str:
     """Lines that give the stock pipeline the policy's scheduler settings."""
-    own, ours = policy.pipe.scheduler, policy.family.deterministic(policy.pipe.scheduler)
     changes = dict(policy.spec.origin.settings.changes.get(SCHEDULER, {}))
     lines = (
         f"pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{changes!r})\n" if changes else ""
     )
-    if ours is own:
+    stock = policy.family.stock_ode(policy.pipe.scheduler, policy.path)
+    if stock is None:
         return lines
+    name, settings = stock
+    words = "".join(f", {key}={value!r}" for key, value in settings.items())
     return lines + (
-        "from diffusers import DDIMScheduler\n"
-        "pipe.scheduler = DDIMScheduler.from_config(\n"
-        f"    pipe.scheduler.config, clip_sample=False, set_alpha_to_one={ours.config['set_alpha_to_one']!r}\n"
-        ")\n"
+        f"from diffusers import {name}\npipe.scheduler = {name}.from_config(\n    pipe.scheduler.config{words}\n)\n"
     )
 
 
