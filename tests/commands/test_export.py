@@ -22,7 +22,7 @@ from grpaint.commands.sample import provenance
 from grpaint.core import CheckpointError, ConfigError
 from grpaint.core.runtime import Runtime
 from grpaint.storage.files import read_weights, write_weights
-from tiny_pipelines import PIPELINES, recipe, save
+from tiny_pipelines import PIPELINES, recipe, save, side
 from tiny_runs import trained
 
 FAMILIES = [name for name in PIPELINES if name != "sd15-v"]
@@ -31,7 +31,8 @@ FAMILIES = [name for name in PIPELINES if name != "sd15-v"]
 def tuned(folder: Path) -> DiffusersPolicy:
     """A policy whose adapter has left its zeros."""
     tokens = 16 if folder.name in ("sd3", "flux-dev", "flux-schnell") else 0
-    spec = Diffusers(str(folder), height=16, width=16, tokens=tokens, lora=Lora(rank=4, alpha=12))
+    pixels = side(folder.name)
+    spec = Diffusers(str(folder), height=pixels, width=pixels, tokens=tokens, lora=Lora(rank=4, alpha=12))
     policy = spec.load(Runtime())
     torch.manual_seed(1)
     for parameter in policy.parameters():
@@ -48,7 +49,7 @@ def test_an_export_draws_the_same(tmp_path: Path, name: str, target: exporting.T
     start = policy.noise((0, 0, "export"), range(2))
     with policy.weights.use("reference"):
         base = policy.stock(exporting.TEXTS, start, 2)
-    assert (policy.stock(exporting.TEXTS, start, 2) - base).norm() / base.norm() > 1e-2  # it could have failed
+    assert (policy.stock(exporting.TEXTS, start, 2) - base).norm() / base.norm() > 5e-3  # it could have failed
     assert not list(tmp_path.glob("*.part"))
     if target == "merged":
         about = json.loads((tmp_path / "out/grpaint.json").read_text())
