@@ -102,10 +102,9 @@ class Plan:
     """The settings of a rollout: ``sampler`` in the window, ``outside`` in other steps, and which ``weights`` sample.
 
     ``tail`` takes the steps after the window, all of them if it is closed, by a higher-order solver, and fewer of them;
-    ``growth`` adds steps as a run goes on.
-    ``previews`` scores the predicted clean sample at every step that an earlier action influenced, for step-aware
-    advantages. ``base_after``: the share of the steps after which the reference weights sample (MixGRPO's hybrid
-    inference).
+    ``growth`` adds steps as a run goes on. ``previews`` scores the predicted clean sample at every step that an earlier
+    action influenced, for step-aware advantages. ``base_after``: the share of the steps after which the reference
+    weights sample (MixGRPO's hybrid inference).
     """
 
     steps: int = 10
