@@ -15,6 +15,7 @@ from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
@@ -24,6 +25,8 @@ from diffusers import (
     FluxTransformer2DModel,
     Krea2Pipeline,
     Krea2Transformer2DModel,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
     PNDMScheduler,
@@ -137,7 +140,7 @@ def sd3() -> StableDiffusion3Pipeline:
     return ready(pipe)
 
 
-def sd15(kind: Any = DDIMScheduler, **scheduler: Any) -> StableDiffusionPipeline:
+def sd15(kind: Any = DDIMScheduler, guidance_width: int | None = None, **scheduler: Any) -> StableDiffusionPipeline:
     torch.manual_seed(0)
     pipe = StableDiffusionPipeline(
         unet=UNet2DConditionModel(
@@ -151,6 +154,7 @@ def sd15(kind: Any = DDIMScheduler, **scheduler: Any) -> StableDiffusionPipeline
             cross_attention_dim=32,
             attention_head_dim=2,
             norm_num_groups=4,
+            time_cond_proj_dim=guidance_width,
         ),
         scheduler=kind(
             **{
@@ -173,7 +177,13 @@ def sd15(kind: Any = DDIMScheduler, **scheduler: Any) -> StableDiffusionPipeline
     return ready(pipe)
 
 
-def sdxl(**unet: Any) -> StableDiffusionXLPipeline:
+def lcm() -> LatentConsistencyModelPipeline:
+    """A latent consistency model: SD 1.5 whose U-Net is given the guidance."""
+    parts = sd15(LCMScheduler, guidance_width=9).components
+    return ready(LatentConsistencyModelPipeline(**parts, requires_safety_checker=False))
+
+
+def sdxl(kind: Any = EulerDiscreteScheduler, spacing: str = "leading", **unet: Any) -> StableDiffusionXLPipeline:
     torch.manual_seed(0)
     shape = {
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -197,11 +207,11 @@ def sdxl(**unet: Any) -> StableDiffusionXLPipeline:
             projection_class_embeddings_input_dim=32 + 6 * 8,
             **shape,
         ),
-        scheduler=EulerDiscreteScheduler(
+        scheduler=kind(
             beta_start=0.00085,
             beta_end=0.012,
             beta_schedule="scaled_linear",
-            timestep_spacing="leading",
+            timestep_spacing=spacing,
             steps_offset=1,
         ),
         vae=autoencoder(4, None),
@@ -584,9 +594,17 @@ PIPELINES = {
 }
 
 
+# Layouts of models of few steps; their networks are those of others, but for the guidance of LCM's.
+DISTILLED = {
+    "sd15-lcm": lcm,
+    "sdxl-lcm": lambda: sdxl(LCMScheduler, time_cond_proj_dim=8),
+    "sdxl-turbo": lambda: sdxl(EulerAncestralDiscreteScheduler, "trailing"),
+}
+
+
 def save(name: str, root: Path) -> Path:
     """The folder of a saved pipeline."""
-    PIPELINES[name]().save_pretrained(root / name)
+    (PIPELINES | DISTILLED)[name]().save_pretrained(root / name)
     return root / name
 
 

@@ -281,6 +281,7 @@ def test_epsilon_is_refused_at_zero_terminal_snr(tmp_path: Path, name: str) -> N
         ("UniPCMultistep", {"use_flow_sigmas": True}, "use_flow_sigmas = true: no sampler"),
         ("DDIM", {**KARRAS, "clip_sample": False}, "use_karras_sigmas = true: no sampler"),
         ("LCM", {"original_inference_steps": 100}, "original_inference_steps = 100: no sampler"),
+        ("LCM", {"timestep_scaling": 1.0}, "timestep_scaling = 1.0: no sampler"),
         ("EDMEuler", {}, '_class_name = "EDMEulerScheduler": this noise schedule is not supported'),
     ],
 )

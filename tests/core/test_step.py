@@ -5,12 +5,29 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, LCMScheduler, TCDScheduler
+from diffusers.schedulers import scheduling_flow_match_lcm, scheduling_lcm, scheduling_tcd
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from grpaint.core import Cps, DanceSde, Ddim, FlowPath, FlowSde, Gaussian, Ode, Point, Sampler, VpPath, read, step
+from grpaint.core import (
+    Annealed,
+    Cps,
+    DanceSde,
+    Ddim,
+    FlowPath,
+    FlowSde,
+    Gaussian,
+    Lcm,
+    Ode,
+    Path,
+    Point,
+    Sampler,
+    VpPath,
+    read,
+    step,
+)
 
 SD3 = FlowPath(3, "sd3").grid(10)
 MIX = FlowPath(3).grid(25)
@@ -124,6 +141,66 @@ def test_ode_is_the_step_of_diffusers() -> None:
         torch.testing.assert_close(step(Ode(), read(v, x, here, "velocity"), here, there).mean, theirs)
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "v"])
+@pytest.mark.parametrize(("steps", "tolerance"), [(1, 1e-6), (4, 1e-6), (8, 1e-6), (50, 2e-5)])
+def test_lcm_is_the_step_of_diffusers(monkeypatch: pytest.MonkeyPatch, kind: str, steps: int, tolerance: float) -> None:
+    """But for the scalings of its boundary condition, which weigh at most 1.3e-7 in eight steps and 7e-6 in fifty."""
+    output, x, z = fields("output", "x", "z")
+    monkeypatch.setattr(scheduling_lcm, "randn_tensor", lambda *_, **__: z)
+    public = LCMScheduler(prediction_type={"epsilon": "epsilon", "v": "v_prediction"}[kind])
+    public.alphas_cumprod = torch.tensor(_abar(), dtype=torch.float64)  # theirs are in single precision
+    public.set_timesteps(steps)
+    grid = VpPath(spacing="distilled", final="one").grid(steps)
+    for timestep, (here, there) in zip(public.timesteps, pairwise(grid), strict=True):
+        theirs = public.step(output, timestep, x).prev_sample
+        ours = step(Lcm(), read(output, x, here, kind), here, there).sample(z)
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_lcm_is_the_step_of_diffusers_on_flows(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    x, v, z = (part.float() for part in fields("x", "velocity", "z"))
+    monkeypatch.setattr(scheduling_flow_match_lcm, "randn_tensor", lambda *_, **__: z)
+    public = FlowMatchLCMScheduler(shift=3)
+    public.set_timesteps(steps)
+    for timestep, (here, there) in zip(public.timesteps, pairwise(FlowPath(3, "sd3").grid(steps)), strict=True):
+        theirs = public.step(v, timestep, x).prev_sample
+        torch.testing.assert_close(step(Lcm(), read(v, x, here, "velocity"), here, there).sample(z), theirs)
+
+
+@pytest.mark.parametrize(("path", "kind"), [(FlowPath(3), "velocity"), (VpPath(), "epsilon"), (VpPath(), "v")])
+def test_the_density_of_lcm_is_that_of_a_noised_clean_sample(path: Path, kind: str) -> None:
+    """Its mean and the divergence of two policies follow from their clean samples alone."""
+    x, *outputs, action = fields("x", "one", "other", "action")
+    for here, there in pairwise(path.grid(4)[:-1]):
+        clean, reference = (read(output, x, here, kind).x0 for output in outputs)
+        one, other = (step(Lcm(), read(output, x, here, kind), here, there) for output in outputs)
+        normals = [torch.distributions.Normal(there.alpha * x0, there.sigma) for x0 in (clean, reference)]
+        torch.testing.assert_close(one.log_prob(action), normals[0].log_prob(action).flatten(1).mean(1))
+        torch.testing.assert_close(one.kl(other), torch.distributions.kl_divergence(*normals).flatten(1).mean(1))
+        snr = (there.alpha / there.sigma) ** 2
+        torch.testing.assert_close(one.kl(other), snr / 2 * ((clean - reference) ** 2).flatten(1).mean(1))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+def test_a_step_of_tcd_is_one_of_cps(monkeypatch: pytest.MonkeyPatch, gamma: float) -> None:
+    """Of another eta at each step: .72, .58, .48 with the usual gamma .3; with gamma 1 within .03 of 1."""
+    output, x, z = fields("output", "x", "z")
+    monkeypatch.setattr(scheduling_tcd, "randn_tensor", lambda *_, **__: z)
+    public = TCDScheduler()
+    public.alphas_cumprod = torch.tensor(_abar(), dtype=torch.float64)
+    public.set_timesteps(4)
+    grid = VpPath(spacing="distilled").grid(4)
+    for timestep, (here, there) in zip(public.timesteps[:-1], pairwise(grid[:-1]), strict=True):
+        theirs = public.step(output, timestep, x, eta=gamma).prev_sample
+        third = VpPath().at(int((1 - gamma) * there.t))
+        std = math.sqrt(max(1 - (there.alpha / third.alpha) ** 2, 0))
+        eta = 2 / math.pi * math.asin(std / there.sigma)
+        assert {0.0: eta == 0, 0.3: 0.47 < eta < 0.73, 1.0: eta > 0.97}[gamma]
+        ours = step(Cps(eta), read(output, x, here, "epsilon"), here, there).sample(z)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("t", [1, 2, 10, 500, 999])
 def test_ddim_with_eta_1_is_the_ancestral_step_of_ddpm(t: int) -> None:
     x, eps = fields("x", "epsilon")
@@ -230,7 +307,7 @@ TIMES = st.tuples(st.integers(1, 999), st.integers(0, 998)).map(lambda pair: (pa
 @given(levels=LEVELS, eta=st.floats(0, 1))
 def test_coefficients_are_preserved_on_flows(levels: tuple[float, float], eta: float) -> None:
     here, there = map(FlowPath().at, levels)
-    for sampler in (Ode(), Cps(eta), Ddim(0)):
+    for sampler in (Ode(), Cps(eta), Ddim(0), Lcm()):
         gain, std = sampler(here, there)
         assert math.hypot(gain, std) == pytest.approx(there.sigma, rel=1e-9)
 
@@ -239,7 +316,7 @@ def test_coefficients_are_preserved_on_flows(levels: tuple[float, float], eta: f
 def test_coefficients_are_preserved_on_diffusion_paths(times: tuple[int, int], eta: float) -> None:
     path = VpPath()
     here, there = map(path.at, times)
-    for sampler in (Ode(), Cps(eta), Ddim(eta)):
+    for sampler in (Ode(), Cps(eta), Ddim(eta), Lcm()):
         gain, std = sampler(here, there)
         assert math.hypot(gain, std) == pytest.approx(there.sigma, rel=1e-9)
         assert gain >= 0
@@ -252,9 +329,11 @@ def test_an_euler_maruyama_step_gives_up_noise_for_noise(levels: tuple[float, fl
     assert gain == pytest.approx(there.sigma - std**2 / (2 * here.sigma), abs=1e-12)
 
 
-def test_cps_with_eta_1_forgets_the_noise_it_had() -> None:
+def test_lcm_cps_with_eta_1_and_annealed_noise_of_1_forget_the_noise_they_had() -> None:
     here, there = FlowPath().at(0.8), FlowPath().at(0.5)
-    assert Cps(1)(here, there) == pytest.approx((0, 0.5), abs=1e-15)
+    assert Lcm()(here, there) == (0, 0.5)
+    for sampler in (Cps(1), Annealed(1, 1)):
+        assert sampler(here, there) == pytest.approx((0, 0.5), abs=1e-15)
 
 
 @pytest.mark.parametrize("grid", [SD3, MIX, VpPath(spacing="trailing", final="one").grid(10)])
@@ -262,7 +341,7 @@ def test_the_last_step_to_clean_data_returns_the_clean_prediction(grid: tuple[Po
     x, output = fields("x", "output")
     here, there = grid[-2:]
     prediction = read(output, x, here, "velocity" if here.alpha + here.sigma == 1 else "epsilon")
-    for sampler in (Ode(), Cps(0.8), Ddim(1)):
+    for sampler in (Ode(), Cps(0.8), Ddim(1), Lcm()):
         same(step(sampler, prediction, here, there), prediction.x0, 0.0)
 
 

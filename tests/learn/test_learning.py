@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
-from grpaint.core import Annealed, Cps, DanceSde, Ddim, FlowPath, FlowSde, Path, Prompt, VpPath
+from grpaint.core import Annealed, Cps, DanceSde, Ddim, FlowPath, FlowSde, Lcm, Path, Prompt, Sampler, VpPath
 from grpaint.core.runtime import Runtime
 from grpaint.learn import (
     AdvantageWeightedMatching,
@@ -89,6 +89,8 @@ METHODS = {
     "mix-grpo-flash": (FlowPath(), replace(MIX, tail=Tail(0.5)), PerReward()),
     "mix-grpo-flash-star": (FlowPath(), replace(MIX, window=Sliding(2, stride=0), tail=Tail(0.4)), PerReward()),
     "mix-grpo-pruned": (FlowPath(), replace(MIX, prune=Funnel((), (6,), close=True)), PerReward()),
+    "lcm": (FlowPath(3), Plan(4, Lcm(), outside=Lcm(), prune=Funnel((2,), (8,))), GroupNorm()),
+    "lcm-vp": (VpPath(spacing="distilled", final="one"), Plan(3, Lcm(), Random(1, 0, 1)), GroupNorm()),
     "ddpo": (VpPath(), Plan(8, Ddim(1.0), Whole(skip_last=0)), History()),
 }
 
@@ -100,9 +102,10 @@ def test_a_method_raises_its_reward(name: str) -> None:
     assert after < 0.5 * before
 
 
+@pytest.mark.parametrize("sampler", [Annealed(), Lcm()], ids=str)
 @pytest.mark.parametrize("steps", [2, 4, 8])
-def test_annealed_few_step_sampling_with_step_aware_advantages_raises_its_reward(steps: int) -> None:
-    plan = Plan(steps, Annealed(), previews=True)
+def test_few_step_sampling_with_step_aware_advantages_raises_its_reward(steps: int, sampler: Sampler) -> None:
+    plan = Plan(steps, sampler, previews=True)
     before, after = trained(FlowPath(), plan, StepAware(), PolicyGradient(terminal=0.5))
     assert after < 0.5 * before
 

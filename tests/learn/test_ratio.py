@@ -6,14 +6,14 @@ from torch import Tensor
 
 from grpaint.backends.gaussian import GaussianModel
 from grpaint.backends.scenes import Scenes
-from grpaint.core import Cps, DanceSde, Ddim, FlowPath, FlowSde, Path, Policy, Prompt, Sampler, VpPath, noise
+from grpaint.core import Cps, DanceSde, Ddim, FlowPath, FlowSde, Lcm, Path, Policy, Prompt, Sampler, VpPath, noise
 from grpaint.core.runtime import Runtime
 from grpaint.learn import PolicyGradient, Reinforce, StepKl
 from grpaint.rollout import Funnel, Plan, Random, Reference, Rollout, Shared, Whole, act, roll
 
 PROMPTS = [Prompt("a red circle"), Prompt("two blue squares"), Prompt("a small green cross above a white triangle")]
-FLOW = [FlowSde(0.7), DanceSde(0.3), Cps(0.8)]
-VP = [Ddim(1.0), Cps(0.8)]
+FLOW = [FlowSde(0.7), DanceSde(0.3), Cps(0.8), Lcm()]
+VP = [Ddim(1.0), Cps(0.8), Lcm()]
 KERNELS = [("velocity", kernel) for kernel in FLOW] + [("epsilon", kernel) for kernel in VP]
 PATHS = [FlowPath(), FlowPath(3), FlowPath(3, "sd3")]
 CLOSED_FORM = [(path, kernel) for path in PATHS for kernel in FLOW] + [(VpPath(), kernel) for kernel in VP]

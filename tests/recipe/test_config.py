@@ -84,6 +84,8 @@ REFUSED = {
     "rewards.checker.weight=0": ["rewards", "weight"],
     "rewards={}": ["rewards", "at least one"],
     "plan.sampler.kind=flow-sdee": ["plan.sampler.kind", 'Did you mean "flow-sde"?', "cps, dance-sde, ddim"],
+    "plan.sampler.kind=tcd": ["plan.sampler.kind", "third noise level", '"cps"', "gamma 1. There are: annealed"],
+    "plan.steps=1": ["plan.steps = 1", "likelihood", "take 2 steps or more", '"awm"'],
     "model.kind=scene": ["model.kind", 'Did you mean "scenes"?'],
     "advantage.kind=groups": ["advantage.kind", 'Did you mean "group"?'],
     "rewards.mine={}": ["rewards.mine.kind is missing", "scenes-checker"],

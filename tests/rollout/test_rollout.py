@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grpaint.backends.gaussian import GaussianModel, GaussianPolicy
 from grpaint.backends.scenes import ScenePolicy, Scenes
-from grpaint.core import Cps, DanceSde, Ddim, FlowPath, FlowSde, Ode, Path, Policy, Prompt, Sampler, VpPath, noise
+from grpaint.core import Cps, DanceSde, Ddim, FlowPath, FlowSde, Lcm, Ode, Path, Policy, Prompt, Sampler, VpPath, noise
 from grpaint.core.runtime import Runtime
 from grpaint.rollout import Closed, Funnel, Plan, Random, Reference, Rollout, Shared, Whole, act, roll
 
@@ -52,7 +52,14 @@ def same(ours: Rollout, theirs: Rollout) -> None:
 
 @pytest.mark.parametrize(
     ("path", "sampler"),
-    [(FlowPath(3), FlowSde()), (FlowPath(3), DanceSde()), (FlowPath(), Cps()), (VpPath(), Ddim()), (VpPath(), Cps())],
+    [
+        (FlowPath(3), FlowSde()),
+        (FlowPath(3), DanceSde()),
+        (FlowPath(), Cps()),
+        (VpPath(), Ddim()),
+        (VpPath(), Cps()),
+        (VpPath(), Lcm()),
+    ],
     ids=str,
 )
 def test_a_recorded_action_is_the_one_taken_and_the_next_one_starts_where_it_ended(

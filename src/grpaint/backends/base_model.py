@@ -22,6 +22,7 @@ from grpaint.core.text import one_line
 from grpaint.storage.files import check_tensors
 
 PredictionSetting = Literal["auto", "epsilon", "v"]
+SpacingSetting = Literal["auto", "trailing", "distilled"]
 ABSENT = (None, None)  # a part that model_index.json leaves out
 
 
@@ -81,13 +82,27 @@ class BaseModel:
         return name, family
 
     def with_prediction(self, scheduler: Any) -> Any:
-        """``scheduler``, with the prediction type and the terminal SNR of this model."""
-        changes = self.settings.changes.get(SCHEDULER)
-        return type(scheduler).from_config(scheduler.config, **changes) if changes else scheduler
+        """``scheduler``, with the prediction type, terminal SNR and spacing of this model."""
+        import diffusers
+
+        changes = dict(self.settings.changes.get(SCHEDULER, {}))
+        if not changes:
+            return scheduler
+        name = changes.pop("_class_name", type(scheduler).__name__)
+        return getattr(diffusers, name).from_config(scheduler.config, **changes)
 
 
-def find_base(base: str, config: str, prediction: PredictionSetting, *, zero_snr: bool = False) -> BaseModel:
-    """Read a model's settings, without opening weights. ``zero_snr``: rescale its noise levels.
+def find_base(
+    base: str,
+    config: str,
+    prediction: PredictionSetting,
+    *,
+    zero_snr: bool = False,
+    spacing: SpacingSetting = "auto",
+) -> BaseModel:
+    """Read a model's settings, without opening weights.
+
+    ``zero_snr``: rescale its noise levels. ``spacing``: of its timesteps, "auto" as its settings have them.
 
     Raises:
         ConfigError, CheckpointError: if a file is missing, or the user has to set ``config`` or ``prediction``.
@@ -97,7 +112,7 @@ def find_base(base: str, config: str, prediction: PredictionSetting, *, zero_snr
             raise ConfigError(f'model.config = "{config}": only for a base of one file; {base} has its own settings.')
         folder = PipelineFolder(pipeline_folder(base, weights=False))
         own_prediction = None if prediction == "auto" else prediction
-        return BaseModel(base, _with_schedule(folder, own_prediction, zero_snr=zero_snr))
+        return BaseModel(base, _with_schedule(folder, own_prediction, zero_snr=zero_snr, spacing=spacing))
     single = read_single_file(base)
     if not config:
         raise ConfigError(
@@ -106,7 +121,9 @@ def find_base(base: str, config: str, prediction: PredictionSetting, *, zero_snr
             f"its model_index.json, scheduler/, tokenizer*/, config.json of each part{_weights_needed(single)}."
         )
     folder = PipelineFolder(pipeline_folder(config, weights=False, key="model.config"))
-    settings = _with_schedule(folder, single.prediction(prediction), zero_snr=zero_snr or single.zero_snr)
+    settings = _with_schedule(
+        folder, single.prediction(prediction), zero_snr=zero_snr or single.zero_snr, spacing=spacing
+    )
     return BaseModel(config, settings, single)
 
 
@@ -117,20 +134,34 @@ def _weights_needed(single: SingleFile) -> str:
     return f", and the weights of {', '.join(missing_parts)}" if missing_parts else ""
 
 
-def _with_schedule(folder: PipelineFolder, prediction: str | None, *, zero_snr: bool) -> PipelineFolder:
-    """``folder`` with the prediction type replaced, and zero terminal SNR; None and False keep its own settings."""
-    if not (prediction or zero_snr):
+def _with_schedule(
+    folder: PipelineFolder, prediction: str | None, *, zero_snr: bool, spacing: SpacingSetting
+) -> PipelineFolder:
+    """``folder`` with another prediction type, terminal SNR and spacing; None, False and "auto" keep its own."""
+    settings = {
+        f'model.prediction = "{prediction}"': prediction,
+        "model.zero_snr = true": zero_snr,
+        f'model.spacing = "{spacing}"': spacing != "auto",
+    }
+    stated = [setting for setting, value in settings.items() if value]
+    if not stated:
         return folder
     scheduler = folder.settings(SCHEDULER)
+    name = str(scheduler.get("_class_name"))
     changes: dict[str, object] = {}
-    if "Flow" in str(scheduler.get("_class_name")):
-        setting = f'model.prediction = "{prediction}"' if prediction else "model.zero_snr = true"
-        raise ConfigError(f"{setting}: this model is a flow, which predicts a velocity. Leave it out.")
+    if "Flow" in name:
+        raise ConfigError(f"{stated[0]}: this model is a flow; the setting is for diffusion models. Leave it out.")
+    if spacing == "trailing" and name in ("LCMScheduler", "TCDScheduler"):
+        raise ConfigError(f'model.spacing = "trailing": {name} has the timesteps of its distillation. Leave it out.')
     prediction_type = next((name for name, meaning in PREDICTION_TYPES.items() if meaning == prediction), None)
     if prediction_type not in (None, scheduler.get("prediction_type", "epsilon")):
         changes["prediction_type"] = prediction_type
     if zero_snr:
-        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        changes["rescale_betas_zero_snr"] = True
+    if spacing == "distilled":
+        changes["_class_name"] = "LCMScheduler"
+    elif zero_snr or spacing == "trailing":
+        changes["timestep_spacing"] = "trailing"
     return PipelineFolder(folder.path, {SCHEDULER: changes} if changes else {})
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from grpaint.backends.adapter_files import is_adapter
 from grpaint.backends.adapters import Lora
-from grpaint.backends.base_model import BaseModel, PredictionSetting, find_base
+from grpaint.backends.base_model import BaseModel, PredictionSetting, SpacingSetting, find_base
 from grpaint.backends.embeddings import default_folder, text_parts_hash
 from grpaint.backends.families import FAMILIES, Family, Guidance, PipelineFolder, find_family
 from grpaint.backends.families.schedule import listed
@@ -47,7 +47,8 @@ class DiffusersSettings:
       ``.safetensors`` file. For a single file, ``config`` names the folder or hub id with its settings and tokenizers.
     - ``family``: "auto" chooses by the pipeline class, or by the single file's layout; "module:Name" is your own class.
     - ``prediction``: "auto" uses what the single file or the scheduler's settings state. ``zero_snr``: rescale the
-      noise levels to zero terminal SNR, with trailing spacing, though neither of them states it.
+      noise levels to zero terminal SNR, with trailing spacing, though neither of them states it. ``spacing``:
+      "trailing" timesteps, or those on which latent consistency models are "distilled"; "auto" as the scheduler has.
     - ``guidance`` w: with ``guidance_kind`` "cfg", extrapolate from the empty caption (1 is no guidance; any other
       value needs two network calls per prediction). "distilled" models take w as an input and need one call. "auto"
       uses what the model supports.
@@ -72,6 +73,7 @@ class DiffusersSettings:
     family: str = "auto"
     prediction: PredictionSetting = "auto"
     zero_snr: bool = False
+    spacing: SpacingSetting = "auto"
     guidance: float = 1.0
     guidance_kind: Literal["auto", "none", "cfg", "distilled"] = "auto"
     height: int = 0
@@ -133,7 +135,7 @@ class DiffusersSettings:
     @cached_property
     def origin(self) -> BaseModel:
         """The folder and the single file that the parts come from, found without opening weights."""
-        return find_base(self.base, self.config, self.prediction, zero_snr=self.zero_snr)
+        return find_base(self.base, self.config, self.prediction, zero_snr=self.zero_snr, spacing=self.spacing)
 
     @property
     def _folder(self) -> PipelineFolder:

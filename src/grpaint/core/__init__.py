@@ -24,7 +24,7 @@ from grpaint.core.path import FlowPath, Path, Point, VpPath
 from grpaint.core.policy import Condition, Meter, Policy, Prompt, Reward, Weights
 from grpaint.core.prediction import Prediction, read
 from grpaint.core.rng import noise, permutation, uniform
-from grpaint.core.step import Annealed, Cps, DanceSde, Ddim, FlowSde, Gaussian, Ode, Sampler, step
+from grpaint.core.step import Annealed, Cps, DanceSde, Ddim, FlowSde, Gaussian, Lcm, Ode, Sampler, step
 
 __all__ = [
     "Annealed",
@@ -38,6 +38,7 @@ __all__ = [
     "FlowSde",
     "Gaussian",
     "GrpaintError",
+    "Lcm",
     "MemoryExhausted",
     "Meter",
     "MissingExtra",

@@ -2,7 +2,7 @@
 
 Every sampler here computes ``x' = alpha' * x0 + gain * eps + std * z`` with z ~ N(0, I), so a sampler is just the
 two numbers ``(gain, std)``. If ``gain^2 + std^2 = sigma'^2``, a step ends with exactly the noise of its target level
-(Ode, Ddim, Cps); FlowSde and DanceSde are Euler-Maruyama steps and deviate by O(dt).
+(Ode, Ddim, Cps, Lcm); FlowSde and DanceSde are Euler-Maruyama steps and deviate by O(dt).
 """
 
 import math
@@ -124,12 +124,25 @@ class Cps:
 
 
 @dataclass(frozen=True)
+class Lcm:
+    """Re-noising of latent consistency models (arXiv 2310.04378): the predicted clean sample with fresh noise alone.
+
+    gain = 0, std = sigma', so a step that ends at clean data is deterministic. This is the step of diffusers'
+    LCMScheduler and FlowMatchLCMScheduler, except that the former replaces x0 by c_out x0 + c_skip x, where c_skip is
+    at most 7e-6, and at most 2e-7 in eight steps or fewer.
+    """
+
+    def __call__(self, here: Point, there: Point, /) -> tuple[float, float]:
+        return 0.0, there.sigma
+
+
+@dataclass(frozen=True)
 class Annealed:
     """Re-noising with a temperature tau that falls with the noise (TAFS-GRPO, arXiv 2602.01591: our reconstruction).
 
     The predicted clean sample is noised to the next level; fresh noise makes up sin(tau * pi/2) of that noise. tau goes
     from ``first`` at pure noise to ``last`` at clean data, linearly in the noise level sigma' / (alpha' + sigma').
-    Both lie in [0, 1]. tau = 1 throughout is multistep consistency sampling, tau = 0 the ODE.
+    Both lie in [0, 1]. tau = 1 throughout is :class:`Lcm`, tau = 0 the ODE.
     """
 
     first: float = 1.0

@@ -32,6 +32,7 @@ CATALOG: dict[str, dict[str, str]] = {
         "dance-sde": "grpaint.core.step:DanceSde",
         "ddim": "grpaint.core.step:Ddim",
         "flow-sde": "grpaint.core.step:FlowSde",
+        "lcm": "grpaint.core.step:Lcm",
         "ode": "grpaint.core.step:Ode",
     },
     "windows": {
@@ -104,6 +105,14 @@ CATALOG: dict[str, dict[str, str]] = {
     },
 }
 
+# Names in diffusers for which there is no piece here, and what to take instead.
+ADVICE = {
+    "samplers": {
+        "tcd": ' Its step needs a third noise level, which samplers here are not given. Take "cps": with eta 0 it is '
+        "TCD with gamma 0, with eta 1 nearly that with gamma 1."
+    }
+}
+
 
 def did_you_mean(word: str, known: list[str]) -> str:
     """Return `` Did you mean "x"?`` for the closest known word, or an empty text."""
@@ -122,8 +131,9 @@ def find_piece(group: str, kind: str, key: str) -> Any:
         return import_packaged(known[kind])
     if ":" not in kind:
         names = sorted(known)
+        advice = ADVICE.get(group, {}).get(kind) or did_you_mean(kind, names)
         raise ConfigError(
-            f'{key}.kind = "{kind}": no such {group.removesuffix("s")}.{did_you_mean(kind, names)} '
+            f'{key}.kind = "{kind}": no such {group.removesuffix("s")}.{advice} '
             f"There are: {', '.join(names)}; or your own, as module:Name or file.py:name."
         )
     with user_code(f'{key}.kind = "{kind}": cannot be imported: it', ConfigError):

@@ -119,9 +119,15 @@ class TrainRecipe(Common):
     def _check_plan(self) -> None:
         if self.plan.steps < 1:
             raise ValueError(f"plan.steps must be at least 1, got {self.plan.steps}")
+        likelihood = self.objective if isinstance(self.objective, PolicyGradient) else None
+        if likelihood and self.plan.steps == 1:
+            raise ValueError(
+                "plan.steps = 1: the only step ends in the finished image and adds no noise, and a policy gradient "
+                'needs a likelihood; take 2 steps or more, or objective = { kind = "awm" } with '
+                'plan.window = { kind = "closed" }'
+            )
         _prefix("plan.window", self.plan.window.check, self.plan.steps)
         _prefix("plan", self.plan.check, self.model.path, self.train.group_size)
-        likelihood = self.objective if isinstance(self.objective, PolicyGradient) else None
         if likelihood and not self.plan.window.reach(self.plan.steps):
             raise ValueError(
                 "plan.window: no step is noisy, and a policy gradient needs a likelihood; choose another window"

@@ -38,7 +38,7 @@ def find_family(name: str, folder: PipelineFolder) -> tuple[str, Family]:
     pipeline_class = folder.settings("model_index.json").get("_class_name")
     families = {name: _load(name) for name in FAMILIES}
     for family_name, family in families.items():
-        if pipeline_class == family.PIPELINE:
+        if pipeline_class in (family.PIPELINE, *family.ALIASES):
             return family_name, family
     raise ConfigError(
         f'model.base = "{folder.path}": no family reads a pipeline of class "{pipeline_class}". There are: '

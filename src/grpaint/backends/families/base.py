@@ -32,6 +32,7 @@ class Family(ABC):
     """
 
     PIPELINE: ClassVar[str]  # the class in model_index.json
+    ALIASES: ClassVar[tuple[str, ...]] = ()  # other classes whose folders PIPELINE opens as well
     NETWORK: ClassVar[str] = "transformer"  # the part of the pipeline that is trained
     TARGETS: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")  # endings of the layers with adapters
     WITHOUT: ClassVar[dict[str, Any]] = {}  # parts that the pipeline is opened without
@@ -123,7 +124,7 @@ class Family(ABC):
 
         None if the stock pipeline's own ``scheduler`` does.
         """
-        return None
+        return stock_ode(scheduler, path)
 
     def to_stock(self, latents: Tensor) -> Tensor:
         """Convert latents to the layout of the stock pipeline."""
@@ -157,14 +158,14 @@ class Diffusion(Family):
     def parametrisation(self, folder: PipelineFolder) -> Parametrisation:
         return diffusion_parametrisation(folder)
 
+    def guidance(self, folder: PipelineFolder) -> tuple[Guidance, ...]:
+        return ("distilled",) if folder.settings("unet/config.json").get("time_cond_proj_dim") else ("none", "cfg")
+
     def length(self, tokens: int) -> dict[str, Any]:
         return {}  # the stock pipeline always reads 75
 
     def room(self, pipe: Any, tokens: int) -> tuple[Any, int] | None:
         return pipe.tokenizer, window_length(pipe.tokenizer) * window_count(pipe.tokenizer, tokens)
-
-    def stock_ode(self, scheduler: Any, path: Path) -> tuple[str, dict[str, Any]] | None:
-        return stock_ode(scheduler, path)
 
 
 class ScaledFlow(Family):
@@ -178,6 +179,14 @@ class ScaledFlow(Family):
     def latent_shape(self, folder: PipelineFolder, height: int, width: int) -> tuple[int, ...]:
         network = folder.settings("transformer/config.json")
         return network["in_channels"] // self.PACKED, *self.sides(folder, height, width, 1024 // self.factor(folder))
+
+
+def guidance_embedding(pipe: Any, x: Tensor, guidance: float) -> Tensor | None:
+    """What the U-Net of a latent consistency model is given of the guidance, ``[b, d]``; None for another U-Net."""
+    width = pipe.unet.config.time_cond_proj_dim
+    if not width:
+        return None
+    return pipe.get_guidance_scale_embedding(torch.full((len(x),), guidance - 1.0), embedding_dim=width).to(x)
 
 
 def _latent_moments(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,7 @@ AS_EULER: dict[str, tuple[dict[str, Any], bool]] = {
     "DEISMultistepScheduler": (LINSPACE, True),
 }
 DIFFUSION = AS_DDIM | {name: defaults for name, (defaults, _) in AS_EULER.items()}
+FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
 BETAS: dict[str, Literal["scaled-linear", "linear", "cosine"]] = {
     "scaled_linear": "scaled-linear",
     "linear": "linear",
@@ -76,7 +77,7 @@ def _diffusion(folder: PipelineFolder) -> dict[str, Any]:
             "lambda_min_clipped": (-math.inf, None),
         }
     elif name in ("LCMScheduler", "TCDScheduler"):
-        allowed["original_inference_steps"] = (DISTILLED_STEPS,)
+        allowed |= {"original_inference_steps": (DISTILLED_STEPS,), "timestep_scaling": (10,)}
     folder.scheduler(DIFFUSION, allowed)
     if settings.get("rescale_betas_zero_snr") and settings.get("prediction_type", "epsilon") == "epsilon":
         raise ConfigError(
@@ -164,6 +165,8 @@ def stock_ode(scheduler: Any, path: Path) -> tuple[str, dict[str, Any]] | None:
     None if ``scheduler`` itself does, or is not known. Settings whose defaults differ between the classes are given.
     """
     name, settings = type(scheduler).__name__, scheduler.config
+    if name == "FlowMatchLCMScheduler":
+        return "FlowMatchEulerDiscreteScheduler", {}
     own = "EulerDiscreteScheduler" if isinstance(path, VpPath) and path.continuous else "DDIMScheduler"
     if not isinstance(path, VpPath) or name == own or name not in DIFFUSION:
         return None
@@ -185,7 +188,7 @@ def diffusion_parametrisation(folder: PipelineFolder) -> Parametrisation:
 
 
 def flow_path(folder: PipelineFolder, spacing: Literal["linear", "sd3"], tokens: int = 0) -> FlowPath:
-    """The path of a ``FlowMatchEulerDiscreteScheduler``.
+    """The path of a ``FlowMatchEulerDiscreteScheduler`` or ``FlowMatchLCMScheduler``, which have the same levels.
 
     ``tokens``: the number of patches of an image; 0 allows no dynamic shift. A dynamic shift of type "linear" is linear
     in ``tokens``; one of type "exponential" is the exponential of that.
@@ -194,7 +197,7 @@ def flow_path(folder: PipelineFolder, spacing: Literal["linear", "sd3"], tokens:
         ConfigError: if no path can express its settings.
     """
     settings = folder.scheduler(
-        {"FlowMatchEulerDiscreteScheduler": {"use_dynamic_shifting": False, "time_shift_type": "exponential"}},
+        {name: {"use_dynamic_shifting": False, "time_shift_type": "exponential"} for name in FLOWS},
         {
             "num_train_timesteps": (1000,),
             "use_dynamic_shifting": (False, True) if tokens else OFF,
@@ -203,6 +206,7 @@ def flow_path(folder: PipelineFolder, spacing: Literal["linear", "sd3"], tokens:
             **({"shift_terminal": (None,)} if spacing == "sd3" else {}),
             **LEVEL_SWITCHES,
             "stochastic_sampling": OFF,
+            "scale_factors": (None, []),
         },
     )
     shift = float(settings.get("shift", 1.0))

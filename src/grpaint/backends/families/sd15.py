@@ -4,11 +4,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from grpaint.backends.families.base import Diffusion, windows
+from grpaint.backends.families.base import Diffusion, guidance_embedding, windows
 
 
 class StableDiffusion(Diffusion):
     PIPELINE = "StableDiffusionPipeline"
+    ALIASES = ("LatentConsistencyModelPipeline",)
     WITHOUT: ClassVar[dict[str, Any]] = {
         "safety_checker": None,
         "requires_safety_checker": False,
@@ -26,4 +27,5 @@ class StableDiffusion(Diffusion):
         return (states.unflatten(0, ids.shape[:2]).flatten(1, 2),)
 
     def call(self, pipe: Any, x: Tensor, t: Tensor, cond: tuple[Tensor, ...], guidance: float) -> Tensor:
-        return pipe.unet(x, t, encoder_hidden_states=cond[0], return_dict=False)[0]
+        embedding = guidance_embedding(pipe, x, guidance)
+        return pipe.unet(x, t, encoder_hidden_states=cond[0], timestep_cond=embedding, return_dict=False)[0]

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from grpaint.backends.families.base import Diffusion, windows
+from grpaint.backends.families.base import Diffusion, guidance_embedding, windows
 
 
 class StableDiffusionXl(Diffusion):
@@ -36,6 +36,7 @@ class StableDiffusionXl(Diffusion):
             x,
             t,
             encoder_hidden_states=embeddings,
+            timestep_cond=guidance_embedding(pipe, x, guidance),
             added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes},
             return_dict=False,
         )[0]
