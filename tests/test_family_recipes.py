@@ -31,6 +31,15 @@ PIPELINES = {
     "ssd-1b": "ssd-1b",
     "z-image": "z-image",
 }
+FEW_STEPS = {  # models of few steps, and the methods that have a recipe of their own
+    "sdxl-turbo": ("sdxl-turbo", ("awm", "flow-grpo", "tafs-grpo")),
+    "sdxl-lightning": ("sdxl", ("flow-grpo",)),
+    "lcm-dreamshaper-v7": ("sd15-lcm", ("flow-grpo",)),
+    "flux-schnell": ("flux-schnell", ("awm", "flow-grpo", "tafs-grpo")),
+    "z-image-turbo": ("z-image", ("flow-grpo",)),
+    "flux2-klein": ("flux2-klein", ("flow-grpo",)),
+}
+FOLDERS = PIPELINES | {model: pipeline for model, (pipeline, _) in FEW_STEPS.items()}
 RECIPES = sorted({*recipe_names()} - {*EMBEDDED})
 
 
@@ -38,7 +47,7 @@ RECIPES = sorted({*recipe_names()} - {*EMBEDDED})
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny pipelines, prompts, and a folder of captioned images."""
     root = tmp_path_factory.mktemp("families")
-    for name in PIPELINES.values():
+    for name in {*FOLDERS.values()}:
         save(name, root)
     (root / "prompts.txt").write_text("".join(f"a cat, number {n}\n" for n in range(40)))
     (root / "images").mkdir()
@@ -48,14 +57,18 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def sizes(recipe: str) -> tuple[str, str]:
-    pixels = side(PIPELINES[recipe.partition("/")[0]])
-    return f"model.height={pixels}", f"model.width={pixels}"
+def on_tiny(recipe: str, root: Path) -> tuple[str, ...]:
+    """Settings with which a recipe takes a tiny pipeline; that of a single file takes a folder."""
+    pipeline = FOLDERS[recipe.partition("/")[0]]
+    pixels = side(pipeline)
+    base = f"model.base={json.dumps(str(root / pipeline))}"
+    return base, 'model.config=""', f"model.height={pixels}", f"model.width={pixels}"
 
 
 def test_every_family_has_its_methods_and_ssd_1b_its_first_stage() -> None:
     pairs = {f"{family}/{method}" for family in PIPELINES for method in ("awm", "flow-grpo", "mix-grpo")}
-    assert set(RECIPES) == pairs | {"ssd-1b/sft"}
+    few = {f"{model}/{method}" for model, (_, methods) in FEW_STEPS.items() for method in methods}
+    assert set(RECIPES) == pairs | few | {"ssd-1b/sft"}
 
 
 def test_a_bare_name_is_still_a_recipe_of_the_embedded_world() -> None:
@@ -79,16 +92,21 @@ def test_a_recipe_says_its_source_what_differs_and_that_nobody_has_measured_it(n
 FEW = ("train.prompts=2", "train.updates=1", "evaluate.prompts=2")
 # A plan looks at network and method: one method for each family, all methods for one U-Net and one flow.
 ALL_PLANNED = ("sdxl/", "sd3.5-medium/")
+PLANNED_AS_OTHERS = ("sdxl-", "flux-schnell/", "z-image-", "flux2-klein/")
 PLANNED = [
-    pytest.param(name, marks=[] if name.startswith(ALL_PLANNED) or name.endswith("/flow-grpo") else pytest.mark.slow)
+    pytest.param(
+        name,
+        marks=[]
+        if name.startswith(ALL_PLANNED) or (name.endswith("/flow-grpo") and not name.startswith(PLANNED_AS_OTHERS))
+        else pytest.mark.slow,
+    )
     for name in RECIPES
 ]
 
 
 @pytest.mark.parametrize("name", PLANNED)
 def test_a_recipe_is_shown_and_planned_without_its_data(name: str, root: Path, tmp_path: Path) -> None:
-    base = root / PIPELINES[name.partition("/")[0]]
-    sets = [f"model.base={json.dumps(str(base))}", *sizes(name)]
+    sets = [*on_tiny(name, root)]
     sets += ["data.resolution=16", "data.bucket_step=4", "train.batch=2"] if name.endswith("sft") else FEW
     sets += ["data.resolution=16"] if "resolution" in locate(name).read_text() else []
     with contextlib.chdir(tmp_path):
@@ -106,11 +124,10 @@ def test_a_recipe_is_shown_and_planned_without_its_data(name: str, root: Path, t
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_resolves_on_a_tiny_pipeline_of_its_family(name: str, root: Path) -> None:
-    family, _, method = name.partition("/")
+    method = name.partition("/")[2]
     kind = "images" if 'kind = "images"' in locate(name).read_text() else "prompts"
     sets = [
-        f"model.base={json.dumps(str(root / PIPELINES[family]))}",
-        *sizes(name),
+        *on_tiny(name, root),
         "data.held_out_share=0.3",
         f"data.train={json.dumps(str(root / ('images' if kind == 'images' else 'prompts.txt')))}",
         *(["data.resolution=16", "data.bucket_step=4"] if kind == "images" else []),
@@ -136,8 +153,7 @@ FIRST = ("flux-dev", "qwen-image", "sd15", "sd3.5-medium", "sdxl", "ssd-1b", "z-
 )
 def test_awm_takes_a_step_on_a_tiny_pipeline_of_its_family(family: str, root: Path, tmp_path: Path) -> None:
     sets = [
-        f"model.base={json.dumps(str(root / PIPELINES[family]))}",
-        *sizes(family),
+        *on_tiny(family, root),
         "model.embeddings=encode",
         f"data.train={json.dumps(str(root / 'prompts.txt'))}",
         'rewards={jpeg={kind="jpeg"}}',
