@@ -34,7 +34,7 @@ PIPELINES = {
 FEW_STEPS = {  # models of few steps, and the methods that have a recipe of their own
     "sdxl-turbo": ("sdxl-turbo", ("awm", "flow-grpo", "tafs-grpo")),
     "sdxl-lightning": ("sdxl", ("flow-grpo",)),
-    "lcm-dreamshaper-v7": ("sd15-lcm", ("flow-grpo",)),
+    "lcm-dreamshaper-v7": ("sd15-lcm", ("awm", "flow-grpo")),
     "flux-schnell": ("flux-schnell", ("awm", "flow-grpo", "tafs-grpo")),
     "z-image-turbo": ("z-image", ("flow-grpo",)),
     "flux2-klein": ("flux2-klein", ("flow-grpo",)),

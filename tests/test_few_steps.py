@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grpaint.core.runtime import Runtime
 from grpaint.learn import RewardTable
-from grpaint.recipe.config import TrainRecipe, open_recipe
+from grpaint.recipe.config import TrainRecipe, open_recipe, recipe_names
 from grpaint.rollout import Closed, Plan, roll
 from tiny_pipelines import save
 
@@ -35,7 +35,7 @@ CASES = [
 def opened(model: str, method: str, steps: int, root: Path) -> TrainRecipe:
     """The model's recipe of a method on its tiny pipeline."""
     pipeline, like, settings = LAYOUTS[model]
-    owner = model if (method == "flow-grpo" or model == like) else like
+    owner = model if f"{model}/{method}" in recipe_names() else like
     folder = root / pipeline if (root / pipeline).exists() else save(pipeline, root)
     prompts = root / "prompts.txt"
     prompts.write_text("".join(f"a cat, number {n}\n" for n in range(8)))

@@ -58,11 +58,14 @@ class Examination:
 
     @cached_property
     def plan(self) -> Plan:
-        """The recipe's sampler with every step noisy, or the usual sampler of its path if the recipe has no noise."""
+        """The recipe's sampler with every step but the last noisy, or the usual one of its path if it adds no noise.
+
+        A recipe of one step is examined in two, since one has no likelihood.
+        """
         sampler = self.recipe.plan.sampler
         if isinstance(sampler, Ode) or not self.recipe.plan.window.reach(self.recipe.plan.steps):
             sampler = Ddim() if isinstance(self.policy.path, VpPath) else FlowSde()
-        return Plan(self.recipe.plan.steps, sampler, Whole())
+        return Plan(max(self.recipe.plan.steps, 2), sampler, Whole())
 
     @property
     def clip(self) -> float | None:
