@@ -103,6 +103,21 @@ def latents(policy: DiffusersPolicy) -> Tensor:
     return roll(policy, PROMPTS, 1, Plan(2, window=Closed()), iteration=0, seed=0).x0
 
 
+def test_a_single_file_may_have_other_timesteps_than_its_settings(tmp_path: Path) -> None:
+    _, file, settings = write(tmp_path, "sdxl")
+    first = {
+        spacing: [point.t for point in Diffusers(str(file), spacing=spacing, **settings).path.grid(4)[:-1]]
+        for spacing in ("auto", "trailing", "distilled")
+    }
+    assert first == {
+        "auto": [751, 501, 251, 1],
+        "trailing": [999, 749, 499, 249],
+        "distilled": [999, 759, 499, 259],
+    }
+    policy = Diffusers(str(file), spacing="trailing", height=16, width=16, **settings).load(Runtime())
+    assert policy.pipe.scheduler.config.timestep_spacing == "trailing"
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_single_file_is_its_folder(tmp_path: Path, name: str) -> None:
     folder, file, settings = write(tmp_path, name)
