@@ -15,6 +15,7 @@ from grpaint.backends.base_model import BaseModel, PredictionSetting, find_base
 from grpaint.backends.embeddings import default_folder, text_parts_hash
 from grpaint.backends.families import FAMILIES, Family, Guidance, PipelineFolder, find_family
 from grpaint.backends.families.schedule import listed
+from grpaint.backends.frozen import FrozenAdapter, check_frozen_names
 from grpaint.backends.pipeline import text_encoders
 from grpaint.backends.pipeline_files import pin_commit
 from grpaint.backends.quantize import BasePrecision
@@ -65,6 +66,7 @@ class DiffusersSettings:
     - ``start``: a ``.safetensors`` file or checkpoint folder of an earlier run, a whole network or an adapter; or
       another program's LoRA (peft's or diffusers' folder, or a file). An adapter is trained further, and the reference
       is the base with that adapter. ``adapter``: an adapter for a ``start`` that is a whole network.
+    - ``frozen``: further adapters, which apply under what is trained and never change.
     """
 
     base: str
@@ -89,6 +91,7 @@ class DiffusersSettings:
     cache: str = ""
     start: str = ""
     adapter: str = ""
+    frozen: tuple[FrozenAdapter, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.base:
@@ -111,6 +114,7 @@ class DiffusersSettings:
         for key in ("batch", "vae_batch"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+        check_frozen_names(self.frozen)
         check_range(self, 0, MOST_SIDE, "height", "width", "tokens", "clip_skip")
 
     def opening(self) -> AbstractContextManager[None]:
@@ -147,7 +151,11 @@ class DiffusersSettings:
     @property
     def about(self) -> str:
         """One line: what the model is, the files it is read from, and what it predicts."""
-        return f"{self.origin.about(self.named_family[0])}, predicts {self.parametrisation}"
+        frozen = "".join(
+            f"; frozen {adapter.name} x {adapter.weight:g}{'' if adapter.training else ', off in training'}"
+            for adapter in self.frozen
+        )
+        return f"{self.origin.about(self.named_family[0])}, predicts {self.parametrisation}{frozen}"
 
     @cached_property
     def named_family(self) -> tuple[str, Family]:
