@@ -15,24 +15,25 @@ from torch import Tensor
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
-def adapted(folder: Path, **settings: Any) -> Any:
+def adapted(folder: Path, network: str = "unet", **settings: Any) -> Any:
     """A stock pipeline with a peft adapter of random weights."""
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    pipe.unet.add_adapter(LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": LAYERS, **settings}))
+    getattr(pipe, network).add_adapter(LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": LAYERS, **settings}))
     torch.manual_seed(1)
-    for name, parameter in pipe.unet.named_parameters():
+    for name, parameter in getattr(pipe, network).named_parameters():
         if "lora_" in name:
             parameter.data += 0.1 * torch.randn_like(parameter)
     return pipe
 
 
-def tensors_of(pipe: Any) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in get_peft_model_state_dict(pipe.unet).items()}
+def tensors_of(pipe: Any, network: str = "unet") -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in get_peft_model_state_dict(getattr(pipe, network)).items()}
 
 
-def save_diffusers(pipe: Any, to: Path) -> Path:
-    pipe.save_lora_weights(to, unet_lora_layers=tensors_of(pipe), **_collate_lora_metadata({"unet": pipe.unet}))
+def save_diffusers(pipe: Any, to: Path, network: str = "unet") -> Path:
+    metadata = _collate_lora_metadata({network: getattr(pipe, network)})
+    pipe.save_lora_weights(to, **{f"{network}_lora_layers": tensors_of(pipe, network)}, **metadata)
     return to
 
 

@@ -114,7 +114,7 @@ def frozen_bytes(policy: DiffusersPolicy) -> dict[str, bytes]:
 def test_no_byte_of_a_frozen_adapter_changes_in_training(folder: Path, turbo: Path, model: dict[str, Any]) -> None:
     frozen = ({"path": str(turbo), "name": "turbo"}, {"path": str(turbo), "name": "off", "training": False})
     settings = recipe(folder, frozen=frozen, **model)
-    settings = replace(settings, train=replace(settings.train, prompts=1, group_size=2))
+    settings = replace(settings, train=replace(settings.train, prompts=1, group_size=6))
     policy = settings.model.load(Runtime())
     assert isinstance(policy, DiffusersPolicy)
     with policy.weights.use("reference"):

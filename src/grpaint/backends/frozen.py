@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from grpaint.backends.adapter_files import Factors, is_adapter, read_factors, set_factors
+from grpaint.backends.adapter_files import Factors, adapter_file, is_adapter, read_factors, set_factors
 from grpaint.backends.adapters import FROZEN, inject
 from grpaint.backends.families import Family
 from grpaint.core.errors import CheckpointError
-from grpaint.storage.files import local_path
+from grpaint.storage.files import digest, local_path
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")
 ADAPTABLE = (nn.Linear, nn.Conv2d)
@@ -58,6 +58,12 @@ class FrozenAdapter:
             )
         if not is_adapter(self.file):
             raise CheckpointError(f'model.frozen: "{self.name}": {self.file}: no LoRA: none of its tensors is of one.')
+
+
+def frozen_facts(adapters: Sequence[FrozenAdapter], names: Collection[str]) -> list[dict[str, Any]]:
+    """Name, weight and SHA-256 of those adapters whose names are in ``names``."""
+    on = [adapter for adapter in adapters if adapter.name in names]
+    return [{"name": each.name, "weight": each.weight, "sha256": digest(adapter_file(each.file))} for each in on]
 
 
 def check_frozen_names(adapters: tuple[FrozenAdapter, ...]) -> None:

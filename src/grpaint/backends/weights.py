@@ -65,10 +65,10 @@ class WeightSets:
         self._activate(trained=True)
 
     @contextmanager
-    def with_frozen(self, names: Sequence[str]) -> Iterator[None]:
-        """Inside the block, these frozen adapters are on, and all others off."""
+    def with_frozen(self, names: Sequence[str] | None) -> Iterator[None]:
+        """Inside the block, these frozen adapters are on, and all others off; None leaves them as they are."""
         before = self.frozen
-        if set(names) == set(before):
+        if names is None or set(names) == set(before):
             yield
             return
         self.switch_frozen(names)

@@ -11,6 +11,7 @@ from grpaint.learn.forward import ForwardObjective
 from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient
 from grpaint.learn.table import RewardSet
 from grpaint.measures.hacking import Watch
+from grpaint.recipe.deployment import DeployedEvaluation, Deployment
 from grpaint.recipe.optim import Behaviour
 from grpaint.recipe.pieces import Data, Logger, ModelSpec, WeightedReward, sharing
 from grpaint.recipe.settings import Checkpoints, Evaluation, Measuring, Processes, SftTraining, Training
@@ -27,6 +28,7 @@ class Common:
     model: ModelSpec
     data: Data
     evaluate: Evaluation = field(default_factory=Evaluation)
+    deploy: Deployment | None = None
     measure: Measuring = field(default_factory=Measuring)
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
     loggers: dict[str, Logger] = field(default_factory=dict)
@@ -37,17 +39,29 @@ class Common:
 
     def __post_init__(self) -> None:
         check_range(self, 0, MOST_THREADS, "threads")
-        check_evaluation(self.evaluate, self.model)
+        check_evaluation(self.evaluate, self.deploy, self.model)
         check_images(self.data, self.model)
 
+    @property
+    def deployed(self) -> DeployedEvaluation | None:
+        """The settings that judge the model as it will be used, if the recipe has ``[deploy]``."""
+        return self.deploy.of(self.evaluate, self.model) if self.deploy else None
 
-def check_evaluation(evaluate: Evaluation, model: ModelSpec) -> None:
-    """Check that a model can be sampled as ``[evaluate]`` says.
+    @property
+    def drawing(self) -> Evaluation:
+        """The settings by which pictures are drawn: those of ``[deploy]``, or else those of ``[evaluate]``."""
+        return self.deployed or self.evaluate
+
+
+def check_evaluation(evaluate: Evaluation, deploy: Deployment | None, model: ModelSpec) -> None:
+    """Check that a model can be sampled as ``[evaluate]`` and ``[deploy]`` say.
 
     Raises:
-        ValueError: the sampler or its steps do not suit the model's path.
+        ValueError: a sampler or its steps do not suit the model's path, or the model lacks a frozen adapter.
     """
     _prefix("evaluate", evaluate.check, model.path)
+    if deploy:
+        _prefix("deploy", deploy.check, model)
 
 
 def check_images(data: Data, model: ModelSpec) -> None:

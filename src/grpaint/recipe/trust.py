@@ -24,6 +24,7 @@ from grpaint.measures.hacking import Watch
 from grpaint.recipe.build import Plain, build
 from grpaint.recipe.catalog import CATALOG, did_you_mean, find_piece
 from grpaint.recipe.config import locate, override, parse_sets
+from grpaint.recipe.deployment import DeployedEvaluation, Deployment
 from grpaint.recipe.pieces import Data, ModelSpec, WeightedReward
 from grpaint.recipe.recipe import SftRecipe, TrainRecipe, check_evaluation, check_images
 from grpaint.recipe.settings import Evaluation, Measuring, Training
@@ -38,11 +39,17 @@ class DrawingRecipe:
 
     model: ModelSpec
     evaluate: Evaluation = field(default_factory=Evaluation)
+    deploy: Deployment | None = None
     device: Device = "auto"
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        check_evaluation(self.evaluate, self.model)
+        check_evaluation(self.evaluate, self.deploy, self.model)
+
+    @property
+    def deployed(self) -> DeployedEvaluation | None:
+        """The settings that draw as the model will be used, if the run has ``[deploy]``."""
+        return self.deploy.of(self.evaluate, self.model) if self.deploy else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,8 +81,16 @@ class Comparison:
         for name in methods:
             if methods.count(name) > 1:
                 raise ConfigError(f"{name}: named twice among the methods compared.")
-        for contender in self.contenders:
-            self.job(contender, 0, "runs", contender.name, 1).open()
+        deployed = {
+            contender.name: self.job(contender, 0, "runs", contender.name, 1).open()[1].get("deploy")
+            for contender in self.contenders
+        }
+        for name, table in deployed.items():
+            if table != deployed[methods[0]]:
+                raise ConfigError(
+                    f"{name}: its [deploy] is not that of {methods[0]}, so they would be judged in different ways; "
+                    "give both the same, by --set deploy.KEY=VALUE."
+                )
 
     def budget(self, contender: Contender) -> int:
         """Model evaluations per run; a budget in minutes is converted by the seconds that calibration measured."""

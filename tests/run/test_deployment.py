@@ -1,0 +1,303 @@
+"""``[deploy]``: a model is judged and drawn as it will be used, beside the sampler of ``[evaluate]``."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import tiny_runs
+from grpaint.backends.diffusers import DiffusersPolicy
+from grpaint.core import Ode
+from grpaint.core.errors import ConfigError
+from grpaint.core.runtime import Runtime
+from grpaint.judge import evaluate, judging_rewards, sample
+from grpaint.recipe.config import TrainRecipe, override, resolve
+from grpaint.recipe.deployment import Deployment
+from grpaint.storage.files import digest, read_weights, write_weights
+from grpaint.storage.reading import read_toml
+from tiny_adapters import adapted, save_diffusers
+from tiny_pipelines import recipe, save, stock
+from tiny_runs import Ended, command, write_recipe
+
+FILE = "pytorch_lora_weights.safetensors"
+
+
+def trained_recipe(folder: Path, *frozen: dict[str, Any], **deploy: Any) -> tuple[TrainRecipe, DiffusersPolicy]:
+    """A recipe with ``[deploy]``, and its policy with an adapter that has left its zeros."""
+    settings = recipe(folder, frozen=frozen)
+    settings = replace(settings, deploy=Deployment(**deploy), evaluate=replace(settings.evaluate, prompts=3))
+    policy = settings.model.load(Runtime())
+    assert isinstance(policy, DiffusersPolicy)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    policy.blend("average", 0)
+    return settings, policy
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3"])  # DDIM, Euler, Euler on a flow
+def test_scores_are_those_of_the_stock_pipeline_with_its_scheduler(tmp_path: Path, name: str) -> None:
+    folder = save(name, tmp_path)
+    network = "transformer" if name == "sd3" else "unet"
+    turbo = save_diffusers(adapted(folder, network), tmp_path / "turbo", network)
+    frozen = {"path": str(turbo), "name": "turbo", "weight": 0.6, "training": False}
+    settings, policy = trained_recipe(folder, frozen, steps=5, guidance=2.5)
+    data, rewards, deployed = settings.data, judging_rewards(settings), settings.deployed
+    assert deployed is not None
+    line = evaluate(policy, data, deployed, rewards=rewards)
+    assert (line["steps"], line["guidance"], line["frozen"]) == (5, 2.5, ["turbo"])
+
+    tensors, _ = policy.export("average")
+    write_weights(tmp_path / "lora.safetensors", tensors, {})
+    pipe = stock(folder)
+    for path, weight in ((turbo / FILE, 0.6), (tmp_path / "lora.safetensors", 1.0)):
+        pipe.load_lora_weights(path.parent, weight_name=path.name)
+        pipe.fuse_lora(lora_scale=weight)
+        pipe.unload_lora_weights()
+    prompts = data.held_out(3, deployed.seed)
+    length = {"max_sequence_length": 16} if name == "sd3" else {}
+    images = pipe(
+        prompt=[prompt.text for prompt in prompts],
+        latents=policy.noise((deployed.seed, 0, "start"), range(3)),
+        num_inference_steps=5,
+        guidance_scale=2.5,
+        height=16,
+        width=16,
+        output_type="pt",
+        **length,
+    ).images
+    assert (sample(policy, prompts, deployed) - images).abs().max() < 1e-4
+    assert rewards is not None
+    expected = rewards.score(images, prompts).columns["jpeg"]
+    assert line["reward/jpeg_by_prompt"] == pytest.approx(expected.tolist(), abs=1e-3)
+    other = evaluate(policy, data, settings.evaluate, rewards=rewards)["reward/jpeg_by_prompt"]
+    assert other != pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_order_two_draws_by_the_solver_of_a_tail(tmp_path: Path) -> None:
+    settings, policy = trained_recipe(save("sd3", tmp_path), steps=4, order=2)
+    prompts = settings.data.held_out(2, 0)
+    first, second = (
+        sample(policy, prompts, replace(settings, deploy=Deployment(steps, order=order)).drawing)
+        for steps, order in ((4, 1), (4, 2))
+    )
+    fine = sample(policy, prompts, replace(settings, deploy=Deployment(64)).drawing)
+    assert (second - fine).norm() < 0.5 * (first - fine).norm()
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["deploy.order=2", 'deploy.sampler.kind="cps"'], "deploy.order = 2: its solver takes steps without noise"),
+        (["deploy.steps=0"], "deploy.steps must be"),
+        (["deploy.guidance=-1"], "deploy.guidance must not be negative"),
+        (['deploy.frozen=["x"]'], r'deploy.frozen = "x": no such adapter in \[\[model.frozen\]\]. There are: none'),
+        (["deploy.order=3"], "deploy.order = 3: not a choice"),
+        (['deploy.sampler.kind="ddim"', "deploy.sampler.eta=2"], "deploy.sampler.eta must lie in"),
+        (['model.frozen=[{path="a", name="x"}]'], "model.frozen: no such setting"),
+        (["deploy={}"], "deploy.steps is missing"),
+    ],
+)
+def test_what_cannot_be_used_so_is_refused_before_weights_are_opened(sets: list[str], message: str) -> None:
+    table = read_toml(Path("src/grpaint/recipes/scenes/flow-grpo.toml"))
+    with pytest.raises(ConfigError, match=message) as caught:
+        resolve(override(table, ["deploy.steps=4", *sets]), "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_distilled_guidance_is_not_set_again(tmp_path: Path) -> None:
+    settings = recipe(save("flux-dev", tmp_path))
+    with pytest.raises(ValueError, match="deploy.guidance = 3: this model's guidance is distilled into it"):
+        replace(settings, deploy=Deployment(4, guidance=3.0))
+
+
+DEPLOY = """
+pictures = 2
+every = 1
+[[model.frozen]]
+path = "{root}/turbo"
+name = "turbo"
+weight = 0.7
+training = false
+[[model.frozen]]
+path = "{root}/base"
+name = "de-distil"
+[deploy]
+steps = 2
+guidance = 1.5
+"""
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run, runs/mine."""
+    root = tmp_path_factory.mktemp("deployed")
+    base = save("sd15", root)
+    pipe = adapted(base)
+    save_diffusers(pipe, root / "turbo")
+    for _, parameter in pipe.unet.named_parameters():
+        parameter.data *= 0.5
+    save_diffusers(pipe, root / "base")
+    write_recipe(root, str(base))
+    text = (root / "mine.toml").read_text().replace("pictures = 0\n", DEPLOY.format(root=root))
+    (root / "mine.toml").write_text(text)
+    return root
+
+
+@pytest.fixture(scope="module")
+def ended(here: Path) -> Ended:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        done = command("train", "mine.toml", sets=["train.iterations=2"])
+        assert done.code == 0, done.err
+        return done
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+
+
+def test_a_run_is_judged_both_ways_and_its_best_is_chosen_as_deployed(here: Path, ended: Ended) -> None:
+    run = here / "runs/mine"
+    judged = lines(run)
+    assert len(judged) == 3
+    for line in judged:
+        assert (line["steps"], line["guidance"]) == (3, 3.0)
+        assert (line["deploy"]["steps"], line["deploy"]["guidance"]) == (2, 1.5)
+        assert line["deploy"]["frozen"] == ["turbo", "de-distil"]
+        assert line["deploy"]["soft"] != line["soft"]
+    state = json.loads(next((run / "checkpoints").glob("000002/state.json")).read_text())
+    scores = [line["deploy"][line["score"]] for line in judged]
+    assert state["best"] == [max(scores), scores.index(max(scores))]
+    assert "as deployed: 2-step ode, guidance 1.5, frozen turbo, de-distil" in " ".join(ended.out.split())
+    assert "Score as deployed" in (run / "report.html").read_text()
+    assert '"as deployed"' in (run / "report.html").read_text()
+
+
+def test_a_resumed_run_is_the_same_to_the_last_bit(here: Path, ended: Ended, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    assert command("train", "mine.toml", "--name", "twice", sets=["train.iterations=1"]).code == 0
+    again = command("train", "mine.toml", "--name", "twice", "--resume", sets=["train.iterations=2"])
+    assert again.code == 0, again.err
+    assert lines(here / "runs/twice") == lines(here / "runs/mine")
+    files = [here / f"runs/{name}/checkpoints/000002/training.safetensors" for name in ("mine", "twice")]
+    assert digest(files[0]) == digest(files[1])
+    refused = command("train", "mine.toml", "--name", "twice", "--resume", sets=["deploy.steps=3"])
+    assert refused.code == 2
+    assert "deploy.steps = 3" in refused.err
+
+
+def drawn(*words: str) -> tuple[dict[str, Any], bytes]:
+    """The metadata and the pixels of the picture that ``grpaint sample`` has drawn."""
+    done = command("sample", *words)
+    assert done.code == 0, done.err
+    with Image.open(done.out.splitlines()[-1]) as picture:
+        return json.loads(picture.info["grpaint"]), picture.tobytes()
+
+
+def test_samples_are_drawn_as_deployed_or_by_evaluate(
+    here: Path, ended: Ended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(here)
+    facts, pixels = drawn("mine", "a red circle")
+    assert (facts["steps"], facts["guidance"]) == (2, 1.5)
+    assert [(each["name"], each["weight"]) for each in facts["frozen"]] == [("turbo", 0.7), ("de-distil", 1.0)]
+    assert facts["frozen"][0]["sha256"] == digest(here / "turbo" / FILE)
+    picture = next((here / "samples").glob("*.png"))
+    assert drawn("--like", str(picture))[1] == pixels
+    trained, by_evaluate = drawn("mine", "a red circle", "--no-deploy")
+    assert (trained["steps"], [each["name"] for each in trained["frozen"]]) == (3, ["de-distil"])
+    fewer, without = drawn("mine", "a red circle", "--without-frozen", "turbo", "--steps", "3")
+    assert (fewer["steps"], [each["name"] for each in fewer["frozen"]]) == (3, ["de-distil"])
+    assert len({pixels, by_evaluate, without}) == 3
+    assert drawn("--like", str(sorted((here / "samples").glob("*.png"))[-1]))[0] == fewer
+    for words, message in [
+        (["sample", "mine", "a", "--without-frozen", "x"], "no such frozen adapter is on. There are: turbo, de-distil"),
+        (["sample", "--like", str(picture), "--set", "model.frozen=[]"], 'with the frozen adapter "turbo" x 0.7'),
+        (["export", "mine", "--without-frozen", "turbo"], "--for diffusers writes the trained adapter alone"),
+    ]:
+        refused = command(*words)
+        assert refused.code == 2
+        assert message in refused.err
+        assert refused.err.count("\n") == 1
+
+
+def test_a_snippet_draws_the_same_with_diffusers_alone(
+    here: Path, ended: Ended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(here)
+    script = command("sample", "mine", "a red circle", "--snippet").out
+    names: dict[str, Any] = {}
+    exec(script.replace('image.save("image.png")', ""), names)
+    facts, pixels = drawn("mine", "a red circle")
+    ours = Image.frombytes("RGB", (256, 256), pixels).resize((32, 32), Image.Resampling.NEAREST)
+    difference = torch.frombuffer(bytearray(ours.tobytes()), dtype=torch.uint8).int()
+    difference -= torch.frombuffer(bytearray(names["image"].tobytes()), dtype=torch.uint8).int()
+    assert difference.abs().max() <= 1
+    assert facts["steps"] == 2
+
+
+def test_frozen_adapters_are_in_a_merged_export_alone(
+    here: Path, ended: Ended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(here)
+    for words in (["diffusers"], ["merged"], ["merged", "--without-frozen", "turbo"]):
+        done = command("export", "mine", "--for", *words, "--out", "-".join(words))
+        assert done.code == 0, done.err
+    tensors, _ = read_weights(here / "diffusers" / FILE)
+    assert all(len(tensor) == 4 or tensor.shape[1] == 4 for tensor in tensors.values())  # of the trained one's rank
+    merged = {
+        name: json.loads((here / name / "grpaint.json").read_text())["frozen"]
+        for name in ("merged", "merged---without-frozen-turbo")
+    }
+    assert [[each["name"] for each in adapters] for adapters in merged.values()] == [
+        ["turbo", "de-distil"],
+        ["de-distil"],
+    ]
+    unet = [stock(here / name).unet.state_dict() for name in merged]
+    key = next(name for name in unet[0] if name.endswith("attn2.to_q.weight"))
+    turbo, _ = read_weights(here / "turbo" / FILE)
+    layer = f"unet.{key.removesuffix('.weight')}"
+    change = turbo[f"{layer}.lora_B.weight"] @ turbo[f"{layer}.lora_A.weight"] * 2  # alpha / rank
+    assert (unet[0][key] - unet[1][key] - 0.7 * change).abs().max() < 1e-6
+
+
+def test_evaluate_judges_models_as_deployed_beside_the_other(
+    here: Path, ended: Ended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(here)
+    one = command("evaluate", "mine")
+    assert "Held-out prompts (4), 3-step ode" in one.out
+    assert "as deployed: 2-step ode" in one.out
+    line, last = json.loads(command("evaluate", "mine", "--json").out), lines(here / "runs/mine")[-1]
+    assert line["deploy"]["soft_by_prompt"] == last["deploy"]["soft_by_prompt"]
+    several = command("evaluate", "mine:base", "mine", "--few", "--json", sets=["measure.features=none"])
+    assert several.code == 0, several.err
+    result = json.loads(several.out)
+    assert result["protocols"] == ["free generation", "reconstruction", "as deployed"]
+    (soft,) = [m for m in result["measures"] if (m["measure"], m["protocol"]) == ("soft", "as deployed")]
+    assert soft["values"]["base"]["value"] == pytest.approx(lines(here / "runs/mine")[0]["deploy"]["soft"])
+    assert (soft["card"]["steps"], soft["card"]["frozen"]) == (2, ["turbo", "de-distil"])
+
+
+def test_show_and_plan_count_what_it_costs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    costs = json.loads(command("show", "mine.toml", "--json").out)["costs"]
+    assert costs["evaluations_deploy"] == 4 * 2 * 2  # prompts, steps, guidance
+    plans = [json.loads(command("plan", "mine.toml", "--json", sets=sets).out) for sets in ([], ["deploy=none"])]
+    assert plans[0]["evaluations"]["judging"] - plans[1]["evaluations"]["judging"] == 2 * 16 - 4 * 2 * 0
+    assert "frozen turbo x 0.7, off in training; frozen de-distil x 1" in command("show", "mine.toml").out
+
+
+def test_methods_that_are_used_differently_are_not_compared(tmp_path: Path) -> None:
+    with tiny_runs.folder(tmp_path, keep=False):
+        words = ["flow-grpo", "other=flow-grpo:deploy.steps=4", "--budget-evaluations", "100", "--dry-run"]
+        refused = command("compare", *words)
+    assert refused.code == 2
+    assert "other: its [deploy] is not that of flow-grpo" in refused.err
+    assert Ode() == Deployment(4).sampler
