@@ -17,11 +17,13 @@ from grpaint.core.runtime import Runtime
 from grpaint.judge import evaluate, judging_rewards, sample
 from grpaint.recipe.config import TrainRecipe, override, resolve
 from grpaint.recipe.deployment import Deployment
+from grpaint.rollout import Plan, Tail, roll
+from grpaint.rollout.window import Closed
 from grpaint.storage.files import digest, read_weights, write_weights
 from grpaint.storage.reading import read_toml
 from tiny_adapters import adapted, save_diffusers
 from tiny_pipelines import recipe, save, stock
-from tiny_runs import Ended, command, write_recipe
+from tiny_runs import Ended, command
 
 FILE = "pytorch_lora_weights.safetensors"
 
@@ -82,12 +84,12 @@ def test_scores_are_those_of_the_stock_pipeline_with_its_scheduler(tmp_path: Pat
 def test_order_two_draws_by_the_solver_of_a_tail(tmp_path: Path) -> None:
     settings, policy = trained_recipe(save("sd3", tmp_path), steps=4, order=2)
     prompts = settings.data.held_out(2, 0)
-    first, second = (
-        sample(policy, prompts, replace(settings, deploy=Deployment(steps, order=order)).drawing)
-        for steps, order in ((4, 1), (4, 2))
-    )
-    fine = sample(policy, prompts, replace(settings, deploy=Deployment(64)).drawing)
-    assert (second - fine).norm() < 0.5 * (first - fine).norm()
+    first = sample(policy, prompts, replace(settings, deploy=Deployment(4)).drawing)
+    second = sample(policy, prompts, settings.drawing)
+    plan = Plan(4, window=Closed(), tail=Tail(1.0, 2), weights="average")
+    rollout = roll(policy, prompts, 1, plan, iteration=0, seed=settings.evaluate.seed)
+    assert torch.equal(second, policy.decode(rollout.x0))
+    assert (second - first).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -112,13 +114,18 @@ def test_what_cannot_be_used_so_is_refused_before_weights_are_opened(sets: list[
 
 def test_a_distilled_guidance_is_not_set_again(tmp_path: Path) -> None:
     settings = recipe(save("flux-dev", tmp_path))
-    with pytest.raises(ValueError, match="deploy.guidance = 3: this model's guidance is distilled into it"):
+    with pytest.raises(ValueError, match=r"deploy.guidance = 3: this model's guidance is distilled into it"):
         replace(settings, deploy=Deployment(4, guidance=3.0))
 
 
-DEPLOY = """
-pictures = 2
-every = 1
+RECIPE = """
+precision = "fp32"
+[model]
+kind = "diffusers"
+base = "{root}/sd15"
+height = 16
+width = 16
+lora = {{ rank = 4 }}
 [[model.frozen]]
 path = "{root}/turbo"
 name = "turbo"
@@ -127,6 +134,27 @@ training = false
 [[model.frozen]]
 path = "{root}/base"
 name = "de-distil"
+[data]
+kind = "prompts"
+train = "prompts.txt"
+held_out_share = 0.5
+[plan]
+steps = 3
+sampler = {{ kind = "ddim" }}
+[rewards.bright]
+kind = "bright.py:bright"
+[train]
+iterations = 2
+prompts = 1
+group_size = 4
+learning_rate = 1e-2
+[evaluate]
+every = 1
+prompts = 4
+steps = 3
+guidance = 3.0
+guided = []
+pictures = 2
 [deploy]
 steps = 2
 guidance = 1.5
@@ -135,17 +163,16 @@ guidance = 1.5
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished run, runs/mine."""
+    """A folder with a recipe, mine.toml, and its files."""
     root = tmp_path_factory.mktemp("deployed")
-    base = save("sd15", root)
-    pipe = adapted(base)
+    pipe = adapted(save("sd15", root))
     save_diffusers(pipe, root / "turbo")
-    for _, parameter in pipe.unet.named_parameters():
-        parameter.data *= 0.5
+    for name, parameter in pipe.unet.named_parameters():
+        parameter.data *= 0.5 if "lora_B" in name else 1
     save_diffusers(pipe, root / "base")
-    write_recipe(root, str(base))
-    text = (root / "mine.toml").read_text().replace("pictures = 0\n", DEPLOY.format(root=root))
-    (root / "mine.toml").write_text(text)
+    (root / "mine.toml").write_text(RECIPE.format(root=root))
+    (root / "prompts.txt").write_text("".join(f"a {word} cat\n" for word in ("red", "big", "old", "sad") * 2))
+    (root / "bright.py").write_text("def bright(images, prompts):\n    return images.mean((1, 2, 3))\n")
     return root
 
 
@@ -153,7 +180,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ended(here: Path) -> Ended:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
-        done = command("train", "mine.toml", sets=["train.iterations=2"])
+        done = command("train", "mine.toml")
         assert done.code == 0, done.err
         return done
 
@@ -170,7 +197,7 @@ def test_a_run_is_judged_both_ways_and_its_best_is_chosen_as_deployed(here: Path
         assert (line["steps"], line["guidance"]) == (3, 3.0)
         assert (line["deploy"]["steps"], line["deploy"]["guidance"]) == (2, 1.5)
         assert line["deploy"]["frozen"] == ["turbo", "de-distil"]
-        assert line["deploy"]["soft"] != line["soft"]
+        assert line["deploy"]["reward"] != line["reward"]
     state = json.loads(next((run / "checkpoints").glob("000002/state.json")).read_text())
     scores = [line["deploy"][line["score"]] for line in judged]
     assert state["best"] == [max(scores), scores.index(max(scores))]
@@ -192,33 +219,33 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(here: Path, ended: Ended, mon
     assert "deploy.steps = 3" in refused.err
 
 
-def drawn(*words: str) -> tuple[dict[str, Any], bytes]:
-    """The metadata and the pixels of the picture that ``grpaint sample`` has drawn."""
+def drawn(*words: str) -> tuple[dict[str, Any], bytes, str]:
+    """The metadata, the pixels and the path of the picture that ``grpaint sample`` has drawn."""
     done = command("sample", *words)
     assert done.code == 0, done.err
-    with Image.open(done.out.splitlines()[-1]) as picture:
-        return json.loads(picture.info["grpaint"]), picture.tobytes()
+    path = done.out.splitlines()[-1]
+    with Image.open(path) as picture:
+        return json.loads(picture.info["grpaint"]), picture.tobytes(), path
 
 
 def test_samples_are_drawn_as_deployed_or_by_evaluate(
     here: Path, ended: Ended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(here)
-    facts, pixels = drawn("mine", "a red circle")
+    facts, pixels, picture = drawn("mine", "a red circle")
     assert (facts["steps"], facts["guidance"]) == (2, 1.5)
     assert [(each["name"], each["weight"]) for each in facts["frozen"]] == [("turbo", 0.7), ("de-distil", 1.0)]
     assert facts["frozen"][0]["sha256"] == digest(here / "turbo" / FILE)
-    picture = next((here / "samples").glob("*.png"))
-    assert drawn("--like", str(picture))[1] == pixels
-    trained, by_evaluate = drawn("mine", "a red circle", "--no-deploy")
+    assert drawn("--like", picture)[:2] == (facts, pixels)
+    trained, by_evaluate, _ = drawn("mine", "a red circle", "--no-deploy")
     assert (trained["steps"], [each["name"] for each in trained["frozen"]]) == (3, ["de-distil"])
-    fewer, without = drawn("mine", "a red circle", "--without-frozen", "turbo", "--steps", "3")
+    fewer, without, again = drawn("mine", "a red circle", "--without-frozen", "turbo", "--steps", "3")
     assert (fewer["steps"], [each["name"] for each in fewer["frozen"]]) == (3, ["de-distil"])
     assert len({pixels, by_evaluate, without}) == 3
-    assert drawn("--like", str(sorted((here / "samples").glob("*.png"))[-1]))[0] == fewer
+    assert drawn("--like", again)[:2] == (fewer, without)
     for words, message in [
         (["sample", "mine", "a", "--without-frozen", "x"], "no such frozen adapter is on. There are: turbo, de-distil"),
-        (["sample", "--like", str(picture), "--set", "model.frozen=[]"], 'with the frozen adapter "turbo" x 0.7'),
+        (["sample", "--like", picture, "--set", "model.frozen=[]"], 'with the frozen adapter "turbo" x 0.7'),
         (["export", "mine", "--without-frozen", "turbo"], "--for diffusers writes the trained adapter alone"),
     ]:
         refused = command(*words)
@@ -232,10 +259,11 @@ def test_a_snippet_draws_the_same_with_diffusers_alone(
 ) -> None:
     monkeypatch.chdir(here)
     script = command("sample", "mine", "a red circle", "--snippet").out
+    assert "pipe.set_adapters(['trained', 'frozen-turbo', 'frozen-de-distil'], [1.0, 0.7, 1.0])" in script
     names: dict[str, Any] = {}
     exec(script.replace('image.save("image.png")', ""), names)
-    facts, pixels = drawn("mine", "a red circle")
-    ours = Image.frombytes("RGB", (256, 256), pixels).resize((32, 32), Image.Resampling.NEAREST)
+    facts, pixels, _ = drawn("mine", "a red circle")
+    ours = Image.frombytes("RGB", (256, 256), pixels).resize((16, 16), Image.Resampling.NEAREST)
     difference = torch.frombuffer(bytearray(ours.tobytes()), dtype=torch.uint8).int()
     difference -= torch.frombuffer(bytearray(names["image"].tobytes()), dtype=torch.uint8).int()
     assert difference.abs().max() <= 1
@@ -271,26 +299,28 @@ def test_evaluate_judges_models_as_deployed_beside_the_other(
     here: Path, ended: Ended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(here)
-    one = command("evaluate", "mine")
+    one = command("evaluate", "mine", "--trust")
     assert "Held-out prompts (4), 3-step ode" in one.out
     assert "as deployed: 2-step ode" in one.out
-    line, last = json.loads(command("evaluate", "mine", "--json").out), lines(here / "runs/mine")[-1]
-    assert line["deploy"]["soft_by_prompt"] == last["deploy"]["soft_by_prompt"]
-    several = command("evaluate", "mine:base", "mine", "--few", "--json", sets=["measure.features=none"])
+    line, last = json.loads(command("evaluate", "mine", "--json", "--trust").out), lines(here / "runs/mine")[-1]
+    assert line["deploy"]["reward_by_prompt"] == last["deploy"]["reward_by_prompt"]
+    several = command("evaluate", "mine:base", "mine", "--json", "--trust", sets=["measure.draws=10"])
     assert several.code == 0, several.err
     result = json.loads(several.out)
-    assert result["protocols"] == ["free generation", "reconstruction", "as deployed"]
-    (soft,) = [m for m in result["measures"] if (m["measure"], m["protocol"]) == ("soft", "as deployed")]
-    assert soft["values"]["base"]["value"] == pytest.approx(lines(here / "runs/mine")[0]["deploy"]["soft"])
-    assert (soft["card"]["steps"], soft["card"]["frozen"]) == (2, ["turbo", "de-distil"])
+    assert result["protocols"] == ["free generation", "as deployed"]
+    (reward,) = [m for m in result["measures"] if (m["measure"], m["protocol"]) == ("reward", "as deployed")]
+    assert reward["values"]["base"]["value"] == pytest.approx(lines(here / "runs/mine")[0]["deploy"]["reward"])
+    assert (reward["card"]["steps"], reward["card"]["frozen"]) == (2, ["turbo", "de-distil"])
 
 
 def test_show_and_plan_count_what_it_costs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(here)
     costs = json.loads(command("show", "mine.toml", "--json").out)["costs"]
     assert costs["evaluations_deploy"] == 4 * 2 * 2  # prompts, steps, guidance
-    plans = [json.loads(command("plan", "mine.toml", "--json", sets=sets).out) for sets in ([], ["deploy=none"])]
-    assert plans[0]["evaluations"]["judging"] - plans[1]["evaluations"]["judging"] == 2 * 16 - 4 * 2 * 0
+    plan = json.loads(command("plan", "mine.toml", "--json").out)
+    assert plan["evaluations"]["judging"] == 3 * (
+        4 * 3 * 2 + 16 + 256
+    )  # three times, with evaluate's own and the probe
     assert "frozen turbo x 0.7, off in training; frozen de-distil x 1" in command("show", "mine.toml").out
 
 
