@@ -11,14 +11,18 @@ from PIL import Image
 
 import tiny_runs
 from grpaint.backends.diffusers import DiffusersPolicy
+from grpaint.commands.export.push import card
 from grpaint.core import Ode
 from grpaint.core.errors import ConfigError
 from grpaint.core.runtime import Runtime
 from grpaint.judge import evaluate, judging_rewards, sample
+from grpaint.measures.score import comparable_score, deciding_line, with_deployment
 from grpaint.recipe.config import TrainRecipe, override, resolve
 from grpaint.recipe.deployment import Deployment
 from grpaint.rollout import Plan, Tail, roll
 from grpaint.rollout.window import Closed
+from grpaint.run.alarm import check_hacking
+from grpaint.run.folder import RunFolder
 from grpaint.storage.files import digest, read_weights, write_weights
 from grpaint.storage.reading import read_toml
 from tiny_adapters import adapted, save_diffusers
@@ -202,6 +206,8 @@ def test_a_run_is_judged_both_ways_and_its_best_is_chosen_as_deployed(here: Path
     scores = [line["deploy"][line["score"]] for line in judged]
     assert state["best"] == [max(scores), scores.index(max(scores))]
     assert "as deployed: 2-step ode, guidance 1.5, frozen turbo, de-distil" in " ".join(ended.out.split())
+    metrics = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert metrics["policy/ratio_error"] == 0
     assert "Score as deployed" in (run / "report.html").read_text()
     assert '"as deployed"' in (run / "report.html").read_text()
 
@@ -322,6 +328,48 @@ def test_show_and_plan_count_what_it_costs(here: Path, monkeypatch: pytest.Monke
         4 * 3 * 2 + 16 + 256
     )  # three times, with evaluate's own and the probe
     assert "frozen turbo x 0.7, off in training; frozen de-distil x 1" in command("show", "mine.toml").out
+
+
+def test_where_pictures_have_no_score_the_denoising_loss_decides() -> None:
+    loss = {"score": "denoising_loss"}
+    line = with_deployment({"iteration": 3, "denoising_loss": 2.0, **loss}, {"steps": 4, **loss})
+    assert comparable_score(deciding_line(line)) == -2.0
+    line = with_deployment({"iteration": 3, "reward": 2.0, "score": "reward"}, {"reward": 5.0, "score": "reward"})
+    assert deciding_line(line) == {"iteration": 3, "reward": 5.0, "score": "reward"}
+
+
+def test_an_alarm_that_only_the_deployed_model_raises_counts(tmp_path: Path) -> None:
+    def judged(iteration: int, reward: float, spread: float) -> dict[str, Any]:
+        values = {"reward": reward, "image/spread": spread}
+        return {"iteration": iteration, "score": "reward", **values} | {
+            f"{name}_by_prompt": [value, value + 0.01] for name, value in values.items()
+        }
+
+    folder, settings = RunFolder(tmp_path), recipe(save("sd15", tmp_path))
+    folder.append(
+        "evaluations.jsonl", judged(0, 1.0, 1.0) | {"prompts": 2, "steps": 2, "deploy": deployment(judged(0, 1.0, 1.0))}
+    )
+    calm = judged(1, 2.0, 1.0)
+    assert check_hacking(settings, folder, calm | {"deploy": deployment(calm)}, 0)[1] is None
+    line, alarm = check_hacking(settings, folder, calm | {"deploy": deployment(judged(1, 2.0, 0.1))}, 0)
+    assert alarm is not None
+    assert line["hacking"]["began"] == 1
+
+
+def deployment(line: dict[str, Any]) -> dict[str, Any]:
+    """The same line as one of ``[deploy]``."""
+    own = {"prompts": 2, "steps": 1, "guidance": 1.0, "sampler": {"kind": "ode"}, "frozen": []}
+    return {key: value for key, value in line.items() if key != "iteration"} | own
+
+
+def test_a_model_card_says_where_frozen_adapters_are() -> None:
+    frozen = [{"path": "/home/me/a.safetensors", "name": name, "weight": 0.5} for name in ("in", "out")]
+    about = {"base": "owner/name", "family": "sdxl", "base_sha256": "0", "license": ""}
+    about |= {"recipe": {"model": {"frozen": frozen}}, "frozen": [{"name": "in", "weight": 0.5, "sha256": "1"}]}
+    text = card("me/mine", "merged", about, [])
+    assert "- Frozen adapter in x 0.5, a.safetensors: merged into these files" in text
+    assert "- Frozen adapter out x 0.5, a.safetensors: not in these files; load it beside them" in text
+    assert "/home/me" not in text
 
 
 def test_methods_that_are_used_differently_are_not_compared(tmp_path: Path) -> None:

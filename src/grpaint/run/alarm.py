@@ -20,9 +20,9 @@ def check_hacking(recipe: Recipe, folder: RunFolder, line: Line, best_before: in
     if not isinstance(recipe, TrainRecipe) or not earlier or earlier[0]["iteration"] != 0:
         return line, None  # the base is being judged, or its line was damaged
     silent = [f"reward/{name}" for name, item in recipe.rewards.items() if not item.weight]
-    alarm = hacking_alarm(earlier[0], line, recipe.watch, silent) or hacking_alarm(
-        deciding_line(earlier[0]), deciding_line(line), recipe.watch, silent
-    )
+    alarm = hacking_alarm(earlier[0], line, recipe.watch, silent)
+    if not alarm and "deploy" in line:
+        alarm = hacking_alarm(deciding_line(earlier[0]), deciding_line(line), recipe.watch, silent)
     if not alarm:
         return line, None
     onset = alarm_onset(earlier, line["iteration"])
