@@ -12,7 +12,7 @@ from PIL import Image
 import tiny_runs
 from grpaint.backends.diffusers import DiffusersPolicy
 from grpaint.commands.export.push import card
-from grpaint.core import Ode
+from grpaint.core import Cps, Ode
 from grpaint.core.errors import ConfigError
 from grpaint.core.runtime import Runtime
 from grpaint.judge import evaluate, judging_rewards, sample
@@ -57,6 +57,7 @@ def test_scores_are_those_of_the_stock_pipeline_with_its_scheduler(tmp_path: Pat
     assert deployed is not None
     line = evaluate(policy, data, deployed, rewards=rewards)
     assert (line["steps"], line["guidance"], line["frozen"]) == (5, 2.5, ["turbo"])
+    assert isinstance(deployed.sampler, Ode)
 
     tensors, _ = policy.export("average")
     write_weights(tmp_path / "lora.safetensors", tensors, {})
@@ -85,7 +86,7 @@ def test_scores_are_those_of_the_stock_pipeline_with_its_scheduler(tmp_path: Pat
     assert other != pytest.approx(expected.tolist(), abs=1e-3)
 
 
-def test_order_two_draws_by_the_solver_of_a_tail(tmp_path: Path) -> None:
+def test_order_two_and_noisy_samplers_draw_as_in_rollouts(tmp_path: Path) -> None:
     settings, policy = trained_recipe(save("sd3", tmp_path), steps=4, order=2)
     prompts = settings.data.held_out(2, 0)
     first = sample(policy, prompts, replace(settings, deploy=Deployment(4)).drawing)
@@ -94,6 +95,9 @@ def test_order_two_draws_by_the_solver_of_a_tail(tmp_path: Path) -> None:
     rollout = roll(policy, prompts, 1, plan, iteration=0, seed=settings.evaluate.seed)
     assert torch.equal(second, policy.decode(rollout.x0))
     assert (second - first).abs().max() > 1e-3
+    noisy = replace(settings, deploy=Deployment(4, sampler=Cps(0.8))).drawing
+    assert torch.equal(sample(policy, prompts, noisy), sample(policy, prompts, noisy))  # paired noise in every step
+    assert (sample(policy, prompts, noisy) - first).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -378,4 +382,3 @@ def test_methods_that_are_used_differently_are_not_compared(tmp_path: Path) -> N
         refused = command("compare", *words)
     assert refused.code == 2
     assert "other: its [deploy] is not that of flow-grpo" in refused.err
-    assert Ode() == Deployment(4).sampler
