@@ -220,7 +220,8 @@ def score_key(data: Data, measures: Mapping[str, Any]) -> str:
 def evaluation_line(data: Data, settings: Evaluation, judgement: Judgement) -> dict[str, Any]:
     """Return a line of evaluations.jsonl without its denoising loss."""
     prompts, measures = judgement.prompts, judgement.measures
-    line: dict[str, Any] = {"prompts": len(prompts)} | settings.facts | {"score": score_key(data, measures)}
+    line: dict[str, Any] = {"guidance": settings.guidance, "prompts": len(prompts)}  # the order of earlier releases
+    line |= settings.facts | {"score": score_key(data, measures)}
     for name, values in (measures | judgement.statistics).items():
         line |= {name: values.double().mean().item(), f"{name}_interval": normal_interval(values)}
     line["by_kind"] = by_category(data, prompts, measures)

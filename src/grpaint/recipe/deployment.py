@@ -61,7 +61,7 @@ class Deployment:
                     f"{', '.join(names) or 'none'}"
                 )
 
-    def of(self, evaluate: Evaluation, model: ModelSpec) -> "DeployedEvaluation":
+    def evaluation(self, evaluate: Evaluation, model: ModelSpec) -> "DeployedEvaluation":
         """Return the settings that judge the deployed model on the prompts and noise of ``[evaluate]``."""
         return DeployedEvaluation(
             **_fields(evaluate)
@@ -89,6 +89,24 @@ class DeployedEvaluation(Evaluation):
     @property
     def facts(self) -> dict[str, Any]:
         return super().facts | {"order": self.order, "frozen": list(self.frozen)}
+
+
+class Deployable:
+    """The tables of a recipe that say how its model draws."""
+
+    model: ModelSpec
+    evaluate: Evaluation
+    deploy: Deployment | None
+
+    @property
+    def deployed(self) -> DeployedEvaluation | None:
+        """The settings that judge the model as it will be used, if there is ``[deploy]``."""
+        return self.deploy.evaluation(self.evaluate, self.model) if self.deploy else None
+
+    @property
+    def drawing(self) -> Evaluation:
+        """The settings by which pictures are drawn: those of ``[deploy]``, or else those of ``[evaluate]``."""
+        return self.deployed or self.evaluate
 
 
 def frozen_names(model: ModelSpec) -> tuple[str, ...]:

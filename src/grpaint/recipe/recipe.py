@@ -11,7 +11,7 @@ from grpaint.learn.forward import ForwardObjective
 from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient
 from grpaint.learn.table import RewardSet
 from grpaint.measures.hacking import Watch
-from grpaint.recipe.deployment import DeployedEvaluation, Deployment
+from grpaint.recipe.deployment import Deployable, Deployment
 from grpaint.recipe.optim import Behaviour
 from grpaint.recipe.pieces import Data, Logger, ModelSpec, WeightedReward, sharing
 from grpaint.recipe.settings import Checkpoints, Evaluation, Measuring, Processes, SftTraining, Training
@@ -22,7 +22,7 @@ MOST_THREADS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Common:
+class Common(Deployable):
     """The tables and settings that both stages share; ``threads``, of each process: 0 leaves it to PyTorch."""
 
     model: ModelSpec
@@ -41,16 +41,6 @@ class Common:
         check_range(self, 0, MOST_THREADS, "threads")
         check_evaluation(self.evaluate, self.deploy, self.model)
         check_images(self.data, self.model)
-
-    @property
-    def deployed(self) -> DeployedEvaluation | None:
-        """The settings that judge the model as it will be used, if the recipe has ``[deploy]``."""
-        return self.deploy.of(self.evaluate, self.model) if self.deploy else None
-
-    @property
-    def drawing(self) -> Evaluation:
-        """The settings by which pictures are drawn: those of ``[deploy]``, or else those of ``[evaluate]``."""
-        return self.deployed or self.evaluate
 
 
 def check_evaluation(evaluate: Evaluation, deploy: Deployment | None, model: ModelSpec) -> None:

@@ -24,7 +24,7 @@ from grpaint.measures.hacking import Watch
 from grpaint.recipe.build import Plain, build
 from grpaint.recipe.catalog import CATALOG, did_you_mean, find_piece
 from grpaint.recipe.config import locate, override, parse_sets
-from grpaint.recipe.deployment import DeployedEvaluation, Deployment
+from grpaint.recipe.deployment import Deployable, Deployment
 from grpaint.recipe.pieces import Data, ModelSpec, WeightedReward
 from grpaint.recipe.recipe import SftRecipe, TrainRecipe, check_evaluation, check_images
 from grpaint.recipe.settings import Evaluation, Measuring, Training
@@ -34,7 +34,7 @@ KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawingRecipe:
+class DrawingRecipe(Deployable):
     """The tables that a command needs to draw with a saved model."""
 
     model: ModelSpec
@@ -45,11 +45,6 @@ class DrawingRecipe:
 
     def __post_init__(self) -> None:
         check_evaluation(self.evaluate, self.deploy, self.model)
-
-    @property
-    def deployed(self) -> DeployedEvaluation | None:
-        """The settings that draw as the model will be used, if the run has ``[deploy]``."""
-        return self.deploy.of(self.evaluate, self.model) if self.deploy else None
 
 
 @dataclass(frozen=True, kw_only=True)
