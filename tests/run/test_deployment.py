@@ -1,6 +1,8 @@
 """``[deploy]``: a model is judged and drawn as it will be used, beside the sampler of ``[evaluate]``."""
 
 import json
+import re
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from grpaint.core.errors import ConfigError
 from grpaint.core.runtime import Runtime
 from grpaint.judge import evaluate, judging_rewards, sample
 from grpaint.measures.score import comparable_score, deciding_line, with_deployment
+from grpaint.recipe.build import build
 from grpaint.recipe.config import TrainRecipe, override, resolve
 from grpaint.recipe.deployment import Deployment
 from grpaint.rollout import Plan, Tail, roll
@@ -374,6 +377,21 @@ def test_a_model_card_says_where_frozen_adapters_are() -> None:
     assert "- Frozen adapter in x 0.5, a.safetensors: merged into these files" in text
     assert "- Frozen adapter out x 0.5, a.safetensors: not in these files; load it beside them" in text
     assert "/home/me" not in text
+
+
+def test_the_examples_of_the_documentation_are_recipes(tmp_path: Path) -> None:
+    page = Path("docs/models.md").read_text()
+    blocks = [block for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "[[model.frozen]]" in block]
+    for block, name in zip(blocks, ("sdxl", "z-image"), strict=True):
+        table = tomllib.loads(block)
+        own = recipe(save(name, tmp_path), frozen=table["model"]["frozen"])
+        settings = replace(own, deploy=build(Deployment, table["deploy"], "deploy")[0])
+        assert settings.deployed is not None
+        assert settings.deployed.frozen == (("turbo",) if name == "sdxl" else ())
+        assert (settings.model.frozen[0].training, settings.deployed.steps) == {  # type: ignore[attr-defined]
+            "sdxl": (False, 4),
+            "z-image": (True, 8),
+        }[name]
 
 
 def test_methods_that_are_used_differently_are_not_compared(tmp_path: Path) -> None:
