@@ -61,6 +61,7 @@ def test_the_commands_of_the_guide_run_in_their_order(tmp_path: Path, monkeypatc
     survey = ends["data scan sft.toml --sheet sheet.png"].out
     for line in re.findall(r"^(?:pictures: |  bad: |buckets |captions |  the same bytes: ).*", GUIDE, re.M):
         assert line in survey
+    assert "stopped by SIGINT after saving; continue with --resume" in ends["train grpo.toml --name evening"].err
     assert "FAIL" not in ends["doctor grpo.toml --set model.start="].out
     assert "22.35 GiB: fits\n" in ends["plan sft.toml --gpu 24GB"].out
     assert re.search(
@@ -69,6 +70,8 @@ def test_the_commands_of_the_guide_run_in_their_order(tmp_path: Path, monkeypatc
 
     losses = [line["denoising_loss"] for line in lines(evening / "runs/evening-sft/evaluations.jsonl")]
     assert losses[-1] < losses[0]
+    resumed = ends["train grpo.toml --name evening --resume"].out
+    assert re.search(r"^ +4/4  pick \S+  aesthetic \S+  clip \S+  held-out reward \S+  \d+ s$", resumed, re.M)
     measured = lines(evening / "runs/evening/metrics.jsonl")
     assert [line["iteration"] for line in measured] == [1, 2, 3, 4]
     assert all({"reward/pick", "reward/aesthetic", "reward/clip"} <= line.keys() for line in measured)
