@@ -54,8 +54,8 @@ class DiffusersSettings:
       uses what the model supports.
     - ``height``, ``width``: in pixels; 0 is the model's own size. ``tokens``: how many of a caption are read; 0 is as
       many as the stock pipeline reads. SD and SDXL read more than 75 tokens in windows of 75.
-    - ``clip_skip``: last layers of SD's and SDXL's text encoders that are left out, as diffusers counts them (A1111's
-      "clip skip 2" is 1).
+    - ``clip_skip``: last layers of SD's and SDXL's text encoders that are left out, as diffusers counts them: A1111's
+      "clip skip 2" is 1 on SD, and 0 on SDXL, which always leaves out one.
     - ``sigmas``: noise levels of the steps in place of the scheduler's, like the argument ``sigmas`` of stock pipelines
       without a last 0. ``plan.steps`` and ``evaluate.steps`` are then their number.
     - ``batch``: rows per network call; ``vae_batch``: images per VAE call; ``vae_tiling``: decode in tiles.

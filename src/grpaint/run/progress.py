@@ -44,8 +44,8 @@ class Progress:
         self.bar.stop()
 
     def log(self, text: str) -> None:
-        """Print a line above the bar."""
-        self.console.print(text)
+        """Print a line above the bar; where there is no terminal, whole, however long it is."""
+        self.console.print(text, soft_wrap=not self.console.is_terminal)
 
     def update(self, iteration: int, line: dict[str, Any]) -> None:
         """Show the numbers of a line of metrics.jsonl or evaluations.jsonl."""
