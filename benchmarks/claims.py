@@ -79,6 +79,12 @@ EPSILON = [
 ]
 
 
+def verdict(differences: Sequence[float], bound: float) -> str:
+    """Whether the 95% interval of ``differences`` lies above ``bound``, below it, or around it."""
+    _, low, high = mean_interval(differences)
+    return "holds" if low > bound else "does not hold" if high < bound else "undecided"
+
+
 def row(claim: Claim, runs: Mapping[str, Runs]) -> str:
     """A line of the table."""
     seeds = sorted(runs[claim.ours].keys() & runs[claim.theirs].keys())
@@ -86,12 +92,12 @@ def row(claim: Claim, runs: Mapping[str, Runs]) -> str:
         return f"| {claim.words} | - | - | {len(seeds)} | not measured |"
     ours = [claim.read_ours(runs[claim.ours][seed]) for seed in seeds]
     theirs = [claim.read_theirs(runs[claim.theirs][seed]) for seed in seeds]
-    mean, low, high = mean_interval([one - other for one, other in zip(ours, theirs, strict=True)])
-    verdict = "holds" if low > claim.bound else "does not hold" if high < claim.bound else "undecided"
+    differences = [one - other for one, other in zip(ours, theirs, strict=True)]
+    mean, low, high = mean_interval(differences)
     scores = f"{100 * np.mean(ours):.1f} and {100 * np.mean(theirs):.1f}"
     bound = f" (bound {100 * claim.bound:+.0f})" if claim.bound else ""
     interval = f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]{bound}"
-    return f"| {claim.words} | {scores} | {interval} | {len(seeds)} | *{verdict}* |"
+    return f"| {claim.words} | {scores} | {interval} | {len(seeds)} | *{verdict(differences, claim.bound)}* |"
 
 
 def load(folder: Path) -> Mapping[str, Runs]:

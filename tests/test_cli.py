@@ -25,8 +25,9 @@ pytestmark = pytest.mark.usefixtures("small_network")
 COMMANDS = {
     "train": "recipe --set --name --runs --resume --processes --max-restarts",
     "sft": "recipe --set --name --runs --resume --processes --max-restarts",
-    "sample": "source prompts --seed --out --steps --guidance --like --snippet --set --trust",
-    "export": "source --for --out --check --push --set --trust",
+    "sample": "source prompts --seed --out --steps --guidance --like --snippet --without-frozen --no-deploy --set "
+    "--trust",
+    "export": "source --for --out --check --push --without-frozen --set --trust",
     "doctor": "recipe --set --json --trust --processes",
     "fetch": "recipe --to --dry-run --set --trust",
     "evaluate": "sources --out --few --keep --json --set --trust --processes",

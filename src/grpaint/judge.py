@@ -23,7 +23,6 @@ from grpaint.measures.image_statistics import image_statistics, spread, thumbnai
 from grpaint.measures.intervals import normal_interval, rounded
 from grpaint.measures.score import comparable_score
 from grpaint.parallel.world import ONE, World
-from grpaint.recipe.build import dump
 from grpaint.recipe.config import Recipe, SftRecipe
 from grpaint.recipe.pieces import Data, Model, sharing
 from grpaint.recipe.settings import Evaluation
@@ -59,8 +58,8 @@ def sample(
     """Sample one image for each prompt, ``[b, 3, h, w]`` in [0, 1], fp32 on the CPU.
 
     An image depends on its prompt, the seed, its number and ``draw`` alone. ``settings`` gives seed, sampler, steps,
-    guidance, and the share of the steps that the trained model takes. ``first``: the number of the first prompt.
-    ``start``: where samples begin, noise by default.
+    guidance, the share of the steps that the trained model takes, and the frozen adapters that are on. ``first``: the
+    number of the first prompt. ``start``: where samples begin, noise by default.
     """
     share = 1.0 if weights == "reference" else settings.tuned_share
     plan = Plan(
@@ -68,11 +67,13 @@ def sample(
         window=Closed(),
         outside=settings.sampler,
         weights=weights,
+        tail=settings.tail,
         base_after=share,
         start=start or Independent(),
     )
     numbered = cast("Model", _Numbered(policy, first)) if first else policy
-    with policy.meter.account("evaluation"), guided(policy, settings.guidance):
+    adapters = policy.weights.with_frozen(settings.adapters)
+    with policy.meter.account("evaluation"), guided(policy, settings.guidance), adapters:
         rollout = roll(numbered, prompts, 1, plan, iteration=draw, seed=settings.seed)
         with torch.no_grad():
             return policy.decode(rollout.x0).float().cpu()
@@ -219,9 +220,8 @@ def score_key(data: Data, measures: Mapping[str, Any]) -> str:
 def evaluation_line(data: Data, settings: Evaluation, judgement: Judgement) -> dict[str, Any]:
     """Return a line of evaluations.jsonl without its denoising loss."""
     prompts, measures = judgement.prompts, judgement.measures
-    line: dict[str, Any] = {"guidance": settings.guidance, "prompts": len(prompts), "steps": settings.steps}
-    line |= {"sampler": dump(settings.sampler), "tuned_share": settings.tuned_share}
-    line["score"] = score_key(data, measures)
+    line: dict[str, Any] = {"guidance": settings.guidance, "prompts": len(prompts)}  # the order of earlier releases
+    line |= settings.facts | {"score": score_key(data, measures)}
     for name, values in (measures | judgement.statistics).items():
         line |= {name: values.double().mean().item(), f"{name}_interval": normal_interval(values)}
     line["by_kind"] = by_category(data, prompts, measures)

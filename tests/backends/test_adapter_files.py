@@ -6,11 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import convert_state_dict_to_kohya
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,9 +14,9 @@ from grpaint.backends.adapters import Lora
 from grpaint.backends.diffusers import Diffusers, DiffusersPolicy
 from grpaint.core import CheckpointError, Prompt
 from grpaint.core.runtime import Runtime
+from tiny_adapters import adapted, save_diffusers, save_peft, tensors_of
 from tiny_pipelines import save
 
-LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXTS = ["a red circle", "two"]
 
 
@@ -32,36 +28,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save("sdxl", tmp_path_factory.mktemp("pipelines"))
-
-
-def adapted(folder: Path, **settings: Any) -> Any:
-    """A stock pipeline with a peft adapter of random weights."""
-    pipe = DiffusionPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.unet.add_adapter(LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": LAYERS, **settings}))
-    torch.manual_seed(1)
-    for name, parameter in pipe.unet.named_parameters():
-        if "lora_" in name:
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    return pipe
-
-
-def tensors_of(pipe: Any) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in get_peft_model_state_dict(pipe.unet).items()}
-
-
-def save_diffusers(pipe: Any, to: Path) -> Path:
-    pipe.save_lora_weights(to, unet_lora_layers=tensors_of(pipe), **_collate_lora_metadata({"unet": pipe.unet}))
-    return to
-
-
-def save_peft(pipe: Any, to: Path) -> Path:
-    """The folder that PeftModel.save_pretrained writes, as flow_grpo and Flow-Factory do."""
-    to.mkdir()
-    save_file({f"base_model.model.{name}": t for name, t in tensors_of(pipe).items()}, to / "adapter_model.safetensors")
-    config = pipe.unet.peft_config["default"].to_dict()
-    (to / "adapter_config.json").write_text(json.dumps(config, default=sorted))
-    return to
 
 
 def opened(folder: Path, start: Path, **settings: Any) -> DiffusersPolicy:

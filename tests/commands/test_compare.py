@@ -239,6 +239,15 @@ def test_bad_input_is_one_line(words, message, tmp_path):
     assert message in end.err
 
 
+def test_a_setting_decides_how_often_runs_are_evaluated(tmp_path):
+    contenders = (Contender.parse("awm"), Contender.parse("rare=awm:evaluate.every=50"))
+    comparison = Comparison(contenders, "scenes", (0,), 100_000, 0.0, tmp_path)
+    assert [job.open()[0].evaluate.every for job in comparison.runs()] == [7, 50]  # 1,584 evaluations an iteration
+    rare = dataclasses.replace(comparison, sets=("evaluate.every=60",))
+    assert [job.open()[0].evaluate.every for job in rare.runs()] == [60, 50]
+    assert {job.open()[0].evaluate.every for job in rare.search()} == {1_000_000}
+
+
 def test_the_search_decides_the_settings_of_the_runs(tmp_path):
     twice = ("train.updates=2",)
     comparison = Comparison((Contender.parse("flow-grpo-fast"),), "scenes", (0,), 1000, 0.0, tmp_path, twice)

@@ -21,6 +21,7 @@ from grpaint.commands.export import formats as exporting
 from grpaint.commands.sample import provenance
 from grpaint.core import CheckpointError, ConfigError
 from grpaint.core.runtime import Runtime
+from grpaint.recipe.deployment import with_frozen
 from grpaint.storage.files import read_weights, write_weights
 from tiny_pipelines import PIPELINES, recipe, save, side
 from tiny_runs import trained
@@ -276,7 +277,7 @@ def test_steps_that_stock_ddim_misses_have_no_snippet(tmp_path: Path, monkeypatc
     original = recipe(save("sd15-v", tmp_path))
     policy = original.model.load(Runtime())
     for steps in (20, 30):
-        one = dataclasses.replace(original, evaluate=dataclasses.replace(original.evaluate, steps=steps, guidance=1.0))
+        one = with_frozen(dataclasses.replace(original.evaluate, steps=steps, guidance=1.0), ())
         if steps == 20:
             assert "pipe(" in provenance.diffusers_script(policy, one, "a", 0, tmp_path / "none")
         else:

@@ -58,10 +58,11 @@ def test_duplicates_and_bad_files_are_listed(mixed):
     assert report["captions"]["lengths"]["words"][0] == len("motif 0")
 
 
-def test_a_scan_reports_missing_captions_and_continues(mixed):
+@pytest.mark.parametrize("sets", [[], ["data.tags={}"]], ids=["text", "tags"])
+def test_a_scan_reports_missing_captions_and_continues(mixed, sets):
     (mixed / "03.txt").unlink()
     with tiny_runs.folder(mixed.parent):
-        end = command("data", "scan", "set", "--sheet", "sheet.png")
+        end = command("data", "scan", "set", "--sheet", "sheet.png", sets=sets)
         assert end.code == 0
         for word in ("16 images", "without a caption: 03.png", "bad: bad.png: empty file", "13 whole"):
             assert word in end.out

@@ -99,7 +99,7 @@ REFUSED = {
     'plan.sampler={kind="ddim",eta=0}': ["plan.sampler", "likelihood"],
     "train.group_size=1": ["train.group_size = 1", 'advantage = { kind = "batch" }'],
     "train.updates=145": ["train.updates", "144"],
-    "stage=sft": ["grpaint sft"],
+    "stage=sft": ["grpaint sft", 'stage = "train"'],
     "train": ["--set train", "key.sub=value"],
     "=3": ["key.sub=value"],
     "train.iterations.now=3": ["train.iterations.now", "not a table"],

@@ -74,9 +74,7 @@ def is_adapter(path: Path) -> bool:
     names, _ = read_header(file)
     for kind, pattern in OTHER_KINDS.items():
         if any(re.search(pattern, name) for name in names):
-            raise CheckpointError(
-                f"{file}: an adapter of the kind {kind}; only plain LoRA can be trained further. {MERGE}"
-            )
+            raise CheckpointError(f"{file}: an adapter of the kind {kind}; only plain LoRA is supported. {MERGE}")
     return any(re.search(LORA, name) for name in names)
 
 
@@ -113,9 +111,28 @@ def load_adapter(
             )
         if down[:rank].shape != factors[layer].down.shape or up[:, :rank].shape != factors[layer].up.shape:
             raise CheckpointError(f"{file}: weights of another architecture: another shape at {layer}.")
-        down[:rank] = factors[layer].down.float()
-        up.zero_()
-        up[:, :rank] = factors[layer].up.float() * (factors[layer].scale * lora.rank / lora.alpha)
+        set_factors(down, up, factors[layer], lora.rank / lora.alpha)
+
+
+def set_factors(down: Tensor, up: Tensor, factors: Factors, strength: float) -> None:
+    """Write a layer's factors, multiplied by ``strength``, into matrices of the same rank or a higher one, in place."""
+    rank = len(factors.down)
+    down[:rank] = factors.down.float()
+    up.zero_()
+    up[:, :rank] = factors.up.float() * (factors.scale * strength)
+
+
+def read_factors(path: Path, named_family: tuple[str, Family], pipe: Any) -> dict[str, Factors]:
+    """Read an adapter's factors by the names of the network's layers.
+
+    Raises:
+        CheckpointError: if it is of another family, adapts text encoders, or its names are not understood.
+    """
+    (name, family), file = named_family, adapter_file(path)
+    stored, metadata = read_weights(file)
+    if metadata.get("family", name) != name:
+        raise CheckpointError(f'{file}: an adapter for "{metadata["family"]}", and the base is of the family "{name}".')
+    return _factors(file, stored, metadata, family, pipe)
 
 
 def _check_layers(
@@ -147,7 +164,7 @@ def _factors(
         foreign = sorted(name for name in tensors if name.startswith("text_encoder"))
         if foreign:
             raise CheckpointError(
-                f"{file}: it also adapts text encoders ({foreign[0]}), which are not trained here. {MERGE}"
+                f"{file}: it also adapts text encoders ({foreign[0]}), which stay as they are here. {MERGE}"
             )
         factors = {}
         for name, down in tensors.items():
@@ -198,9 +215,7 @@ def _settings(file: Path, metadata: Mapping[str, str], family: Family) -> dict[s
     if settings.get("peft_type", "LORA") != "LORA":
         kinds.append(f"{settings['peft_type']!r:.40}")
     if kinds:
-        raise CheckpointError(
-            f"{origin}: an adapter of the kind {kinds[0]}; only plain LoRA can be trained further. {MERGE}"
-        )
+        raise CheckpointError(f"{origin}: an adapter of the kind {kinds[0]}; only plain LoRA is supported. {MERGE}")
     for key in ("lora_alpha", "r"):
         if not _is_number(settings.get(key, 1)):
             raise CheckpointError(f"{origin} has {key} = {settings[key]!r:.40}, not a number above 0.")

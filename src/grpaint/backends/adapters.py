@@ -1,5 +1,6 @@
 """LoRA for any torch module, through peft."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from grpaint.core.bounds import check_range
 from grpaint.core.errors import ConfigError, MissingExtra
 
+TRAINED = "default"  # the name of the trained adapter in peft's layers
+FROZEN = "frozen_"  # what stands there before the name of a frozen one
 MOST_RANK = 16_384  # wider than any layer of the supported networks
 
 
@@ -37,10 +40,6 @@ def add_adapter(
         MissingExtra: if peft is not installed.
         ConfigError: if no layer has such a name.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise MissingExtra("LoRA", "lora") from error
     endings = tuple(lora.targets or targets)
     names = [
         name
@@ -53,13 +52,28 @@ def add_adapter(
     if not names:
         raise ConfigError(f"model.lora.targets = {list(endings)}: no linear layer has a name with such an ending.")
     module.requires_grad_(False)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=names, bias="none")
-    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator: every rank and run must draw alike
-        torch.default_generator.manual_seed(0)
-        inject_adapter_in_model(config, module)
+    inject(module, lora.rank, lora.alpha, names, TRAINED)
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # peft gave it the base's precision
+
+
+def inject(module: nn.Module, rank: int, alpha: float, layers: Sequence[str], name: str) -> None:
+    """Add a peft adapter without effect to ``layers`` of ``module``; all its other parameters are frozen.
+
+    Raises:
+        MissingExtra: if peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise MissingExtra("LoRA", "lora") from error
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(layers), bias="none")
+    # peft draws from the global generator, and every rank and run must draw alike
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.default_generator.manual_seed(0)
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is meant here
+        inject_adapter_in_model(config, module, name)
 
 
 @contextmanager
@@ -82,16 +96,18 @@ def without_adapters(module: nn.Module) -> Iterator[None]:
 
 
 def merged_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict of ``module`` without adapters: their products are added to the weights of their layers."""
+    """The state dict of ``module`` without adapters: the products of those that are on are added to the weights."""
     state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     if not any(".base_layer." in name for name in state):
         return state
     merged = {name: tensor for name, tensor in state.items() if ".lora_" not in name and ".base_layer." not in name}
     for name, layer in module.named_modules():
         if hasattr(layer, "base_layer"):
-            for part, tensor in layer.base_layer.state_dict().items():
-                change = layer.get_delta_weight("default").detach() if part == "weight" else 0
-                merged[f"{name}.{part}"] = tensor + change
+            merged |= {f"{name}.{part}": tensor.detach() for part, tensor in layer.base_layer.state_dict().items()}
+            for adapter in layer.active_adapters:
+                if adapter in layer.lora_A:
+                    change = layer.get_delta_weight(adapter).detach()
+                    merged[f"{name}.weight"] = merged[f"{name}.weight"] + change
     return merged
 
 

@@ -12,6 +12,7 @@ from grpaint.backends.adapter_files import is_adapter, load_adapter
 from grpaint.backends.adapters import add_adapter
 from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.backends.diffusers_settings import DiffusersSettings
+from grpaint.backends.frozen import add_frozen, read_frozen
 from grpaint.backends.pipeline import load_network, open_pipeline, text_encoders
 from grpaint.backends.quantize import quantizer
 from grpaint.backends.weights import WeightSets
@@ -40,6 +41,8 @@ class Diffusers(DiffusersSettings):
 
     def _open(self, runtime: Runtime) -> DiffusersPolicy:
         name, family = self.named_family
+        for adapter in self.frozen:
+            adapter.check()
         quantize = quantizer(self.base_precision, runtime)
         without = text_encoders(self.origin) if self.embeddings == "cache" else ()
         pipe = open_pipeline(self.origin, family, runtime, frozen=self.lora is not None, without=without)
@@ -47,6 +50,7 @@ class Diffusers(DiffusersSettings):
         adapter_file = self._adapter_file()
         if self.start and adapter_file != FilePath(self.start) and not runtime.fake:
             load_network(FilePath(self.start), network, name)
+        frozen = [(adapter, read_frozen(adapter, (name, family), pipe)) for adapter in self.frozen]
         quantize(network)
         for key, parameter in network.named_parameters():
             if key.startswith(family.idle(network)):
@@ -54,8 +58,11 @@ class Diffusers(DiffusersSettings):
         if self.lora:
             with runtime.building():
                 add_adapter(network, self.lora, family.TARGETS, idle=family.idle(network))
+        for adapter, factors in frozen:
+            with runtime.building():
+                add_frozen(network, adapter, factors, blank=runtime.fake)
         runtime.place(pipe)
-        trainable = {key: p for key, p in network.named_parameters() if p.requires_grad}
+        trainable = {key.replace(".base_layer.", "."): p for key, p in network.named_parameters() if p.requires_grad}
         if adapter_file and self.lora and not runtime.fake:
             load_adapter(adapter_file, self.lora, trainable, (name, family), pipe)
         if self.checkpointing:
@@ -63,6 +70,8 @@ class Diffusers(DiffusersSettings):
         if self.vae_tiling:
             pipe.vae.enable_tiling()
         weights = WeightSets(network, trainable, adapters=self.lora is not None and not adapter_file)
+        if self.frozen:
+            weights.switch_frozen([adapter.name for adapter in self.frozen if adapter.training])
         return DiffusersPolicy(self, pipe, weights, runtime)
 
     def _adapter_file(self) -> FilePath | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grpaint.backends.adapter_files import load_adapter, tensor_name
+from grpaint.backends.adapters import without_adapters
 from grpaint.backends.base_model import find_base
 from grpaint.backends.diffusers_settings import DiffusersSettings
 from grpaint.backends.embeddings import Embedding, EmbeddingCache, encoding_fingerprint
@@ -200,7 +201,9 @@ class DiffusersPolicy:
         if self.spec.lora:
             load_adapter(file, self.spec.lora, self.weights.trainable, (self.name, self.family), self.pipe)
         else:
-            load_network(file, getattr(self.pipe, self.family.NETWORK), self.name)
+            network = getattr(self.pipe, self.family.NETWORK)
+            with without_adapters(network):
+                load_network(file, network, self.name)
 
     def open_base(self, folder: Path | None = None, *, exact: bool = False) -> Any:
         """Open a fresh stock pipeline, of the base or of an exported ``folder``; ``exact``: in fp32."""
@@ -220,14 +223,16 @@ class DiffusersPolicy:
         """The tensors and the header of a file that a stock pipeline can load.
 
         With LoRA this is an adapter for ``pipe.load_lora_weights``, with alpha / rank folded into its second matrix,
-        since programs differ in where they look for alpha; otherwise it is the whole network.
+        since programs differ in where they look for alpha; otherwise it is the whole network. Frozen adapters are in
+        neither.
         """
         labels = {"model": "diffusers", "family": self.name, "format": "pt"}
         lora = self.spec.lora
         with self.weights.use(weights):
             if not lora:
                 network = getattr(self.pipe, self.family.NETWORK)
-                return {name: tensor.detach() for name, tensor in network.state_dict().items()}, labels
+                with without_adapters(network):
+                    return {name: tensor.detach() for name, tensor in network.state_dict().items()}, labels
             if weights == "reference" and self.weights.adapters:
                 raise ValueError("the reference is the model without its adapter: there is nothing to export")
             scale = lora.alpha / lora.rank

@@ -15,6 +15,7 @@ from grpaint.backends.base_model import BaseModel, PredictionSetting, SpacingSet
 from grpaint.backends.embeddings import default_folder, text_parts_hash
 from grpaint.backends.families import FAMILIES, Family, Guidance, PipelineFolder, find_family
 from grpaint.backends.families.schedule import listed
+from grpaint.backends.frozen import FrozenAdapter, check_frozen_names
 from grpaint.backends.pipeline import text_encoders
 from grpaint.backends.pipeline_files import pin_commit
 from grpaint.backends.quantize import BasePrecision
@@ -54,8 +55,8 @@ class DiffusersSettings:
       uses what the model supports.
     - ``height``, ``width``: in pixels; 0 is the model's own size. ``tokens``: how many of a caption are read; 0 is as
       many as the stock pipeline reads. SD and SDXL read more than 75 tokens in windows of 75.
-    - ``clip_skip``: last layers of SD's and SDXL's text encoders that are left out, as diffusers counts them (A1111's
-      "clip skip 2" is 1).
+    - ``clip_skip``: last layers of SD's and SDXL's text encoders that are left out, as diffusers counts them: A1111's
+      "clip skip 2" is 1 on SD, and 0 on SDXL, which always leaves out one.
     - ``sigmas``: noise levels of the steps in place of the scheduler's, like the argument ``sigmas`` of stock pipelines
       without a last 0. ``plan.steps`` and ``evaluate.steps`` are then their number.
     - ``batch``: rows per network call; ``vae_batch``: images per VAE call; ``vae_tiling``: decode in tiles.
@@ -66,6 +67,7 @@ class DiffusersSettings:
     - ``start``: a ``.safetensors`` file or checkpoint folder of an earlier run, a whole network or an adapter; or
       another program's LoRA (peft's or diffusers' folder, or a file). An adapter is trained further, and the reference
       is the base with that adapter. ``adapter``: an adapter for a ``start`` that is a whole network.
+    - ``frozen``: further adapters, which apply under what is trained and never change.
     """
 
     base: str
@@ -91,6 +93,7 @@ class DiffusersSettings:
     cache: str = ""
     start: str = ""
     adapter: str = ""
+    frozen: tuple[FrozenAdapter, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.base:
@@ -113,6 +116,7 @@ class DiffusersSettings:
         for key in ("batch", "vae_batch"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+        check_frozen_names(self.frozen)
         check_range(self, 0, MOST_SIDE, "height", "width", "tokens", "clip_skip")
 
     def opening(self) -> AbstractContextManager[None]:
@@ -149,7 +153,11 @@ class DiffusersSettings:
     @property
     def about(self) -> str:
         """One line: what the model is, the files it is read from, and what it predicts."""
-        return f"{self.origin.about(self.named_family[0])}, predicts {self.parametrisation}"
+        frozen = "".join(
+            f"; frozen {adapter.name} x {adapter.weight:g}{'' if adapter.training else ', off in training'}"
+            for adapter in self.frozen
+        )
+        return f"{self.origin.about(self.named_family[0])}, predicts {self.parametrisation}{frozen}"
 
     @cached_property
     def named_family(self) -> tuple[str, Family]:

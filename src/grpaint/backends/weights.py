@@ -1,11 +1,12 @@
 """The four sets of weights of a policy: current, behaviour, average and reference."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from grpaint.backends.adapters import FROZEN, TRAINED
 from grpaint.core.policy import Weights
 
 
@@ -13,13 +14,15 @@ class WeightSets:
     """The current weights are the module's own; each other set is an fp32 copy of the trainable tensors.
 
     ``adapters``: the trainable tensors are new adapters (peft layers) on a frozen base. The reference is then the
-    module with its adapters switched off, and takes no memory.
+    module with these switched off, and takes no memory. ``frozen``: the names of the frozen adapters that are on; they
+    belong to every set.
     """
 
     def __init__(self, module: nn.Module, trainable: Mapping[str, nn.Parameter], *, adapters: bool) -> None:
         self.module = module
         self.trainable = dict(trainable)
         self.adapters = adapters
+        self.frozen: tuple[str, ...] = ()
         copied: tuple[Weights, ...] = ("average",) if adapters else ("average", "reference")
         self.copies: dict[Weights, dict[str, Tensor]] = {name: self._copy() for name in copied}
 
@@ -36,11 +39,11 @@ class WeightSets:
         if weights == "current":
             yield
         elif weights == "reference" and self.adapters:
-            self._enable_adapters(on=False)
+            self._activate(trained=False)
             try:
                 yield
             finally:
-                self._enable_adapters(on=True)
+                self._activate(trained=True)
         else:
             copies = self.copies.get(weights)
             if copies is None:
@@ -56,14 +59,34 @@ class WeightSets:
         for name, parameter in self.trainable.items():
             parameter.data = tensors[name]
 
-    def _enable_adapters(self, *, on: bool) -> None:
+    def switch_frozen(self, names: Sequence[str]) -> None:
+        """Switch these frozen adapters on, and all others off."""
+        self.frozen = tuple(names)
+        self._activate(trained=True)
+
+    @contextmanager
+    def with_frozen(self, names: Sequence[str] | None) -> Iterator[None]:
+        """Inside the block, these frozen adapters are on, and all others off; None leaves them as they are."""
+        before = self.frozen
+        if names is None or set(names) == set(before):
+            yield
+            return
+        self.switch_frozen(names)
+        try:
+            yield
+        finally:
+            self.switch_frozen(before)
+
+    def _activate(self, *, trained: bool) -> None:
+        """Switch on the frozen adapters in ``frozen`` and, if ``trained``, the trained one."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
+        names = [FROZEN + name for name in self.frozen] + [TRAINED] * trained
         for layer in self.module.modules():
             if isinstance(layer, BaseTunerLayer):
-                layer.enable_adapters(on)
+                layer.set_adapter(names, inference_mode=True)
         for parameter in self.trainable.values():
-            parameter.requires_grad_(True)  # peft freezes an adapter that it switches off
+            parameter.requires_grad_(True)  # peft freezes every adapter then
 
     def blend(self, into: Weights, keep: float) -> None:
         """``into <- keep * into + (1 - keep) * current``; a set that does not exist yet starts as a copy."""

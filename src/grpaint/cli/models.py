@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from grpaint.cli.app import app
-from grpaint.cli.options import AsJson, ModelName, Processes, RecipeName, Sets, Trust
+from grpaint.cli.options import AsJson, ModelName, Processes, RecipeName, Sets, Trust, WithoutFrozen
 
 
 @app.command()
@@ -19,17 +19,22 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
     guidance: Annotated[float | None, typer.Option(min=0, help="1 is none; the run's own if unset.")] = None,
     like: Annotated[Path | None, typer.Option(help="Draw this picture of ours again.")] = None,
     snippet: Annotated[bool, typer.Option("--snippet", help="Print a script for diffusers instead.")] = False,
+    without_frozen: WithoutFrozen = None,
+    no_deploy: Annotated[
+        bool, typer.Option("--no-deploy", help="Draw by [evaluate], though the run has [deploy].")
+    ] = False,
     sets: Sets = None,
     trust: Trust = False,
 ) -> None:
     """Draw captions with a trained model. Each picture says how it was drawn."""
     from grpaint.commands.sample.command import DrawRequest, draw_captions
 
-    draw_captions(source, DrawRequest(prompts or [], seed, out, steps, guidance, like, snippet, sets or [], trust))
+    drawing = (prompts or [], seed, out, steps, guidance, like, snippet)
+    draw_captions(source, DrawRequest(*drawing, without_frozen or [], not no_deploy, sets or [], trust))
 
 
 @app.command()
-def export(
+def export(  # noqa: PLR0913 - reason: one argument a flag
     source: ModelName,
     target: Annotated[str, typer.Option("--for", help="diffusers, comfyui (A1111 too) or merged.")] = "diffusers",
     out: Annotated[Path | None, typer.Option(help="The new folder; exports/NAME-TARGET if unset.")] = None,
@@ -39,13 +44,14 @@ def export(
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Then upload it to this repository of the hub.")
     ] = None,
+    without_frozen: WithoutFrozen = None,
     sets: Sets = None,
     trust: Trust = False,
 ) -> None:
     """Write a trained adapter or pipeline for other programs; it is loaded again and compared first."""
     from grpaint.commands.export import command
 
-    command.export(source, target, out, check, push, sets or [], trust=trust)
+    command.export(source, target, out, check, push, without_frozen or [], sets or [], trust=trust)
 
 
 @app.command()

@@ -18,5 +18,8 @@ Division = Annotated[
     int | None, typer.Option("--processes", min=1, max=1024, help="How so many processes would divide an iteration.")
 ]
 MaxRestarts = Annotated[int, typer.Option(min=0, max=1000, help="How often processes that died are started again.")]
+WithoutFrozen = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Leave this frozen adapter out; may be repeated.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelName = Annotated[str, typer.Argument(metavar="RUN-OR-CHECKPOINT", help="A run, a checkpoint folder, or a file.")]

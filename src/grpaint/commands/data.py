@@ -73,7 +73,8 @@ def _survey_lines(summary: dict[str, Any]) -> list[str]:
     for side, (low, median, high) in summary["sides"].items():
         lines.append(f"{side:<8}{low} to {high}, median {median}")
     lines.append("buckets " + ", ".join(f"{size}: {count}" for size, count in summary["buckets"].items()))
-    for unit, (low, median, high) in summary["captions"]["lengths"].items():
+    for counter, (low, median, high) in summary["captions"]["lengths"].items():
+        unit = counter if counter == "words" else f"tokens of {counter}"
         lines.append(f"captions {low} to {high} {unit}, median {median}")
     lines.append(f"captions {summary['captions']['different']} different ones")
     duplicates = summary["duplicates"]

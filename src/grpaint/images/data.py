@@ -142,8 +142,10 @@ class ImageData:
     @cached_property
     def _thresholds(self) -> tuple[tuple[float, str], ...]:
         """The least score of each quality tag, from the scores of the training images."""
+        if not (self.tags and self.tags.quality):
+            return ()
         scores = [image.tags.score for image in self.training if image.tags and image.tags.score is not None]
-        return self.tags.thresholds(scores) if self.tags else ()
+        return self.tags.thresholds(scores)
 
     def prepare(self, log: Callable[[str], None]) -> None:
         """Verify every file, unless the cache has its scan, and log how many images there are.

@@ -53,6 +53,11 @@ def _fits(key: str, value: Any, score: str) -> bool:
     match key:
         case "score":
             fits = isinstance(value, str)
+        case "deploy":
+            whole = isinstance(value, dict) and {"frozen", "guidance", "sampler"} <= value.keys()
+            fits = whole and not unlike_an_evaluation({"iteration": 0, **value})
+        case "frozen":
+            fits = isinstance(value, list) and all(isinstance(name, str) for name in value)
         case "sampler":
             fits = isinstance(value, dict)
         case "by_kind":

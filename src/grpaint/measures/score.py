@@ -18,6 +18,21 @@ def comparable_score(line: Line) -> float:
     return -line[name] if name == "denoising_loss" else line[name]
 
 
+def with_deployment(line: Line, deployed: Line) -> dict[str, Any]:
+    """Return an evaluation's line with the line of the same model as ``[deploy]`` uses it, under ``deploy``.
+
+    Where pictures have no score, both have the denoising loss, which is one of the model in training.
+    """
+    name = score_name(deployed)
+    return {**line, "deploy": {**deployed, **({} if name in deployed else {name: line[name]})}}
+
+
+def deciding_line(line: Line) -> dict[str, Any]:
+    """Return the part of an evaluation's line that decides which checkpoint is best: as deployed, if it says so."""
+    deployed = line.get("deploy")
+    return {"iteration": line["iteration"], **deployed} if deployed else dict(line)
+
+
 def score_text(name: str, value: float, *, sign: bool = False) -> str:
     """A score for tables and logs: a share in percent without its unit, any other score to 4 digits."""
     mark = "+" if sign else ""

@@ -102,7 +102,9 @@ def resolve(table: Plain, stage: str) -> tuple[Recipe, Plain]:
     own_stage = table.get("stage", "train")
     if own_stage != stage:
         other = short(own_stage).strip("'")
-        raise ConfigError(f'stage = "{other}": this recipe is for `grpaint {other}`, not for `grpaint {stage}`.')
+        raise ConfigError(
+            f'stage = "{other}": this recipe is for `grpaint {other}`; this command takes one with stage = "{stage}".'
+        )
     return build(SftRecipe if stage == "sft" else TrainRecipe, table, "")
 
 

@@ -9,6 +9,7 @@ from grpaint.core.runtime import resolve
 from grpaint.learn.forward import ForwardObjective
 from grpaint.recipe.catalog import kind_of
 from grpaint.recipe.config import Recipe, SftRecipe, TrainRecipe
+from grpaint.recipe.settings import Evaluation
 
 
 def step_table(recipe: Recipe) -> list[dict[str, Any]]:
@@ -44,36 +45,42 @@ def retained_rows(recipe: TrainRecipe) -> int:
     return recipe.train.prompts * rows
 
 
-def judging_calls(recipe: Recipe) -> int:
-    """Return the model evaluations of a step of an image that is judged: 2 with guidance, unless it is distilled."""
+def image_evaluations(recipe: Recipe, settings: Evaluation) -> int:
+    """Return the model evaluations of an image that is judged: 2 a step with guidance, unless it is distilled."""
     distilled = getattr(recipe.model, "guided_by", "") == "distilled"
-    return 1 if recipe.evaluate.guidance == 1 or distilled else 2
+    return settings.steps * (1 if settings.guidance == 1 or distilled else 2)
+
+
+def deployed_evaluations(recipe: Recipe) -> int:
+    """Return the model evaluations of judging the model once as ``[deploy]`` uses it; 0 without that table."""
+    settings = recipe.deployed
+    return settings.prompts * image_evaluations(recipe, settings) if settings else 0
 
 
 def picture_evaluations(recipe: Recipe) -> int:
     """Return the model evaluations of the pictures that are drawn every ``evaluate.pictures_every`` iterations."""
-    settings = recipe.evaluate
+    settings = recipe.drawing
     images = min(settings.pictures, settings.prompts) if settings.pictures_every else 0
-    return images * settings.steps * judging_calls(recipe)
+    return images * image_evaluations(recipe, settings)
 
 
 def costs(recipe: Recipe) -> dict[str, Any]:
     """Return the batch plan, the model evaluations of an iteration (a backward pass counts 2), and memory in MiB.
 
-    ``evaluations_pictures`` are those of drawing held-out pictures once, between evaluations. ``kept_mib`` is the
-    memory of the rollout's latents, ``retained_mib`` that of retained graphs. The update is an upper bound: it leaves
-    out groups whose images all scored alike. Where rollouts grow, the numbers are those of the first iteration, and
+    ``evaluations_pictures`` are those of drawing held-out pictures once, between evaluations, and
+    ``evaluations_deploy`` those that ``[deploy]`` adds to an evaluation. ``kept_mib`` is the memory of the rollout's
+    latents, ``retained_mib`` that of retained graphs. The update is an upper bound: it leaves out groups whose images
+    all scored alike. Where rollouts grow, the numbers are those of the first iteration, and
     ``evaluations_iteration_last`` is that of the last.
     """
     guided = recipe.model.calls
     if isinstance(recipe, SftRecipe):
         update = 3 * guided * recipe.train.batch
-        pictures = picture_evaluations(recipe)
         return {
             "images": recipe.train.batch,
             "updates": 1,
             "evaluations_update": update,
-            "evaluations_pictures": pictures,
+            **_judging(recipe),
         }
     train, plan = recipe.train, recipe.plan
     images = train.prompts * train.group_size
@@ -106,10 +113,15 @@ def costs(recipe: Recipe) -> dict[str, Any]:
         "evaluations_rollout": calls * guided,
         "evaluations_update": update * guided,
         "evaluations_iteration": evaluations,
-        "evaluations_pictures": picture_evaluations(recipe),
+        **_judging(recipe),
         "kept_mib": round(latent * (3 * actions + survivors) / 2**20, 2),
     }
     return numbers | grown | retained
+
+
+def _judging(recipe: Recipe) -> dict[str, int]:
+    deployed = {"evaluations_deploy": deployed_evaluations(recipe)} if recipe.deploy else {}
+    return {"evaluations_pictures": picture_evaluations(recipe)} | deployed
 
 
 def _growth_evaluations(recipe: TrainRecipe, iteration: int) -> int:

@@ -11,6 +11,7 @@ from grpaint.learn.forward import ForwardObjective
 from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient
 from grpaint.learn.table import RewardSet
 from grpaint.measures.hacking import Watch
+from grpaint.recipe.deployment import Deployable, Deployment
 from grpaint.recipe.optim import Behaviour
 from grpaint.recipe.pieces import Data, Logger, ModelSpec, WeightedReward, sharing
 from grpaint.recipe.settings import Checkpoints, Evaluation, Measuring, Processes, SftTraining, Training
@@ -21,12 +22,13 @@ MOST_THREADS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Common:
+class Common(Deployable):
     """The tables and settings that both stages share; ``threads``, of each process: 0 leaves it to PyTorch."""
 
     model: ModelSpec
     data: Data
     evaluate: Evaluation = field(default_factory=Evaluation)
+    deploy: Deployment | None = None
     measure: Measuring = field(default_factory=Measuring)
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
     loggers: dict[str, Logger] = field(default_factory=dict)
@@ -37,17 +39,19 @@ class Common:
 
     def __post_init__(self) -> None:
         check_range(self, 0, MOST_THREADS, "threads")
-        check_evaluation(self.evaluate, self.model)
+        check_evaluation(self.evaluate, self.deploy, self.model)
         check_images(self.data, self.model)
 
 
-def check_evaluation(evaluate: Evaluation, model: ModelSpec) -> None:
-    """Check that a model can be sampled as ``[evaluate]`` says.
+def check_evaluation(evaluate: Evaluation, deploy: Deployment | None, model: ModelSpec) -> None:
+    """Check that a model can be sampled as ``[evaluate]`` and ``[deploy]`` say.
 
     Raises:
-        ValueError: the sampler or its steps do not suit the model's path.
+        ValueError: a sampler or its steps do not suit the model's path, or the model lacks a frozen adapter.
     """
     _prefix("evaluate", evaluate.check, model.path)
+    if deploy:
+        _prefix("deploy", deploy.check, model)
 
 
 def check_images(data: Data, model: ModelSpec) -> None:

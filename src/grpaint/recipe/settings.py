@@ -2,17 +2,19 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from grpaint.core.bounds import IMAGES, ROWS, Limit, check_range
 from grpaint.core.path import TRAIN_STEPS, Path
 from grpaint.core.policy import Reward
 from grpaint.core.step import Ode, Sampler
 from grpaint.measures.features import Features
+from grpaint.recipe.build import dump
 from grpaint.recipe.optim import Adamw, Schedule
 from grpaint.recipe.pieces import Optimizer
 from grpaint.recipe.scalars import WHOLE
 from grpaint.rollout.plan import check_sampler
+from grpaint.rollout.solver import Tail
 
 MOST_PICTURES = 1000  # of one sheet
 MOST_GUIDED = 100  # each is an evaluation of its own
@@ -153,6 +155,26 @@ class Evaluation:
             ValueError: they do not suit it.
         """
         check_sampler(self.sampler, path.grid(self.steps), "sampler")
+
+    @property
+    def tail(self) -> Tail | None:
+        """The solver that takes all steps, if it is one of higher order."""
+        return None
+
+    @property
+    def adapters(self) -> tuple[str, ...] | None:
+        """The names of the frozen adapters that are on; None for those of training."""
+        return None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How samples are drawn, as a line of evaluations.jsonl says it."""
+        return {
+            "guidance": self.guidance,
+            "steps": self.steps,
+            "sampler": dump(self.sampler),
+            "tuned_share": self.tuned_share,
+        }
 
 
 @dataclass(frozen=True)

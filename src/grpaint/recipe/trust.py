@@ -24,6 +24,7 @@ from grpaint.measures.hacking import Watch
 from grpaint.recipe.build import Plain, build
 from grpaint.recipe.catalog import CATALOG, did_you_mean, find_piece
 from grpaint.recipe.config import locate, override, parse_sets
+from grpaint.recipe.deployment import Deployable, Deployment
 from grpaint.recipe.pieces import Data, ModelSpec, WeightedReward
 from grpaint.recipe.recipe import SftRecipe, TrainRecipe, check_evaluation, check_images
 from grpaint.recipe.settings import Evaluation, Measuring, Training
@@ -33,16 +34,17 @@ KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawingRecipe:
+class DrawingRecipe(Deployable):
     """The tables that a command needs to draw with a saved model."""
 
     model: ModelSpec
     evaluate: Evaluation = field(default_factory=Evaluation)
+    deploy: Deployment | None = None
     device: Device = "auto"
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        check_evaluation(self.evaluate, self.model)
+        check_evaluation(self.evaluate, self.deploy, self.model)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from grpaint.measures.score import deciding_line
+
 Line = Mapping[str, Any]
 
 
@@ -83,4 +85,14 @@ class RunRecord:
     @property
     def base(self) -> Line | None:
         """The evaluation before training."""
-        return self.evaluations[0] if self.evaluations and self.evaluations[0]["iteration"] == 0 else None
+        return base_of(self.evaluations)
+
+    @property
+    def deployments(self) -> Sequence[Line]:
+        """The evaluations of the model as ``[deploy]`` uses it; none without that table."""
+        return [deciding_line(line) for line in self.evaluations if "deploy" in line]
+
+
+def base_of(lines: Sequence[Line]) -> Line | None:
+    """Return the line before training, if it is there."""
+    return lines[0] if lines and lines[0]["iteration"] == 0 else None

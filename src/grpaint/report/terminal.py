@@ -48,6 +48,17 @@ def _change(first: dict[str, Any], last: dict[str, Any], name: str) -> str:
     return f"x {after / before:.2f}" if before and after is not None else "-"
 
 
+def _sampling(line: dict[str, Any]) -> str:
+    """How the samples of an evaluation were drawn; of a deployed model also with which frozen adapters."""
+    guidance = "no guidance" if line["guidance"] == 1 else f"guidance {line['guidance']:g}"
+    text = f"{line['steps']}-step {line['sampler']['kind']}, {guidance}"
+    if "order" not in line:
+        return text
+    order = f" of order {line['order']:g}" if line["order"] != 1 else ""
+    frozen = f", frozen {', '.join(line['frozen'])}" if line["frozen"] else ""
+    return f"as deployed: {text}{order}{frozen}"
+
+
 def before_after_table(
     first: dict[str, Any], last: dict[str, Any], difference: tuple[float, list[float]] | None
 ) -> Table:
@@ -58,7 +69,8 @@ def before_after_table(
     name, columns = score_name(last), _columns(last)
     if name != "denoising_loss" and "denoising_loss" in last:
         columns |= {"denoising": ("denoising_loss", ".4f")}
-    out = _table(f"Held-out prompts ({last['prompts']}), {last['steps']}-step ODE, average weights")
+    how = _sampling(last) if "order" in last else f"{last['steps']}-step ODE"
+    out = _table(f"Held-out prompts ({last['prompts']}), {how}, average weights")
     for heading in ("", f"{name} [95%]" if f"{name}_interval" in last else name, *columns):
         out.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     out.add_row(*_row("before", first, columns))
@@ -79,8 +91,7 @@ def before_after_table(
 def evaluation_table(line: dict[str, Any]) -> Table:
     """Tabulate one evaluation by category."""
     name, columns = score_name(line), _columns(line)
-    guidance = "no guidance" if line["guidance"] == 1 else f"guidance {line['guidance']:g}"
-    out = _table(f"Held-out prompts ({line['prompts']}), {line['steps']}-step {line['sampler']['kind']}, {guidance}")
+    out = _table(f"Held-out prompts ({line['prompts']}), {_sampling(line)}")
     for heading in ("", "prompts", name, *columns):
         out.add_column(heading, justify="right" if heading else "left")
     for kind, scores in line["by_kind"].items():

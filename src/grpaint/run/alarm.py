@@ -3,6 +3,7 @@
 from typing import Any
 
 from grpaint.measures.hacking import alarm_onset, alarm_text, hacking_alarm
+from grpaint.measures.score import deciding_line
 from grpaint.recipe.config import Recipe, TrainRecipe
 from grpaint.run.folder import RunFolder
 
@@ -13,13 +14,15 @@ def check_hacking(recipe: Recipe, folder: RunFolder, line: Line, best_before: in
     """Return an evaluation's line with what it says of the alarm, and the alarm; record the first alarm in run.json.
 
     The line gets ``hacking`` with where it began if the evaluation raises the alarm. ``best_before`` is the iteration
-    of the best evaluation so far.
+    of the best evaluation so far. With ``[deploy]`` the deployed model may raise it, too.
     """
     earlier = folder.lines("evaluations.jsonl")
     if not isinstance(recipe, TrainRecipe) or not earlier or earlier[0]["iteration"] != 0:
         return line, None  # the base is being judged, or its line was damaged
     silent = [f"reward/{name}" for name, item in recipe.rewards.items() if not item.weight]
     alarm = hacking_alarm(earlier[0], line, recipe.watch, silent)
+    if not alarm and "deploy" in line:
+        alarm = hacking_alarm(deciding_line(earlier[0]), deciding_line(line), recipe.watch, silent)
     if not alarm:
         return line, None
     onset = alarm_onset(earlier, line["iteration"])

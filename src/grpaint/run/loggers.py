@@ -17,9 +17,12 @@ from grpaint.run.pictures import Drawing
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a line; rewards of an evaluation get the prefix ``held_out/``."""
-    evaluation = "prompts" in line
-    return {
+    """Return the numbers of a line; rewards of an evaluation get the prefix ``held_out/``.
+
+    The numbers of the model as ``[deploy]`` uses it get ``deploy/`` before all.
+    """
+    evaluation, deployed = "prompts" in line, line.get("deploy", {})
+    return {f"deploy/{name}": value for name, value in (numbers(deployed) if deployed else {}).items()} | {
         f"held_out/{name}" if evaluation and name.startswith("reward") else name: float(value)
         for name, value in line.items()
         if isinstance(value, int | float) and not isinstance(value, bool)

@@ -13,7 +13,7 @@ import torch
 
 from grpaint.core.errors import RunError
 from grpaint.learn.objective import Term
-from grpaint.measures.score import comparable_score
+from grpaint.measures.score import comparable_score, deciding_line
 from grpaint.parallel.world import ONE, World
 from grpaint.recipe.config import Recipe
 from grpaint.recipe.optim import learning_rate_factor
@@ -190,9 +190,10 @@ class Loop(Updates):
         for watcher in self.watchers:
             watcher(self.done, line)
         self._show(drawing)
-        better = comparable_score(line) > self.best[0] and not self.alarm
+        score = comparable_score(deciding_line(line))
+        better = score > self.best[0] and not self.alarm
         if better:
-            self.best = (comparable_score(line), self.done)
+            self.best = (score, self.done)
         return better and self.done > 0
 
     def _draw(self) -> None:

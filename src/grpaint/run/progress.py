@@ -8,9 +8,15 @@ from rich.progress import Progress as Bar
 
 from grpaint.core.text import printable
 from grpaint.measures.hacking import alarm_text
-from grpaint.measures.score import score_name, score_text, score_unit
+from grpaint.measures.score import deciding_line, score_name, score_text, score_unit
 from grpaint.recipe.settings import Optimisation
 from grpaint.report.console import Terminal
+
+
+def _score(line: dict[str, Any]) -> str:
+    """The score of an evaluation with its name, unless that is the built-in model's."""
+    name = score_name(line)
+    return f"{'' if name == 'strict' else name + ' '}{score_text(name, line[name])}{score_unit(name)}"
 
 
 class Progress:
@@ -38,16 +44,14 @@ class Progress:
         self.bar.stop()
 
     def log(self, text: str) -> None:
-        """Print a line above the bar."""
-        self.console.print(text)
+        """Print a line above the bar; where there is no terminal, whole, however long it is."""
+        self.console.print(text, soft_wrap=not self.console.is_terminal)
 
     def update(self, iteration: int, line: dict[str, Any]) -> None:
         """Show the numbers of a line of metrics.jsonl or evaluations.jsonl."""
         if "prompts" in line:  # an evaluation
-            name = score_name(line)
-            self.score = (
-                f"held-out {'' if name == 'strict' else name + ' '}{score_text(name, line[name])}{score_unit(name)}"
-            )
+            deployed = f", as deployed {_score(deciding_line(line))}" if "deploy" in line else ""
+            self.score = f"held-out {_score(line)}{deployed}"
             if "hacking" in line:
                 self.log(f"iteration {iteration}: reward hacking? {alarm_text(line['hacking'])}")
             if not self.console.is_terminal:

@@ -46,6 +46,10 @@ class SavedModel(NamedTuple):
         merged = {**before, **evaluate} if isinstance(before, dict) else evaluate
         return self._replace(settings={**self.settings, "evaluate": merged})
 
+    def without_deployment(self) -> "SavedModel":
+        """Return the same model without ``[deploy]``."""
+        return self._replace(settings={key: value for key, value in self.settings.items() if key != "deploy"})
+
     def judging(self, sets: Sequence[str] = ()) -> tuple[JudgingRecipe, list[str]]:
         """Build the tables by which the model is judged; rewards that would run code, unless trusted, are left out.
 
@@ -104,7 +108,7 @@ def _from_header(text: str, origin: Origin) -> dict[str, Any]:
     model = recipe.get("model") if isinstance(recipe, dict) else None
     if not isinstance(recipe, dict) or not isinstance(model, dict):
         raise CheckpointError(f"{origin.file}: its header does not say how to draw with it (no recipe.model in it).")
-    taken = {key: recipe[key] for key in ("model", "evaluate", "precision") if key in recipe}
+    taken = {key: recipe[key] for key in ("model", "evaluate", "deploy", "precision") if key in recipe}
     check_keys(recipe, taken, origin)
     model.pop("cache", None)  # a folder of the machine that wrote it
     return read_toml(locate("scenes/sft")) | taken

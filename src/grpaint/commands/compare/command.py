@@ -81,8 +81,16 @@ class Comparison:
         for name in methods:
             if methods.count(name) > 1:
                 raise ConfigError(f"{name}: named twice among the methods compared.")
-        for contender in self.contenders:
-            self.job(contender, 0, "runs", contender.name, 1).open()
+        deployed = {
+            contender.name: self.job(contender, 0, "runs", contender.name, 1).open()[1].get("deploy")
+            for contender in self.contenders
+        }
+        for name, table in deployed.items():
+            if table != deployed[methods[0]]:
+                raise ConfigError(
+                    f"{name}: its [deploy] is not that of {methods[0]}, so they would be judged in different ways; "
+                    "give both the same, by --set deploy.KEY=VALUE."
+                )
 
     def budget(self, contender: Contender) -> int:
         """Model evaluations per run; a budget in minutes is converted by the seconds that calibration measured."""
@@ -106,15 +114,14 @@ class Comparison:
     def job(self, contender: Contender, seed: int, folder: str, name: str, budget: int, *extra: str) -> Job:
         """Describe a run of a method for ``budget`` model evaluations; ``extra`` are further ``--set`` items.
 
-        Its record goes to FOLDER/WORLD-NAME.json; outside "runs" only the first and last evaluation are made.
+        Its record goes to FOLDER/WORLD-NAME.json. About nine evaluations are made, or as many as a ``--set`` of
+        ``evaluate.every`` says; outside "runs" only the first and the last.
         """
         recipe, _ = self.open(contender)
         every = max(1, budget // costs(recipe)["evaluations_iteration"] // EVALUATIONS)
-        sets = [*self.sets, *contender.sets, f"train.seed={seed}", f"train.evaluations={budget}"]
-        sets += ["train.iterations=1000000", f"checkpoint.every={every}", "threads=1"]
-        if folder == "runs":
-            sets += [f"evaluate.every={every}"]
-        else:  # calibration and search use the last score only, on prompts that no run of the comparison is judged on
+        sets = [f"evaluate.every={every}", *self.sets, *contender.sets, f"train.seed={seed}"]
+        sets += [f"train.evaluations={budget}", "train.iterations=1000000", f"checkpoint.every={every}", "threads=1"]
+        if folder != "runs":  # calibration and search use the last score, on prompts that no reported run is judged on
             judged = recipe.evaluate.seed + self.search_seed
             sets += ["evaluate.every=1000000", "evaluate.guided=[]", "evaluate.pictures=0", f"evaluate.seed={judged}"]
         return Job(

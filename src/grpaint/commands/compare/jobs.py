@@ -21,7 +21,7 @@ from grpaint.core.bounds import whole_number
 from grpaint.core.errors import ConfigError, RunError
 from grpaint.images.encoding import png_data_url
 from grpaint.images.pictures import open_picture
-from grpaint.measures.score import score_name, score_text, score_unit
+from grpaint.measures.score import deciding_line, score_name, score_text, score_unit
 from grpaint.recipe.config import TrainRecipe, locate, open_recipe, override
 from grpaint.run.folder import LOCK_FILE, RunFolder
 from grpaint.run.signals import interrupt
@@ -262,7 +262,8 @@ def make_record(job: Job, folder: RunFolder) -> Record:
     scores = []
     for line in evaluation_lines:
         costs = dict(zip(COSTS, spent[line["iteration"]], strict=True))
-        values = {name: line[name] for name in (*RECORDED_SCORES, score_name(line)) if name in line}
+        judged = deciding_line(line)
+        values = {name: judged[name] for name in (*RECORDED_SCORES, score_name(judged)) if name in judged}
         scores.append(values | costs | {"cpu_s": round(costs["cpu_s"], 2)})
     guided = evaluation_lines[0].get("base_guided")
     return {

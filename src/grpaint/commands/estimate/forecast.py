@@ -12,7 +12,7 @@ from grpaint.core.runtime import Device
 from grpaint.recipe.build import Plain
 from grpaint.recipe.catalog import kind_of
 from grpaint.recipe.config import Recipe, SftRecipe, resolve
-from grpaint.recipe.costs import judging_calls, picture_evaluations, run_evaluations
+from grpaint.recipe.costs import deployed_evaluations, image_evaluations, picture_evaluations, run_evaluations
 
 GIB = 2**30
 CONTEXT = GIB // 2  # of a CUDA process before its first tensor; an assumption, printed as such
@@ -103,6 +103,7 @@ def _evaluations(recipe: Recipe) -> tuple[int, int, int]:
     distilled = getattr(recipe.model, "guided_by", "") == "distilled"
     guided = 0 if isinstance(recipe, SftRecipe) or distilled else len(judge.guided)
     times = 1 + math.ceil(count / judge.every)
-    judging = (times * judging_calls(recipe) + 2 * guided) * judge.prompts * judge.steps + times * judge.probe
+    own = image_evaluations(recipe, judge) * judge.prompts + deployed_evaluations(recipe) + judge.probe
+    judging = times * own + 2 * guided * judge.prompts * judge.steps
     drawings = count // judge.pictures_every if judge.pictures_every else 0
     return each, total, judging + drawings * picture_evaluations(recipe)

@@ -58,10 +58,11 @@ class Rehearsal(UnsavedLoop):
             self._largest_batch = 0
             yield number
             if number == 0:
-                settings = self.recipe.evaluate
-                prompts = self.recipe.data.held_out(settings.prompts, settings.seed)
-                with self.phase("evaluate"):
-                    sample(self.policy, prompts, settings)
+                recipe = self.recipe
+                prompts = recipe.data.held_out(recipe.evaluate.prompts, recipe.evaluate.seed)
+                for settings in filter(None, (recipe.evaluate, recipe.deployed)):
+                    with self.phase("evaluate"):
+                        sample(self.policy, prompts, settings)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -205,10 +206,11 @@ def _fake_noise(runtime: FakeRuntime) -> Iterator[None]:
 def _shortened(recipe: Recipe) -> Recipe:
     """The recipe without repetitions that raise no peak: steps of an evaluation and draws of a forward objective."""
     evaluate = dataclasses.replace(recipe.evaluate, steps=min(recipe.evaluate.steps, 2))
+    deploy = recipe.deploy and dataclasses.replace(recipe.deploy, steps=min(recipe.deploy.steps, 2))
     objective: Any = recipe.objective
     if isinstance(objective, ForwardObjective):
         objective = dataclasses.replace(objective, draws=min(objective.draws, 2))
-    return dataclasses.replace(recipe, evaluate=evaluate, objective=objective)
+    return dataclasses.replace(recipe, evaluate=evaluate, deploy=deploy, objective=objective)
 
 
 def _instrument(policy: Any, runtime: FakeRuntime, ledger: Ledger, traces: Traces) -> None:

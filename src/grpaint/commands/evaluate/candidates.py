@@ -173,6 +173,11 @@ class Judging:
         shape = self.recipe.model.sample_shape
         for candidate in candidates:
             model = candidate.recipe(sets)[0].model
+            if self.recipe.deploy:
+                try:
+                    self.recipe.deploy.check(model)
+                except ValueError as error:
+                    raise ConfigError(f"{candidate.name}: deploy.{error}.") from error
             if model.sample_shape != shape:
                 raise ConfigError(
                     f"{candidate.name}: samples of {model.sample_shape}, {candidates[-1].name}'s are {shape}; models "

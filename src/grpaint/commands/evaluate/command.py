@@ -8,9 +8,10 @@ from typing import Any
 
 from grpaint.commands.evaluate.candidates import Candidate, Judging, check_equal_model, parse_candidates, weights_hash
 from grpaint.commands.evaluate.parts import REFERENCE, SHOWN, EvaluationParts
-from grpaint.commands.evaluate.result import FREE, RECONSTRUCTION, Assessment
+from grpaint.commands.evaluate.result import PROTOCOLS, Assessment
 from grpaint.core.errors import ConfigError
 from grpaint.judge import evaluate, judging_rewards
+from grpaint.measures.score import with_deployment
 from grpaint.parallel.join import join_group
 from grpaint.parallel.world import ONE, World
 from grpaint.report.console import Terminal, echo
@@ -75,14 +76,18 @@ def _judge_one(source: str, sets: list[str], world: World, *, as_json: bool, tru
     policy = saved.open(recipe)
     if world.size > 1:
         check_equal_model(source, weights_hash(policy, "average"), world)
-    line = evaluate(policy, recipe.data, recipe.evaluate, rewards=judging_rewards(recipe), world=world)
+    rewards, deployed = judging_rewards(recipe), recipe.deployed
+    line = evaluate(policy, recipe.data, recipe.evaluate, rewards=rewards, world=world)
+    if deployed:
+        line = with_deployment(line, evaluate(policy, recipe.data, deployed, rewards=rewards, probe=False, world=world))
     if not world.first:
         return
     if as_json:
         echo(json.dumps(line))
         return
     console = Terminal()
-    console.print(evaluation_table(line))
+    for each in (line, line["deploy"]) if deployed else (line,):
+        console.print(evaluation_table(each))
     if (run := find_run(saved.file)) and (alarm := hacking_line(run.facts())):
         console.print(alarm, soft_wrap=True)
 
@@ -148,8 +153,8 @@ def _record_and_report(parts: EvaluationParts, candidates: Sequence[Candidate], 
     references = {REFERENCE: assessment.reference["shown/free"]} if parts.judging.referenced else {}
     images = {
         protocol: references | {name: scores[f"shown/{part}"] for name, scores in assessment.scores.items()}
-        for protocol, part in ((FREE, "free"), (RECONSTRUCTION, "reconstruction"))
-        if part == "free" or references
+        for part, protocol in PROTOCOLS.items()
+        if protocol in result["protocols"]
     }
     captions = [prompt.text for prompt in parts.prompts[:SHOWN]]
     for name, text in (

@@ -83,6 +83,7 @@ class EvaluationParts:
         settings = {
             "data": piece_settings(recipe.data),
             "evaluate": dump(recipe.evaluate),
+            **({"deploy": dump(recipe.deploy)} if recipe.deploy else {}),
             "features": measure.features and measure.features.card(),
             "measure": [measure.strength, measure.group, measure.group_prompts],
             "rewards": rewards,
@@ -199,6 +200,10 @@ class EvaluationParts:
             scores = dict(rewards[1].score(again, captioned).columns) | likeness(again, images)
             out |= {f"reconstruction/{key}": values for key, values in scores.items()}
             pictures["reconstruction"] = again
+        if deployed := self.judging.recipe.deployed:
+            pictures["deployed"] = sample(policy, prompts, deployed, **sampling)
+            scores = self._scores(rewards[0], pictures["deployed"], prompts)
+            out |= {f"deployed/{key}": values for key, values in scores.items()}
         if measure.features:
             out["features"] = measure.features(free)
             grouped = prompts[: max(0, measure.group_prompts - rows.start)]

@@ -17,11 +17,11 @@ from grpaint.measures.features import file_hash
 from grpaint.measures.hacking import hacking_alarm
 from grpaint.measures.intervals import resample_counts, resampled_mean_interval
 from grpaint.measures.score import LOWER_IS_BETTER
-from grpaint.recipe.build import dump
 from grpaint.rewards.scenes import SceneCleanliness, SceneDistance, SceneScorer
 from grpaint.scenes.scorer import SHIPPED
 
-FREE, RECONSTRUCTION = "free generation", "reconstruction"
+FREE, RECONSTRUCTION, DEPLOYED = "free generation", "reconstruction", "as deployed"
+PROTOCOLS = {"free": FREE, "reconstruction": RECONSTRUCTION, "deployed": DEPLOYED}  # by the prefix of their scores
 NORMAL_95 = 1.959964
 PIXELS = {"ssim": "torchmetrics", "psnr": "torchmetrics"}
 
@@ -61,13 +61,13 @@ class Assessment:
     def measures(self) -> list[dict[str, Any]]:
         """Every measure with its protocol, card, values and differences."""
         keys = self.scores[self.first]
-        rows = [self._by_image(*key.split("/", 1)) for key in keys if key.startswith(("free/", "reconstruction/"))]
+        rows = [self._by_image(*key.split("/", 1)) for key in keys if key.partition("/")[0] in PROTOCOLS]
         return [*self._distances(), *self._diversity(), *rows, *self._denoising()]
 
     def _by_image(self, part: str, name: str) -> dict[str, Any]:
         """A measure of single images: means and paired differences, over all prompts and by category."""
         columns = {candidate: scores[f"{part}/{name}"].double() for candidate, scores in self.scores.items()}
-        protocol = FREE if part == "free" else RECONSTRUCTION
+        protocol = PROTOCOLS[part]
         every = torch.arange(len(self.parts.prompts))
         by = {kind: self._means(columns, rows) for kind, rows in self.categories.items()}
         return self._entry(name, protocol, self._own_card(name)) | self._means(columns, every) | {"by_category": by}
@@ -163,15 +163,13 @@ class Assessment:
     def _entry(self, name: str, protocol: str, card: Mapping[str, Any]) -> dict[str, Any]:
         """The head of a measure: name, protocol, direction and card, with what all cards have in common."""
         recipe, measure = self.parts.judging.recipe, self.parts.judging.measure
-        settings, shape = recipe.evaluate, self.scores[self.first]["shown/free"].shape
+        shape = self.scores[self.first]["shown/free"].shape
+        settings = recipe.deployed if protocol == DEPLOYED and recipe.deployed else recipe.evaluate
         common: dict[str, Any] = {
             "metric": f"grpaint {importlib.metadata.version('grpaint')}",
             "images": len(self.parts.prompts),
             "resolution": f"{shape[-1]}x{shape[-2]}",
-            "sampler": dump(settings.sampler),
-            "steps": settings.steps,
-            "guidance": settings.guidance,
-            "tuned_share": settings.tuned_share,
+            **settings.facts,
             "seed": settings.seed,
         }
         if protocol == RECONSTRUCTION:
@@ -219,8 +217,10 @@ class Assessment:
 
     def result(self) -> dict[str, Any]:
         """Everything as plain values, as evaluation.json has it."""
+        judging = self.parts.judging
+        protocols = {FREE: True, RECONSTRUCTION: judging.referenced, DEPLOYED: bool(judging.recipe.deploy)}
         return {
-            "protocols": [FREE, RECONSTRUCTION] if self.parts.judging.referenced else [FREE],
+            "protocols": [name for name, there in protocols.items() if there],
             "prompts": len(self.parts.prompts),
             "strength": self.parts.judging.measure.strength,
             "first": self.first,

@@ -8,6 +8,7 @@ from typer import Exit
 from grpaint.commands.export import formats
 from grpaint.commands.export import push as hub
 from grpaint.core.errors import ConfigError
+from grpaint.recipe.deployment import in_training, remaining
 from grpaint.recipe.pieces import Model
 from grpaint.recipe.trust import DrawingRecipe
 from grpaint.report.console import echo
@@ -17,18 +18,20 @@ from grpaint.run.saved import find_model
 STEPS = 4  # sampling steps, at most, to compare latents before and after
 
 
-def export(
+def export(  # noqa: PLR0913 - reason: the command's arguments
     source: str,
     target: str,
     out: Path | None,
     adapter: Path | None,
     repository: str | None,
+    without_frozen: list[str],
     sets: list[str],
     *,
     trust: bool,
 ) -> None:
     """Export the model of ``source`` for ``target`` into ``out``, and upload it if ``repository`` is given.
 
+    Frozen adapters are in a merged pipeline alone: those that are on when it is used, but for ``without_frozen``.
     ``trust``: the settings of ``source`` may name code.
     With ``adapter`` nothing is written: the layers of that file which also exist in the model are counted.
 
@@ -38,18 +41,23 @@ def export(
     user = hub.check_login(repository) if repository else ""
     if target not in get_args(formats.Target):
         raise ConfigError(f"--for {target}: there are {', '.join(get_args(formats.Target))}.")
+    if without_frozen and target != "merged":
+        raise ConfigError(f"--without-frozen: --for {target} writes the trained adapter alone; leave it out.")
     saved = find_model(source, trust=trust)
     recipe = saved.recipe(DrawingRecipe, sets)
+    names = recipe.deployed.frozen if recipe.deployed else in_training(recipe.model)
+    names = remaining(names, without_frozen) if target == "merged" else ()
     policy = saved.open(recipe)
     if adapter:
         _print_layers(policy, adapter)
         return
     folder = out or Path("exports") / f"{Path(source).name.removesuffix('.safetensors')}-{target}"
     steps = min(STEPS, recipe.evaluate.steps)
-    deviation = formats.export(policy, saved.settings, steps, target, folder)  # type: ignore[arg-type]
+    with policy.weights.with_frozen(names):
+        deviation = formats.export(policy, saved.settings, steps, target, folder)  # type: ignore[arg-type]
+        about = formats.description(policy, saved.settings) if repository else {}
     echo(f"{folder}  reloaded: latents differ by {deviation:.1e}")
     if repository:
-        about = formats.description(policy, saved.settings)
         card = hub.card(repository, target, about, evaluations(saved.file))
         (folder / hub.CARD).write_text(card, encoding="utf-8")
         echo(f"to {repository} as {user}, private if it is new; the files carry the recipe, with this machine's paths:")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from grpaint.backends.adapters import kohya, merged_state, without_adapters
 from grpaint.backends.diffusers_policy import DiffusersPolicy
+from grpaint.backends.frozen import frozen_facts
 from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.core.text import one_line
 from grpaint.storage.atomic import atomic_folder
@@ -140,8 +141,12 @@ def _reopened(policy: DiffusersPolicy, target: Target, folder: Path) -> Iterator
 
 
 def description(policy: Any, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an exported file records: the base with its hash and license, the family, and the recipe."""
-    return {
+    """Return what an exported file records: the base with its hash and license, the family, and the recipe.
+
+    A merged pipeline also records the frozen adapters in it.
+    """
+    frozen = frozen_facts(policy.spec.frozen, policy.weights.frozen)
+    return ({"frozen": frozen} if frozen else {}) | {
         "base": policy.spec.base,
         "base_sha256": base_hash(policy),
         "family": policy.name,

@@ -94,6 +94,7 @@ def card(repository: str, target: str, about: Mapping[str, Any], evaluations: Se
             "",
             f"- Base: {origin} (family {about['family']}, SHA-256 `{about['base_sha256']}`)",
             f"- License of the base: {about['license'] or 'the base does not say; find out before you share this'}",
+            *_frozen(about),
             "",
             "```python",
             "from diffusers import DiffusionPipeline",
@@ -110,6 +111,16 @@ def card(repository: str, target: str, about: Mapping[str, Any], evaluations: Se
             "",
         ]
     )
+
+
+def _frozen(about: Mapping[str, Any]) -> list[str]:
+    """A line for each frozen adapter of the recipe, which says whether it is in these files."""
+    merged = {adapter["name"] for adapter in about.get("frozen", ())}
+    return [
+        f"- Frozen adapter {adapter['name']} x {adapter['weight']:g}, {Path(adapter['path']).name}: "
+        + ("merged into these files" if adapter["name"] in merged else "not in these files; load it beside them")
+        for adapter in about["recipe"].get("model", {}).get("frozen", ())
+    ]
 
 
 def _metadata(name: str, base: str | None, about: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str:
@@ -152,6 +163,8 @@ def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("base", "config", "start", "adapter"):
         if model.get(key) and not is_hub_id(str(model[key])):
             model[key] = Path(str(model[key])).name
+    if "frozen" in model:
+        model["frozen"] = [{**adapter, "path": Path(adapter["path"]).name} for adapter in model["frozen"]]
     return {**recipe, "model": model}
 
 

@@ -8,6 +8,7 @@ from grpaint.commands.sample import provenance
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import Prompt
 from grpaint.judge import sample
+from grpaint.recipe.deployment import DeployedEvaluation, in_training, remaining, with_frozen
 from grpaint.recipe.trust import DrawingRecipe
 from grpaint.report.console import echo, echo_lines
 from grpaint.report.figures import new_file, save_picture, to_picture
@@ -22,7 +23,8 @@ class DrawRequest:
     """The arguments of ``grpaint sample``: captions, the seed of the first one, the output folder, and settings.
 
     ``like``: a picture of ``grpaint sample`` to draw again; ``snippet``: print a diffusers script instead.
-    ``trust``: the settings of the model and of ``like`` may name code.
+    ``without_frozen``: frozen adapters to leave out; ``deploy``: draw by ``[deploy]`` if the run has it. ``trust``: the
+    settings of the model and of ``like`` may name code.
     """
 
     prompts: list[str]
@@ -32,13 +34,16 @@ class DrawRequest:
     guidance: float | None
     like: Path | None
     snippet: bool
+    without_frozen: list[str]
+    deploy: bool
     sets: list[str]
     trust: bool
 
-    def settings(self) -> list[str]:
-        """The ``--set`` items, with those that its other flags are short for."""
-        flags = [f"evaluate.steps={self.steps}"] if self.steps else []
-        return [*self.sets, *flags, *([] if self.guidance is None else [f"evaluate.guidance={self.guidance}"])]
+    def settings(self, table: str) -> list[str]:
+        """The ``--set`` items, with those that its other flags are short for; ``table``: deploy or evaluate."""
+        flags = {"steps": self.steps, "guidance": self.guidance}
+        short = [f"{table}.{key}={value}" for key, value in flags.items() if value is not None]
+        return [*self.sets, *short, f"evaluate.seed={self.seed}"]
 
 
 def draw_captions(source: str | None, request: DrawRequest) -> None:
@@ -47,31 +52,52 @@ def draw_captions(source: str | None, request: DrawRequest) -> None:
     Raises:
         ConfigError, CheckpointError: a caption or model is missing, or ``like`` was drawn with another model.
     """
-    sets, prompts, seed, record = request.settings(), request.prompts, request.seed, None
+    record = None
     if request.like:
-        record = provenance.read_provenance(request.like, sets, trust=request.trust)
-        source, prompts, seed = source or record.source, prompts or [record.prompt], record.seed
+        record = provenance.read_provenance(request.like, request.sets, trust=request.trust)
+        source, prompts = source or record.source, request.prompts or [record.prompt]
+        request = dataclasses.replace(request, prompts=prompts, seed=record.seed)
+    prompts, seed = request.prompts, request.seed
     if not source or not prompts:
         raise ConfigError("sample: name a run, checkpoint or file, and a caption in quotes; or --like PICTURE.")
     saved = find_model(source, trust=request.trust)
     if record:
         saved = saved.with_evaluation(record.evaluate)
-    recipe = saved.recipe(DrawingRecipe, [*sets, f"evaluate.seed={seed}"])
-    policy, file = saved.open(recipe), saved.file
+    if record or not request.deploy:
+        saved = saved.without_deployment()
+    deployed = "deploy" in saved.settings or any(item.startswith("deploy.") for item in request.sets)
+    recipe = saved.recipe(DrawingRecipe, request.settings("deploy" if deployed else "evaluate"))
     if request.like and record:
-        provenance.check_provenance(request.like, record, file, recipe)
+        provenance.check_provenance(request.like, record, saved.file, recipe)
+    settings = _drawing_settings(recipe, record, request.without_frozen)
+    policy, file = saved.open(recipe), saved.file
     if request.guidance is not None and getattr(policy, "distilled", False):
         raise ConfigError("--guidance: this model's guidance is distilled into it; give --set model.guidance=..")
     weights = digest(file)
     for number, prompt in enumerate(prompts):
         if request.snippet:
-            echo_lines(provenance.diffusers_script(policy, recipe, prompt, seed + number, file).split("\n"))
+            echo_lines(provenance.diffusers_script(policy, settings, prompt, seed + number, file).split("\n"))
             continue
-        image = sample(policy, [Prompt(prompt)], dataclasses.replace(recipe.evaluate, seed=seed + number))[0]
-        picture = new_file(request.out / _file_name(number, prompt, recipe.evaluate.tuned_share))
-        facts = provenance.drawing_facts(source, weights, recipe, prompt, seed + number)
+        image = sample(policy, [Prompt(prompt)], dataclasses.replace(settings, seed=seed + number))[0]
+        picture = new_file(request.out / _file_name(number, prompt, settings.tuned_share))
+        facts = provenance.drawing_facts(source, weights, recipe.model, settings, prompt, seed + number)
         save_picture(to_picture(image, max(LEAST_SIDE, image.shape[-1])), picture, provenance.png_metadata(facts))
         echo(str(picture))
+
+
+def _drawing_settings(
+    recipe: DrawingRecipe, record: provenance.Provenance | None, left_out: list[str]
+) -> DeployedEvaluation:
+    """The settings to draw with: those of a picture that is drawn again, of ``[deploy]``, or of ``[evaluate]``.
+
+    Raises:
+        ConfigError: a name in ``left_out`` is of no frozen adapter that would be on.
+    """
+    if record:
+        settings = with_frozen(recipe.evaluate, tuple(adapter.name for adapter in record.frozen), record.order)
+    else:
+        settings = recipe.deployed or with_frozen(recipe.evaluate, in_training(recipe.model))
+    return with_frozen(settings, remaining(settings.frozen, left_out))
 
 
 def _file_name(number: int, prompt: str, tuned_share: float) -> str:

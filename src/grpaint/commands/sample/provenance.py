@@ -5,24 +5,28 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL.PngImagePlugin import PngInfo
 
+from grpaint.backends.adapter_files import PEFT_FILE, adapter_file
 from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.backends.families.folder import SCHEDULER
 from grpaint.backends.families.schedule import stock_grid_matches
+from grpaint.backends.frozen import frozen_facts
 from grpaint.core.errors import ConfigError
 from grpaint.core.importing import ForeignCode
 from grpaint.core.rng import seed_of
 from grpaint.core.step import Ode, Sampler
 from grpaint.images.pictures import BadImage, open_picture
 from grpaint.recipe.build import build, dump
+from grpaint.recipe.deployment import DeployedEvaluation
 from grpaint.recipe.trust import DrawingRecipe, Origin
 from grpaint.storage.files import digest
 from grpaint.storage.reading import parse_object, read_regular
 
 KEY = "grpaint"
+NOT_COMPARED = {"base", "config", "start", "adapter", "frozen"}  # settings of [model] that name files
 PACKING = """b, c, h, w = latents.shape
 latents = latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
 latents = latents.reshape(b, h * w // 4, 4 * c)
@@ -31,7 +35,10 @@ latents = latents.reshape(b, h * w // 4, 4 * c)
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a picture was drawn; ``evaluate``: its sampler, steps, tuned share and guidance. ``model``: only compared."""
+    """How a picture was drawn; ``evaluate``: its sampler, steps, tuned share and guidance. ``model``: only compared.
+
+    ``order``: of the sampler. ``frozen``: the frozen adapters that were on.
+    """
 
     source: str
     weights_sha256: str
@@ -39,6 +46,17 @@ class Provenance:
     seed: int
     evaluate: dict[str, Any]
     model: dict[str, Any]
+    order: Literal[1, 2]
+    frozen: tuple["FrozenFacts", ...]
+
+
+@dataclass(frozen=True)
+class FrozenFacts:
+    """A frozen adapter with which a picture was drawn: its name, weight, and the hash of its file."""
+
+    name: str
+    weight: float
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -53,20 +71,22 @@ class _Record:
     sampler: Sampler
     tuned_share: float
     guidance: float
+    order: Literal[1, 2] = 1
+    frozen: tuple[FrozenFacts, ...] = ()
 
 
-def drawing_facts(source: str, weights: str, recipe: DrawingRecipe, prompt: str, seed: int) -> dict[str, Any]:
+def drawing_facts(
+    source: str, weights: str, model: Any, settings: DeployedEvaluation, prompt: str, seed: int
+) -> dict[str, Any]:
     """Everything that determines a picture: prompt, seed, sampler, steps, guidance, model settings and weights."""
     return {
         "source": source,
         "weights_sha256": weights,
         "prompt": prompt,
         "seed": seed,
-        "steps": recipe.evaluate.steps,
-        "sampler": dump(recipe.evaluate.sampler),
-        "tuned_share": recipe.evaluate.tuned_share,
-        "guidance": recipe.evaluate.guidance,
-        "model": dump(recipe.model),
+        **settings.facts,
+        "frozen": frozen_facts(getattr(model, "frozen", ()), settings.frozen),
+        "model": dump(model),
     }
 
 
@@ -101,20 +121,29 @@ def read_provenance(file: Path, sets: Sequence[str], *, trust: bool) -> Provenan
     except ConfigError as error:
         raise ConfigError(f"--like {file}: its metadata cannot be used: {error}") from error
     evaluate = {key: plain[key] for key in ("sampler", "steps", "tuned_share", "guidance")}
-    return Provenance(record.source, record.weights_sha256, record.prompt, record.seed, evaluate, model)
+    drawn = record.source, record.weights_sha256, record.prompt, record.seed
+    return Provenance(*drawn, evaluate, model, record.order, record.frozen)
 
 
 def check_provenance(picture: Path, record: Provenance, file: Path, recipe: DrawingRecipe) -> None:
     """Check that the weights and the model's settings are those that a picture was drawn with.
 
     Raises:
-        ConfigError: a setting of the model or the weights differ.
+        ConfigError: a setting of the model, the weights or a frozen adapter differ.
     """
+    names = [adapter.name for adapter in record.frozen]
+    here = [FrozenFacts(**facts) for facts in frozen_facts(getattr(recipe.model, "frozen", ()), names)]
+    for adapter in record.frozen:
+        if adapter not in here:
+            raise ConfigError(
+                f'--like {picture}: drawn with the frozen adapter "{adapter.name}" x {adapter.weight:g} (SHA-256 '
+                f"{adapter.sha256[:12]}..), which is not in [[model.frozen]] here; give it by --set model.frozen=.."
+            )
     model = dump(recipe.model)
     settings = dataclasses.fields(recipe.model)  # type: ignore[arg-type]
     picture_settings = {field.name: field.default for field in settings if not dataclasses.is_dataclass(field.default)}
     picture_settings |= record.model  # an older picture lacks settings that are newer than it
-    for key in sorted((record.model.keys() | model.keys()) - {"base", "config", "start", "adapter"}):
+    for key in sorted((record.model.keys() | model.keys()) - NOT_COMPARED):
         if picture_settings.get(key) != model.get(key):
             raise ConfigError(
                 f"--like {picture}: drawn with model.{key} = {picture_settings.get(key)!r:.60}, here it is "
@@ -128,18 +157,18 @@ def check_provenance(picture: Path, record: Provenance, file: Path, recipe: Draw
         )
 
 
-def diffusers_script(policy: Any, recipe: DrawingRecipe, prompt: str, seed: int, weights: Path) -> str:
+def diffusers_script(policy: Any, settings: DeployedEvaluation, prompt: str, seed: int, weights: Path) -> str:
     """Return a Python script that draws the picture with diffusers alone.
 
     Raises:
         ConfigError: no stock pipeline draws with this model, sampler or setting.
     """
-    _check_snippet(policy, recipe)
+    _check_snippet(policy, settings)
     spec, family, distilled = policy.spec, policy.family, policy.distilled
-    guidance = (spec.guidance, "distilled") if distilled else (recipe.evaluate.guidance, "cfg")
+    guidance = (spec.guidance, "distilled") if distilled else (settings.guidance, "cfg")
     height, width = spec.pixels
     arguments = {
-        "num_inference_steps": recipe.evaluate.steps,
+        "num_inference_steps": settings.steps,
         "height": height,
         "width": width,
         **family.arguments(*guidance),
@@ -153,7 +182,7 @@ def diffusers_script(policy: Any, recipe: DrawingRecipe, prompt: str, seed: int,
         f"pipe = DiffusionPipeline.from_pretrained({str(spec.local_folder)!r}, dtype={policy.runtime.dtype}{without})\n"
         f"{_scheduler_lines(policy)}"
         f'pipe.to("{policy.runtime.device}")\n'
-        f"{_weight_lines(policy, weights)}"
+        f"{_weight_lines(policy, weights, settings.frozen)}"
         f"latents = torch.empty({(1, *spec.sample_shape)}).normal_(\n"
         f"    generator=torch.Generator().manual_seed({seed_of(seed, 0, 'start', 0)})\n"
         ")\n"
@@ -167,13 +196,21 @@ def diffusers_script(policy: Any, recipe: DrawingRecipe, prompt: str, seed: int,
     )
 
 
-def _check_snippet(policy: Any, recipe: DrawingRecipe) -> None:
+def _check_snippet(policy: Any, settings: DeployedEvaluation) -> None:
     """Raise ConfigError if no stock pipeline draws the same picture."""
     if not isinstance(policy, DiffusersPolicy):
         raise ConfigError("--snippet: diffusers cannot draw the built-in model.")
-    if not isinstance(recipe.evaluate.sampler, Ode) or recipe.evaluate.tuned_share < 1:
-        raise ConfigError("--snippet: a stock pipeline draws with the ODE alone and one model; unset evaluate.sampler.")
-    spec, weight = policy.spec, recipe.evaluate.guidance
+    if not isinstance(settings.sampler, Ode) or settings.tuned_share < 1 or settings.order > 1:
+        raise ConfigError(
+            "--snippet: a stock pipeline draws with the ODE alone, in first order, and one model; set another sampler."
+        )
+    spec, weight = policy.spec, settings.guidance
+    for adapter in spec.frozen:
+        if adapter.name in settings.frozen and adapter_file(adapter.file).name == PEFT_FILE:
+            raise ConfigError(
+                f'--snippet: diffusers does not read a folder of peft, as the frozen adapter "{adapter.name}" is; give '
+                "--without-frozen, or export --for merged."
+            )
     if spec.origin.single:
         raise ConfigError(f"--snippet: the base is one file, {spec.base}; export the run --for merged and name that.")
     if spec.clip_skip and policy.name == "sd15":
@@ -184,9 +221,9 @@ def _check_snippet(policy: Any, recipe: DrawingRecipe) -> None:
         raise ConfigError(
             f"--snippet: model.tokens = {spec.tokens}, and the stock pipeline reads {pipe_tokens(policy)}."
         )
-    if not stock_grid_matches(policy.path, recipe.evaluate.steps):
+    if not stock_grid_matches(policy.path, settings.steps):
         raise ConfigError(
-            f"--snippet: the stock DDIM steps by 1000 // {recipe.evaluate.steps}, and would draw another picture; take "
+            f"--snippet: the stock DDIM steps by 1000 // {settings.steps}, and would draw another picture; take "
             "a number of steps that divides 1000."
         )
     if spec.base_precision != "full":
@@ -211,14 +248,25 @@ def _scheduler_lines(policy: DiffusersPolicy) -> str:
     )
 
 
-def _weight_lines(policy: DiffusersPolicy, file: Path) -> str:
-    """Lines that load the adapter or the network's weights."""
+def _weight_lines(policy: DiffusersPolicy, file: Path, frozen: Sequence[str]) -> str:
+    """Lines that load the adapter or the network's weights, and the frozen adapters that are on."""
+    on = [adapter for adapter in policy.spec.frozen if adapter.name in frozen]
+    files = [(adapter_file(adapter.file), adapter.name, adapter.weight) for adapter in on]
+    lines = ""
     if policy.spec.lora:
+        files = [(file, "trained", 1.0), *((path, f"frozen-{name}", weight) for path, name, weight in files)]
+    else:
+        lines = (
+            "from safetensors.torch import load_file\n"
+            f"pipe.{policy.family.NETWORK}.load_state_dict(load_file({str(file)!r}))\n"
+        )
+    if policy.spec.lora and not on:
         return f"pipe.load_lora_weights({str(file.parent)!r}, weight_name={file.name!r})\n"
-    return (
-        "from safetensors.torch import load_file\n"
-        f"pipe.{policy.family.NETWORK}.load_state_dict(load_file({str(file)!r}))\n"
-    )
+    for path, name, _ in files:
+        lines += f"pipe.load_lora_weights({str(path.parent)!r}, weight_name={path.name!r}, adapter_name={name!r})\n"
+    if files:
+        lines += f"pipe.set_adapters({[name for _, name, _ in files]!r}, {[weight for *_, weight in files]!r})\n"
+    return lines
 
 
 def pipe_tokens(policy: DiffusersPolicy) -> int:

@@ -11,7 +11,7 @@ from grpaint.core.errors import (
     MemoryExhausted,
 )
 from grpaint.measures.intervals import paired_difference
-from grpaint.measures.score import score_name
+from grpaint.measures.score import deciding_line, score_name
 from grpaint.parallel.join import join_group
 from grpaint.parallel.world import World
 from grpaint.recipe.config import (
@@ -139,11 +139,14 @@ def _print_result(console: Terminal, folder: RunFolder) -> None:
     """Print the evaluations before and after training, an alarm of reward hacking, and the paths of the run."""
     lines = folder.lines("evaluations.jsonl")
     if lines and lines[0]["iteration"] == 0:  # not where a damaged line was left out
-        first, last = lines[0], lines[-1]
-        by_prompt = f"{score_name(last)}_by_prompt"
-        before, after = first.get(by_prompt, []), last.get(by_prompt, [])
-        difference = paired_difference(before, after) if after and len(before) == len(after) else None
-        console.print(before_after_table(first, last, difference))
+        pairs = [(lines[0], lines[-1])]
+        if "deploy" in lines[0] and "deploy" in lines[-1]:
+            pairs.append((deciding_line(lines[0]), deciding_line(lines[-1])))
+        for first, last in pairs:
+            by_prompt = f"{score_name(last)}_by_prompt"
+            before, after = first.get(by_prompt, []), last.get(by_prompt, [])
+            difference = paired_difference(before, after) if after and len(before) == len(after) else None
+            console.print(before_after_table(first, last, difference))
     if alarm := hacking_line(folder.facts()):
         console.print(alarm, soft_wrap=True)
     console.print(f"run folder  {folder.path}", soft_wrap=True)

@@ -1,6 +1,6 @@
 """Judge the model of a run: its evaluations, and the held-out pictures that it draws in between."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from grpaint.judge import (
     score_key,
 )
 from grpaint.measures.intervals import rounded
+from grpaint.measures.score import with_deployment
 from grpaint.parallel.world import World
 from grpaint.recipe.config import Recipe
 from grpaint.recipe.pieces import Model
@@ -23,7 +24,10 @@ from grpaint.run.pictures import Drawing
 
 @dataclass(frozen=True)
 class RecipeJudge:
-    """Judges by a recipe's ``[evaluate]``, its data and its rewards; the processes of ``world`` divide the prompts."""
+    """Judges by a recipe's ``[evaluate]`` and ``[deploy]``, its data and its rewards.
+
+    The processes of ``world`` divide the prompts.
+    """
 
     recipe: Recipe
     policy: Model
@@ -32,13 +36,17 @@ class RecipeJudge:
     def evaluate(self, iteration: int) -> tuple[dict[str, Any], Drawing]:
         """Return the line of an evaluation; at iteration 0 the base is also judged at its best guidance."""
         recipe, policy, world = self.recipe, self.policy, self.world
-        rewards, settings = judging_rewards(recipe), recipe.evaluate
-        judgement = judge_prompts(policy, recipe.data, settings, self._prompts, rewards, world=world)
+        rewards, settings, deployed = judging_rewards(recipe), recipe.evaluate, recipe.deployed
+        quiet = replace(settings, pictures=0) if deployed else settings  # pictures are drawn as deployed
+        judgement = judge_prompts(policy, recipe.data, quiet, self._prompts, rewards, world=world)
         line = evaluation_line(recipe.data, settings, judgement)
         if recipe.data.captioned:
             line["denoising_loss"] = denoising_loss(policy, recipe.data, settings, "average", world)
         if iteration == 0 and rewards:
             line["base_guided"] = best_guided(policy, recipe.data, settings, rewards, world)
+        if deployed:
+            judgement = judge_prompts(policy, recipe.data, deployed, self._prompts, rewards, world=world)
+            line = with_deployment(line, evaluation_line(recipe.data, deployed, judgement))
         return line, self._drawing(judgement, evaluated=True)
 
     def draw(self) -> Drawing:
@@ -46,7 +54,7 @@ class RecipeJudge:
         prompts = self._prompts[: self.recipe.evaluate.pictures]
         rewards = judging_rewards(self.recipe)
         judgement = judge_prompts(
-            self.policy, self.recipe.data, self.recipe.evaluate, prompts, rewards, world=self.world
+            self.policy, self.recipe.data, self.recipe.drawing, prompts, rewards, world=self.world
         )
         return self._drawing(judgement, evaluated=False)
 

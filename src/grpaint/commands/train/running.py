@@ -215,8 +215,8 @@ def _save_pictures(recipe: Recipe, loop: Loop) -> None:
     if not count:
         return
     prompts = recipe.data.held_out(count, recipe.evaluate.seed)
-    before = sample_divided(loop.policy, prompts, recipe.evaluate, loop.world, "reference")
-    after = sample_divided(loop.policy, prompts, recipe.evaluate, loop.world, "average")
+    before = sample_divided(loop.policy, prompts, recipe.drawing, loop.world, "reference")
+    after = sample_divided(loop.policy, prompts, recipe.drawing, loop.world, "average")
     if loop.world.first:
         sheet = picture_sheet([("before", before), ("after", after)], [prompt.text for prompt in prompts])
         save_picture(sheet, loop.folder.samples / "before-after.png")

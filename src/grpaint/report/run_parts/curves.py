@@ -11,6 +11,7 @@ from grpaint.report.run_record import Line, RunRecord
 
 MOST_POINTS = 2000
 RANK_SECONDS = "processes/seconds"
+DEPLOYED = "deploy/"  # before the numbers of the model as [deploy] uses it
 Values = list[float | None]
 
 
@@ -83,7 +84,7 @@ def curve_data(record: RunRecord) -> dict[str, Any]:
         spent += spent_s(line)
         seconds[line["iteration"]] = spent
     costs = {0: 0.0} | {line["iteration"]: line["cost/model_evaluations"] for line in metrics}
-    tables = {"metrics": _Table(metrics), "evaluations": _Table(record.evaluations)}
+    tables = {"metrics": _Table(metrics), "evaluations": _Table([_flat(line) for line in record.evaluations])}
     groups = {
         "Score and rewards": _scores(record, tables),
         "What no reward sees": _unseen(record, tables),
@@ -115,11 +116,22 @@ def _top(record: RunRecord, tables: Mapping[str, "_Table"]) -> dict[str, Any] | 
     return _score_chart(record, held_out)
 
 
+def _flat(line: Line) -> Line:
+    """Return an evaluation's line with the numbers and intervals of the deployed model beside the others."""
+    return {**line, **{DEPLOYED + key: value for key, value in line.get("deploy", {}).items()}}
+
+
+def _held_out(table: "_Table", key: str, label: str = "held out") -> list[dict[str, Any]]:
+    """Return the lines of a measure of evaluations: by ``[evaluate]``, and as deployed if the run has that."""
+    keys = {key: label} | ({DEPLOYED + key: "as deployed"} if DEPLOYED + key in table.keys else {})
+    return [table.series("evaluations", each, text, points=True) for each, text in keys.items()]
+
+
 def _score_chart(record: RunRecord, held_out: "_Table") -> dict[str, Any] | None:
     score = score_name(record.evaluations[-1]) if record.evaluations else ""
     if score not in held_out.keys:
         return None
-    series = [held_out.series("evaluations", score, "held out, 95% interval", points=True)]
+    series = _held_out(held_out, score, "held out, 95% interval")
     return _chart(f"Held-out score: {score.replace('_', ' ')}", series, percent=score == "strict")
 
 
@@ -216,14 +228,14 @@ def _scores(record: RunRecord, tables: Mapping[str, "_Table"]) -> list[dict[str,
     charts = [chart] if (chart := _score_chart(record, held_out)) else []
     score = score_name(record.evaluations[-1]) if record.evaluations else ""
     if "soft" in held_out.keys and score != "soft":
-        charts.append(_chart("Soft score", [held_out.series("evaluations", "soft", "held out", points=True)]))
+        charts.append(_chart("Soft score", _held_out(held_out, "soft")))
     names = [key for key in (*metrics.keys, *held_out.keys) if key.startswith("reward/") and key.count("/") == 1]
     for key in dict.fromkeys(names):
         series = [metrics.series("metrics", key, "training, \u00b1 std")] if key in metrics.keys else []
-        series += [held_out.series("evaluations", key, "held out", points=True)] if key in held_out.keys else []
+        series += _held_out(held_out, key) if key in held_out.keys else []
         charts.append(_chart(f"Reward {key.removeprefix('reward/')}", series))
     if "reward" in held_out.keys and score != "reward" and len(names) > 1:
-        charts.append(_chart("Weighted reward", [held_out.series("evaluations", "reward", "held out", points=True)]))
+        charts.append(_chart("Weighted reward", _held_out(held_out, "reward")))
     for title, start, end in (
         ("Share of the advantage", "advantage/share/", ""),
         ("Added weight", "reward/", "/multiplier"),
@@ -242,13 +254,10 @@ def _unseen(record: RunRecord, tables: Mapping[str, "_Table"]) -> list[dict[str,
     score = score_name(record.evaluations[-1]) if record.evaluations else ""
     titles = {key: title for key, title in HELD_OUT.items() if key not in ("soft", score)}
     elsewhere = {*SETTINGS, *HELD_OUT, score}
-    titles |= {key: key for key in held_out.keys if key not in elsewhere and not key.startswith(("reward", "image/"))}
+    known = ("reward", "image/", DEPLOYED)
+    titles |= {key: key for key in held_out.keys if key not in elsewhere and not key.startswith(known)}
     images = {key: f"Images: {key[6:].replace('_', ' ')}" for key in held_out.keys if key.startswith("image/")}
-    return [
-        _chart(title, [held_out.series("evaluations", key, "held out", points=True)])
-        for key, title in (titles | images).items()
-        if key in held_out.keys
-    ]
+    return [_chart(title, _held_out(held_out, key)) for key, title in (titles | images).items() if key in held_out.keys]
 
 
 def _by_prefix(table: _Table, prefix: str, title: str, label: str = "") -> list[dict[str, Any]]:

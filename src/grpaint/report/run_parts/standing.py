@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
 from grpaint.measures.hacking import alarm_text
 from grpaint.measures.intervals import paired_difference
 from grpaint.measures.score import comparable_score, score_name, score_text, score_unit
-from grpaint.report.run_record import Line, RunRecord
+from grpaint.report.run_record import Line, RunRecord, base_of
 
 Tone = Literal["", "good", "bad", "warn"]
 
@@ -44,7 +44,13 @@ class Card:
 
 def standing_cards(record: RunRecord) -> list[Card]:
     """Return the cards, the most important first."""
-    cards = [_progress(record), _score(record), None if record.supervised else _hacking(record), _training(record)]
+    cards = [
+        _progress(record),
+        _score("Held-out score", record.evaluations),
+        _deployment(record.deployments),
+        None if record.supervised else _hacking(record),
+        _training(record),
+    ]
     return [card for card in cards if card]
 
 
@@ -138,10 +144,23 @@ def score_change(base: Line, line: Line) -> tuple[str, Tone, str]:
     return f"{text} {ends}", "", "Not yet distinguishable from the base"
 
 
-def _score(record: RunRecord) -> Card:
-    if not record.evaluations:
-        return Card("Held-out score", "not yet", ["The first evaluation has not been written."])
-    line, base = record.evaluations[-1], record.base
+def _deployment(lines: Sequence[Line]) -> Card | None:
+    """Describe the score of the model as it will be used, if the run has ``[deploy]``."""
+    if not lines:
+        return None
+    line, card = lines[-1], _score("Score as deployed", lines)
+    frozen = f", frozen adapters {', '.join(line['frozen'])}" if line["frozen"] else ""
+    sentence = (
+        f"With {line['steps']} steps of {line['sampler'].get('kind', 'an own sampler')}, guidance "
+        f"{line['guidance']:g}{frozen}; the pictures are drawn so, and the best checkpoint is chosen by it."
+    )
+    return replace(card, sentences=[sentence, *card.sentences])
+
+
+def _score(title: str, lines: Sequence[Line]) -> Card:
+    if not lines:
+        return Card(title, "not yet", ["The first evaluation has not been written."])
+    line, base = lines[-1], base_of(lines)
     name = score_name(line)
     sentences = [f"{name.replace('_', ' ').capitalize()}: {MEANINGS.get(name, 'mean over the held-out prompts')}."]
     headline = f"{score_text(name, line[name])}{score_unit(name)}"
@@ -157,12 +176,12 @@ def _score(record: RunRecord) -> Card:
     if guided and name in guided:
         at = f"{guided['guidance']:g}"
         sentences.append(f"The base at guidance {at} has {score_text(name, guided[name])}{score_unit(name)}.")
-    same = [one for one in record.evaluations if score_name(one) == name]
+    same = [one for one in lines if score_name(one) == name]
     best = max(same, key=comparable_score)
     if best is not line and comparable_score(best) > comparable_score(line):
         where = f"iteration {best['iteration']}" if best["iteration"] else "the base"
         sentences.append(f"Best so far: {score_text(name, best[name])}{score_unit(name)} at {where}.")
-    return Card(f"Held-out score, iteration {line['iteration']}", headline, sentences, change, tone)
+    return Card(f"{title}, iteration {line['iteration']}", headline, sentences, change, tone)
 
 
 def _hacking(record: RunRecord) -> Card | None:
