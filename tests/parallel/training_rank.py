@@ -67,8 +67,18 @@ def train_case(case, world, folder):
         "updates": updates,
         "scores": scores,
         "weights": [parameter.detach() for parameter in loop.parameters],
+        "answers": answers(loop.policy, recipe),
         "lines": lines,
     }
+
+
+def answers(policy, recipe):
+    """What each set of weights predicts for one row of noise at the second point of a grid of four."""
+    row, prompt = policy.noise((0, "answers"), [0]), recipe.data.held_out(1, 0)
+    here, cond = policy.path.grid(4)[1], policy.encode(prompt)
+    with torch.no_grad():
+        sets = dict.fromkeys(["reference", *policy.weights.tensors()])
+        return {name: policy.predict(row, here, cond, name).x0 for name in sets}
 
 
 def train_cases(world, folder):

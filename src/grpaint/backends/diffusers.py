@@ -54,6 +54,9 @@ class Diffusers(DiffusersSettings):
         if self.lora:
             with runtime.building():
                 add_adapter(network, self.lora, family.TARGETS, idle=family.idle(network))
+        if runtime.sharding:
+            adapters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+            runtime.sharding.divide(network, adapters, runtime.device)
         runtime.place(pipe)
         trainable = {key: p for key, p in network.named_parameters() if p.requires_grad}
         if adapter_file and self.lora and not runtime.fake:
@@ -64,6 +67,19 @@ class Diffusers(DiffusersSettings):
             pipe.vae.enable_tiling()
         weights = WeightSets(network, trainable, adapters=self.lora is not None and not adapter_file)
         return DiffusersPolicy(self, pipe, weights, runtime)
+
+    def check_shard(self, shard: str) -> None:
+        """Raise ValueError unless processes can divide the model's parameters as ``processes.shard`` says."""
+        if self.base_precision != "full":
+            raise ValueError(
+                f'processes.shard = "{shard}": parameters of model.base_precision = "{self.base_precision}" cannot be '
+                'divided among processes; set it to "full", or use shard = "none"'
+            )
+        if not self.lora:
+            raise ValueError(
+                f'processes.shard = "{shard}": without model.lora there is no frozen network to divide; set '
+                'model.lora, or use shard = "none"'
+            )
 
     def _adapter_file(self) -> FilePath | None:
         """The adapter that training starts from, if the settings name one."""

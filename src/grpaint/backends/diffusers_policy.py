@@ -18,7 +18,7 @@ from grpaint.backends.embeddings import Embedding, EmbeddingCache, encoding_fing
 from grpaint.backends.pipeline import load_network, open_pipeline, open_text_encoders
 from grpaint.backends.upcast import upcast
 from grpaint.backends.weights import WeightSets
-from grpaint.core.errors import ConfigError
+from grpaint.core.errors import ConfigError, RunError
 from grpaint.core.path import Point
 from grpaint.core.policy import Meter, Prompt, Weights
 from grpaint.core.prediction import Prediction, read
@@ -66,6 +66,8 @@ class DiffusersPolicy:
             self._embed = EmbeddingCache(spec.cache_folder, fingerprint, self._encode_each)
         self._empty_caption = self._condition([""])
         self._truncation_logged = False
+        if runtime.sharding:
+            runtime.sharding.padding = self._padding_output
 
     def encode(self, prompts: Sequence[Prompt]) -> TextCondition:
         """Embed captions with the frozen text encoders; captions that do not fit into them are counted."""
@@ -135,8 +137,22 @@ class DiffusersPolicy:
 
     def _output(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
         self.meter.forward(len(x), recomputed=self.spec.checkpointing)
+        sharding = self.runtime.sharding
+        if sharding is None:
+            return self._network_output(x, t, cond)
+        if x.requires_grad:
+            raise RunError('processes.shard: no gradient reaches the latents of a divided network; use shard = "none".')
+        return sharding.call(lambda: self._network_output(x, t, cond))
+
+    def _network_output(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
         with self.runtime.autocast():
             return self.family.call(self.pipe, x.to(self._dtype), t, cond, self.spec.guidance).float()
+
+    def _padding_output(self) -> Tensor:
+        """Call the network on one row of zeros."""
+        x = torch.zeros(1, *self._latent_shape, device=self.runtime.device)
+        t = torch.full((1,), float(self.path.grid(1)[0].t), device=x.device)
+        return self._network_output(x, t, self._empty_caption.parts)
 
     def _guided_output(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
         conditional = self._output(x, t, cond)

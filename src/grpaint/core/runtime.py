@@ -1,10 +1,12 @@
 """Device and precision: settings that every backend shares."""
 
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
+from torch import Tensor, nn
 
 from grpaint.core.errors import ConfigError
 
@@ -14,16 +16,30 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class Sharding(Protocol):
+    """Divides a network's parameters among processes, which then make every call of it together."""
+
+    padding: Callable[[], Tensor]
+
+    def divide(self, network: nn.Module, whole: Collection[nn.Parameter], device: str) -> None:
+        """Replace every parameter by this process's share of it, except those in ``whole``."""
+
+    def call(self, forward: Callable[[], Tensor]) -> Tensor:
+        """Return what ``forward`` returns, which calls the network once; others make a ``padding`` call if need be."""
+
+
 @dataclass(frozen=True)
 class Runtime:
     """The device and the precision of network computations.
 
-    Latents, log-probabilities and master weights are fp32, whatever the precision.
+    Latents, log-probabilities and master weights are fp32, whatever the precision. ``sharding`` divides the network's
+    parameters among processes; without it each has all of them.
     """
 
     fake: ClassVar[bool] = False  # whether networks have shapes but no values, so that no weight file is opened
     device: str = "cpu"
     precision: NetworkPrecision = "fp32"
+    sharding: Sharding | None = None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -4,6 +4,7 @@ Tables and decisions travel as safetensors and JSON through gloo; nothing is pic
 """
 
 import json
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from grpaint.core.errors import RankLost
+from grpaint.parallel.background import BackgroundCall
+from grpaint.parallel.sharding import Sharding
 from grpaint.parallel.world import Message, World
 
 BUCKET = 2**26  # numbers of a gradient bucket: 256 MiB in fp32
@@ -54,12 +58,57 @@ class Group(World):
         nodes = [range(n * place.local_size, (n + 1) * place.local_size) for n in range(place.nodes)]
         self.node_ranks = nodes[place.node]
         self.node_group = [dist.new_group(list(ranks), backend="gloo") for ranks in nodes][place.node]
+        # and one for a network that the ranks of a machine divide
+        self.shard_group = [dist.new_group(list(ranks)) for ranks in nodes][place.node]
+        self._sharding: Sharding | None = None
 
     def limit(self, seconds: float, name: str = "the limit") -> None:
         """Set how long an exchange may wait for a rank that is late; ``name`` is that of the setting."""
         self._limit_s, self._limit_name = seconds, name
-        for group in (dist.group.WORLD, self.node_group):
+        for group in (dist.group.WORLD, self.node_group, self.shard_group):
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+
+    def sharding(self) -> Any:
+        self._sharding = Sharding(self) if self.local_size > 1 else None
+        return self._sharding
+
+    def mesh(self, device: str) -> Any:
+        """Return the device mesh of this machine's ranks."""
+        return DeviceMesh.from_group(self.shard_group, device)
+
+    def wishes(self, own: list[int]) -> list[list[int]]:
+        """Return the numbers of every rank of this machine; all give equally many."""
+        every = [torch.empty(len(own), dtype=torch.int64) for _ in self.node_ranks]
+        tensor = torch.tensor(own)
+        self._exchange(lambda: dist.all_gather(every, tensor, self.shard_group), tensor.nbytes, on_node=True)
+        return [one.tolist() for one in every]
+
+    def guard(self, work: Callable[[], T]) -> T:
+        """Do work in which a divided network's parameters are gathered.
+
+        Raises:
+            RankLost: another rank has gone meanwhile.
+        """
+        start = time.monotonic()
+        try:
+            return work()
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or "gloo" in str(error):
+                raise self._lost(start, on_node=True) from error
+            raise
+
+    def meanwhile(self, work: Callable[[], T]) -> T:
+        if self._sharding is None or threading.current_thread() is not threading.main_thread():
+            return work()
+        with_grad = torch.is_grad_enabled()
+
+        def in_thread() -> T:
+            with torch.set_grad_enabled(with_grad):
+                return work()
+
+        call = BackgroundCall(in_thread)
+        self._sharding.wait(lambda: call.done)
+        return call.result()
 
     def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # a file of safetensors sorts its names
@@ -172,6 +221,8 @@ class Group(World):
         Raises:
             RankLost: it failed; the message names the ranks that are behind, and what they were doing.
         """
+        if self._sharding and not on_node:
+            self._sharding.settle()
         self.exchanges += not on_node
         self.node_exchanges += on_node
         self.bytes_exchanged += size
@@ -179,9 +230,13 @@ class Group(World):
         try:
             return work()
         except (RuntimeError, ValueError) as error:
-            waited = time.monotonic() - start
-            late = waited >= 0.99 * self._limit_s
-            raise RankLost(self._missing(waited, on_node=on_node, late=late), late=late) from error
+            raise self._lost(start, on_node=on_node) from error
+
+    def _lost(self, start: float, *, on_node: bool) -> RankLost:
+        """Return the error of an exchange that began at ``start`` and failed."""
+        waited = time.monotonic() - start
+        late = waited >= 0.99 * self._limit_s
+        return RankLost(self._missing(waited, on_node=on_node, late=late), late=late)
 
     def position(self) -> str:
         """Return how many exchanges this rank has begun, with all ranks and on its machine, and its phase."""

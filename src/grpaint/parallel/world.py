@@ -4,11 +4,12 @@ Loops ask the world; samplers, windows, advantages, surrogates and objectives ne
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 Message = tuple[Any, Mapping[str, Tensor]]  # what JSON can hold, and tensors
+T = TypeVar("T")
 
 
 class World:
@@ -77,6 +78,14 @@ class World:
     def any(self, flag: bool) -> bool:
         """Return whether ``flag`` is set on any rank."""
         return flag
+
+    def meanwhile(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` returns, which may wait for other ranks, and take part in their network calls."""
+        return work()
+
+    def sharding(self) -> Any:
+        """Return what divides one network's parameters among the ranks of a machine, or None if there is one rank."""
+        return None
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace every gradient by its sum over the ranks; a parameter without one on all ranks keeps none."""

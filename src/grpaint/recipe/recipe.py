@@ -39,6 +39,16 @@ class Common:
         check_range(self, 0, MOST_THREADS, "threads")
         check_evaluation(self.evaluate, self.model)
         check_images(self.data, self.model)
+        _check_shard(self.processes, self.model)
+
+
+def _check_shard(processes: Processes | None, model: ModelSpec) -> None:
+    """Raise ValueError unless processes can divide the model's parameters as ``processes.shard`` says."""
+    if processes and processes.shard != "none":
+        check = getattr(model, "check_shard", None)
+        if not check:
+            raise ValueError(f'processes.shard = "{processes.shard}": only for model.kind = "diffusers"; use "none"')
+        check(processes.shard)
 
 
 def check_evaluation(evaluate: Evaluation, model: ModelSpec) -> None:
