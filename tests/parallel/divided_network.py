@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import RankLost, RunError
+from grpaint.parallel.sharding import SETS
 
 
 class Network(nn.Module):
@@ -47,12 +49,21 @@ def divided(world):
     whole, sharding = copy.deepcopy(network), world.sharding()
     trained = [block.adapter.weight for block in network.blocks]
     sharding.divide(network, trained, "cpu")
-    sharding.padding = lambda: network(torch.zeros(1, 3))
+    sharding.padding = lambda _: network(torch.zeros(1, 3))
     return whole, network, trained, sharding
 
 
 def programs(world, rounds):
-    """Run random programs on every rank; return the largest difference of outputs and gradients, and the calls."""
+    """Run random programs on every rank, on a network of which a part is trained, and then one that is trained whole.
+
+    Return the largest difference of each from the network that one rank has whole, and the calls of the first.
+    """
+    apart, calls = frozen_programs(world, rounds)
+    return apart, trained_programs(world, rounds), calls
+
+
+def frozen_programs(world, rounds):
+    """Run random programs; return the largest difference of outputs and gradients, and the calls."""
     whole, network, trained, sharding = divided(world)
     draw, apart, calls = random.Random(world.rank), 0.0, 0
     for _ in range(rounds):
@@ -85,6 +96,62 @@ def programs(world, rounds):
                 other.add_(change)
             one.grad = other.grad = None
     return apart, calls
+
+
+def trained_programs(world, rounds):
+    """Run random programs of calls with random sets of weights on a network that is trained whole, and divided.
+
+    Return the largest difference of outputs, gradients and weights from the network that each rank has whole.
+    """
+    torch.manual_seed(0)
+    network = Network().requires_grad_(True)
+    whole, sharding = copy.deepcopy(network), world.sharding()
+    sharding.divide(network, (), "cpu")
+    sets = WeightSets(network, sharding.shares(dict(network.named_parameters())), adapters=False, sharding=sharding)
+    references = WeightSets(whole, dict(whole.named_parameters()), adapters=False)
+    for weights in (sets, references):
+        weights.blend("behaviour", 0.0)
+
+    def pad(weights):
+        with sets.only(weights):
+            return network(torch.zeros(1, 3))
+
+    sharding.padding = pad
+    draw, apart = random.Random(world.rank), 0.0
+    for _ in range(rounds):
+        for _ in range(draw.randrange(6)):
+            x, weights = torch.randn(1 + draw.randrange(4), 3), draw.choice(SETS)
+            with torch.set_grad_enabled(weights == "current"):
+                with sets.use(weights):
+                    output = sharding.call(lambda x=x: network(x), sets.active)
+                with references.use(weights):
+                    reference = whole(x)
+            apart = max(apart, (output - reference).abs().max().item())
+            if weights == "current":
+                for result in (output, reference):
+                    result.square().sum().backward()
+        world.sum_gradients(list(sets.trainable.values()))
+        for name, share in sets.trainable.items():
+            parameter = references.trainable[name]
+            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradient = world.gather({"gradient": own[None]})["gradient"].sum(0)
+            if share.grad is not None:
+                apart = max(
+                    apart, (share.grad - sharding.part(gradient, share)).abs().amax().item() if len(share) else 0
+                )
+            with torch.no_grad():
+                share.sub_(0.01 * sharding.part(gradient, share))
+                parameter.sub_(0.01 * gradient)
+            share.grad = parameter.grad = None
+        for weights in (sets, references):
+            weights.blend("average", 0.5)
+            weights.blend("behaviour", 0.8)
+    for name, tensors in references.tensors().items():
+        late = sets.whole(sets.tensors()[name])
+        apart = max([apart, *((late[key].read() - tensor).abs().max().item() for key, tensor in tensors.items())])
+    distinct = references.tensors()
+    assert len({tuple(tensors["enter.weight"].flatten().tolist()) for tensors in distinct.values()}) == len(SETS)
+    return apart
 
 
 def a_rank_dies(world):

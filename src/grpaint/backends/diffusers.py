@@ -55,17 +55,20 @@ class Diffusers(DiffusersSettings):
             with runtime.building():
                 add_adapter(network, self.lora, family.TARGETS, idle=family.idle(network))
         if runtime.sharding:
-            adapters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+            adapters = [parameter for parameter in network.parameters() if parameter.requires_grad and self.lora]
             runtime.sharding.divide(network, adapters, runtime.device)
         runtime.place(pipe)
         trainable = {key: p for key, p in network.named_parameters() if p.requires_grad}
+        if runtime.sharding and not self.lora:
+            trainable = runtime.sharding.shares(trainable)
         if adapter_file and self.lora and not runtime.fake:
             load_adapter(adapter_file, self.lora, trainable, (name, family), pipe)
         if self.checkpointing:
             network.enable_gradient_checkpointing()
         if self.vae_tiling:
             pipe.vae.enable_tiling()
-        weights = WeightSets(network, trainable, adapters=self.lora is not None and not adapter_file)
+        adapters_alone = self.lora is not None and not adapter_file
+        weights = WeightSets(network, trainable, adapters=adapters_alone, sharding=runtime.sharding)
         return DiffusersPolicy(self, pipe, weights, runtime)
 
     def check_shard(self, shard: str) -> None:
@@ -75,10 +78,10 @@ class Diffusers(DiffusersSettings):
                 f'processes.shard = "{shard}": parameters of model.base_precision = "{self.base_precision}" cannot be '
                 'divided among processes; set it to "full", or use shard = "none"'
             )
-        if not self.lora:
+        if shard == "base" and not self.lora:
             raise ValueError(
-                f'processes.shard = "{shard}": without model.lora there is no frozen network to divide; set '
-                'model.lora, or use shard = "none"'
+                'processes.shard = "base": without model.lora there is no frozen network to divide; set model.lora, or '
+                'use shard = "all"'
             )
 
     def _adapter_file(self) -> FilePath | None:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +25,7 @@ from grpaint.core.policy import Meter, Prompt, Weights
 from grpaint.core.prediction import Prediction, read
 from grpaint.core.rng import Key, noise
 from grpaint.core.runtime import Runtime
+from grpaint.storage.layout import LateTensor
 
 
 @dataclass(frozen=True)
@@ -142,17 +144,18 @@ class DiffusersPolicy:
             return self._network_output(x, t, cond)
         if x.requires_grad:
             raise RunError('processes.shard: no gradient reaches the latents of a divided network; use shard = "none".')
-        return sharding.call(lambda: self._network_output(x, t, cond))
+        return sharding.call(lambda: self._network_output(x, t, cond), self.weights.active)
 
     def _network_output(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
         with self.runtime.autocast():
             return self.family.call(self.pipe, x.to(self._dtype), t, cond, self.spec.guidance).float()
 
-    def _padding_output(self) -> Tensor:
-        """Call the network on one row of zeros."""
+    def _padding_output(self, weights: Weights) -> Tensor:
+        """Call the network on one row of zeros, with a set of weights."""
         x = torch.zeros(1, *self._latent_shape, device=self.runtime.device)
         t = torch.full((1,), float(self.path.grid(1)[0].t), device=x.device)
-        return self._network_output(x, t, self._empty_caption.parts)
+        with self.weights.only(weights):
+            return self._network_output(x, t, self._empty_caption.parts)
 
     def _guided_output(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
         conditional = self._output(x, t, cond)
@@ -232,7 +235,16 @@ class DiffusersPolicy:
         """The trainable parameters."""
         return iter(self.weights.trainable.values())
 
-    def export(self, weights: Weights = "average") -> tuple[dict[str, Tensor], dict[str, str]]:
+    def _whole_network(self, weights: Weights) -> dict[str, Any]:
+        """The tensors of the network, which has the set ``weights`` now; of a divided one they are read later."""
+        state = {n: t.detach() for n, t in getattr(self.pipe, self.family.NETWORK).state_dict().items()}
+        sharding = self.weights.sharding
+        if not sharding:
+            return state
+        late = {n: LateTensor(t.shape, t.dtype, partial(sharding.whole_parameter, t)) for n, t in state.items()}
+        return late | dict(self.weights.whole(self.weights.tensors()[weights]))
+
+    def export(self, weights: Weights = "average") -> tuple[dict[str, Any], dict[str, str]]:
         """The tensors and the header of a file that a stock pipeline can load.
 
         With LoRA this is an adapter for ``pipe.load_lora_weights``, with alpha / rank folded into its second matrix,
@@ -242,8 +254,7 @@ class DiffusersPolicy:
         lora = self.spec.lora
         with self.weights.use(weights):
             if not lora:
-                network = getattr(self.pipe, self.family.NETWORK)
-                return {name: tensor.detach() for name, tensor in network.state_dict().items()}, labels
+                return self._whole_network(weights), labels
             if weights == "reference" and self.weights.adapters:
                 raise ValueError("the reference is the model without its adapter: there is nothing to export")
             scale = lora.alpha / lora.rank

@@ -87,6 +87,15 @@ class World:
         """Return what divides one network's parameters among the ranks of a machine, or None if there is one rank."""
         return None
 
+    @property
+    def shares_weights(self) -> bool:
+        """Whether the trained parameters here are shares of them, which the ranks of a machine divide."""
+        return False
+
+    def norm(self, own: Tensor) -> Tensor:
+        """Return the length of a vector of which every rank has the part of length ``own``, if it has a share."""
+        return own
+
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace every gradient by its sum over the ranks; a parameter without one on all ranks keeps none."""
 

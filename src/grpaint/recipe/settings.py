@@ -15,7 +15,7 @@ from grpaint.recipe.scalars import WHOLE
 from grpaint.rollout.plan import check_sampler
 
 MOST_PICTURES = 1000  # of one sheet
-Shard = Literal["none", "base"]
+Shard = Literal["none", "base", "all"]
 MOST_GUIDED = 100  # each is an evaluation of its own
 
 
@@ -202,7 +202,8 @@ class Processes:
     """``[processes]``: how the processes of a run share the model and watch each other; it changes no number.
 
     ``shard``: with "base" the ranks of a machine divide the frozen network under an adapter, and each has a share of
-    its parameters; with "none" each has all of them.
+    its parameters; with "all" they also divide a network that is trained as a whole, its other sets of weights and the
+    state of its optimizer; with "none" each has all of them.
     ``check_every``: iterations between two comparisons of all ranks' weights. ``limit_s``: how long a rank waits for
     another; ``start_s``: the same until the first iteration has begun, while weights are loaded.
     """
