@@ -46,11 +46,16 @@ def divided(world):
     torch.manual_seed(0)
     network = Network()
     network.enter.requires_grad_(False)
-    whole, sharding = copy.deepcopy(network), world.sharding()
+    whole, sharding = copy.deepcopy(network), world.sharding("all")
     trained = [block.adapter.weight for block in network.blocks]
     sharding.divide(network, trained, "cpu")
     sharding.padding = lambda _: network(torch.zeros(1, 3))
     return whole, network, trained, sharding
+
+
+def mistakes(world):
+    """Return what a second backward pass through a call raises, and what the death of rank 1 does on the others."""
+    return two_backward_passes(world), a_rank_dies(world)
 
 
 def programs(world, rounds):
@@ -105,7 +110,7 @@ def trained_programs(world, rounds):
     """
     torch.manual_seed(0)
     network = Network().requires_grad_(True)
-    whole, sharding = copy.deepcopy(network), world.sharding()
+    whole, sharding = copy.deepcopy(network), world.sharding("all")
     sharding.divide(network, (), "cpu")
     sets = WeightSets(network, sharding.shares(dict(network.named_parameters())), adapters=False, sharding=sharding)
     references = WeightSets(whole, dict(whole.named_parameters()), adapters=False)

@@ -1,7 +1,6 @@
 """Ranks that divide a network's parameters compute what one process computes, however unequally often they need it."""
 
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
@@ -204,30 +203,28 @@ def test_ranks_may_call_a_divided_network_in_any_order_and_unequally_often(size)
     assert len({calls for _, _, calls in every}) > 1
 
 
-def test_a_rank_that_dies_while_others_gather_its_share_is_lost_in_one_line():
-    message = run_ranks(2, "divided_network:a_rank_dies")[0]
+def test_a_second_backward_pass_is_refused_and_a_rank_that_dies_is_lost_in_one_line():
+    second, message = run_ranks(2, "divided_network:mistakes")[0]
+    assert second.startswith("processes.shard: two backward passes")
     assert message.startswith("rank 0 waited")
     assert message.endswith("continue with --resume.")
     assert "\n" not in message
 
 
-def test_a_second_backward_pass_through_a_call_is_refused():
-    every = run_ranks(2, "divided_network:two_backward_passes")
-    assert all(message.startswith("processes.shard: two backward passes") for message in every)
-
-
 def test_what_cannot_be_divided_is_refused_in_a_line_before_weights_load(tmp_path):
-    lora, divide = write_recipe(tmp_path, "sd3"), "processes.shard=base"
-    full = tmp_path / "full.toml"
-    full.write_text(Path(lora).read_text().replace("lora =", "# lora ="))
-    refusals = {
-        "model.base_precision": (lora, ["model.base_precision=int8"]),
-        "nf4": (lora, ["model.base_precision=nf4"]),
-        "model.lora": (full, []),
-        "model.kind": ("scenes/awm", []),
-    }
-    for reason, (recipe, sets) in refusals.items():
-        with pytest.raises(ConfigError, match=f'processes.shard = "base": .*{reason}') as error:
-            open_recipe(str(recipe), "train", [*sets, divide])
+    lora = write_recipe(tmp_path, "sd3")
+    full = write_recipe(tmp_path, "sd3-full")
+    refusals = [
+        ("base", "model.base_precision", lora, ["model.base_precision=int8"]),
+        ("all", "nf4", lora, ["model.base_precision=nf4"]),
+        ("base", "model.lora", full, []),
+        ("all", "Muon", full, ["train.optimizer.kind=muon"]),
+        ("all", "fp16", full, ["precision=fp16"]),
+        ("base", "model.kind", "scenes/awm", []),
+    ]
+    for shard, reason, recipe, sets in refusals:
+        with pytest.raises(ConfigError, match=f'processes.shard = "{shard}": .*{reason}') as error:
+            open_recipe(recipe, "train", [*sets, f"processes.shard={shard}"])
         assert "\n" not in str(error.value)
-    assert open_recipe(lora, "train", [divide])[1]["processes"]["shard"] == "base"
+    for shard, recipe in (("base", lora), ("all", lora), ("all", full)):
+        assert open_recipe(recipe, "train", [f"processes.shard={shard}"])[1]["processes"]["shard"] == shard

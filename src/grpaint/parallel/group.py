@@ -70,8 +70,8 @@ class Group(World):
         for group in (dist.group.WORLD, self.node_group, self.shard_group, self.peer_group):
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
-    def sharding(self) -> Any:
-        self._sharding = Sharding(self) if self.local_size > 1 else None
+    def sharding(self, shard: str) -> Any:
+        self._sharding = Sharding(self) if shard != "none" and self.local_size > 1 else None
         return self._sharding
 
     def mesh(self, device: str) -> Any:

@@ -83,8 +83,11 @@ class World:
         """Return what ``work`` returns, which may wait for other ranks, and take part in their network calls."""
         return work()
 
-    def sharding(self) -> Any:
-        """Return what divides one network's parameters among the ranks of a machine, or None if there is one rank."""
+    def sharding(self, shard: str) -> Any:
+        """Return what divides the network of a run among the ranks of a machine as ``processes.shard`` says.
+
+        None if each has all of it, as with "none" or one rank.
+        """
         return None
 
     @property
