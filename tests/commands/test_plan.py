@@ -252,7 +252,7 @@ def test_the_memory_of_ranks_follows_from_that_of_one_that_has_the_share_of_rows
     assert base.call == (alone.network - adapter) // 2
     assert none.weights - base.weights == base.call
     assert none.peaks["decode"] - base.peaks["decode"] == base.call
-    assert base.peaks["rollout"] == none.peaks["rollout"] - base.call + 2 * alone.block
+    assert base.peaks["rollout"] == none.peaks["rollout"] - base.call + 3 * alone.block + alone.rest
     assert plan.recommended(0) == plan.recommended(max(none.peaks.values())) == "none"
     assert plan.recommended(1) is None
     full = copy.deepcopy(table)

@@ -64,9 +64,9 @@ BEHAVIOUR = [
     *("plan.weights=behaviour", "behaviour={slope=0.2,most=0.5}"),
 ]
 CASES = {
-    "uneven": ["train.parts=2"],
+    "uneven": ["train.parts=2", "rewards.bright.place=node"],
     "flat": ["train.prompts=4", "objective.minibatch=2", 'rewards.bright.kind="{reward}:flat"'],
-    "pruned": ["plan.prune={at=[1],keep=[2],audit=2}", "train.updates=2"],
+    "pruned": ["train.parts=2", "rewards.bright.place=node", "plan.prune={at=[1],keep=[2],audit=2}", "train.updates=2"],
     "behaviour": BEHAVIOUR,
 }
 

@@ -15,9 +15,9 @@ from grpaint.recipe.settings import Shard
 from grpaint.run.shares import divide_rows
 
 COMPUTING = ("rollout", "update", "evaluate")  # phases in which blocks are gathered
-# Blocks that are whole at once: a gathered block and the buffer that it is copied from; in a backward pass the next one
-# is gathered meanwhile, and a trained block has a gradient and the buffer in which gradients are summed.
-IN_CALLS, IN_BACKWARD, GRADIENTS = 2, 4, 2
+# Blocks that are whole at once, besides what no block has: a gathered one, the buffer that it is copied from, and that
+# of the exchange or the next block; of a trained one also its gradient and the buffer in which gradients are summed.
+GATHERED, GRADIENTS = 3, 2
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,10 @@ def divided(memory: Memory, shard: Shard, ranks: int) -> RankForecast:
     for name, peak in memory.peaks.items():
         saved = parted + (memory.copies if trained else 0)
         saved += memory.optimizer if trained and name != "load" else 0
-        whole_blocks = 0
+        gathered = 0
         if shard != "none" and name in COMPUTING:
-            whole_blocks = IN_BACKWARD + (GRADIENTS if trained else 0) if name == "update" else IN_CALLS
+            blocks = GATHERED + (GRADIENTS if trained and name == "update" else 0)
+            gathered = blocks * memory.block + memory.rest
         saved += trained if name == "update" else 0  # the gradient
-        peaks[name] = int(peak - away * saved + whole_blocks * memory.block)
+        peaks[name] = int(peak - away * saved + gathered)
     return RankForecast(shard, int(memory.weights - away * parted), peaks, int(away * parted))

@@ -37,7 +37,7 @@ PHASES = ("load", "encode", "rollout", "decode", "reward", "update", "evaluate")
 class Memory:
     """Bytes: ``peaks`` by phase, what is held through all of them, and files by name; ``parameters`` are numbers.
 
-    ``network``: of the parameters of the network that samples; ``block``: of the largest part that is divided at once.
+    ``network``: of the parameters of the network that samples, ``block``: of its largest block, ``rest``: of no block.
     """
 
     peaks: dict[str, int]
@@ -49,6 +49,7 @@ class Memory:
     trainable: int
     network: int
     block: int
+    rest: int
 
 
 class Rehearsal(UnsavedLoop):
@@ -285,14 +286,13 @@ def _memory(policy: Model, loop: Rehearsal, ledger: Ledger) -> Memory:
         sum(every.values()),
         sum(p.numel() for p in policy.parameters()),
         size(policy.weights.module.parameters()),
-        _largest_block(policy.weights.module),
+        *_block_sizes(policy.weights.module),
     )
 
 
-def _largest_block(network: nn.Module) -> int:
-    """The bytes of the largest part of a network that processes gather at once: a block, or what no block has."""
+def _block_sizes(network: nn.Module) -> tuple[int, int]:
+    """The bytes of a network's largest block, which processes gather at once, and of what no block has."""
     remaining, sizes = {id(p): p for p in network.parameters()}, list[int]()
-    for block in [*repeated_blocks(network), network]:
-        own = [remaining.pop(id(p)) for p in block.parameters() if id(p) in remaining]
-        sizes.append(size(own))
-    return max(sizes)
+    for block in repeated_blocks(network):
+        sizes.append(size([remaining.pop(id(p)) for p in block.parameters() if id(p) in remaining]))
+    return max(sizes, default=0), size(remaining.values())
