@@ -1,5 +1,6 @@
 """``grpaint plan``: what it prints, that it opens no weights, and that its levers help."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -16,6 +17,7 @@ import tiny_pipelines
 import tiny_runs
 from grpaint.commands.estimate.forecast import forecast, parse_bytes
 from grpaint.commands.estimate.levers import available_levers
+from grpaint.commands.estimate.ranks import forecast_ranks
 from grpaint.commands.estimate.rehearsal import TraceCache
 from grpaint.core.errors import ConfigError
 from grpaint.recipe.config import locate, override, resolve
@@ -234,3 +236,43 @@ def test_the_peak_on_a_gpu_is_near_the_plan(size, pixels):
     assert done.returncode == 0, done.stderr
     ratios = re.findall(r"ratio ([\d.]+)$", done.stdout, re.M)
     assert all(0.85 <= float(ratio) <= 1.15 for ratio in ratios), done.stdout
+
+
+def test_the_memory_of_ranks_follows_from_that_of_one_that_has_the_share_of_rows(tmp_path):
+    folder = tiny_pipelines.save("sd3", tmp_path)
+    train = {"iterations": 3, "learning_rate": 1e-3, "prompts": 3, "group_size": 4}
+    table = small(folder) | {"train": train}
+    plan = forecast_ranks(table, "train", "cpu", 2, 1)
+    alone = forecast(override(table, ["train.prompts=2", "evaluate.prompts=1"]), "train", "cpu").memory
+    none, base = plan.ways
+    assert (none.shard, base.shard) == ("none", "base")
+    assert none.peaks == alone.peaks
+    assert none.call == 0
+    adapter = 4 * alone.trainable
+    assert base.call == (alone.network - adapter) // 2
+    assert none.weights - base.weights == base.call
+    assert none.peaks["decode"] - base.peaks["decode"] == base.call
+    assert base.peaks["rollout"] == none.peaks["rollout"] - base.call + 3 * alone.block + alone.rest
+    assert plan.recommended(0) == plan.recommended(max(none.peaks.values())) == "none"
+    assert plan.recommended(1) is None
+    full = copy.deepcopy(table)
+    del full["model"]["lora"]
+    whole, shares = forecast_ranks(full, "train", "cpu", 4, 2).ways
+    assert shares.shard == "all"
+    kept = forecast(override(full, ["train.prompts=1", "evaluate.prompts=1"]), "train", "cpu").memory
+    state = kept.network + kept.copies + kept.optimizer
+    assert whole.peaks["decode"] - shares.peaks["decode"] == pytest.approx(state / 2, abs=1)
+    for sets, reason in (("--nodes 2", "equally many"), ("", "too few")):
+        with pytest.raises(ConfigError, match=reason):
+            forecast_ranks(table, "train", "cpu", 3 if sets else 50, 2 if sets else 1)
+
+
+def test_the_plan_of_processes_is_printed_and_is_in_the_json():
+    sets = [item for item in TINY if "window" not in item]
+    done = command("plan", "scenes/awm", "--processes", "2", sets=sets)
+    assert done.code == 0, done.err
+    assert "2 processes on one machine" in done.out
+    assert 'recommended: processes.shard = "none"' in done.out
+    plain = json.loads(command("plan", "scenes/awm", "--processes", "2", "--json", sets=sets).out)["processes"]
+    assert plain["count"] == 2
+    assert list(plain["shard"]) == ["none"]

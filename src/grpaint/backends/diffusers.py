@@ -7,6 +7,9 @@ grpaint samples; the pipeline provides its text encoders, its network and its VA
 
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import Any
+
+from torch import nn
 
 from grpaint.backends.adapter_files import is_adapter, load_adapter
 from grpaint.backends.adapters import add_adapter
@@ -61,18 +64,45 @@ class Diffusers(DiffusersSettings):
         for adapter, factors in frozen:
             with runtime.building():
                 add_frozen(network, adapter, factors, blank=runtime.fake)
-        runtime.place(pipe)
-        trainable = {key.replace(".base_layer.", "."): p for key, p in network.named_parameters() if p.requires_grad}
+        trainable = self._place(pipe, network, runtime)
         if adapter_file and self.lora and not runtime.fake:
             load_adapter(adapter_file, self.lora, trainable, (name, family), pipe)
         if self.checkpointing:
             network.enable_gradient_checkpointing()
         if self.vae_tiling:
             pipe.vae.enable_tiling()
-        weights = WeightSets(network, trainable, adapters=self.lora is not None and not adapter_file)
+        adapters_alone = self.lora is not None and not adapter_file
+        weights = WeightSets(network, trainable, adapters=adapters_alone, sharding=runtime.sharding)
         if self.frozen:
             weights.switch_frozen([adapter.name for adapter in self.frozen if adapter.training])
         return DiffusersPolicy(self, pipe, weights, runtime)
+
+    def _place(self, pipe: Any, network: nn.Module, runtime: Runtime) -> dict[str, nn.Parameter]:
+        """Move a pipeline to its device, and divide its network if processes share it; return what is trained."""
+        if runtime.sharding:
+            adapters = [parameter for parameter in network.parameters() if parameter.requires_grad and self.lora]
+            runtime.sharding.divide(network, adapters, runtime.device)
+        runtime.place(pipe)
+        trainable = {key.replace(".base_layer.", "."): p for key, p in network.named_parameters() if p.requires_grad}
+        return runtime.sharding.shares(trainable) if runtime.sharding and not self.lora else trainable
+
+    def check_shard(self, shard: str) -> None:
+        """Raise ValueError unless processes can divide the model's parameters as ``processes.shard`` says."""
+        if self.base_precision != "full":
+            raise ValueError(
+                f'processes.shard = "{shard}": parameters of model.base_precision = "{self.base_precision}" cannot be '
+                'divided among processes; set it to "full", or use shard = "none"'
+            )
+        if self.frozen:
+            raise ValueError(
+                f'processes.shard = "{shard}": processes cannot divide a network with adapters of model.frozen; merge '
+                'them into the base, or use shard = "none"'
+            )
+        if shard == "base" and not self.lora:
+            raise ValueError(
+                'processes.shard = "base": without model.lora there is no frozen network to divide; set model.lora, or '
+                'use shard = "all"'
+            )
 
     def _adapter_file(self) -> FilePath | None:
         """The adapter that training starts from, if the settings name one."""

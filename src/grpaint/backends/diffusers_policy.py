@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,12 +20,13 @@ from grpaint.backends.embeddings import Embedding, EmbeddingCache, encoding_fing
 from grpaint.backends.pipeline import load_network, open_pipeline, open_text_encoders
 from grpaint.backends.upcast import upcast
 from grpaint.backends.weights import WeightSets
-from grpaint.core.errors import ConfigError
+from grpaint.core.errors import ConfigError, RunError
 from grpaint.core.path import Point
 from grpaint.core.policy import Meter, Prompt, Weights
 from grpaint.core.prediction import Prediction, read
 from grpaint.core.rng import Key, noise
 from grpaint.core.runtime import Runtime
+from grpaint.storage.layout import LateTensor
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class DiffusersPolicy:
             self._embed = EmbeddingCache(spec.cache_folder, fingerprint, self._encode_each)
         self._empty_caption = self._condition([""])
         self._truncation_logged = False
+        if runtime.sharding:
+            runtime.sharding.padding = self._padding_output
 
     def encode(self, prompts: Sequence[Prompt]) -> TextCondition:
         """Embed captions with the frozen text encoders; captions that do not fit into them are counted."""
@@ -136,8 +140,23 @@ class DiffusersPolicy:
 
     def _output(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
         self.meter.forward(len(x), recomputed=self.spec.checkpointing)
+        sharding = self.runtime.sharding
+        if sharding is None:
+            return self._network_output(x, t, cond)
+        if x.requires_grad:
+            raise RunError('processes.shard: no gradient reaches the latents of a divided network; use shard = "none".')
+        return sharding.call(lambda: self._network_output(x, t, cond), self.weights.active)
+
+    def _network_output(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
         with self.runtime.autocast():
             return self.family.call(self.pipe, x.to(self._dtype), t, cond, self.spec.guidance).float()
+
+    def _padding_output(self, weights: Weights) -> Tensor:
+        """Call the network on one row of zeros, with a set of weights."""
+        x = torch.zeros(1, *self._latent_shape, device=self.runtime.device)
+        t = torch.full((1,), float(self.path.grid(1)[0].t), device=x.device)
+        with self.weights.only(weights):
+            return self._network_output(x, t, self._empty_caption.parts)
 
     def _guided_output(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
         conditional = self._output(x, t, cond)
@@ -219,7 +238,18 @@ class DiffusersPolicy:
         """The trainable parameters."""
         return iter(self.weights.trainable.values())
 
-    def export(self, weights: Weights = "average") -> tuple[dict[str, Tensor], dict[str, str]]:
+    def _whole_network(self, weights: Weights) -> dict[str, Any]:
+        """The network's tensors without adapters; it has ``weights`` now. Those of a divided one are read later."""
+        network = getattr(self.pipe, self.family.NETWORK)
+        with without_adapters(network):
+            state = {n: t.detach() for n, t in network.state_dict().items()}
+        sharding = self.weights.sharding
+        if not sharding:
+            return state
+        late = {n: LateTensor(t.shape, t.dtype, partial(sharding.whole_parameter, t)) for n, t in state.items()}
+        return late | dict(self.weights.whole(self.weights.tensors()[weights]))
+
+    def export(self, weights: Weights = "average") -> tuple[dict[str, Any], dict[str, str]]:
         """The tensors and the header of a file that a stock pipeline can load.
 
         With LoRA this is an adapter for ``pipe.load_lora_weights``, with alpha / rank folded into its second matrix,
@@ -230,9 +260,7 @@ class DiffusersPolicy:
         lora = self.spec.lora
         with self.weights.use(weights):
             if not lora:
-                network = getattr(self.pipe, self.family.NETWORK)
-                with without_adapters(network):
-                    return {name: tensor.detach() for name, tensor in network.state_dict().items()}, labels
+                return self._whole_network(weights), labels
             if weights == "reference" and self.weights.adapters:
                 raise ValueError("the reference is the model without its adapter: there is nothing to export")
             scale = lora.alpha / lora.rank

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from grpaint.backends.adapters import FROZEN, TRAINED
 from grpaint.core.policy import Weights
+from grpaint.core.runtime import Sharding
+from grpaint.storage.layout import LateTensor, WeightTensors
 
 
 class WeightSets:
@@ -15,11 +18,21 @@ class WeightSets:
 
     ``adapters``: the trainable tensors are new adapters (peft layers) on a frozen base. The reference is then the
     module with these switched off, and takes no memory. ``frozen``: the names of the frozen adapters that are on; they
-    belong to every set.
+    belong to every set. ``sharding``: what divides the module among processes; if it divides the trainable tensors too,
+    these are shares, and other sets take their place in the same memory. ``active``: the set that the module has now.
     """
 
-    def __init__(self, module: nn.Module, trainable: Mapping[str, nn.Parameter], *, adapters: bool) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        trainable: Mapping[str, nn.Parameter],
+        *,
+        adapters: bool,
+        sharding: Sharding | None = None,
+    ) -> None:
         self.module = module
+        self.active: Weights = "current"
+        self.sharding = sharding if sharding and sharding.shapes else None
         self.trainable = dict(trainable)
         self.adapters = adapters
         self.frozen: tuple[str, ...] = ()
@@ -48,16 +61,45 @@ class WeightSets:
             copies = self.copies.get(weights)
             if copies is None:
                 raise KeyError(f"there are no {weights} weights; blend(into={weights!r}, keep=0) creates them")
-            current = {name: parameter.data for name, parameter in self.trainable.items()}
-            self._set_data(copies)
+            before, self.active = self.active, weights
+            current = self._exchange(before, weights) if self.sharding else self._set_data(copies)
             try:
                 yield
             finally:
-                self._set_data(current)
+                self.active = before
+                if self.sharding:
+                    self._exchange(weights, before)
+                else:
+                    self._set_data(current)
 
-    def _set_data(self, tensors: Mapping[str, Tensor]) -> None:
+    @contextmanager
+    def only(self, weights: Weights) -> Iterator[None]:
+        """Inside the block, a module whose tensors are shares has the set ``weights``, whatever block encloses it."""
+        before, divided = self.active, self.sharding is not None
+        if divided:
+            self._exchange(before, weights)
+        try:
+            yield
+        finally:
+            if divided:
+                self._exchange(weights, before)
+
+    def _exchange(self, before: Weights, weights: Weights) -> dict[str, Tensor]:
+        """Put the set ``weights`` in the place of the set ``before``; the current one lies where its copy was."""
+        for name in () if before == weights else (before, weights):
+            for key, parameter in self.trainable.items() if name != "current" else ():
+                copy = self.copies[name][key]
+                current = parameter.data.clone()
+                parameter.data.copy_(copy)
+                copy.copy_(current)
+        return {}
+
+    def _set_data(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Put tensors in the place of those of the module; return these."""
+        replaced = {name: parameter.data for name, parameter in self.trainable.items()}
         for name, parameter in self.trainable.items():
             parameter.data = tensors[name]
+        return replaced
 
     def switch_frozen(self, names: Sequence[str]) -> None:
         """Switch these frozen adapters on, and all others off."""
@@ -97,13 +139,42 @@ class WeightSets:
         copies = [self.copies[into][name] for name in self.trainable]
         get_ema_multi_avg_fn(keep)(copies, [parameter.detach() for parameter in self.trainable.values()], 0)
 
+    def own(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return this process's shares of whole tensors: of trainable ones by name, or of their optimizer state."""
+        if not self.sharding:
+            return tensors
+        shapes = {key: self.sharding.shapes.get(self._trainable_name(key)) for key in tensors}
+        return {
+            key: self.sharding.part(tensor, self.trainable[self._trainable_name(key)])
+            if tensor.shape == shapes[key]
+            else tensor
+            for key, tensor in tensors.items()
+        }
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> WeightTensors:
+        """Return the whole tensors of shares, named as for :meth:`own`; all processes must read them, in one order."""
+        if not self.sharding:
+            return tensors
+        late: dict[str, Tensor | LateTensor] = dict(tensors)
+        for key, tensor in tensors.items():
+            name = self._trainable_name(key)
+            if name in self.trainable and tensor.shape == self.trainable[name].shape:
+                shape = self.sharding.shapes[name]
+                late[key] = LateTensor(shape, tensor.dtype, partial(self.sharding.whole, tensor, shape))
+        return late
+
+    def _trainable_name(self, key: str) -> str:
+        """Return the name of the trainable tensor to which a tensor belongs: it, or its optimizer state."""
+        return key if key in self.trainable else key.rpartition(".")[0]
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Every set that a checkpoint must contain, by name."""
         now = {name: parameter.detach() for name, parameter in self.trainable.items()}
         return {"current": now} | {str(name): copies for name, copies in self.copies.items()}
 
     def load(self, sets: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Restore what :meth:`tensors` returned; a set that is missing there stays as it is."""
+        """Restore what :meth:`tensors` returned, whole; a set that is missing there stays as it is."""
+        sets = {name: self.own(tensors) for name, tensors in sets.items()}
         for name, parameter in self.trainable.items():
             parameter.data.copy_(sets["current"][name])
         copies: Iterable[Weights] = ("average", "behaviour", "reference")

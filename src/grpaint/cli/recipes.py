@@ -23,13 +23,15 @@ def show(
 
 
 @app.command()
-def plan(
+def plan(  # noqa: PLR0913 - reason: the options of the command
     recipe: RecipeName = None,
     gpu: Annotated[
         str | None, typer.Option(help="Memory of a GPU, as 24GB or 24GiB: does it fit, or what to do?")
     ] = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Open the weights, and measure the time.")] = False,
     minutes: Annotated[float, typer.Option(min=0.01, max=1440, help="After which it says why it has no answer.")] = 1.0,
+    processes: Annotated[int | None, typer.Option(min=1, max=1024, help="Also what one of so many needs.")] = None,
+    nodes: Annotated[int, typer.Option(min=1, max=1024, help="The machines that have these processes.")] = 1,
     as_json: AsJson = False,
     sets: Sets = None,
     trust: Trust = False,
@@ -37,7 +39,8 @@ def plan(
     """What a recipe will need: memory by phase, model evaluations, disk, time. Opens no weights."""
     from grpaint.commands.estimate.command import run
 
-    run(recipe, sets or [], gpu, measure=calibrate, as_json=as_json, trust=trust, minutes=minutes)
+    ranks = (processes, nodes) if processes else None
+    run(recipe, sets or [], gpu, measure=calibrate, as_json=as_json, trust=trust, minutes=minutes, processes=ranks)
 
 
 @app.command(name="list")

@@ -1,12 +1,15 @@
 """Device and precision: settings that every backend shares."""
 
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
+from torch import Tensor, nn
 
 from grpaint.core.errors import ConfigError
+from grpaint.core.policy import Weights
 
 Device = Literal["auto", "cpu", "cuda"]
 NetworkPrecision = Literal["fp32", "bf16", "fp16"]
@@ -14,16 +17,50 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class Sharding(Protocol):
+    """Divides a network's parameters among processes, which then make every call of it together.
+
+    ``padding`` makes the smallest call with a set of weights. ``shapes``: of trained parameters of which each process
+    has a share, by name.
+    """
+
+    padding: Callable[[Weights], Tensor]
+    shapes: Mapping[str, torch.Size]
+
+    def divide(self, network: nn.Module, whole: Collection[nn.Parameter], device: str) -> None:
+        """Replace every parameter by this process's share of it, except those in ``whole``."""
+
+    def shares(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """Return this process's shares of divided parameters, which are trained, as parameters on the same memory."""
+
+    def whole(self, share: Tensor, shape: torch.Size) -> Tensor:
+        """Return the tensor of ``shape`` of which every process has a share; all call it."""
+
+    def whole_parameter(self, parameter: Tensor) -> Tensor:
+        """Return a parameter or buffer of the divided network as a whole; all processes call it."""
+
+    def part(self, whole: Tensor, share: Tensor) -> Tensor:
+        """Return this process's share of a tensor, of as many rows as ``share``."""
+
+    def call(self, forward: Callable[[], Tensor], weights: Weights = "current") -> Tensor:
+        """Return what ``forward`` returns, which calls the network once; others make a ``padding`` call if need be.
+
+        ``weights``: the set of trained weights that is in place.
+        """
+
+
 @dataclass(frozen=True)
 class Runtime:
     """The device and the precision of network computations.
 
-    Latents, log-probabilities and master weights are fp32, whatever the precision.
+    Latents, log-probabilities and master weights are fp32, whatever the precision. ``sharding`` divides the network's
+    parameters among processes; without it each has all of them.
     """
 
     fake: ClassVar[bool] = False  # whether networks have shapes but no values, so that no weight file is opened
     device: str = "cpu"
     precision: NetworkPrecision = "fp32"
+    sharding: Sharding | None = None
 
     @property
     def dtype(self) -> torch.dtype:

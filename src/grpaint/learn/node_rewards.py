@@ -6,6 +6,7 @@ Ranks may score unequally often, so one that has nothing more to score takes par
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -47,6 +48,9 @@ class NodeRewards:
         """
         if self._alone:
             return self.score_all(self.rewards, images, prompts)
+        return self.sharing.world.meanwhile(partial(self._score_in_round, images, prompts))
+
+    def _score_in_round(self, images: Tensor, prompts: Sequence[Prompt]) -> Columns:
         if self.sharing.world.local_rank == 0:
             columns = self.score_all(self.rewards, images, prompts)
             self._answer(OWN)
@@ -63,7 +67,7 @@ class NodeRewards:
 
     def finish(self) -> None:
         """Take part in the other ranks' rounds until none has images to score; all ranks of a machine call it."""
-        while not self._alone and self._answer(NOTHING) != NOTHING:
+        while not self._alone and self.sharing.world.meanwhile(partial(self._answer, NOTHING)) != NOTHING:
             pass
 
     def _answer(self, own: Message) -> Message:

@@ -19,10 +19,12 @@ class BackgroundCall(Generic[T]):
         self._finished = threading.Event()
         self._results: list[T] = []
         self._error: BaseException | None = None
-        threading.Thread(target=self._run, args=(function, torch.get_num_threads()), daemon=True).start()
+        device = torch.cuda.current_device() if torch.cuda.is_initialized() else -1
+        threading.Thread(target=self._run, args=(function, torch.get_num_threads(), device), daemon=True).start()
 
-    def _run(self, function: Callable[[], T], threads: int) -> None:
+    def _run(self, function: Callable[[], T], threads: int, device: int) -> None:
         try:
+            torch.cuda.set_device(device)  # a new thread begins at the first one; of -1 nothing is done
             # a new thread has an OpenMP thread count of its own, and the count changes how sums round
             torch.set_num_threads(threads)
             self._results.append(function())
@@ -30,6 +32,11 @@ class BackgroundCall(Generic[T]):
             self._error = error
         finally:
             self._finished.set()
+
+    @property
+    def done(self) -> bool:
+        """Whether the function has ended."""
+        return self._finished.is_set()
 
     def error(self) -> BaseException | None:
         """Wait for the function to end, and return what it raised, or None."""

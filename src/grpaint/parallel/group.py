@@ -4,22 +4,26 @@ Tables and decisions travel as safetensors and JSON through gloo; nothing is pic
 """
 
 import json
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from grpaint.core.errors import RankLost
+from grpaint.parallel.background import BackgroundCall
+from grpaint.parallel.messages import LENGTH, pack, unpack
+from grpaint.parallel.sharding import Sharding
 from grpaint.parallel.world import Message, World
 
 BUCKET = 2**26  # numbers of a gradient bucket: 256 MiB in fp32
-LENGTH, SHORT = 8, 8192  # bytes: of the number that says how long a message is, and of a start that travels with it
+SHORT = 8192  # bytes of a message's start that travel with its length
 T = TypeVar("T")
 
 
@@ -54,16 +58,79 @@ class Group(World):
         nodes = [range(n * place.local_size, (n + 1) * place.local_size) for n in range(place.nodes)]
         self.node_ranks = nodes[place.node]
         self.node_group = [dist.new_group(list(ranks), backend="gloo") for ranks in nodes][place.node]
+        # and one for a network that the ranks of a machine divide
+        self.shard_group = [dist.new_group(list(ranks)) for ranks in nodes][place.node]
+        peers = [range(n, place.size, place.local_size) for n in range(place.local_size)]
+        self.peer_group = [dist.new_group(list(ranks)) for ranks in peers][place.local_rank]
+        self._sharding: Sharding | None = None
 
     def limit(self, seconds: float, name: str = "the limit") -> None:
         """Set how long an exchange may wait for a rank that is late; ``name`` is that of the setting."""
         self._limit_s, self._limit_name = seconds, name
-        for group in (dist.group.WORLD, self.node_group):
+        for group in (dist.group.WORLD, self.node_group, self.shard_group, self.peer_group):
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+
+    def sharding(self, shard: str) -> Any:
+        self._sharding = Sharding(self) if shard != "none" and self.local_size > 1 else None
+        return self._sharding
+
+    def mesh(self, device: str) -> Any:
+        """Return the device mesh of this machine's ranks."""
+        return DeviceMesh.from_group(self.shard_group, device)
+
+    def wishes(self, own: list[int]) -> list[list[int]]:
+        """Return the numbers of every rank of this machine; all give equally many."""
+        every = [torch.empty(len(own), dtype=torch.int64) for _ in self.node_ranks]
+        tensor = torch.tensor(own)
+        self._exchange(lambda: dist.all_gather(every, tensor, self.shard_group), tensor.nbytes, on_node=True)
+        return [one.tolist() for one in every]
+
+    def gather_shares(self, share: Tensor) -> Tensor:
+        every = [torch.empty_like(share) for _ in self.node_ranks]
+        self._exchange(lambda: dist.all_gather(every, share, self.shard_group), share.nbytes, on_node=True)
+        return torch.cat(every)
+
+    @property
+    def shares_weights(self) -> bool:
+        return bool(self._sharding and self._sharding.shapes)
+
+    def norm(self, own: Tensor) -> Tensor:
+        if not self.shares_weights:
+            return own
+        parts = self.gather_values([self.local_rank, own.item()])
+        lengths = torch.tensor([dict(parts)[rank] for rank in range(self.local_size)], dtype=torch.float64)
+        return lengths.norm().to(own)
+
+    def guard(self, work: Callable[[], T]) -> T:
+        """Do work in which a divided network's parameters are gathered.
+
+        Raises:
+            RankLost: another rank has gone meanwhile.
+        """
+        start = time.monotonic()
+        try:
+            return work()
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or "gloo" in str(error):
+                raise self._lost(start, on_node=True) from error
+            raise
+
+    def meanwhile(self, work: Callable[[], T]) -> T:
+        if self._sharding is None or threading.current_thread() is not threading.main_thread():
+            return work()
+        with_grad = torch.is_grad_enabled()
+
+        def in_thread() -> T:
+            with torch.set_grad_enabled(with_grad):
+                return work()
+
+        call = BackgroundCall(in_thread)
+        self._sharding.wait(lambda: call.done)
+        return call.result()
 
     def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # a file of safetensors sorts its names
-        parts = [_unpacked(part) for part in self._gather_bytes(_packed((list(tensors), tensors)))]
+        parts = [unpack(part) for part in self._gather_bytes(pack((list(tensors), tensors)))]
         names = dict.fromkeys(name for order, _ in parts for name in order)
         return {name: torch.cat([part[name] for _, part in parts if name in part]) for name in names}
 
@@ -79,13 +146,16 @@ class Group(World):
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         if not parameters:
             return
+        if self._sharding:  # gradients may still come from the calls of others
+            self._sharding.settle()
+        group = self.peer_group if self.shares_weights else None  # a machine's ranks have summed their shares
         ranks = nn.Parameter(torch.zeros(len(parameters), device=parameters[0].device))  # that have each gradient
         ranks.grad = torch.tensor([float(p.grad is not None) for p in parameters], device=ranks.device)
         self.finite_gradient = True
         for bucket in _buckets([*parameters, ranks]):
             flat = self._flat_gradient(bucket)
             self.finite_gradient &= bool(torch.stack(flat.aminmax()).isfinite().all())  # quicker than each number
-            self._exchange(lambda flat=flat: dist.all_reduce(flat), flat.nbytes)  # type: ignore[misc]
+            self._exchange(lambda flat=flat: dist.all_reduce(flat, group=group), flat.nbytes)  # type: ignore[misc]
             for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
                 parameter.grad = torch.empty_like(parameter) if parameter.grad is None else parameter.grad
                 parameter.grad.copy_(part.view_as(parameter))
@@ -118,7 +188,7 @@ class Group(World):
         """Send ranks of this machine a message each, its length before it."""
         contents = []
         for rank, message in messages:
-            content = _packed(message)
+            content = pack(message)
             contents.append((rank, torch.tensor([len(content)])))
             contents.append((rank, torch.frombuffer(content, dtype=torch.uint8)))
 
@@ -136,7 +206,7 @@ class Group(World):
                 self._wait(dist.irecv(length, rank, self.node_group))
                 content = torch.empty(int(length), dtype=torch.uint8)
                 self._wait(dist.irecv(content, rank, self.node_group))
-                messages.append(_unpacked(bytes(content.numpy())))
+                messages.append(unpack(bytes(content.numpy())))
             return messages
 
         return self._exchange(receive, 0, on_node=True)
@@ -172,6 +242,8 @@ class Group(World):
         Raises:
             RankLost: it failed; the message names the ranks that are behind, and what they were doing.
         """
+        if self._sharding and not on_node:
+            self._sharding.settle()
         self.exchanges += not on_node
         self.node_exchanges += on_node
         self.bytes_exchanged += size
@@ -179,9 +251,13 @@ class Group(World):
         try:
             return work()
         except (RuntimeError, ValueError) as error:
-            waited = time.monotonic() - start
-            late = waited >= 0.99 * self._limit_s
-            raise RankLost(self._missing(waited, on_node=on_node, late=late), late=late) from error
+            raise self._lost(start, on_node=on_node) from error
+
+    def _lost(self, start: float, *, on_node: bool) -> RankLost:
+        """Return the error of an exchange that began at ``start`` and failed."""
+        waited = time.monotonic() - start
+        late = waited >= 0.99 * self._limit_s
+        return RankLost(self._missing(waited, on_node=on_node, late=late), late=late)
 
     def position(self) -> str:
         """Return how many exchanges this rank has begun, with all ranks and on its machine, and its phase."""
@@ -206,18 +282,6 @@ class Group(World):
             f"rank {self.rank} waited {waited:.0f} s in the phase {self.phase} for "
             f"{', '.join(behind) or 'another rank, which is gone'}. {reason}; continue with --resume."
         )
-
-
-def _packed(message: Message) -> bytearray:
-    """Return a message as bytes: the length of its JSON, the JSON, and a file of safetensors."""
-    value, tensors = json.dumps(message[0]).encode(), message[1]
-    content = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    return bytearray().join([len(value).to_bytes(LENGTH), value, content])
-
-
-def _unpacked(content: bytes) -> Message:
-    end = LENGTH + int.from_bytes(content[:LENGTH])
-    return json.loads(content[LENGTH:end]), safetensors.torch.load(content[end:])
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:

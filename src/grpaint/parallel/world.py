@@ -4,11 +4,12 @@ Loops ask the world; samplers, windows, advantages, surrogates and objectives ne
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 Message = tuple[Any, Mapping[str, Tensor]]  # what JSON can hold, and tensors
+T = TypeVar("T")
 
 
 class World:
@@ -77,6 +78,26 @@ class World:
     def any(self, flag: bool) -> bool:
         """Return whether ``flag`` is set on any rank."""
         return flag
+
+    def meanwhile(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` returns, which may wait for other ranks, and take part in their network calls."""
+        return work()
+
+    def sharding(self, shard: str) -> Any:
+        """Return what divides the network of a run among the ranks of a machine as ``processes.shard`` says.
+
+        None if each has all of it, as with "none" or one rank.
+        """
+        return None
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether the trained parameters here are shares of them, which the ranks of a machine divide."""
+        return False
+
+    def norm(self, own: Tensor) -> Tensor:
+        """Return the length of a vector of which every rank has the part of length ``own``, if it has a share."""
+        return own
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace every gradient by its sum over the ranks; a parameter without one on all ranks keeps none."""

@@ -12,7 +12,7 @@ from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient
 from grpaint.learn.table import RewardSet
 from grpaint.measures.hacking import Watch
 from grpaint.recipe.deployment import Deployable, Deployment
-from grpaint.recipe.optim import Behaviour
+from grpaint.recipe.optim import Behaviour, MuonAdamw
 from grpaint.recipe.pieces import Data, Logger, ModelSpec, WeightedReward, sharing
 from grpaint.recipe.settings import Checkpoints, Evaluation, Measuring, Processes, SftTraining, Training
 from grpaint.rollout.rollout import Plan
@@ -41,6 +41,26 @@ class Common(Deployable):
         check_range(self, 0, MOST_THREADS, "threads")
         check_evaluation(self.evaluate, self.deploy, self.model)
         check_images(self.data, self.model)
+
+
+def _check_shard(recipe: "Recipe") -> None:
+    """Raise ValueError unless processes can divide the model's parameters as ``processes.shard`` says."""
+    shard = recipe.processes.shard if recipe.processes else "none"
+    if shard == "none":
+        return
+    check = getattr(recipe.model, "check_shard", None)
+    if not check:
+        raise ValueError(f'processes.shard = "{shard}": only for model.kind = "diffusers"; use "none"')
+    check(shard)
+    if getattr(recipe.model, "lora", None):
+        return
+    if isinstance(recipe.train.optimizer, MuonAdamw):
+        raise ValueError(
+            f'processes.shard = "{shard}": Muon needs whole matrices, and a process has a share of each; use '
+            'train.optimizer.kind = "adamw"'
+        )
+    if recipe.precision == "fp16":
+        raise ValueError(f'processes.shard = "{shard}": the scale of fp16 gradients is not shared; use "bf16"')
 
 
 def check_evaluation(evaluate: Evaluation, deploy: Deployment | None, model: ModelSpec) -> None:
@@ -78,6 +98,7 @@ class SftRecipe(Common):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_captioned(self.data, "stage")
+        _check_shard(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +127,7 @@ class TrainRecipe(Common):
             _check_captioned(self.data, "anchor")
         self._check_references()
         self._check_updates()
+        _check_shard(self)
 
     def _check_rewards(self) -> None:
         if not self.rewards:

@@ -17,6 +17,7 @@ from grpaint.rollout.plan import check_sampler
 from grpaint.rollout.solver import Tail
 
 MOST_PICTURES = 1000  # of one sheet
+Shard = Literal["none", "base", "all"]
 MOST_GUIDED = 100  # each is an evaluation of its own
 
 
@@ -220,12 +221,16 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class Processes:
-    """``[processes]``: how the processes of a run watch each other; optional, and it changes no number.
+    """``[processes]``: how the processes of a run share the model and watch each other; it changes no number.
 
+    ``shard``: with "base" the ranks of a machine divide the frozen network under an adapter, and each has a share of
+    its parameters; with "all" they also divide a network that is trained as a whole, its other sets of weights and the
+    state of its optimizer; with "none" each has all of them.
     ``check_every``: iterations between two comparisons of all ranks' weights. ``limit_s``: how long a rank waits for
     another; ``start_s``: the same until the first iteration has begun, while weights are loaded.
     """
 
+    shard: Shard = "none"
     check_every: int = 20
     limit_s: float = 1800.0
     start_s: float = 3600.0

@@ -75,16 +75,23 @@ def common_signal(requested: int, world: World) -> int:
 
 
 def check_equal_weights(weights: Mapping[str, torch.Tensor], world: World) -> None:
-    """Check that every rank has the same trainable weights.
+    """Check that every rank has the same trainable weights, or the same share of them as its peers on other machines.
 
     Raises:
-        RunError: some differ from rank 0's; the message names these ranks.
+        RunError: some differ from those of most; the message names these ranks.
     """
     if world.size == 1:
         return
+    every = world.gather_values(tensors_digest(weights))
+    shares = world.local_size if world.shares_weights else 1
+    for share in range(shares):
+        _check_equal(dict(enumerate(every[share::shares])), shares, share)
+
+
+def _check_equal(digests_by_peer: Mapping[int, str], shares: int, share: int) -> None:
     digests: defaultdict[str, list[int]] = defaultdict(list)
-    for rank, digest in enumerate(world.gather_values(tensors_digest(weights))):
-        digests[digest].append(rank)
+    for peer, digest in digests_by_peer.items():
+        digests[digest].append(peer * shares + share)
     if len(digests) > 1:
         most = max(digests.values(), key=len)
         others = [rank for ranks in digests.values() if ranks is not most for rank in ranks]

@@ -11,9 +11,16 @@ from grpaint.recipe.optim import load_optimizer_sets, optimizer_sets
 from grpaint.recipe.pieces import Model
 from grpaint.run.state import STATE_FILE, TRAINING_FILE, read_state, sealed
 from grpaint.storage.atomic import write_synced
-from grpaint.storage.files import WEIGHTS_FILE, flatten, read_weights, unflatten, write_weights
+from grpaint.storage.files import (
+    WEIGHTS_FILE,
+    flatten,
+    read_weights,
+    unflatten,
+    write_weights,
+)
+from grpaint.storage.layout import read_in_order
 
-WeightFiles = dict[str, tuple[dict[str, torch.Tensor], dict[str, str]]]
+WeightFiles = dict[str, tuple[dict[str, Any], dict[str, str]]]  # tensors, or what they are read from when written
 
 
 def weight_files(policy: Model, optimizers: Sequence[torch.optim.Optimizer], precision: str) -> WeightFiles:
@@ -27,13 +34,21 @@ def weight_files(policy: Model, optimizers: Sequence[torch.optim.Optimizer], pre
         tensors = {name: tensor.half() for name, tensor in tensors.items()}
     sets = {name: weights for name, weights in policy.weights.tensors().items() if name != "reference"}
     sets |= optimizer_sets(optimizers, policy.weights.trainable)
-    return {TRAINING_FILE: (flatten(sets), {}), WEIGHTS_FILE: (tensors, header)}
+    whole = {name: policy.weights.whole(weights) for name, weights in sets.items()}
+    return {TRAINING_FILE: (flatten(whole), {}), WEIGHTS_FILE: (tensors, header)}
 
 
 def write_checkpoint(folder: Path, files: WeightFiles, state: Mapping[str, Any]) -> None:
     """Write the weight files and the state into ``folder``, a new one that is renamed when it is complete."""
     facts = {name: write_weights(folder / name, *content) for name, content in files.items()}
     write_synced(folder / STATE_FILE, sealed({**state, "files": facts}))
+
+
+def help_write(files: WeightFiles) -> None:
+    """Take part in gathering the tensors that rank 0 writes, if each rank has a share of them."""
+    for tensors, _ in files.values():
+        for _tensor in read_in_order(tensors):
+            pass
 
 
 def read_checkpoint(folder: Path, policy: Model, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
@@ -45,7 +60,8 @@ def read_checkpoint(folder: Path, policy: Model, optimizers: Sequence[torch.opti
     state = read_state(folder)
     sets = unflatten(read_weights(folder / TRAINING_FILE)[0])
     policy.weights.load(sets)
-    load_optimizer_sets(optimizers, policy.weights.trainable, sets)
+    own = {name: policy.weights.own(tensors) for name, tensors in sets.items()}
+    load_optimizer_sets(optimizers, policy.weights.trainable, own)
     return state
 
 

@@ -112,12 +112,12 @@ class Collector:
         """Wait until no part is being scored."""
         if self._pending:
             with self.loop.phase("reward_wait"):
-                self._pending.result()
+                self.loop.world.meanwhile(self._pending.result)
 
     def _preview(self, images: Tensor, prompts: Sequence[Prompt], references: Tensor) -> Tensor:
         """Return the scores of previews, by which a funnel prunes and step-aware advantages credit steps."""
         if self._pending:
-            self._pending.result()
+            self.loop.world.meanwhile(self._pending.result)
         return self._score(images, prompts, references).total()
 
     def _score(self, images: Tensor, prompts: Sequence[Prompt], references: Tensor) -> RewardTable:

@@ -28,7 +28,14 @@ from grpaint.run.agreement import (
     merge_times,
 )
 from grpaint.run.alarm import check_hacking, reason_to_stop
-from grpaint.run.checkpoint import WeightFiles, read_checkpoint, restore_pieces, weight_files, write_checkpoint
+from grpaint.run.checkpoint import (
+    WeightFiles,
+    help_write,
+    read_checkpoint,
+    restore_pieces,
+    weight_files,
+    write_checkpoint,
+)
 from grpaint.run.folder import RunFolder
 from grpaint.run.memory import memory, peak_mib
 from grpaint.run.pictures import Drawing, RolloutImages
@@ -219,6 +226,8 @@ class Loop(Updates):
         """Write a checkpoint and remove old ones."""
         self.world.phase, state = "save", self._state()
         self.folder.save(self.done, lambda folder: write_checkpoint(folder, self.files(), state))
+        if self.world.shares_weights and not self.world.first:
+            help_write(self.files())
         self.folder.thin(self.done, self.recipe.checkpoint.keep, self.best[1])
         self.world.from_first(None)  # no rank ends the run while rank 0 writes
 

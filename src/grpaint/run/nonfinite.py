@@ -18,30 +18,26 @@ MOST_BATCHES = 5
 LOSS = "the loss"  # where no module and no gradient is at fault
 
 
-class _NonFiniteOutput(Exception):
-    """Ends a forward at the first module whose output is not finite."""
-
-
 def first_module(module: nn.Module, terms: Callable[[], Iterable[Term]]) -> str:
     """Describe the first module whose output is NaN or infinite, or else the first tensor with such a gradient.
 
     ``terms`` computes the loss again, without gradients, while hooks look at the output of every module.
     """
-    names = {part: name for name, part in module.named_modules()}
+    names, places = {part: name for name, part in module.named_modules()}, list[str]()
 
     def check(part: nn.Module, _: Any, output: Any) -> None:
         parts = output if isinstance(output, tuple | list) else (output,)
         if any(isinstance(t, torch.Tensor) and t.is_floating_point() and not t.isfinite().all() for t in parts):
-            raise _NonFiniteOutput(f"the output of {names[part] or type(part).__name__}")
+            # the call goes on: ranks that divide a network must all come to its end
+            places.append(f"the output of {names[part] or type(part).__name__}")
 
     leaves = [part for part in names if not any(True for _ in part.children())]
     hooks = [part.register_forward_hook(check) for part in leaves]
     try:
         with torch.no_grad():
             for _ in terms():
-                pass
-    except _NonFiniteOutput as output:
-        return str(output)
+                if places:
+                    return places[0]
     finally:
         for hook in hooks:
             hook.remove()

@@ -85,7 +85,10 @@ class Updates:
         """Clip the gradient to ``train.max_grad_norm`` and return the norm that it had."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        return torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.train.max_grad_norm)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = self.world.norm(torch.nn.utils.get_total_norm(gradients))
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.train.max_grad_norm, norm)
+        return norm
 
     def step(self) -> torch.Tensor:
         """Step the optimizers and update the average weights; return the size of the step relative to the weights."""
@@ -95,8 +98,8 @@ class Updates:
         self.scaler.update()
         with torch.no_grad():
             steps = [(now - then).norm() for now, then in zip(self.parameters, before, strict=True)]
-            length = torch.stack([then.norm() for then in before]).norm()
-            relative = torch.stack(steps).norm() / length.clamp(min=1e-12)
+            length = self.world.norm(torch.stack([then.norm() for then in before]).norm())
+            relative = self.world.norm(torch.stack(steps).norm()) / length.clamp(min=1e-12)
         self.steps += 1
         self.policy.blend("average", average_keep(self.recipe.train.ema, self.steps))
         return relative

@@ -11,13 +11,13 @@ from typing import Any, BinaryIO, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from xxhash import xxh3_128
 
 from grpaint.core.errors import CheckpointError, ConfigError
 from grpaint.core.text import one_line
 from grpaint.storage.atomic import write_atomic
+from grpaint.storage.layout import LateTensor, WeightTensors, file_header, read_in_order
 from grpaint.storage.reading import parse_object
 
 WEIGHTS_FILE = "model.safetensors"
@@ -210,29 +210,29 @@ class FileFacts(TypedDict):
 
 
 def write_weights(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, follow: bool = True
+    path: Path, tensors: WeightTensors, metadata: Mapping[str, str] | None = None, *, follow: bool = True
 ) -> FileFacts:
-    """Write a safetensors file atomically; equal tensors and labels make equal bytes. ``follow``: see ``write_atomic``.
+    """Write a safetensors file atomically, one tensor after another. ``follow``: see ``write_atomic``.
 
-    Returns its size and digest, computed from the bytes as they are written.
+    Equal tensors and labels make equal bytes. Returns its size and digest, computed from the bytes as they are written.
 
     Raises:
         OSError: if the file cannot be written.
     """
-    plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    raw = memoryview(save(plain, dict(metadata or {})))
-    begin = 8 + int.from_bytes(raw[:8], "little")
-    header = parse_object(bytes(raw[8:begin]).decode(), "the header of tensors")
-    if metadata:  # safetensors writes the labels in a random order, and equal weights must make equal files
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    header = file_header(tensors, metadata or {})
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     digest, size = xxh3_128(), 0
 
+    def parts() -> Iterator[bytes | memoryview]:
+        yield len(text).to_bytes(8, "little")
+        yield text
+        for tensor in read_in_order(tensors):
+            yield from _chunks(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
     def write(file: BinaryIO) -> None:
         nonlocal size
-        parts: list[bytes | memoryview] = [len(text).to_bytes(8, "little"), text, *_chunks(raw[begin:])]
-        for part in parts:
+        for part in parts():
             file.write(part)
             digest.update(part)
             size += len(part)
@@ -264,7 +264,7 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def flatten(sets: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def flatten(sets: Mapping[str, WeightTensors]) -> dict[str, Tensor | LateTensor]:
     """Merge named sets of tensors into one dictionary with ``set/name`` keys."""
     return {f"{group}/{name}": tensor for group, tensors in sets.items() for name, tensor in tensors.items()}
 

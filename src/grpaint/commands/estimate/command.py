@@ -10,6 +10,7 @@ from grpaint.commands.estimate.calibration import calibrate
 from grpaint.commands.estimate.deadline import TimeOver, explained, time_limit
 from grpaint.commands.estimate.forecast import forecast, parse_bytes
 from grpaint.commands.estimate.levers import Lever, find_levers
+from grpaint.commands.estimate.ranks import forecast_ranks
 from grpaint.core.runtime import Device
 from grpaint.recipe.config import DEFAULT, locate, override, stage_of
 from grpaint.recipe.trust import check_rewards, recipe_origin
@@ -17,7 +18,7 @@ from grpaint.report.console import echo
 from grpaint.storage.reading import read_toml
 
 
-def run(
+def run(  # noqa: PLR0913 - reason: the options of the command
     name: str | None,
     sets: list[str],
     gpu: str | None,
@@ -26,11 +27,13 @@ def run(
     as_json: bool,
     trust: bool = False,
     minutes: float = 1.0,
+    processes: tuple[int, int] | None = None,
 ) -> None:
     """Print what a recipe needs; with ``gpu``, such as "24GB", also whether it fits and which settings make it fit.
 
     With ``measure`` the weights are opened and two iterations are timed. ``trust``: a run's own recipe may name code.
-    ``minutes`` limits the counting, not the timing.
+    ``minutes`` limits the counting, not the timing. ``processes``: also what a rank needs, of so many on so many
+    machines.
 
     Raises:
         ConfigError, CheckpointError: the recipe could not run, or its model is not one of grpaint's own.
@@ -46,6 +49,7 @@ def run(
     with origin.guard(sets):
         with explained([]), time_limit(minutes):
             prediction = forecast(table, stage, device)
+            ranks = forecast_ranks(table, stage, device, *processes) if processes else None
         fits = not limit or prediction.fits(limit)
         levers: list[Lever] = []
         complete = True
@@ -60,9 +64,12 @@ def run(
     if as_json:
         plain = prediction.plain() | ({"limit": limit, "fits": fits} if limit else {})
         plain |= {"times": vars(times)} if times else {}
+        plain |= {"processes": ranks.plain(limit)} if ranks else {}
         echo(json.dumps(plain | {"levers": [{"sets": lever.sets, "peak": lever.forecast.peak} for lever in levers]}))
         return
     for line in terminal.forecast_lines(prediction, times):
+        echo(line)
+    for line in ranks.lines(limit) if ranks else ():
         echo(line)
     if limit:
         verdict = "fits" if fits else "does not fit. The peak after each of, in this order:"

@@ -21,6 +21,7 @@ from grpaint.learn import objective as objectives
 from grpaint.learn.forward import ForwardObjective
 from grpaint.learn.objective import Term
 from grpaint.loops import sft, train
+from grpaint.parallel.sharding import repeated_blocks
 from grpaint.recipe.config import Recipe, SftRecipe
 from grpaint.recipe.pieces import Data, Model
 from grpaint.rollout.rollout import Rollout
@@ -34,7 +35,10 @@ PHASES = ("load", "encode", "rollout", "decode", "reward", "update", "evaluate")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: ``peaks`` by phase, what is held through all of them, and files by name; ``parameters`` are numbers."""
+    """Bytes: ``peaks`` by phase, what is held through all of them, and files by name; ``parameters`` are numbers.
+
+    ``network``: of the parameters of the network that samples, ``block``: of its largest block, ``rest``: of no block.
+    """
 
     peaks: dict[str, int]
     weights: int
@@ -43,6 +47,9 @@ class Memory:
     checkpoint: dict[str, int]
     parameters: int
     trainable: int
+    network: int
+    block: int
+    rest: int
 
 
 class Rehearsal(UnsavedLoop):
@@ -280,4 +287,14 @@ def _memory(policy: Model, loop: Rehearsal, ledger: Ledger) -> Memory:
         files,
         sum(every.values()),
         sum(p.numel() for p in policy.parameters()),
+        size(policy.weights.module.parameters()),
+        *_block_sizes(policy.weights.module),
     )
+
+
+def _block_sizes(network: nn.Module) -> tuple[int, int]:
+    """The bytes of a network's largest block, which processes gather at once, and of what no block has."""
+    remaining, sizes = {id(p): p for p in network.parameters()}, list[int]()
+    for block in repeated_blocks(network):
+        sizes.append(size([remaining.pop(id(p)) for p in block.parameters() if id(p) in remaining]))
+    return max(sizes, default=0), size(remaining.values())

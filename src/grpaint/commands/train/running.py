@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -143,6 +144,7 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener, w
         GrpaintError: weights, data or a reward cannot be opened, or a reward fails its self-test.
     """
     runtime = resolve_runtime(recipe.device, recipe.precision)
+    runtime = replace(runtime, sharding=world.sharding((recipe.processes or Processes()).shard))
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     log(_machine(runtime))
