@@ -238,7 +238,7 @@ def test_bad_sidecars_are_named_with_their_line(tmp_path):
     with pytest.raises(ConfigError, match=r"001.json:3: not JSON"):
         data(path).prepare(str)
     (path / "001.json").write_text('{"text": "another caption"}')
-    with pytest.raises(ConfigError, match=r"001.png: its .txt has another caption"):
+    with pytest.raises(ConfigError, match=r"001.png: 001.txt has another caption than 001.json"):
         data(path).prepare(str)
     (path / "001.json").unlink()
     (path / "002.txt").write_bytes(b"fine\n\xff\xfe")

@@ -50,8 +50,8 @@ def test_duplicates_and_bad_files_are_listed(mixed):
     report = survey(ImageData(str(mixed), held_out_share=0.3, resolution=64), {"words": len})
     (one,) = report["collections"]
     assert (one["images"], report["captioned"]) == (16, 14)
-    assert one["bad"] == {"empty file": 1, "not an image that Pillow reads": 1}
-    assert one["bad_files"]["bad.png"] == "empty file"
+    assert one["left_out"] == {"empty file": 1, "not an image that Pillow reads": 1}
+    assert one["left_out_files"]["bad.png"] == "empty file"
     assert report["duplicates"] == {"exact": [["00.png", "again.png"]], "near": [("01.png", "like.jpg")]}
     assert report["sides"]["width"] == [64, 64, 96]
     assert report["captions"]["different"] == 12
@@ -63,7 +63,7 @@ def test_a_scan_reports_missing_captions_and_continues(mixed):
     with tiny_runs.folder(mixed.parent):
         end = command("data", "scan", "set", "--sheet", "sheet.png")
         assert end.code == 0
-        for word in ("16 images", "without a caption: 03.png", "bad: bad.png: empty file", "13 whole"):
+        for word in ("16 images", "without a caption: 03.png", "left out: bad.png: empty file", "13 whole"):
             assert word in end.out
         assert "the same bytes: 00.png, again.png" in end.out
         assert "look alike: 01.png, like.jpg" in end.out

@@ -16,6 +16,7 @@ from grpaint.core.errors import ConfigError, RunError
 from grpaint.images import cache
 from grpaint.images.opening import open_source
 from grpaint.images.pictures import BadImage, average_hash, crop_to, read_picture
+from grpaint.images.sidecars import is_missing
 from grpaint.images.sources import ImageEntry, ImageSource
 from grpaint.images.tags import ImageTags, TagSettings, read_tags
 
@@ -126,6 +127,11 @@ class Collection:
         return {name: scan.problem for name, scan in self.scans.items() if scan.problem}
 
     @cached_property
+    def left_out_files(self) -> dict[str, str]:
+        """The names of everything that looks like an image and is not used, each with the reason."""
+        return {**self.bad_files, **self.source.left_out()}
+
+    @cached_property
     def _sorted(self) -> tuple[list[CaptionedImage], Counter[str], list[str]]:
         """Sort the usable images: those with a caption, counts of those left out by tags, names without a caption."""
         captioned, left_out, without_caption = [], Counter[str](), []
@@ -152,7 +158,7 @@ class Collection:
             text = settings.caption(settings.arrange(replace(tags, score=None, rating=None), ()), None)
             split_text = " ".join(sorted(tag for category_tags in tags.by_category.values() for tag in category_tags))
             return CaptionedImage(entry, scan, text, split_text, tags, self)
-        text = entry.fields.get(column) or ""
+        text = "" if is_missing(entry.fields.get(column)) else entry.fields[column]
         if not isinstance(text, str):
             raise ConfigError(f'{location}: its "{column}" is no text: {text!r:.60}.')
         return CaptionedImage(entry, scan, text.strip(), text.strip(), None, self)
@@ -193,7 +199,7 @@ class Collection:
 
     def summary(self) -> str:
         """Describe in a line how many images there are, and how many are left out for which reason."""
-        left_out = Counter(self.bad_files.values()) + self.left_out_by_tags
+        left_out = Counter(self.left_out_files.values()) + self.left_out_by_tags
         parts = [f"{len(self.entries)} images", *(f"{n} left out: {reason}" for reason, n in left_out.most_common())]
         return ", ".join(parts)
 

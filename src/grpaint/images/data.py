@@ -153,7 +153,7 @@ class ImageData:
         """
         for collection in self.collections:
             log(f"{collection.key} {collection.path}: {collection.summary()}")
-            for name, reason in list(collection.bad_files.items())[:20]:
+            for name, reason in list(collection.left_out_files.items())[:20]:
                 log(f"  left out: {name}: {reason}")
         sizes = ", ".join(f"{width} x {height}: {len(images)}" for (width, height), images in self._buckets)
         log(f"{len(self.training)} to train on ({sizes}), {len(self._sides[1])} held out")

@@ -46,8 +46,8 @@ def _collection_summary(collection: Collection) -> dict[str, Any]:
         "key": collection.key,
         "path": str(collection.path),
         "images": len(collection.entries),
-        "bad": dict(Counter(collection.bad_files.values())),
-        "bad_files": collection.bad_files,
+        "left_out": dict(Counter(collection.left_out_files.values())),
+        "left_out_files": collection.left_out_files,
         "left_out_by_tags": dict(collection.left_out_by_tags),
         "without_caption": collection.without_caption,
     }
