@@ -143,6 +143,29 @@ def test_a_file_of_captions_goes_before_those_beside_pictures():
     assert {name: text for name, (text, _) in remembered().items()} == {"a.png": "from the file", "b.png": "beside it"}
 
 
+def test_pictures_that_are_not_scored_and_captions_of_none_are_named():
+    for name in ("a.png", "._a.png", "b.heic"):
+        Image.new("RGB", (4, 4)).save(f"pictures/{name}", "PNG")
+    Path("captions.txt").write_text("a.png\tone\nelsewhere.png\ttwo\n")
+    words = ("--images", "pictures", "--prompts", "captions.txt")
+    report = json.loads(command("reward", "try", "mine.py:mean", *words, "--json").out)
+    assert (set(report["left_out"]), report["captions_of_no_image"]) == ({"._a.png", "b.heic"}, ["elsewhere.png"])
+    out = command("reward", "try", "mine.py:mean", *words).out
+    assert all(word in out for word in ("._a.png: hidden", "b.heic: a format", "the caption of elsewhere.png"))
+    Path("pictures/a.png").unlink()
+    end = command("reward", "try", "mine.py:mean", "--images", "pictures")
+    assert (end.code, "no pictures in it" in end.err, "b.heic: a format that is not read" in end.err) == (2, True, True)
+
+
+def test_a_caption_of_null_or_none_is_none():
+    for name in "ab":
+        Image.new("RGB", (4, 4)).save(f"pictures/{name}.png")
+    Path("pictures/a.json").write_text('{"text": null}')
+    Path("pictures/b.txt").write_text("None")
+    assert command("reward", "try", "mine.py:remember", "--images", "pictures").code == 0
+    assert {name: text for name, (text, _) in remembered().items()} == {"a.png": "", "b.png": ""}
+
+
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [

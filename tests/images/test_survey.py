@@ -110,6 +110,16 @@ def pipelines(tmp_path_factory):
     return save_all(tmp_path_factory.mktemp("pipelines"), ("sd15", "sd3"))
 
 
+def test_a_listing_has_a_line_an_image_whatever_the_captions_hold(tmp_path):
+    for number, text in enumerate(("one\n\ntwo\tthree", "a\u2028b\x0cc", "plain, 円")):
+        scene(tmp_path, f"{number}.png", number)
+        (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
+    assert write_captions(ImageData(str(tmp_path), held_out_path=str(tmp_path)), tmp_path / "captions.txt", 2) == 6
+    lines = (tmp_path / "captions.txt").read_text(encoding="utf-8").splitlines()
+    escaped = [r"0.png-one\n\ntwo\tthree", r"1.png-a\u2028b\x0cc", "2.png-plain, 円"]
+    assert lines == [line.replace("-", "\t", 1) for line in escaped for _ in range(2)]
+
+
 def test_captions_are_counted_in_the_models_own_tokens(pipelines):
     counts = token_counts(Diffusers(str(pipelines["sd3"])))
     assert {"tokenizer", "tokenizer_2", "tokenizer_3"} == counts.keys()

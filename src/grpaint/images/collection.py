@@ -14,11 +14,12 @@ from PIL import Image
 
 from grpaint.core.errors import ConfigError, RunError
 from grpaint.images import cache
+from grpaint.images.booru import ImageTags, read_tags
 from grpaint.images.opening import open_source
 from grpaint.images.pictures import BadImage, average_hash, crop_to, read_picture
 from grpaint.images.sidecars import is_missing
 from grpaint.images.sources import ImageEntry, ImageSource
-from grpaint.images.tags import ImageTags, TagSettings, read_tags
+from grpaint.images.tags import TagSettings
 
 _WORKERS = min(8, os.cpu_count() or 1)
 

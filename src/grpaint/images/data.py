@@ -16,11 +16,12 @@ from grpaint.core.policy import CaptionedImages, Prompt
 from grpaint.core.rng import permutation, seed_of, uniform
 from grpaint.core.text import printable
 from grpaint.images import buckets
+from grpaint.images.booru import SIDECAR_CATEGORIES
 from grpaint.images.buckets import Size
 from grpaint.images.collection import CaptionedImage, Collection, ReadOptions, map_in_threads, prompt_metadata
 from grpaint.images.order import draw_bucket, epoch_order, is_held_out
 from grpaint.images.pictures import to_tensor
-from grpaint.images.tags import SIDECAR_CATEGORIES, TagSettings, sentence
+from grpaint.images.tags import TagSettings, sentence
 from grpaint.scenes.shapes import SIDE
 from grpaint.scenes.world import caption_of, judge
 
@@ -33,6 +34,17 @@ def check_split(path: str, share: float) -> None:
     """
     if not path and not 0 < share < 1:
         raise ValueError(f"held_out_share must lie in (0, 1), got {share}; or name held_out_path")
+
+
+def no_split(share: float, reason: str, captions: int) -> ConfigError:
+    """Return the error for a share that leaves a side empty; ``captions`` counts the different ones.
+
+    The split goes by captions, so no share can divide images or prompts that have one caption.
+    """
+    way_out = "choose another share, or name data.held_out_path"
+    if captions == 1:
+        way_out = "all have one caption, which decides the side, so no share divides them; name data.held_out_path"
+    return ConfigError(f"data.held_out_share = {share}: {reason}; {way_out}.")
 
 
 def first_missing(data: Any, what: str) -> str:
@@ -111,10 +123,8 @@ class ImageData:
             sides[is_held_out(image.split_text, self.held_out_share)].append(image)
         for side, name in zip(sides, ("training", "held out"), strict=True):
             if not side:
-                raise ConfigError(
-                    f"data.held_out_share = {self.held_out_share}: of {len(images)} images none is {name}; choose "
-                    "another share, or name data.held_out_path."
-                )
+                texts = {image.split_text for image in images}
+                raise no_split(self.held_out_share, f"of {len(images)} images none is {name}", len(texts))
         return sides
 
     @property

@@ -13,9 +13,10 @@ from grpaint.core.errors import ConfigError
 from grpaint.core.policy import CaptionedImages, Prompt
 from grpaint.core.rng import permutation
 from grpaint.core.text import printable
-from grpaint.images.data import check_split, first_missing
+from grpaint.images.data import check_split, first_missing, no_split
 from grpaint.images.order import epoch_order, is_held_out
 from grpaint.images.pictures import BadImage, crop_to, read_picture, to_tensor
+from grpaint.images.sidecars import is_missing
 from grpaint.images.sources import read_image_file
 from grpaint.storage.confined import inside
 from grpaint.storage.reading import csv_rows, json_lines, read_text
@@ -44,7 +45,7 @@ def read_prompts(file: Path, column: str) -> list[Prompt]:
 
 def _prompt(row: dict[str, Any], location: str, column: str) -> Prompt:
     text = row.pop(column, None)
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or is_missing(text):
         names = ", ".join(row) or "none"
         raise ConfigError(
             f'{location}: no prompt in column "{column}"; data.column names the column. Other columns: {names}.'
@@ -99,10 +100,8 @@ class PromptData:
         for prompt in prompts:
             sides[is_held_out(prompt.text, self.held_out_share)].append(prompt)
         if not all(sides):
-            raise ConfigError(
-                f"data.held_out_share = {self.held_out_share}: of {len(prompts)} prompts {len(sides[1])} are held out; "
-                "choose another share, or name data.held_out_path."
-            )
+            reason = f"of {len(prompts)} prompts {len(sides[1])} are held out"
+            raise no_split(self.held_out_share, reason, len({prompt.text for prompt in prompts}))
         return sides
 
     @property
