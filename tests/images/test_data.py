@@ -152,7 +152,7 @@ def test_the_scan_is_remembered_until_a_file_changes(tmp_path, monkeypatch):
     lines_of(data(path))
     read = []
     whole = collection.read_picture
-    monkeypatch.setattr(collection, "read_picture", lambda raw: read.append(1) or whole(raw))
+    monkeypatch.setattr(collection, "read_picture", lambda *row: read.append(1) or whole(*row))
     lines_of(data(path))
     assert not read
     (path / "003.png").write_bytes(making.png(3, (40, 40)))

@@ -16,7 +16,7 @@ from grpaint.core.errors import ConfigError, RunError
 from grpaint.images import cache
 from grpaint.images.booru import ImageTags, read_tags
 from grpaint.images.opening import open_source
-from grpaint.images.pictures import BadImage, average_hash, crop_to, read_picture
+from grpaint.images.pictures import BadImage, Profiles, average_hash, crop_to, read_picture
 from grpaint.images.sidecars import is_missing
 from grpaint.images.sources import ImageEntry, ImageSource
 from grpaint.images.tags import TagSettings
@@ -59,7 +59,7 @@ class CaptionedImage:
             RunError: if the file has become unusable since it was verified.
         """
         try:
-            return crop_to(read_picture(self.collection.source.read(self.entry)), size)
+            return crop_to(self.collection.read(self.entry), size)
         except BadImage as bad:
             raise RunError(
                 f"{self.collection.path}: {self.entry.name}: {bad}; it was whole when the data was first opened. "
@@ -74,11 +74,15 @@ class CaptionedImage:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What to read from a collection: the caption and image columns, and the settings for tags, if any."""
+    """What to read from a collection: the caption and image columns, the settings for tags, if any, and colours.
+
+    ``profiles``: whether embedded ICC profiles are converted to sRGB.
+    """
 
     caption_column: str
     image_column: str
     tags: TagSettings | None
+    profiles: Profiles = "convert"
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class Collection:
     @cached_property
     def scans(self) -> dict[str, ImageScan]:
         """The scan of each image by name; each file is decoded once, and again only after it has changed."""
-        subject = f"images of {self.path.resolve()}, {self.options.image_column}"
+        subject = f"images of {self.path.resolve()}, {self.options.image_column}, {self.options.profiles}"
         cached_scans, stamps = cache.read(subject), {file: cache.stamp(file) for file in {e.file for e in self.entries}}
         current = {e.name: cached_scans.get(e.name) for e in self.entries}
         new = [e for e in self.entries if (current[e.name] or [None])[0] != stamps[e.file]]
@@ -113,10 +117,18 @@ class Collection:
             cache.write(subject, current)
         return {name: ImageScan(*row[1:]) for name, row in current.items() if row}
 
+    def read(self, entry: ImageEntry) -> Image.Image:
+        """Read the image of an entry.
+
+        Raises:
+            BadImage: if it cannot be used.
+        """
+        return read_picture(self.source.read(entry), self.options.profiles)
+
     def _scan(self, entry: ImageEntry) -> ImageScan:
         try:
             raw = self.source.read(entry)
-            picture = read_picture(raw)
+            picture = read_picture(raw, self.options.profiles)
         except BadImage as bad:
             return ImageScan(str(bad))
         digest = hashlib.blake2b(raw, digest_size=16).hexdigest()

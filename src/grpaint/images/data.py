@@ -20,7 +20,7 @@ from grpaint.images.booru import SIDECAR_CATEGORIES
 from grpaint.images.buckets import Size
 from grpaint.images.collection import CaptionedImage, Collection, ReadOptions, map_in_threads, prompt_metadata
 from grpaint.images.order import draw_bucket, epoch_order, is_held_out
-from grpaint.images.pictures import to_tensor
+from grpaint.images.pictures import Profiles, to_tensor
 from grpaint.images.tags import TagSettings, sentence
 from grpaint.scenes.shapes import SIDE
 from grpaint.scenes.world import caption_of, judge
@@ -67,7 +67,8 @@ class ImageData:
       size of about that area whose aspect ratio is nearest, in steps of ``bucket_step``; a batch has one size.
     - ``caption_dropout``: the share of empty captions in :meth:`batch`.
     - ``references``: give each RL prompt its image as the reference.
-    - ``tags``: read booru tags as captions. ``report_by``: the column by which evaluations are split.
+    - ``tags``: read booru tags as captions. ``profiles``: "convert" the colours of embedded ICC profiles to sRGB, or
+      "ignore" them. ``report_by``: the column by which evaluations are split.
     """
 
     train: str
@@ -81,6 +82,7 @@ class ImageData:
     caption_dropout: float = 0.1
     references: bool = False
     tags: TagSettings | None = None
+    profiles: Profiles = "convert"
     report_by: str = ""
 
     score: ClassVar[str] = "reward"
@@ -97,7 +99,8 @@ class ImageData:
             raise ValueError(f"caption_dropout must lie in [0, 1), got {self.caption_dropout}")
 
     def _collection(self, key: str, path: str) -> Collection:
-        return Collection(Path(path), f"data.{key}", ReadOptions(self.caption, self.image, self.tags))
+        options = ReadOptions(self.caption, self.image, self.tags, self.profiles)
+        return Collection(Path(path), f"data.{key}", options)
 
     @cached_property
     def collections(self) -> list[Collection]:

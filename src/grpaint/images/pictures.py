@@ -14,7 +14,7 @@ from torch import Tensor
 
 from grpaint.images.colours import ColourConversion, colour_conversion
 
-Profiles = Literal["convert", "keep"]
+Profiles = Literal["convert", "ignore"]
 
 ANIMATED_FORMATS = ("GIF", "WEBP", "PNG", "AVIF")
 MAX_PIXELS = 1 << 26  # 8192 x 8192; a larger image is treated as a decompression bomb
