@@ -32,6 +32,7 @@ _BRANDS = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"hevc")  # of 
 
 # read_picture refuses decompression bombs by their header, before it decodes a pixel of them
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", message="Corrupt EXIF data")
 # one text of a PNG may take as much as all of them: a graph or XMP of more than 1 MiB is no sign of damage
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
