@@ -216,7 +216,7 @@ REWARDS = {
 def test_evaluate_leaves_rewards_of_a_run_out_that_start_something(name, place, monkeypatch):
     monkeypatch.setattr("grpaint.rewards.elsewhere.worker.Process", None)
     monkeypatch.setattr("grpaint.rewards.elsewhere.remote.Question", None)
-    monkeypatch.setattr("grpaint.rewards.vlm.Question", None)
+    monkeypatch.setattr("grpaint.rewards.chat.Question", None)
     reward = {"x": REWARDS[name]}
     change(**({"rewards": reward} if place == "rewards" else {"measure": {"rewards": reward}}))
     words = ["evaluate", "it", "--json", *(["--out", "page", "--few"] if place == "measure" else [])]
