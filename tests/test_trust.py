@@ -207,6 +207,7 @@ REWARDS = {
     "worker": {"kind": "worker", "reward": "evil.py:score"},
     "program": {"kind": "ocr", "python": "./evil.py"},
     "remote": {"kind": "remote", "urls": ["http://127.0.0.1:9"], "token_env": "HOME"},
+    "score": {"kind": "vlm-score", "url": "http://127.0.0.1:9/v1", "model": "m", "readout": {"question": "{prompt}"}},
     "judge": {"kind": "vlm-judge", "url": "http://127.0.0.1:9/v1", "model": "m", "token_env": "HOME"},
 }
 
