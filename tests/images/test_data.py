@@ -198,6 +198,7 @@ def test_nothing_to_train_on_is_an_error(tmp_path):
 BROKEN = {
     "not JSON": '{"file_name": "000.png", "text": "a"}\n{"file_name": ',
     ":1: no file_name": '{"text": "a"}',
+    "Other columns: a;b": '{"a;b": "a"}',
     ":2: a second line for 000.png": '{"file_name": "000.png"}\n{"file_name": "000.png"}',
     ":1: there is no file 999.png": '{"file_name": "999.png", "text": "a"}',
     ":1: must be a JSON object": "[1]",
@@ -338,6 +339,19 @@ def test_metadata_may_be_a_table(tmp_path, suffix):
     assert [entry.name for entry in data(path, image="file_name").collections[0].entries][:1] == (
         ["metadata.parquet:0:0"] if suffix == "parquet" else ["000.png"]
     )
+
+
+def test_sidecars_in_capitals_and_names_of_windows_are_read(tmp_path):
+    path = tmp_path / "set"
+    (path / "b").mkdir(parents=True)
+    for name in ("A.PNG", "b/c.png"):
+        (path / name).write_bytes(making.png(1))
+    (path / "A.TXT").write_text("a caption")
+    (path / "metadata.csv").write_text("\ufefffile_name,text\r\nb\\c.png,another\r\n")
+    assert [image.caption for image in data(path).collections[0].images] == ["a caption", "another"]
+    (path / "a.txt").write_text("one that differs")
+    with pytest.raises(ConfigError, match=r"A.PNG: .* has another caption than"):
+        data(path).prepare(str)
 
 
 def test_one_caption_for_all_names_the_only_way_out(tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpaint.core.errors import ConfigError
+from grpaint.core.text import one_line
 from grpaint.images.naming import kind_of
 from grpaint.images.pictures import SUFFIXES
 from grpaint.images.sidecars import JSON_SUFFIXES, TEXT_SUFFIXES, Fields, merge, sidecar_names
@@ -32,22 +33,31 @@ class ImageFolder:
         for table in self.walk.of("metadata"):
             for file, source in _rows(table):
                 by_file.setdefault(file, []).append(source)
+        sidecars: dict[Path, list[Path]] = {}  # by their names in small letters: A.PNG may have an A.TXT
+        for file in self.walk.files.get("other", []):
+            sidecars.setdefault(file.with_name(file.name.lower()), []).append(file)
         return [
-            ImageEntry(relative_name(file, self.walk.root), file, (0, 0), self._fields(file, by_file.get(file, [])))
+            ImageEntry(
+                relative_name(file, self.walk.root),
+                file,
+                (0, 0),
+                merge(by_file.get(file, []) + self._beside(file, sidecars), self.caption, str(file)),
+            )
             for file in self.walk.of("image")
         ]
 
     def left_out(self) -> Mapping[str, str]:
         return self.walk.left_out
 
-    def _fields(self, file: Path, sources: Sources) -> Fields:
-        names = sidecar_names(file.stem, file.name, JSON_SUFFIXES)
-        jsons = [sidecar for sidecar in map(file.with_name, names) if sidecar.is_file()]
-        names = sidecar_names(file.stem, file.name, TEXT_SUFFIXES)
-        texts = [sidecar for sidecar in map(file.with_name, names) if sidecar.is_file()]
-        beside = [(sidecar.name, read_object(sidecar)) for sidecar in jsons]
-        beside += [(sidecar.name, {self.caption: read_text(sidecar).strip()}) for sidecar in texts]
-        return merge(sources + beside, self.caption, str(file))
+    def _beside(self, file: Path, sidecars: Mapping[Path, list[Path]]) -> Sources:
+        """Read the sidecars of an image; ``sidecars``: all of them by name."""
+        stem, name = file.stem.lower(), file.name.lower()
+        names = sidecar_names(stem, name, JSON_SUFFIXES) + sidecar_names(stem, name, TEXT_SUFFIXES)
+        its_own = [sidecar for name in names for sidecar in sidecars.get(file.with_name(name), []) if sidecar.is_file()]
+        return [
+            (s.name, read_object(s) if s.suffix.lower() in JSON_SUFFIXES else {self.caption: read_text(s).strip()})
+            for s in its_own
+        ]
 
     def read(self, entry: ImageEntry) -> bytes:
         return read_image_file(entry.file)
@@ -61,7 +71,10 @@ def _rows(table: Path) -> Iterator[tuple[Path, tuple[str, Fields]]]:
         location = f"{table}:{number}"
         name = fields.pop("file_name", None)
         if not isinstance(name, str):
-            raise ConfigError(f"{location}: no file_name, which names the image that the line describes.")
+            columns = one_line(", ".join(fields) or "none", 200)
+            raise ConfigError(f"{location}: no file_name, which names the image of the line. Other columns: {columns}.")
+        if "\\" in name and not (table.parent / name).exists():  # written by Windows
+            name = name.replace("\\", "/")
         if name in earlier_names:
             raise ConfigError(f"{location}: a second line for {name}.")
         if not inside(table.parent, name, location, links=True).is_file():
