@@ -203,8 +203,8 @@ class Collection:
             raise ConfigError(
                 f'{self.key} = "{self.path}": {count} of {count + len(self.captioned)} images have '
                 f"no caption: {_first_few(self.without_caption)}. Give each a .txt or .json beside it, a line of "
-                f'metadata.jsonl or .csv, or a "{self.options.caption_column}" column (data.caption names it; data.tags '
-                "reads booru tags), or take it out. Captions are dropped by data.caption_dropout."
+                f'metadata.jsonl or .csv, or a "{self.options.caption_column}" column (data.caption names it; '
+                "data.tags reads booru tags), or take it out. Captions are dropped by data.caption_dropout."
             )
         if not self.captioned:
             raise ConfigError(f'{self.key} = "{self.path}": no image there can be used ({self.summary()}).')
