@@ -127,10 +127,33 @@ def test_a_folder_keeps_its_own_name_if_a_link_leads_to_it_too(tmp_path):
     assert listing(tmp_path)[0] == ["real/000.png"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
-def test_a_folder_that_cannot_be_read_is_named(tmp_path):
-    making.folder(tmp_path / "closed", 1).chmod(0)
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    closed, list_folder = making.folder(tmp_path / "closed", 1), os.scandir
+
+    def scandir(folder):
+        if folder == closed:
+            raise PermissionError(13, "Permission denied")
+        return list_folder(folder)
+
+    monkeypatch.setattr("grpaint.images.walk.os.scandir", scandir)  # root may read every folder
     assert listing(tmp_path)[1] == {"closed": "cannot be read: Permission denied"}
+
+
+@pytest.mark.parametrize("column", ["url", "image"])
+def test_a_table_named_like_a_shard_is_its_log_unless_it_has_images(tmp_path, column):
+    tar_of(tmp_path / "0.tar", pairs("a"))
+    pyarrow.parquet.write_table(pyarrow.table({column: ["u"], "text": ["a"]}), tmp_path / "0.parquet")
+    if column == "url":
+        assert listing(tmp_path) == (["0.tar:a.png"], {})
+    else:
+        with pytest.raises(ConfigError, match=r"holds .tar and .parquet files"):
+            listing(tmp_path)
+    (tmp_path / "0.parquet").write_bytes(b"PAR1 damaged PAR1")
+    with pytest.raises(ConfigError, match=r"0.parquet: cannot be read as a table"):
+        listing(tmp_path)
+    (tmp_path / "0.parquet").rename(tmp_path / "1.parquet")
+    with pytest.raises(ConfigError, match=r"holds .tar and .parquet files"):
+        listing(tmp_path)
 
 
 def test_masks_beside_images_are_named(tmp_path):

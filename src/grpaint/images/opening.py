@@ -7,7 +7,7 @@ from grpaint.images.folder import ImageFolder
 from grpaint.images.naming import TABLES
 from grpaint.images.shards import ImageShards
 from grpaint.images.sources import ImageSource
-from grpaint.images.tables import ImageTables, has_column
+from grpaint.images.tables import ImageTables, with_column
 from grpaint.images.walk import Walk, relative_name, walk
 
 
@@ -47,7 +47,8 @@ def _pass_over_logs(files: Walk, image: str) -> None:
     shards = {file.with_suffix("") for file in files.of("shard")}
     folders = {folder for file in files.of("image") for folder in file.parents}
     tables = files.of("parquet")
-    logs = {file for file in tables if file.with_suffix("") in shards | folders and not has_column(file, image)}
+    named_alike = [file for file in tables if file.with_suffix("") in shards | folders]
+    logs = {*named_alike} - {*with_column(named_alike, image)}
     files.files["parquet"] = [file for file in tables if file not in logs]
 
 

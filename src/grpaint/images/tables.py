@@ -151,12 +151,17 @@ def table_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     yield from enumerate(rows, 1)
 
 
-def has_column(file: Path, name: str) -> bool:
-    """Whether a parquet file has a column of this name; no if it cannot be read, or pyarrow is not installed."""
+def with_column(files: list[Path], name: str) -> list[Path]:
+    """Return those of some parquet files that have a column of this name; none if pyarrow is not installed.
+
+    Raises:
+        ConfigError: one of them cannot be read.
+    """
     try:
-        return name in _open_table(file).schema_arrow.names
-    except ConfigError:
-        return False
+        _check_files(files)
+    except MissingExtra:
+        return []
+    return [file for file in files if name in _open_table(file).schema_arrow.names]
 
 
 def _check_files(files: list[Path]) -> None:
@@ -167,6 +172,8 @@ def _check_files(files: list[Path]) -> None:
     Raises:
         ConfigError: one cannot be used, with the reason.
     """
+    if not files:
+        return
     _pyarrow()
     subjects = {file: f"table {file.resolve()}" for file in files}
     unchecked = [file for file in files if cache.read(subjects[file]).get("whole") != cache.stamp(file)]
