@@ -59,6 +59,12 @@ TEXTS = {
     "1girl, ,_,, long hair": ["1girl", ",_,", "long hair"],
     "1girl ;_; long_hair": ["1girl", ";_;", "long hair"],
     "1girl solo long_hair": ["1girl", "solo", "long hair"],
+    "1girl\uff0csolo\u3001long hair": ["1girl", "solo", "long hair"],
+    "1girl\tsolo\tlong hair": ["1girl", "solo", "long hair"],
+    "1girl|solo | long hair": ["1girl", "solo", "long hair"],
+    "['1girl', 'solo', 'long hair']": ["1girl", "solo", "long hair"],
+    '["1girl", "solo", "long_hair"]': ["1girl", "solo", "long hair"],
+    "1girl |_| long_hair": ["1girl", "|_|", "long hair"],
 }
 
 
@@ -79,6 +85,7 @@ def test_tags_are_what_lies_between_the_separators_of_a_text(column, text):
 def test_a_caption_in_prose_is_one_tag_and_items_of_lists_are_cut_at_commas():
     assert read_tags({"text": "a cat on a mat"}, "text", "a").by_category == {"general": ("a cat on a mat",)}
     assert caption({"tags": ["1girl, solo", "long hair"]}) == "1girl, solo, long hair"
+    assert caption({"tags": {"1girl": 0.98, "long_hair": 0.7}}) == "1girl, long hair"
     assert caption({"tags": None, "tag_string": "null", "text": "a, b"}) == "a, b"
 
 

@@ -60,8 +60,9 @@ EMOTICONS = {
     "o_-",
     "-_o",
 }
-# texts of tags are cut at commas and line ends, but ",_," is a tag
-_TAG = re.compile(r",_,(?=[\s,]|$)|[^,\r\n]+")
+# texts of tags are cut at commas, also full ones, tabs and line ends, but ",_," is a tag
+_TAG = re.compile(r",_,(?=[\s,]|$)|[^,\uff0c\u3001\t\r\n]+")
+_LIST = re.compile(r"\s*\[\s*(['\"].*['\"])\s*\]\s*", re.DOTALL)  # a list of texts that a program wrote as a text
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,15 @@ class ImageTags:
 
 
 def _at_separators(text: str) -> list[str]:
-    """Cut a text of tags at commas and line ends, or else at semicolons that end a word; empty if there are neither."""
-    words = [word for word in text.split() if word not in EMOTICONS]
-    if any("," in word for word in words) or len(text.strip().splitlines()) > 1:
+    """Cut a text of tags at commas, tabs and line ends, or else at semicolons or bars; empty if there are none."""
+    if listed := _LIST.fullmatch(text):
+        return [item.strip().strip("'\"") for item in listed[1].split(",")]
+    plain = " ".join(word for word in re.split(r"[ \u3000]+", text.strip()) if word not in EMOTICONS)
+    if re.search(r"[,\uff0c\u3001\t\r\n]", plain):
         return _TAG.findall(text)
-    return re.split(r";(?:\s+|$)", text) if any(word.endswith(";") for word in words) else []
+    if re.search(r"[;\uff1b](?:\s|$)", plain):
+        return re.split(r"[;\uff1b](?:\s+|$)", text)
+    return text.split("|") if "|" in plain else []
 
 
 def _parse_tags(value: Any, location: str) -> tuple[str, ...]:
@@ -114,6 +119,8 @@ def read_tags(fields: Mapping[str, Any], caption: str, location: str) -> ImageTa
     Raises:
         ConfigError: if the tags, the rating or the score have a wrong type or value.
     """
+    if isinstance(fields.get("tags"), Mapping) and all(isinstance(v, int | float) for v in fields["tags"].values()):
+        fields = {**fields, "tags": list(fields["tags"])}  # of a tagger: each with its confidence
     if isinstance(fields.get("tags"), Mapping):
         fields = {**fields, "tags": None} | {f"tags_{name}": value for name, value in fields["tags"].items()}
     tags: dict[str, tuple[str, ...]] = {}
