@@ -95,7 +95,7 @@ class ImageTables:
         group, row = entry.position
         try:
             cell = _read_group(entry.file, group)[self.image][row].as_py()
-        except (OSError, ValueError, IndexError):  # damaged since it was checked
+        except (ConfigError, OSError, ValueError, IndexError):  # damaged since it was checked
             return None
         if isinstance(cell, dict):
             cell = cell.get("bytes") or cell.get("path")
@@ -228,5 +228,9 @@ def _group_sizes(file: Path) -> list[int]:
 def _read_group(file: Path, group: int) -> Any:
     table = _open_table(file)
     if file.suffix.lower() == ".parquet":
-        return table.read_row_group(group)
+        try:
+            return table.read_row_group(group)
+        except (OSError, ValueError) as error:  # columns of unequal length pass the check, which reads in small batches
+            reason = one_line(str(error), 200)
+            raise ConfigError(f"{file}: cannot be read as a table: {reason}. Copy or make it again.") from None
     return _pyarrow().Table.from_batches([table[group]])
