@@ -207,6 +207,7 @@ REWARDS = {
     "worker": {"kind": "worker", "reward": "evil.py:score"},
     "program": {"kind": "ocr", "python": "./evil.py"},
     "remote": {"kind": "remote", "urls": ["http://127.0.0.1:9"], "token_env": "HOME"},
+    "score": {"kind": "vlm-score", "url": "http://127.0.0.1:9/v1", "model": "m", "readout": {"question": "{prompt}"}},
     "judge": {"kind": "vlm-judge", "url": "http://127.0.0.1:9/v1", "model": "m", "token_env": "HOME"},
 }
 
@@ -216,7 +217,7 @@ REWARDS = {
 def test_evaluate_leaves_rewards_of_a_run_out_that_start_something(name, place, monkeypatch):
     monkeypatch.setattr("grpaint.rewards.elsewhere.worker.Process", None)
     monkeypatch.setattr("grpaint.rewards.elsewhere.remote.Question", None)
-    monkeypatch.setattr("grpaint.rewards.vlm.Question", None)
+    monkeypatch.setattr("grpaint.rewards.chat.Question", None)
     reward = {"x": REWARDS[name]}
     change(**({"rewards": reward} if place == "rewards" else {"measure": {"rewards": reward}}))
     words = ["evaluate", "it", "--json", *(["--out", "page", "--few"] if place == "measure" else [])]

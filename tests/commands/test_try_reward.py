@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from grpaint.images.collection import Collection, ReadOptions
 from grpaint.images.pictures import read_picture, to_tensor
 from grpaint.rewards.elsewhere.limits import Malformed
 from grpaint.rewards.elsewhere.wire import unpack
+from images import icc
 from tiny_runs import command
 
 REWARD = """
@@ -58,6 +59,11 @@ def odd_pictures(folder):
     for name, alpha in (("clear", 0), ("half", 128)):
         Image.new("RGBA", (12, 8), (0, 40, 0, alpha)).save(folder / f"{name}.png")
     Image.new("P", (12, 8), 0).save(folder / "clear-palette.png", transparency=0)
+    Image.fromarray(levels).save(folder / "grey16-clear.png", transparency=0)
+    half.save(folder / "p3.png", icc_profile=icc.rgb(icc.DISPLAY_P3, 2.2))
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", "x" * (2 << 20), zip=True)
+    half.save(folder / "text.png", pnginfo=text)
     return folder
 
 
@@ -76,7 +82,7 @@ def test_scores_are_those_of_the_pixels_that_training_reads():
         for entry in collection.entries
     }
     report = json.loads(command("reward", "try", "mine.py:mean", "--images", "pictures", "--json").out)
-    assert len(expected) == 9
+    assert len(expected) == 12
     assert report["scores"] == pytest.approx(expected, abs=1e-6)
     assert report["scores"]["clear.png"] == 1  # laid on white
     assert 0 < report["scores"]["grey16.png"] < 0.2  # its upper rows; the lowest 8 bits alone would be noise about 0.5
@@ -141,6 +147,29 @@ def test_a_file_of_captions_goes_before_those_beside_pictures():
     words = ("--images", "pictures", "--prompts", "captions.txt")
     assert command("reward", "try", "mine.py:remember", *words).code == 0
     assert {name: text for name, (text, _) in remembered().items()} == {"a.png": "from the file", "b.png": "beside it"}
+
+
+def test_pictures_that_are_not_scored_and_captions_of_none_are_named():
+    for name in ("a.png", "._a.png", "b.heic"):
+        Image.new("RGB", (4, 4)).save(f"pictures/{name}", "PNG")
+    Path("captions.txt").write_text("a.png\tone\nelsewhere.png\ttwo\n")
+    words = ("--images", "pictures", "--prompts", "captions.txt")
+    report = json.loads(command("reward", "try", "mine.py:mean", *words, "--json").out)
+    assert (set(report["left_out"]), report["captions_of_no_image"]) == ({"._a.png", "b.heic"}, ["elsewhere.png"])
+    out = command("reward", "try", "mine.py:mean", *words).out
+    assert all(word in out for word in ("._a.png: hidden", "b.heic: a format", "the caption of elsewhere.png"))
+    Path("pictures/a.png").unlink()
+    end = command("reward", "try", "mine.py:mean", "--images", "pictures")
+    assert (end.code, "no pictures in it" in end.err, "b.heic: a format that is not read" in end.err) == (2, True, True)
+
+
+def test_a_caption_of_null_or_none_is_none():
+    for name in "ab":
+        Image.new("RGB", (4, 4)).save(f"pictures/{name}.png")
+    Path("pictures/a.json").write_text('{"text": null}')
+    Path("pictures/b.txt").write_text("None")
+    assert command("reward", "try", "mine.py:remember", "--images", "pictures").code == 0
+    assert {name: text for name, (text, _) in remembered().items()} == {"a.png": "", "b.png": ""}
 
 
 @pytest.mark.parametrize(

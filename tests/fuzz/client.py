@@ -6,6 +6,7 @@ in a RewardError or in the scores that the answer holds.
 
 import contextlib
 import json
+import math
 import random
 import socket
 import struct
@@ -20,7 +21,9 @@ from harness import Tally, cases
 
 from grpaint.core import Prompt, RewardError
 from grpaint.rewards.elsewhere.remote import Remote
+from grpaint.rewards.readout import Readout
 from grpaint.rewards.vlm import VlmJudge
+from grpaint.rewards.vlm_score import VlmScore
 
 PATIENCE_S = 0.5
 LATE_S = 20.0  # after that a question hangs, even on a busy machine
@@ -262,11 +265,10 @@ class _Question:
         self.key = "scores"
         if name == "health":
             self.right, self.key = HEALTH, "identity"
-        if name == "judge":
-            self.right, self.key = (
-                {"choices": [{"message": {"content": "5"}}], "usage": {"prompt_tokens": 3}},
-                "choices",
-            )
+        if name in ("judge", "readout"):
+            tops = {"content": [{"top_logprobs": [{"token": "5", "logprob": 0.0}]}]}
+            choice = {"message": {"content": "5"}, "logprobs": tops}
+            self.right, self.key = {"choices": [choice], "usage": {"prompt_tokens": 3}}, "choices"
 
     def ask(self, url: str) -> list[float]:
         """Ask the server; the scores, or none where only its health is asked for."""
@@ -274,6 +276,10 @@ class _Question:
         if self.name == "judge":
             judge = VlmJudge(url, "m", timeout_s=PATIENCE_S, retries=0, backoff_s=0, concurrency=2)
             return judge(images, prompts).tolist()
+        if self.name == "readout":
+            readout = Readout(question="{prompt}", answers={"5": 5.0})
+            scorer = VlmScore(url, "m", timeout_s=PATIENCE_S, retries=0, backoff_s=0, concurrency=2, readout=readout)
+            return scorer(images, prompts).tolist()
         remote = Remote((url,), timeout_s=PATIENCE_S, retries=0, backoff_s=0)
         if self.name == "health":
             remote.start()
@@ -285,10 +291,16 @@ class _Question:
         """The scores that an answer of this body holds; None if it holds none."""
         if self.name == "health":
             return []
-        with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, RecursionError):
+        with contextlib.suppress(
+            ValueError, KeyError, TypeError, IndexError, RecursionError, AttributeError, OverflowError
+        ):
             answer = json.loads(body)
             if self.name == "judge":
                 return [float(answer["choices"][0]["message"]["content"])] * self.images
+            if self.name == "readout":
+                tops = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+                likely = sum(math.exp(top["logprob"]) for top in tops if top["token"].strip() == "5")
+                return torch.tensor([5 * likely] * self.images).tolist()
             return torch.tensor([float(score) for score in answer["scores"]]).tolist()  # rounded to fp32
         return None
 
@@ -313,7 +325,7 @@ def run(seed: int, minutes: float, most: int) -> Tally:
     tally = Tally()
     with lying() as liar:
         for number, draw in cases(seed, minutes, most):
-            question = _Question(draw.choice(["health", "score", "score", "judge"]), draw.randrange(1, 5))
+            question = _Question(draw.choice(["health", "score", "judge", "readout"]), draw.randrange(1, 5))
             name, reply = broken(draw, question.right, question.key, liar.url)
             outcome, text = _try(liar, question, reply)
             tally.add(f"{question.name} {name}", outcome, f"{number}: {reply.raw[:80]!r}: {text}")

@@ -38,8 +38,8 @@ SETS = (
     "evaluate.pictures=0", "evaluate.prompts=4", "evaluate.steps=2", "evaluate.probe=4",
 )  # fmt: skip
 SHORT = [word for item in SETS for word in ("--set", item)]
-SUFFIXES = (".png", ".jpg", ".webp", ".bmp", ".gif", ".tif")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "EPS", "PPM", "ICO", "TGA", "PCX", "PDF", "JPEG2000")
+SUFFIXES = (".png", ".jpg", ".webp", ".bmp", ".gif", ".tif", ".avif", ".jfif", ".heic", ".png~", "")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "EPS", "PPM", "ICO", "TGA", "PCX", "PDF", "JPEG2000", "AVIF")
 
 
 def value(rng: random.Random, depth: int = 0) -> Any:
@@ -99,6 +99,25 @@ def picture(number: int, form: str = "PNG", rng: random.Random | None = None) ->
     return into.getvalue()
 
 
+def labelled(number: int, rng: random.Random) -> bytes:
+    """A PNG or JPEG with a profile, EXIF or text, each whole or damaged."""
+    from PIL import Image, ImageCms, PngImagePlugin
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = profile.replace(b"RGB ", rng.choice((b"RGB ", b"GRAY", b"CMYK", b"Lab ")), 1)
+    exif = Image.Exif()
+    exif[0x0112] = rng.choice((0, 3, 6, 99))
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt(
+        "XML:com.adobe.xmp", rng.choice(ODD_TEXTS[2:3] + ODD_TEXTS[6:]) * rng.choice((1, 30)), zip=rng.random() < 0.5
+    )
+    image, into = Image.new(rng.choice(("RGB", "L", "RGBA", "P")), (32, 32), number), io.BytesIO()
+    labels = {"icc_profile": damaged(profile, rng), "exif": damaged(exif.tobytes(), rng)}
+    form = rng.choice(("PNG", "JPEG"))
+    (image if form == "PNG" else image.convert("RGB")).save(into, form, pnginfo=text, **labels)
+    return into.getvalue()
+
+
 def folder(root: Path, count: int = 8) -> Path:
     """A folder of whole captioned images, to which a case adds what is wrong."""
     root.mkdir()
@@ -112,7 +131,7 @@ def pictures(root: Path, rng: random.Random) -> list[str]:
     """Image files, damaged or of another format than their names say."""
     folder(root)
     for number in range(8, 11):
-        raw = picture(number, rng.choice(FORMATS), rng)
+        raw = picture(number, rng.choice(FORMATS), rng) if rng.random() < 0.6 else labelled(number, rng)
         (root / f"{number}{rng.choice(SUFFIXES)}").write_bytes(damaged(raw, rng) if rng.random() < 0.8 else raw)
         (root / f"{number}.txt").write_text("odd")
     return ["data", "scan", str(root)]
@@ -135,18 +154,21 @@ def sidecars(root: Path, rng: random.Random) -> list[str]:
 
 
 def metadata(root: Path, rng: random.Random) -> list[str]:
-    """A metadata.jsonl whose lines name what they like."""
+    """A metadata.jsonl or .csv whose lines name what they like."""
     folder(root)
     for number in range(8):
         (root / f"{number}.txt").unlink()
     lines = [{"file_name": f"{number}.png", "text": f"picture {number}", "a": number} for number in range(8)]
     for _ in range(rng.choice((1, 1, 3))):
         rng.choice(lines)[rng.choice(("file_name", "text", "a", "score", "b"))] = value(rng)
+    suffix = rng.choice((".jsonl", ".jsonl", ".csv"))
     texts = [json.dumps(line) for line in lines]
+    if suffix == ".csv":
+        texts = ["file_name,text,a", *(f"{line['file_name']},{line['text']},{line['a']}" for line in lines)]
     if rng.random() < 0.2:
         texts[4] = rng.choice(ODD_JSON)
     raw = rng.choice(("\n", "\r\n", "\n\n", "\u2028")).join(texts).encode("utf-8", "surrogatepass")
-    (root / "metadata.jsonl").write_bytes(damaged(raw, rng) if rng.random() < 0.2 else raw)
+    (root / f"metadata{suffix}").write_bytes(damaged(raw, rng) if rng.random() < 0.2 else raw)
     return data_command(root, rng)
 
 
@@ -185,6 +207,7 @@ def names(root: Path, rng: random.Random) -> list[str]:
                 os.mkfifo(root / rng.choice(("0.json", "metadata.jsonl", "0.png.json")))
         case 3:
             os.symlink(rng.choice((b"nowhere", os.fsencode(root), b"/dev/zero", b"/dev/stdin")), place + b".png")
+            os.symlink(rng.choice((b"..", b".", b"/dev", os.fsencode(root), place)), place + b" of a folder")
         case 4:
             os.mkdir(place)
             with open(os.path.join(place, b"p.png"), "wb") as file:
@@ -199,11 +222,14 @@ def shards(root: Path, rng: random.Random) -> list[str]:
     form = rng.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
     with tarfile.open(fileobj=into, mode="w", format=form) as tar:
         for number in range(8):
-            odd = rng.choice((f"d/{number}", "x" * 150, "[/b]", "円", "../up"))
+            odd = rng.choice((f"d/{number}", "0.5", "._0", "__MACOSX/a", "/", ".", "x" * 150, "[/b]", "円", "../up"))
             stem = odd if rng.random() < 0.2 else f"{number}"
             for suffix, raw in ((".png", picture(number)), rng.choice(((".txt", b"a"), (".json", b'{"text": "a"}')))):
                 member = tarfile.TarInfo(stem + suffix)
                 member.size = len(raw)
+                if rng.random() < 0.1:
+                    member.type = rng.choice((tarfile.SYMTYPE, tarfile.LNKTYPE))
+                    member.linkname = rng.choice(("0.png", "../0.png", "/etc/passwd", stem + suffix, "", "円"))
                 if form == tarfile.PAX_FORMAT and rng.random() < 0.1:
                     odd = rng.choice(("size", "GNU.sparse.map", "GNU.sparse.size", "GNU.sparse.major", "path", "mtime"))
                     member.pax_headers = {odd: rng.choice(("-1", "abc", "9" * 30, "0,1", "1", "\ud800"))}
@@ -243,6 +269,7 @@ def table(rng: random.Random) -> Any:
             [picture(n) for n in range(8)],
             ["0.png", "../0.png", "/etc/passwd", "a\0", "", ".", "x" * 5000, "円"],
             [None, b"", b"junk", None] * 2,
+            ["iVBORw0KGgo=", "data:image/png;base64,", "data:,", "A" * 9000, "=", "-_", " ", "/9j/"],
             list(range(8)),
             [[picture(n)] for n in range(8)],
         ),

@@ -145,6 +145,18 @@ def refusal_of_one(path):
     return str(error.value)
 
 
+def test_a_row_group_that_cannot_be_read_though_its_values_can_is_told_in_a_line(tmp_path, monkeypatch):
+    import pyarrow.parquet
+
+    def read_row_group(*_, **__):
+        raise pyarrow.lib.ArrowInvalid("Column 3 named rating expected length 8 but got length 0")
+
+    path = making.parquet(tmp_path / "set")
+    tables._read_group.cache_clear()
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read_row_group", read_row_group)
+    assert "cannot be read as a table: Column 3 named rating" in refusal(path)
+
+
 def test_a_table_is_checked_once_until_it_changes(tmp_path, monkeypatch):
     path = making.parquet(tmp_path / "set")
     opened(path).entries()

@@ -1,9 +1,11 @@
 """Captioned images as a source: what is read, what is refused, what an iteration takes."""
 
 import gzip
+import io
 import json
 import os
 import shutil
+import tarfile
 from collections import Counter
 
 import pytest
@@ -150,7 +152,7 @@ def test_the_scan_is_remembered_until_a_file_changes(tmp_path, monkeypatch):
     lines_of(data(path))
     read = []
     whole = collection.read_picture
-    monkeypatch.setattr(collection, "read_picture", lambda raw: read.append(1) or whole(raw))
+    monkeypatch.setattr(collection, "read_picture", lambda *row: read.append(1) or whole(*row))
     lines_of(data(path))
     assert not read
     (path / "003.png").write_bytes(making.png(3, (40, 40)))
@@ -196,6 +198,7 @@ def test_nothing_to_train_on_is_an_error(tmp_path):
 BROKEN = {
     "not JSON": '{"file_name": "000.png", "text": "a"}\n{"file_name": ',
     ":1: no file_name": '{"text": "a"}',
+    "Other columns: a;b": '{"a;b": "a"}',
     ":2: a second line for 000.png": '{"file_name": "000.png"}\n{"file_name": "000.png"}',
     ":1: there is no file 999.png": '{"file_name": "999.png", "text": "a"}',
     ":1: must be a JSON object": "[1]",
@@ -238,7 +241,7 @@ def test_bad_sidecars_are_named_with_their_line(tmp_path):
     with pytest.raises(ConfigError, match=r"001.json:3: not JSON"):
         data(path).prepare(str)
     (path / "001.json").write_text('{"text": "another caption"}')
-    with pytest.raises(ConfigError, match=r"001.png: its .txt has another caption"):
+    with pytest.raises(ConfigError, match=r"001.png: 001.txt has another caption than 001.json"):
         data(path).prepare(str)
     (path / "001.json").unlink()
     (path / "002.txt").write_bytes(b"fine\n\xff\xfe")
@@ -248,6 +251,116 @@ def test_bad_sidecars_are_named_with_their_line(tmp_path):
     (path / "002.json").write_text('{"text": 7}')
     with pytest.raises(ConfigError, match=r'002.png: its "text" is no text: 7'):
         data(path).prepare(str)
+
+
+PLACES = {
+    "a.txt": "a caption",
+    "a.png.txt": "another",
+    "a.caption": "another",
+    "a.json": '{"text": "another"}',
+    "a.png.json": '{"text": "another"}',
+    "metadata.jsonl": '{"file_name": "a.png", "text": "another"}',
+    "metadata.csv": "file_name,text\na.png,another\n",
+}
+
+
+@pytest.mark.parametrize("one", PLACES)
+@pytest.mark.parametrize("other", PLACES)
+def test_different_captions_of_an_image_are_refused_and_equal_or_missing_ones_are_not(tmp_path, one, other):
+    path = tmp_path / "set"
+    path.mkdir()
+    (path / "a.png").write_bytes(making.png(1))
+    (path / one).write_text(PLACES[one].replace("another", "a caption"))
+    if one == other:
+        (path / "b.txt").write_text("of no image")
+    elif "txt" in other or other == "a.caption":
+        (path / other).write_text("a caption\r\n")
+    else:
+        (path / other).write_text(PLACES[other].replace("another", "a caption"))
+    assert data(path).collections[0].images[0].caption == "a caption"
+    if one == other:
+        return
+    (path / other).write_text(PLACES[other].replace("a caption", "another") + " " * (other == "a.txt"))
+    with pytest.raises(ConfigError, match=r"a.png: .* has another caption than .* Remove one of them"):
+        data(path).prepare(str)
+    for missing in ("null", '"None"', '" "', "NaN"):
+        if other.endswith("json") or other == "metadata.jsonl":
+            (path / other).write_text(PLACES[other].replace('"another"', missing))
+            assert data(path).collections[0].images[0].caption == "a caption"
+
+
+def test_sidecars_that_give_different_tags_are_refused_and_other_columns_are_merged(tmp_path):
+    path = making.folder(tmp_path / "set", 1)
+    (path / "000.json").write_text('{"tags": "a b", "source": "one", "width": 3}')
+    (path / "000.png.json").write_text('{"tags": "a b", "source": "another", "rating": "g"}')
+    fields = data(path).collections[0].entries[0].fields
+    assert fields == {"tags": "a b", "source": "another", "width": 3, "rating": "g", "text": "picture 0"}
+    (path / "000.png.json").write_text('{"tags": "a"}')
+    with pytest.raises(ConfigError, match=r'000.png.json has another "tags" than 000.json'):
+        data(path).prepare(str)
+
+
+def test_null_is_no_caption_in_shards_and_tables_either(tmp_path):
+    for name, text in (("null.tar", b"null"), ("none.tar", b'"None"')):
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for member_name, raw in (
+                ("a.png", making.png(1)),
+                ("a.json", b'{"text": %s}' % text),
+                ("a.txt", b"a caption"),
+            ):
+                member = tarfile.TarInfo(member_name)
+                member.size = len(raw)
+                tar.addfile(member, io.BytesIO(raw))
+        assert data(tmp_path / name).collections[0].images[0].caption == "a caption"
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"image": [making.png(n) for n in range(3)], "text": ["a", None, "nan"]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match=r"2 of 3 images have no caption: a.parquet:0:1, a.parquet:0:2"):
+        data(tmp_path / "a.parquet").prepare(str)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_metadata_may_be_a_table(tmp_path, suffix):
+    import pyarrow
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    path = making.listed(tmp_path / "set", 4)
+    before = data(path).collections[0].entries
+    (path / "metadata.jsonl").unlink()
+    rows = {"file_name": [f"00{n}.png" for n in range(4)], "text": [f"picture {n}" for n in range(4)]}
+    write = pyarrow.csv.write_csv if suffix == "csv" else pyarrow.parquet.write_table
+    write(pyarrow.table(rows), path / f"metadata.{suffix}")
+    entries = data(path).collections[0].entries
+    assert [entry.name for entry in entries] == [entry.name for entry in before]
+    assert [entry.fields["text"] for entry in entries] == rows["text"]
+    assert [entry.name for entry in data(path, image="file_name").collections[0].entries][:1] == (
+        ["metadata.parquet:0:0"] if suffix == "parquet" else ["000.png"]
+    )
+
+
+def test_sidecars_in_capitals_and_names_of_windows_are_read(tmp_path):
+    path = tmp_path / "set"
+    (path / "b").mkdir(parents=True)
+    for name in ("A.PNG", "b/c.png"):
+        (path / name).write_bytes(making.png(1))
+    (path / "A.TXT").write_text("a caption")
+    (path / "metadata.csv").write_text("\ufefffile_name,text\r\nb\\c.png,another\r\n")
+    assert [image.caption for image in data(path).collections[0].images] == ["a caption", "another"]
+    (path / "a.txt").write_text("one that differs")
+    with pytest.raises(ConfigError, match=r"A.PNG: .* has another caption than"):
+        data(path).prepare(str)
+
+
+def test_one_caption_for_all_names_the_only_way_out(tmp_path):
+    path = making.folder(tmp_path / "set", 5)
+    for file in path.glob("*.txt"):
+        file.write_text("photo of sks dog")
+    for share in (0.02, 0.5):
+        with pytest.raises(ConfigError, match=r"all have one caption, .* name data.held_out_path\.$"):
+            data(path, held_out_share=share).prepare(str)
 
 
 def test_bad_shards_are_named(tmp_path):

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from grpaint.images.buckets import nearest, sizes
 from grpaint.images.pictures import BadImage, average_hash, crop_to, read_picture, to_tensor
@@ -100,6 +100,41 @@ def test_cmyk_is_converted():
 def test_sixteen_bits_keep_the_upper_eight():
     grey = Image.fromarray(np.array([[0, 32768, 65535]], np.uint16))
     assert [read_picture(encoded(grey)).getpixel((x, 0)) for x in range(3)] == [(0,) * 3, (128,) * 3, (255,) * 3]
+
+
+def test_sixteen_bit_grey_may_have_a_level_that_is_clear():
+    grey = Image.fromarray(np.array([[300, 301]], np.uint16))
+    assert [read_picture(encoded(grey, transparency=300)).getpixel((x, 0)) for x in (0, 1)] == [(255,) * 3, (1,) * 3]
+
+
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt"])
+@pytest.mark.parametrize("place", ["before the pixels", "after them"])
+def test_a_png_with_much_text_is_read_up_to_a_limit_that_is_named(monkeypatch, kind, place):
+    body = b"name\0" + (b"\0" if kind == "zTXt" else b"\1\0\0\0") + zlib.compress(b"x" * (2 << 20))
+    text = struct.pack(">I", len(body)) + (chunk := kind.encode() + body) + struct.pack(">I", zlib.crc32(chunk))
+    plain = encoded(photo())
+    at = plain.index(b"IDAT" if place == "before the pixels" else b"IEND") - 4
+    raw = plain[:at] + text + plain[at:]
+    assert np.array_equal(np.asarray(read_picture(raw)), np.asarray(photo()))
+    for name in ("MAX_TEXT_CHUNK", "MAX_TEXT_MEMORY"):
+        monkeypatch.setattr(PngImagePlugin, name, 1 << 20)
+    with pytest.raises(BadImage, match="more than 1 MiB of text"):
+        read_picture(raw)
+
+
+def test_damaged_exif_turns_nothing():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = encoded(photo(), "JPEG", exif=exif, quality=95)
+    for damage in (b"Exif\0\0XX", b"Exif\0\0MM\0*\xff\xff\xff\xff"):
+        damaged = raw.replace(b"Exif\0\0" + exif.tobytes()[6:][: len(damage) - 6], damage)
+        assert damaged != raw
+        assert read_picture(damaged).size == photo().size
+
+
+def test_a_pointer_of_git_lfs_is_named():
+    with pytest.raises(BadImage, match="a pointer of Git LFS"):
+        read_picture(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
 
 
 def test_a_turned_photograph_is_set_upright():

@@ -57,6 +57,7 @@ def test_only_line_ends_end_a_line(tmp_path, suffix):
 
 BAD = {
     "a.txt: no prompt in it": ("a.txt", "\n"),
+    'a.csv:3: no prompt in column "prompt"': ("a.csv", "prompt,b\na,c\nNone,d\n"),
     'a.jsonl:2: no prompt in column "prompt"': ("a.jsonl", '{"prompt": "a"}\n{"text": "b"}'),
     "a.jsonl:1: not JSON": ("a.jsonl", "{"),
     "a.csv:3: not the 2 columns": ("a.csv", "prompt,x\na,1\nb,2,3\n"),

@@ -50,8 +50,8 @@ def test_duplicates_and_bad_files_are_listed(mixed):
     report = survey(ImageData(str(mixed), held_out_share=0.3, resolution=64), {"words": len})
     (one,) = report["collections"]
     assert (one["images"], report["captioned"]) == (16, 14)
-    assert one["bad"] == {"empty file": 1, "not an image that Pillow reads": 1}
-    assert one["bad_files"]["bad.png"] == "empty file"
+    assert one["left_out"] == {"empty file": 1, "not an image that Pillow reads": 1}
+    assert one["left_out_files"]["bad.png"] == "empty file"
     assert report["duplicates"] == {"exact": [["00.png", "again.png"]], "near": [("01.png", "like.jpg")]}
     assert report["sides"]["width"] == [64, 64, 96]
     assert report["captions"]["different"] == 12
@@ -64,7 +64,7 @@ def test_a_scan_reports_missing_captions_and_continues(mixed, sets):
     with tiny_runs.folder(mixed.parent):
         end = command("data", "scan", "set", "--sheet", "sheet.png", sets=sets)
         assert end.code == 0
-        for word in ("16 images", "without a caption: 03.png", "bad: bad.png: empty file", "13 whole"):
+        for word in ("16 images", "without a caption: 03.png", "left out: bad.png: empty file", "13 whole"):
             assert word in end.out
         assert "the same bytes: 00.png, again.png" in end.out
         assert "look alike: 01.png, like.jpg" in end.out
@@ -109,6 +109,16 @@ def test_captions_are_written_as_training_will_have_them(mixed, tmp_path):
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory):
     return save_all(tmp_path_factory.mktemp("pipelines"), ("sd15", "sd3"))
+
+
+def test_a_listing_has_a_line_an_image_whatever_the_captions_hold(tmp_path):
+    for number, text in enumerate(("one\n\ntwo\tthree", "a\u2028b\x0cc", "plain, 円")):
+        scene(tmp_path, f"{number}.png", number)
+        (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
+    assert write_captions(ImageData(str(tmp_path), held_out_path=str(tmp_path)), tmp_path / "captions.txt", 2) == 6
+    lines = (tmp_path / "captions.txt").read_text(encoding="utf-8").splitlines()
+    escaped = [r"0.png-one\n\ntwo\tthree", r"1.png-a\u2028b\x0cc", "2.png-plain, 円"]
+    assert lines == [line.replace("-", "\t", 1) for line in escaped for _ in range(2)]
 
 
 def test_captions_are_counted_in_the_models_own_tokens(pipelines):

@@ -9,7 +9,8 @@ import torch
 
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import Prompt, Reward
-from grpaint.images.tags import ImageTags, TagSettings, read_implications, read_tags, sentence, underscores_to_spaces
+from grpaint.images.booru import ImageTags, read_tags
+from grpaint.images.tags import TagSettings, read_implications, sentence, underscores_to_spaces
 from grpaint.recipe.build import build
 from grpaint.rewards.tags import TagRecall
 
@@ -48,14 +49,94 @@ def test_gallery_dl_lists_and_plain_captions_are_read_too():
     assert read_tags({}, "text", "a.png").by_category == {}
 
 
+TEXTS = {
+    "1girl, solo, long hair": ["1girl", "solo", "long hair"],
+    "1girl,solo,long_hair": ["1girl", "solo", "long hair"],
+    "1girl\nsolo\r\nlong hair\n": ["1girl", "solo", "long hair"],
+    "1girl, solo,\nlong hair": ["1girl", "solo", "long hair"],
+    "1girl; solo; long hair": ["1girl", "solo", "long hair"],
+    "1girl ,_, long_hair": ["1girl", ",_,", "long hair"],
+    "1girl, ,_,, long hair": ["1girl", ",_,", "long hair"],
+    "1girl ;_; long_hair": ["1girl", ";_;", "long hair"],
+    "1girl solo long_hair": ["1girl", "solo", "long hair"],
+    "1girl\uff0csolo\u3001long hair": ["1girl", "solo", "long hair"],
+    "1girl\tsolo\tlong hair": ["1girl", "solo", "long hair"],
+    "1girl|solo | long hair": ["1girl", "solo", "long hair"],
+    "['1girl', 'solo', 'long hair']": ["1girl", "solo", "long hair"],
+    '["1girl", "solo", "long_hair"]': ["1girl", "solo", "long hair"],
+    "1girl |_| long_hair": ["1girl", "|_|", "long hair"],
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("column", ["tags", "tag_string", "tags_general", "tag_string_general", "text"])
+def test_tags_are_what_lies_between_the_separators_of_a_text(column, text):
+    tags = TagSettings()
+    arranged = tags.arrange(read_tags({column: text}, "text", "a.png"), ())
+    assert arranged["general"] == TEXTS[text]
+    shuffled = {tags.caption(arranged, None)} | {
+        caption({column: text}, random.Random(n), shuffle="all") for n in range(40)
+    }
+    assert all(sorted(words.split(", ")) == sorted(TEXTS[text]) for words in shuffled)
+    assert len(shuffled) == 6
+    assert caption({column: text}, random.Random(0), dropout=0.999) == TEXTS[text][0]
+
+
+def test_a_caption_in_prose_is_one_tag_and_items_of_lists_are_cut_at_commas():
+    assert read_tags({"text": "a cat on a mat"}, "text", "a").by_category == {"general": ("a cat on a mat",)}
+    assert caption({"tags": ["1girl, solo", "long hair"]}) == "1girl, solo, long hair"
+    assert caption({"tags": {"1girl": 0.98, "long_hair": 0.7}}) == "1girl, long hair"
+    assert caption({"tags": None, "tag_string": "null", "text": "a, b"}) == "a, b"
+
+
+def test_categories_of_other_sites_count_as_the_nearest_of_danbooru():
+    e621 = {"tags": {"general": ["long_ears"], "species": ["fox"], "artist": ["wlop"], "lore": [], "meta": []}}
+    assert caption(e621) == "wlop, long ears, fox"
+    assert caption({"tags_metadata": "highres", "tags_circle": "wlop", "tags_general": "a b"}) == "wlop, a, b, highres"
+
+
+@pytest.mark.parametrize(
+    ("fields", "rating"),
+    [
+        ({"rating": "s", "tag_string": "a"}, "sensitive"),
+        ({"rating": "s", "category": "danbooru"}, "sensitive"),
+        ({"rating": "s", "category": "yandere"}, "general"),
+        ({"rating": "s", "category": "e621", "tag_string": "a"}, "general"),
+        ({"rating": "s"}, "s"),
+        ({"rating": "s", "category": "portrait"}, "s"),
+        ({"rating": "Safe"}, "general"),
+        ({"rating": "rating:questionable"}, "questionable"),
+        ({"rating": "E"}, "explicit"),
+        ({"rating": " "}, None),
+    ],
+)
+def test_ratings_mean_what_their_site_means_by_them(fields, rating):
+    assert read_tags({"tags": "a"} | fields, "text", "a.png").rating == rating
+
+
+def test_a_rating_that_may_mean_two_things_is_refused_where_it_counts():
+    tags = read_tags({"tags": "a", "rating": "s"}, "text", "a.png")
+    assert TagSettings().exclusion_reason(tags, "a.png") is None
+    for settings in ({"ratings": ("general",)}, {"categories": ("rating", "general")}):
+        with pytest.raises(ConfigError, match=r'a.png: rating = "s" is "sensitive" on danbooru and "safe" elsewhere'):
+            TagSettings(**settings).exclusion_reason(tags, "a.png")
+
+
+@pytest.mark.parametrize(
+    ("score", "number"), [("41", 41), (41, 41), ({"up": 50, "down": -9, "total": 41}, 41), ("", None)]
+)
+def test_scores_are_numbers_however_they_are_written(score, number):
+    assert read_tags({"tags": "a", "score": score}, "text", "a.png").score == number
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"tag_string_general": 5}, r"a.png: tags must be a text or a list of texts, not 5"),
         ({"tags": ["a", 1]}, r"a.png: tags must be"),
-        ({"tags": "a", "rating": "x"}, r'a.png: rating = "x": no rating'),
+        ({"tags": "a", "rating": "x"}, r'a.png: rating = "x": no rating. There are: e, explicit, g, general, q,'),
         ({"tags": "a", "rating": ["g"]}, r"a.png: rating = .*: no rating"),
-        ({"tags": "a", "score": "41"}, r"a.png: score = '41': must be a number"),
+        ({"tags": "a", "score": "many"}, r"a.png: score = 'many': must be a number"),
     ],
 )
 def test_invalid_sidecars_are_named(fields, message):

@@ -30,8 +30,14 @@ class Judge(BaseHTTPRequestHandler):
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append((self.path, dict(self.headers), request))
+        if refusal := self.server.refuses(request):
+            self.reply({"error": {"message": refusal}}, 400)
+            return
         _, *pictures = request["messages"][0]["content"]
         seen = [brightness(part["image_url"]["url"]) for part in pictures]
+        if isinstance(self.server.says, dict):
+            self.reply({"choices": [self.server.says]})
+            return
         answer = self.server.says or (f"{10 * seen[0]:.1f}" if len(seen) == 1 else verdict(*seen))
         status = self.server.statuses.pop() if self.server.statuses else 200
         if status != 200:
@@ -64,7 +70,7 @@ def verdict(first, second):
 @pytest.fixture
 def judge():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
-    server.requests, server.says, server.statuses = [], "", []
+    server.requests, server.says, server.statuses, server.refuses = [], "", [], lambda request: ""
     threading.Thread(target=server.serve_forever, daemon=True).start()
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
     yield server
@@ -113,12 +119,64 @@ def test_comparisons_pair_images_of_a_prompt():
 
 
 @pytest.mark.parametrize(
-    "answer", ["I would give it a 7.", "11", "-1", "7/10", "", "seven", "1e1", "nan", "10.5", "\u0667"], ids=str
+    "answer",
+    ["I would give it a 7.", "11", "-1", "7/5", "7/100", "3 or 8", "", "seven", "1e1", "nan", "10.5", "\u0667"],
+    ids=str,
 )
 def test_an_answer_without_a_grade_is_refused(judge, answer):
     judge.says = answer or " "
     with pytest.raises(RewardError, match="instead of a number from 0 to 10; asked 2 times"):
         VlmJudge(judge.url, "eye-1", **QUICK)(IMAGES[:1], PROMPTS[:1])
+
+
+ANSWERS = [
+    *("7", " 7.0\n", "**7**", "`7`", "7.", "7/10", "**7 / 10**", "# 7", '"7"'),
+    *("<think>It is red, so 9.\n\nOr 3?</think>\n\n7", "It may be 9.</think>7", "<thinking>9</thinking> **7**"),
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_a_grade_is_read_behind_thoughts_and_within_marks(judge, answer):
+    judge.says = answer
+    assert VlmJudge(judge.url, "eye-1", **QUICK)(IMAGES[:1], PROMPTS[:1]).tolist() == [7.0]
+
+
+@pytest.mark.parametrize("answer", ["**B**", "b.", "<think>A or B? A!</think>\nB", '"B"'])
+def test_a_choice_is_read_behind_thoughts_and_within_marks(judge, answer):
+    judge.says = answer
+    assert VlmJudge(judge.url, "eye-1", measure="pairwise", **QUICK)(IMAGES[:2], PROMPTS[:2]).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"message": {"content": "<think>it is red, so I would"}, "finish_reason": "length"},
+        {"message": {"content": None, "reasoning_content": "it is red"}, "finish_reason": "length"},
+        {"message": {"content": None, "reasoning": "it is red"}},
+        {"message": {"content": ""}, "finish_reason": "length"},
+    ],
+)
+def test_a_judge_that_is_still_thinking_is_told_with_the_way_out(judge, choice):
+    judge.says = choice
+    with pytest.raises(RewardError, match="still thinking; raise max_tokens, or turn thinking off by request"):
+        VlmJudge(judge.url, "eye-1", **QUICK)(IMAGES[:1], PROMPTS[:1])
+
+
+def test_fields_of_requests_can_be_added_and_taken_out(judge):
+    def refuses(request):
+        bad = {"max_tokens", "temperature"} & request.keys()
+        return f"unsupported: {', '.join(sorted(bad))}; use max_completion_tokens" if bad else ""
+
+    judge.refuses = refuses
+    with pytest.raises(RewardError, match=r"answered 400: unsupported: .*the setting request adds .* max_tokens, temp"):
+        VlmJudge(judge.url, "eye-1", **QUICK)(IMAGES[:1], PROMPTS[:1])
+    assert len(judge.requests) == 1  # the same request would be refused again
+    request = {"max_tokens": None, "temperature": None, "max_completion_tokens": 900, "reasoning_effort": "low"}
+    reward = VlmJudge(judge.url, "eye-1", request=json.dumps(request), **QUICK)
+    assert reward(IMAGES[:1], PROMPTS[:1]).tolist() == [2.0]
+    sent = judge.requests[-1][2]
+    assert sent.keys() == {"model", "messages", "max_completion_tokens", "reasoning_effort"}
+    assert (sent["max_completion_tokens"], sent["reasoning_effort"]) == (900, "low")
 
 
 def test_an_answer_without_a_choice_is_refused(judge):
@@ -140,6 +198,10 @@ def test_settings_are_checked():
         ({"url": "localhost"}, "is no address"),
         ({"question": "how good?"}, "{prompt}"),
         ({"concurrency": 0}, "concurrency"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"request": "{"}, "request:1: not JSON"),
+        ({"request": "[]"}, "must be a JSON object"),
+        ({"request": '{"messages": []}'}, "request names messages, which the reward sets itself"),
     ):
         with pytest.raises(ValueError, match=words):
             VlmJudge(**{"url": "http://a/v1", "model": "e"} | settings)

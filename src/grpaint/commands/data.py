@@ -64,7 +64,7 @@ def _survey_lines(summary: dict[str, Any]) -> list[str]:
     lines = []
     for collection in summary["collections"]:
         lines.append(f"{collection['path']}: {collection['images']} images")
-        lines += [f"  bad: {name}: {reason}" for name, reason in collection["bad_files"].items()]
+        lines += [f"  left out: {name}: {reason}" for name, reason in collection["left_out_files"].items()]
         lines += [f"  left out by tags: {count} {reason}" for reason, count in collection["left_out_by_tags"].items()]
         lines += [f"  without a caption: {name}" for name in collection["without_caption"]]
     lines.append(f"{summary['captioned']} whole, wanted and captioned")

@@ -19,7 +19,8 @@ from grpaint.core.reward import RewardBase
 from grpaint.core.runtime import resolve
 from grpaint.images.opening import open_source
 from grpaint.images.pictures import SUFFIXES, BadImage, read_picture, to_tensor
-from grpaint.images.sources import Fields, ImageEntry, ImageSource, read_image_file
+from grpaint.images.sidecars import Fields, is_missing
+from grpaint.images.sources import ImageEntry, ImageSource, read_image_file
 from grpaint.learn.reward_checks import self_test
 from grpaint.learn.table import score_images
 from grpaint.recipe.build import build
@@ -72,6 +73,7 @@ def score_folder(
     reward, device = item.reward, resolve("auto", "fp32").device
     source, entries = _open_pictures(folder)
     captions = _read_captions(captions_file) if captions_file else {}
+    names = {entry.name for entry in entries}
     prompts = [_prompt(entry, folder, reward, captions, references) for entry in entries]
     first = _read_entry(source, folder, entries[0]).to(device)
     pair = self_test(kind, reward, torch.stack([first] * 2), [prompts[0]] * 2) if item.self_test else None
@@ -84,6 +86,8 @@ def score_folder(
         "reward": kind,
         "self_test": None if pair is None else dict(zip(("better", "worse"), pair[1].tolist(), strict=True)),
         "images": len(scores),
+        "left_out": dict(source.left_out()),
+        "captions_of_no_image": [name for name in captions if name not in names],
         "mean": values.mean().item(),
         "std": values.std(correction=0).item(),
         "best": max(scores, key=lambda name: scores[name]),
@@ -97,7 +101,8 @@ def _open_pictures(folder: Path) -> tuple[ImageSource, list[ImageEntry]]:
     source = open_source(folder, CAPTION, IMAGE, "--images")
     entries = source.entries()
     if not entries:
-        raise ConfigError(f"--images {folder}: no pictures in it. They end in {', '.join(SUFFIXES)}.")
+        left_out = "".join(f" {name}: {reason}." for name, reason in [*source.left_out().items()][:5])
+        raise ConfigError(f"--images {folder}: no pictures in it. They end in {', '.join(SUFFIXES)}.{left_out}")
     return source, entries
 
 
@@ -164,7 +169,8 @@ def _prompt(
 ) -> Prompt:
     """A picture's prompt; its caption is empty if it has none and the reward reads none or is the user's own."""
     file, fields = folder / entry.name, captions.get(entry.name, entry.fields)
-    text = fields.get(CAPTION) or fields.get("sentence") or ""  # drawn scenes have a sentence
+    texts = [fields[column] for column in (CAPTION, "sentence") if not is_missing(fields.get(column))]
+    text = texts[0] if texts else ""  # drawn scenes have a sentence
     if not isinstance(text, str):
         raise ConfigError(f'{file}: its "{CAPTION}" must be a string, not {text!r:.60}.')
     if not text and isinstance(reward, RewardBase) and reward.needs_caption:
@@ -183,6 +189,10 @@ def report_table(report: Mapping[str, Any]) -> Table:
     pair = report["self_test"]
     table.add_row("self-test", f"better {pair['better']:.4g}, worse {pair['worse']:.4g}" if pair else "has none")
     table.add_row("images", str(report["images"]))
+    for name, reason in report["left_out"].items():
+        table.add_row("left out", f"{name}: {reason}")
+    for name in report["captions_of_no_image"]:
+        table.add_row("of no image", f"the caption of {name}")
     table.add_row("mean", f"{report['mean']:.4g}")
     table.add_row("std", f"{report['std']:.4g}")
     if report["images"] > 1 and not report["std"]:

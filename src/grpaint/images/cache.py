@@ -12,7 +12,7 @@ from grpaint.storage.atomic import write_atomic
 from grpaint.storage.cache import cache_folder
 from grpaint.storage.reading import parse_object, read_object
 
-VERSION = 2
+VERSION = 3
 
 
 def folder() -> Path:

@@ -14,10 +14,12 @@ from PIL import Image
 
 from grpaint.core.errors import ConfigError, RunError
 from grpaint.images import cache
+from grpaint.images.booru import ImageTags, read_tags
 from grpaint.images.opening import open_source
-from grpaint.images.pictures import BadImage, average_hash, crop_to, read_picture
+from grpaint.images.pictures import BadImage, Profiles, average_hash, crop_to, read_picture
+from grpaint.images.sidecars import is_missing
 from grpaint.images.sources import ImageEntry, ImageSource
-from grpaint.images.tags import ImageTags, TagSettings, read_tags
+from grpaint.images.tags import TagSettings
 
 _WORKERS = min(8, os.cpu_count() or 1)
 
@@ -57,7 +59,7 @@ class CaptionedImage:
             RunError: if the file has become unusable since it was verified.
         """
         try:
-            return crop_to(read_picture(self.collection.source.read(self.entry)), size)
+            return crop_to(self.collection.read(self.entry), size)
         except BadImage as bad:
             raise RunError(
                 f"{self.collection.path}: {self.entry.name}: {bad}; it was whole when the data was first opened. "
@@ -72,11 +74,15 @@ class CaptionedImage:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What to read from a collection: the caption and image columns, and the settings for tags, if any."""
+    """What to read from a collection: the caption and image columns, the settings for tags, if any, and colours.
+
+    ``profiles``: whether embedded ICC profiles are converted to sRGB.
+    """
 
     caption_column: str
     image_column: str
     tags: TagSettings | None
+    profiles: Profiles = "convert"
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class Collection:
     @cached_property
     def scans(self) -> dict[str, ImageScan]:
         """The scan of each image by name; each file is decoded once, and again only after it has changed."""
-        subject = f"images of {self.path.resolve()}, {self.options.image_column}"
+        subject = f"images of {self.path.resolve()}, {self.options.image_column}, {self.options.profiles}"
         cached_scans, stamps = cache.read(subject), {file: cache.stamp(file) for file in {e.file for e in self.entries}}
         current = {e.name: cached_scans.get(e.name) for e in self.entries}
         new = [e for e in self.entries if (current[e.name] or [None])[0] != stamps[e.file]]
@@ -111,10 +117,18 @@ class Collection:
             cache.write(subject, current)
         return {name: ImageScan(*row[1:]) for name, row in current.items() if row}
 
+    def read(self, entry: ImageEntry) -> Image.Image:
+        """Read the image of an entry.
+
+        Raises:
+            BadImage: if it cannot be used.
+        """
+        return read_picture(self.source.read(entry), self.options.profiles)
+
     def _scan(self, entry: ImageEntry) -> ImageScan:
         try:
             raw = self.source.read(entry)
-            picture = read_picture(raw)
+            picture = read_picture(raw, self.options.profiles)
         except BadImage as bad:
             return ImageScan(str(bad))
         digest = hashlib.blake2b(raw, digest_size=16).hexdigest()
@@ -124,6 +138,11 @@ class Collection:
     def bad_files(self) -> dict[str, str]:
         """The names of images that cannot be used, each with the reason."""
         return {name: scan.problem for name, scan in self.scans.items() if scan.problem}
+
+    @cached_property
+    def left_out_files(self) -> dict[str, str]:
+        """The names of everything that looks like an image and is not used, each with the reason."""
+        return {**self.bad_files, **self.source.left_out()}
 
     @cached_property
     def _sorted(self) -> tuple[list[CaptionedImage], Counter[str], list[str]]:
@@ -152,7 +171,7 @@ class Collection:
             text = settings.caption(settings.arrange(replace(tags, score=None, rating=None), ()), None)
             split_text = " ".join(sorted(tag for category_tags in tags.by_category.values() for tag in category_tags))
             return CaptionedImage(entry, scan, text, split_text, tags, self)
-        text = entry.fields.get(column) or ""
+        text = "" if is_missing(entry.fields.get(column)) else entry.fields[column]
         if not isinstance(text, str):
             raise ConfigError(f'{location}: its "{column}" is no text: {text!r:.60}.')
         return CaptionedImage(entry, scan, text.strip(), text.strip(), None, self)
@@ -184,8 +203,8 @@ class Collection:
             raise ConfigError(
                 f'{self.key} = "{self.path}": {count} of {count + len(self.captioned)} images have '
                 f"no caption: {_first_few(self.without_caption)}. Give each a .txt or .json beside it, a line of "
-                f'metadata.jsonl or a "{self.options.caption_column}" column (data.caption names it; data.tags reads '
-                "booru tags), or take it out. Captions are dropped by data.caption_dropout."
+                f'metadata.jsonl or .csv, or a "{self.options.caption_column}" column (data.caption names it; '
+                "data.tags reads booru tags), or take it out. Captions are dropped by data.caption_dropout."
             )
         if not self.captioned:
             raise ConfigError(f'{self.key} = "{self.path}": no image there can be used ({self.summary()}).')
@@ -193,7 +212,7 @@ class Collection:
 
     def summary(self) -> str:
         """Describe in a line how many images there are, and how many are left out for which reason."""
-        left_out = Counter(self.bad_files.values()) + self.left_out_by_tags
+        left_out = Counter(self.left_out_files.values()) + self.left_out_by_tags
         parts = [f"{len(self.entries)} images", *(f"{n} left out: {reason}" for reason, n in left_out.most_common())]
         return ", ".join(parts)
 

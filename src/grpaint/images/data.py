@@ -16,11 +16,12 @@ from grpaint.core.policy import CaptionedImages, Prompt
 from grpaint.core.rng import permutation, seed_of, uniform
 from grpaint.core.text import printable
 from grpaint.images import buckets
+from grpaint.images.booru import SIDECAR_CATEGORIES
 from grpaint.images.buckets import Size
 from grpaint.images.collection import CaptionedImage, Collection, ReadOptions, map_in_threads, prompt_metadata
 from grpaint.images.order import draw_bucket, epoch_order, is_held_out
-from grpaint.images.pictures import to_tensor
-from grpaint.images.tags import SIDECAR_CATEGORIES, TagSettings, sentence
+from grpaint.images.pictures import Profiles, to_tensor
+from grpaint.images.tags import TagSettings, sentence
 from grpaint.scenes.shapes import SIDE
 from grpaint.scenes.world import caption_of, judge
 
@@ -33,6 +34,17 @@ def check_split(path: str, share: float) -> None:
     """
     if not path and not 0 < share < 1:
         raise ValueError(f"held_out_share must lie in (0, 1), got {share}; or name held_out_path")
+
+
+def no_split(share: float, reason: str, captions: int) -> ConfigError:
+    """Return the error for a share that leaves a side empty; ``captions`` counts the different ones.
+
+    The split goes by captions, so no share can divide images or prompts that have one caption.
+    """
+    way_out = "choose another share, or name data.held_out_path"
+    if captions == 1:
+        way_out = "all have one caption, which decides the side, so no share divides them; name data.held_out_path"
+    return ConfigError(f"data.held_out_share = {share}: {reason}; {way_out}.")
 
 
 def first_missing(data: Any, what: str) -> str:
@@ -55,7 +67,8 @@ class ImageData:
       size of about that area whose aspect ratio is nearest, in steps of ``bucket_step``; a batch has one size.
     - ``caption_dropout``: the share of empty captions in :meth:`batch`.
     - ``references``: give each RL prompt its image as the reference.
-    - ``tags``: read booru tags as captions. ``report_by``: the column by which evaluations are split.
+    - ``tags``: read booru tags as captions. ``profiles``: "convert" the colours of embedded ICC profiles to sRGB, or
+      "ignore" them. ``report_by``: the column by which evaluations are split.
     """
 
     train: str
@@ -69,6 +82,7 @@ class ImageData:
     caption_dropout: float = 0.1
     references: bool = False
     tags: TagSettings | None = None
+    profiles: Profiles = "convert"
     report_by: str = ""
 
     score: ClassVar[str] = "reward"
@@ -85,7 +99,8 @@ class ImageData:
             raise ValueError(f"caption_dropout must lie in [0, 1), got {self.caption_dropout}")
 
     def _collection(self, key: str, path: str) -> Collection:
-        return Collection(Path(path), f"data.{key}", ReadOptions(self.caption, self.image, self.tags))
+        options = ReadOptions(self.caption, self.image, self.tags, self.profiles)
+        return Collection(Path(path), f"data.{key}", options)
 
     @cached_property
     def collections(self) -> list[Collection]:
@@ -111,10 +126,8 @@ class ImageData:
             sides[is_held_out(image.split_text, self.held_out_share)].append(image)
         for side, name in zip(sides, ("training", "held out"), strict=True):
             if not side:
-                raise ConfigError(
-                    f"data.held_out_share = {self.held_out_share}: of {len(images)} images none is {name}; choose "
-                    "another share, or name data.held_out_path."
-                )
+                texts = {image.split_text for image in images}
+                raise no_split(self.held_out_share, f"of {len(images)} images none is {name}", len(texts))
         return sides
 
     @property
@@ -155,7 +168,7 @@ class ImageData:
         """
         for collection in self.collections:
             log(f"{collection.key} {collection.path}: {collection.summary()}")
-            for name, reason in list(collection.bad_files.items())[:20]:
+            for name, reason in list(collection.left_out_files.items())[:20]:
                 log(f"  left out: {name}: {reason}")
         sizes = ", ".join(f"{width} x {height}: {len(images)}" for (width, height), images in self._buckets)
         log(f"{len(self.training)} to train on ({sizes}), {len(self._sides[1])} held out")

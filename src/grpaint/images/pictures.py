@@ -4,25 +4,49 @@ import io
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
-ANIMATED_FORMATS = ("GIF", "WEBP", "PNG")
+from grpaint.images.colours import ColourConversion, colour_conversion
+
+Profiles = Literal["convert", "ignore"]
+
+ANIMATED_FORMATS = ("GIF", "WEBP", "PNG", "AVIF")
 MAX_PIXELS = 1 << 26  # 8192 x 8192; a larger image is treated as a decompression bomb
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # what SUFFIXES mean; Pillow's EPS would start Ghostscript
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # of SUFFIXES; Pillow's EPS would start Ghostscript
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".apng", ".jfif", ".jpe", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo", ".avif"),
+)
 WHITE = (255, 255, 255)
+_SIGNATURES = (
+    *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"),
+    *(b"\xff\x0a", b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ", b"8BPS"),  # JPEG XL, JPEG 2000, Photoshop
+)
+_BRANDS = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"hevc")  # of AVIF and HEIC
 
 # read_picture refuses decompression bombs by their header, before it decodes a pixel of them
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", message="Corrupt EXIF data")
+# one text of a PNG may take as much as all of them: a graph or XMP of more than 1 MiB is no sign of damage
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 class BadImage(Exception):
     """The reason why a file cannot be used as a training image, in one of a few fixed phrases, so it can be counted."""
+
+
+def looks_like_picture(head: bytes) -> bool:
+    """Whether a file's first 32 bytes are those of an image, of a format that is read or of another one."""
+    bitmap = head[:2] == b"BM" and head[6:10] == bytes(4)
+    container = head[4:8] == b"ftyp" and head[8:12] in _BRANDS
+    webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    return bitmap or container or webp or head.startswith(_SIGNATURES)
 
 
 def open_picture(raw: bytes) -> Image.Image:
@@ -33,22 +57,29 @@ def open_picture(raw: bytes) -> Image.Image:
     """
     if not raw:
         raise BadImage("empty file")
+    if raw.startswith(b"version https://git-lfs"):
+        raise BadImage("a pointer of Git LFS, not the image; run git lfs pull")
     try:
         picture = Image.open(io.BytesIO(raw), formats=FORMATS)
     except Image.DecompressionBombError:
         raise BadImage("too many pixels") from None
-    except Exception:  # noqa: BLE001 - reason: a decoder may raise anything
-        raise BadImage("not an image that Pillow reads") from None
+    except Exception as error:  # noqa: BLE001 - reason: a decoder may raise anything
+        raise BadImage(_too_much_text(error) or "not an image that Pillow reads") from None
     if math.prod(picture.size) > MAX_PIXELS:
         raise BadImage("too many pixels")
     return picture
 
 
-def read_picture(raw: bytes) -> Image.Image:
+def _too_much_text(error: Exception) -> str:
+    return f"more than {PngImagePlugin.MAX_TEXT_MEMORY >> 20} MiB of text" if "MAX_TEXT" in str(error) else ""
+
+
+def read_picture(raw: bytes, profiles: Profiles = "convert") -> Image.Image:
     """Decode an image file to an upright RGB picture.
 
     CMYK, palette, grey and 16-bit images are converted, transparent pixels are laid on white, and the picture is
-    rotated as its EXIF orientation requires.
+    rotated as its EXIF orientation requires. With ``profiles`` "convert" the colours of an embedded ICC profile are
+    converted to sRGB.
 
     Raises:
         BadImage: if the file is empty, not an image, cut short or corrupt, animated, has too many pixels, or
@@ -60,25 +91,45 @@ def read_picture(raw: bytes) -> Image.Image:
         if picture.format in ANIMATED_FORMATS and getattr(picture, "n_frames", 1) > 1:
             raise BadImage("animated")
         picture.load()
-        return _to_rgb(ImageOps.exif_transpose(picture))
+        to_srgb = colour_conversion(picture.info.get("icc_profile")) if profiles == "convert" else None
+        return _to_rgb(_upright(picture), to_srgb)
     except BadImage:
         raise
-    except Exception:  # noqa: BLE001 - reason: a decoder may raise anything
-        raise BadImage("cut short or corrupt") from None
+    except Exception as error:  # noqa: BLE001 - reason: a decoder may raise anything
+        raise BadImage(_too_much_text(error) or "cut short or corrupt") from None
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _upright(picture: Image.Image) -> Image.Image:
+    """Rotate a picture as its EXIF orientation requires; damaged EXIF requires nothing, as in browsers."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # noqa: BLE001 - reason: the pixels are whole, and the parser of EXIF may raise anything
+        return picture
+
+
+def _to_rgb(picture: Image.Image, to_srgb: ColourConversion | None) -> Image.Image:
+    convert = to_srgb or (lambda image: image.convert("RGB"))
     if picture.mode == "F":
         raise BadImage("floating-point pixels")
     if picture.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would keep the lowest 8 bits
-        grey = np.asarray(picture).astype(np.float64) / 257
-        return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        foreground = picture.convert("RGBA")
-        page = Image.new("RGB", foreground.size, WHITE)
-        page.paste(foreground, mask=foreground.getchannel("A"))
-        return page
-    return picture.convert("RGB")
+        levels = np.asarray(picture)
+        eight_bit = (levels.astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+        colours, clear = convert(Image.fromarray(eight_bit)), picture.info.get("transparency")
+        opaque = None if clear is None else Image.fromarray(np.where(levels == clear, 0, 255).astype(np.uint8))
+    else:
+        has_alpha = picture.has_transparency_data
+        opaque = picture.convert("RGBA").getchannel("A") if has_alpha else None
+        colours = convert(_without_alpha(picture) if has_alpha else picture)
+    if opaque is None:
+        return colours
+    page = Image.new("RGB", colours.size, WHITE)
+    page.paste(colours, mask=opaque)
+    return page
+
+
+def _without_alpha(picture: Image.Image) -> Image.Image:
+    """The stored colours of a picture with transparent pixels; grey stays grey, for its profile's sake."""
+    return picture.convert("L") if picture.mode in ("1", "L", "LA") else picture.convert("RGBA").convert("RGB")
 
 
 def crop_to(picture: Image.Image, size: tuple[int, int]) -> Image.Image:

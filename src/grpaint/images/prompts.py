@@ -1,8 +1,6 @@
 """Prompt files as a source of prompts for reinforcement learning: the ``[data]`` table with ``kind = "prompts"``."""
 
-import csv
-import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +13,13 @@ from grpaint.core.errors import ConfigError
 from grpaint.core.policy import CaptionedImages, Prompt
 from grpaint.core.rng import permutation
 from grpaint.core.text import printable
-from grpaint.images.data import check_split, first_missing
+from grpaint.images.data import check_split, first_missing, no_split
 from grpaint.images.order import epoch_order, is_held_out
 from grpaint.images.pictures import BadImage, crop_to, read_picture, to_tensor
+from grpaint.images.sidecars import is_missing
 from grpaint.images.sources import read_image_file
 from grpaint.storage.confined import inside
-from grpaint.storage.reading import json_lines, read_text
+from grpaint.storage.reading import csv_rows, json_lines, read_text
 
 SUFFIXES = (".txt", ".jsonl", ".csv")
 
@@ -37,33 +36,16 @@ def read_prompts(file: Path, column: str) -> list[Prompt]:
         lines = [line.strip() for line in read_text(file).split("\n")]
         prompts = [Prompt(line) for line in lines if line]
     else:
-        prompts = [_prompt(row, f"{file}:{number}", column) for number, row in _rows(file)]
+        read_rows = json_lines if file.suffix == ".jsonl" else csv_rows
+        prompts = [_prompt(row, f"{file}:{number}", column) for number, row in read_rows(file)]
     if not prompts:
         raise ConfigError(f"{file}: no prompt in it.")
     return prompts
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of a .jsonl or .csv file with their line numbers."""
-    if file.suffix == ".jsonl":
-        yield from json_lines(file)
-        return
-    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                column_count = len(reader.fieldnames or ())
-                raise ConfigError(
-                    f"{file}:{reader.line_num}: not the {column_count} columns that the first line names."
-                )
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise ConfigError(f"{file}:{reader.reader.line_num}: not CSV: {error}.") from None
-
-
 def _prompt(row: dict[str, Any], location: str, column: str) -> Prompt:
     text = row.pop(column, None)
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or is_missing(text):
         names = ", ".join(row) or "none"
         raise ConfigError(
             f'{location}: no prompt in column "{column}"; data.column names the column. Other columns: {names}.'
@@ -118,10 +100,8 @@ class PromptData:
         for prompt in prompts:
             sides[is_held_out(prompt.text, self.held_out_share)].append(prompt)
         if not all(sides):
-            raise ConfigError(
-                f"data.held_out_share = {self.held_out_share}: of {len(prompts)} prompts {len(sides[1])} are held out; "
-                "choose another share, or name data.held_out_path."
-            )
+            reason = f"of {len(prompts)} prompts {len(sides[1])} are held out"
+            raise no_split(self.held_out_share, reason, len({prompt.text for prompt in prompts}))
         return sides
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from grpaint.core.rng import permutation, seed_of
+from grpaint.core.text import printable
 from grpaint.images.collection import CaptionedImage, Collection
 from grpaint.images.data import ImageData
 from grpaint.images.pictures import WHITE
@@ -46,8 +47,8 @@ def _collection_summary(collection: Collection) -> dict[str, Any]:
         "key": collection.key,
         "path": str(collection.path),
         "images": len(collection.entries),
-        "bad": dict(Counter(collection.bad_files.values())),
-        "bad_files": collection.bad_files,
+        "left_out": dict(Counter(collection.left_out_files.values())),
+        "left_out_files": collection.left_out_files,
         "left_out_by_tags": dict(collection.left_out_by_tags),
         "without_caption": collection.without_caption,
     }
@@ -129,6 +130,8 @@ def contact_sheet(images: Sequence[CaptionedImage], side: int = 96, columns: int
 def write_captions(data: ImageData, file: Path, draws: int) -> int:
     """Write a line for each training image, its name and caption with a tab between; returns the number of lines.
 
+    Line ends, tabs and other control characters of a caption are shown with escapes such as ``\\n``.
+
     ``draws``: with 0 tags are neither shuffled nor dropped; otherwise each image has so many lines of random captions.
     """
     lines = []
@@ -137,6 +140,6 @@ def write_captions(data: ImageData, file: Path, draws: int) -> int:
             prompts = [data.prompt(image, random.Random(seed_of(0, row, n))) for n in range(draws)]
         else:
             prompts = [data.prompt(image)]
-        lines += [f"{image.entry.name}\t{prompt.text}" for prompt in prompts]
+        lines += [f"{image.entry.name}\t{printable(prompt.text)}" for prompt in prompts]
     write_atomic(file, "\n".join(lines) + "\n")
     return len(lines)

@@ -17,7 +17,7 @@ ROWS = 256  # read at once
 
 
 def _batches(file: str) -> Iterator[Any]:
-    if file.endswith(".parquet"):
+    if file.lower().endswith(".parquet"):
         yield from pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=ROWS)
         return
     with pyarrow.memory_map(file) as buffer:

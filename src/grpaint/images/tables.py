@@ -1,8 +1,10 @@
 """Captioned images in parquet files, and in the arrow files of Hugging Face data sets on disk."""
 
+import base64
 import functools
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,74 +12,156 @@ from typing import Any
 from grpaint.core.errors import ConfigError, MissingExtra
 from grpaint.core.text import one_line, printable
 from grpaint.images import cache
-from grpaint.images.pictures import BadImage
+from grpaint.images.pictures import BadImage, looks_like_picture
 from grpaint.images.sources import ImageEntry, read_image_file
+from grpaint.images.walk import Walk, relative_name
 from grpaint.storage.confined import inside
 from grpaint.storage.reading import parse_json, read_object
 
 CHECK = Path(__file__).with_name("table_check.py")
+NOT_LISTED = "not listed in the state.json beside it"
+MOST_PATH = 4096  # characters
 
 
 @dataclass(frozen=True)
 class ImageTables:
-    """Images in parquet files, or in the arrow files of a Hugging Face data set on disk.
+    """Images in parquet files, or in the arrow files of Hugging Face data sets on disk.
 
-    Column ``image`` holds each image's bytes or a path relative to the table's folder; the other columns are fields.
+    Column ``image`` holds each image's bytes, also as base64, or a path relative to the table's folder; the other
+    columns are fields. ``key`` is the setting that errors name.
     """
 
-    path: Path
-    files: list[Path]
+    walk: Walk
     image: str
     key: str
 
     def entries(self) -> list[ImageEntry]:
-        out, files = [], self._ordered_files()
+        files = self._ordered_files()
         _check_files(files)
+        out = []
         for file in files:
-            for group, row_count in enumerate(_group_sizes(file)):
-                table = _read_group(file, group)
-                if len(set(table.column_names)) < len(table.column_names):
-                    raise ConfigError(f"{file}: two columns of one name; rename one: {', '.join(table.column_names)}.")
-                if self.image not in table.column_names:
-                    names = ", ".join(table.column_names)
-                    raise ConfigError(f'{file}: no column "{self.image}"; set data.image to one of: {names}.')
-                rows = table.drop_columns([self.image]).to_pylist() or [{} for _ in range(row_count)]
-                name = printable(file.name)
+            name = relative_name(file, self.walk.root)
+            for group in range(len(_group_sizes(file))):
+                rows = _fields(file, group, self.image)
                 out += [ImageEntry(f"{name}:{group}:{n}", file, (group, n), row) for n, row in enumerate(rows)]
+        self._check_images_beside(out)
         return out
 
+    def left_out(self) -> Mapping[str, str]:
+        others = {*self.walk.of("parquet", "arrow")} - {*self._ordered_files()}
+        return self.walk.left_out | {relative_name(file, self.walk.root): NOT_LISTED for file in sorted(others)}
+
+    def _check_images_beside(self, entries: Sequence[ImageEntry]) -> None:
+        """Check that each image file beside the tables is one that a row of them names."""
+        beside = {*self.walk.of("image")}
+        if not beside:
+            return
+        unnamed = sorted(beside.difference(filter(None, map(self._named_file, entries))))
+        if unnamed:
+            raise ConfigError(
+                f'{self.key} = "{self.walk.root}": holds tables and {len(unnamed)} images that no row of them names, '
+                f"such as {relative_name(unnamed[0], self.walk.root)}; name a folder with one kind, or the table."
+            )
+
     def _ordered_files(self) -> list[Path]:
-        """Return the files in their order; for a data set on disk, those that its state.json lists."""
-        state_file = self.path / "state.json"
-        if not state_file.is_file():
-            return self.files
+        """Return the files in their order; of a data set on disk, those that its state.json lists."""
+        files = self.walk.of("parquet", "arrow")
+        ordered = []
+        for folder in dict.fromkeys(file.parent for file in files):
+            present = [file for file in files if file.parent == folder]
+            state_file = folder / "state.json"
+            ordered += (
+                self._listed(state_file, present) if self.walk.root.is_dir() and state_file.is_file() else present
+            )
+        return ordered
+
+    def _listed(self, state_file: Path, files: list[Path]) -> list[Path]:
         state = read_object(state_file)
         if state.get("_indices_data_files"):
             raise ConfigError(
-                f'{self.key} = "{self.path}": saved with an indices mapping (shuffled or filtered); call '
+                f'{self.key} = "{state_file.parent}": saved with an indices mapping (shuffled or filtered); call '
                 "flatten_indices() before save_to_disk()."
             )
-        present = {file.name: file for file in self.files}
+        present = {file.name: file for file in files}
         items = state.get("_data_files")
         names = [item.get("filename") for item in items if isinstance(item, dict)] if isinstance(items, list) else []
-        files = [present[name] for name in names if isinstance(name, str) and name in present]
-        if not files or not isinstance(items, list) or len(files) < len(items):
+        listed = [present[name] for name in names if isinstance(name, str) and name in present]
+        if not listed or not isinstance(items, list) or len(listed) < len(items):
             raise ConfigError(f"{state_file}: its _data_files must list .arrow files beside it; save the set again.")
-        return files
+        return listed
 
-    def read(self, entry: ImageEntry) -> bytes:
+    def _content(self, entry: ImageEntry) -> bytes | Path | None:
+        """The image of a row: its bytes, or the file that it names; None if there is none."""
         group, row = entry.position
         try:
             cell = _read_group(entry.file, group)[self.image][row].as_py()
-        except (OSError, ValueError, IndexError):  # damaged since it was checked
-            raise BadImage("cut short or corrupt") from None
+        except (ConfigError, OSError, ValueError, IndexError):  # damaged since it was checked
+            return None
         if isinstance(cell, dict):
             cell = cell.get("bytes") or cell.get("path")
-        if isinstance(cell, str):
-            return read_image_file(inside(entry.file.parent, cell, f"{entry.file}: {entry.name}"))
-        if not isinstance(cell, bytes):
+        if not isinstance(cell, str):
+            return cell if isinstance(cell, bytes) else None
+        decoded = _base64_picture(cell)
+        if decoded or cell.startswith("data:") or len(cell) > MOST_PATH:
+            return decoded
+        return inside(entry.file.parent, cell, f"{entry.file}: {entry.name}")
+
+    def _named_file(self, entry: ImageEntry) -> Path | None:
+        content = self._content(entry)
+        return content if isinstance(content, Path) else None
+
+    def read(self, entry: ImageEntry) -> bytes:
+        content = self._content(entry)
+        if content is None:
             raise BadImage("no image in its column")
-        return cell
+        return read_image_file(content) if isinstance(content, Path) else content
+
+
+def _base64_picture(text: str) -> bytes | None:
+    """Decode an image in base64, also in lines, as a data URL or in the alphabet of URLs; None if it is none."""
+    begin, comma, rest = text.partition(",")
+    body = rest if comma and begin.startswith("data:") else text
+    plain = "".join(body.split()).rstrip("=").translate(str.maketrans("-_", "+/"))
+    try:
+        raw = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except ValueError:
+        return None
+    return raw if looks_like_picture(raw[:32]) else None
+
+
+def _fields(file: Path, group: int, image: str) -> list[dict[str, Any]]:
+    """Return the columns other than ``image`` of each row of a row group."""
+    table = _read_group(file, group)
+    if len(set(table.column_names)) < len(table.column_names):
+        raise ConfigError(f"{file}: two columns of one name; rename one: {', '.join(table.column_names)}.")
+    if image not in table.column_names:
+        names = ", ".join(table.column_names)
+        raise ConfigError(f'{file}: no column "{image}"; set data.image to one of: {names}.')
+    return table.drop_columns([image]).to_pylist() or [{} for _ in range(table.num_rows)]
+
+
+def table_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a parquet file without images, with their numbers from 1 on.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    _check_files([file])
+    rows = (row for group in range(len(_group_sizes(file))) for row in _read_group(file, group).to_pylist())
+    yield from enumerate(rows, 1)
+
+
+def with_column(files: list[Path], name: str) -> list[Path]:
+    """Return those of some parquet files that have a column of this name; none if pyarrow is not installed.
+
+    Raises:
+        ConfigError: one of them cannot be read.
+    """
+    try:
+        _check_files(files)
+    except MissingExtra:
+        return []
+    return [file for file in files if name in _open_table(file).schema_arrow.names]
 
 
 def _check_files(files: list[Path]) -> None:
@@ -88,6 +172,8 @@ def _check_files(files: list[Path]) -> None:
     Raises:
         ConfigError: one cannot be used, with the reason.
     """
+    if not files:
+        return
     _pyarrow()
     subjects = {file: f"table {file.resolve()}" for file in files}
     unchecked = [file for file in files if cache.read(subjects[file]).get("whole") != cache.stamp(file)]
@@ -122,7 +208,7 @@ def _open_table(file: Path) -> Any:
     """Open a parquet file, or map the record batches of an arrow stream into memory without reading them."""
     arrow = _pyarrow()
     try:
-        if file.suffix == ".parquet":
+        if file.suffix.lower() == ".parquet":
             return arrow.parquet.ParquetFile(file)
         with arrow.memory_map(str(file)) as buffer:
             return arrow.ipc.open_stream(buffer).read_all().to_batches()
@@ -133,7 +219,7 @@ def _open_table(file: Path) -> Any:
 def _group_sizes(file: Path) -> list[int]:
     """Count the rows of each row group (parquet) or record batch (arrow): the parts that are read at once."""
     table = _open_table(file)
-    if file.suffix == ".parquet":
+    if file.suffix.lower() == ".parquet":
         return [table.metadata.row_group(n).num_rows for n in range(table.metadata.num_row_groups)]
     return [batch.num_rows for batch in table]
 
@@ -141,6 +227,10 @@ def _group_sizes(file: Path) -> list[int]:
 @functools.lru_cache(maxsize=8)
 def _read_group(file: Path, group: int) -> Any:
     table = _open_table(file)
-    if file.suffix == ".parquet":
-        return table.read_row_group(group)
+    if file.suffix.lower() == ".parquet":
+        try:
+            return table.read_row_group(group)
+        except (OSError, ValueError) as error:  # columns of unequal length pass the check, which reads in small batches
+            reason = one_line(str(error), 200)
+            raise ConfigError(f"{file}: cannot be read as a table: {reason}. Copy or make it again.") from None
     return _pyarrow().Table.from_batches([table[group]])

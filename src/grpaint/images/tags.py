@@ -1,4 +1,4 @@
-"""Booru tags: read them from the sidecars of booru sites, and turn them into captions or prose."""
+"""Booru tags turned into captions or prose; ``booru.py`` reads them."""
 
 import math
 import random
@@ -6,115 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from grpaint.core.errors import ConfigError
+from grpaint.images.booru import EMOTICONS, SIDECAR_CATEGORIES, UNCLEAR_RATING, ImageTags
 from grpaint.storage.reading import read_text
 
 Category = Literal["quality", "rating", "artist", "copyright", "character", "general", "meta"]
-
-SIDECAR_CATEGORIES = ("artist", "copyright", "character", "general", "meta")  # the others come from rating and score
-RATINGS = {"g": "general", "s": "sensitive", "q": "questionable", "e": "explicit", "safe": "general"}
-EMOTICONS = {
-    "^_^",
-    ">_<",
-    "o_o",
-    "0_0",
-    "o_0",
-    "0_o",
-    "O_O",
-    "+_+",
-    "+_-",
-    "._.",
-    ",_,",
-    "=_=",
-    "-_-",
-    "u_u",
-    "x_x",
-    "X_X",
-    "@_@",
-    ";_;",
-    "t_t",
-    "T_T",
-    "n_n",
-    "3_3",
-    "6_9",
-    ">_o",
-    ">_@",
-    "<o>_<o>",
-    "(o)_(o)",
-    "<|>_<|>",
-    "|_|",
-    "||_||",
-    "d_b",
-    "q_p",
-    "o_-",
-    "-_o",
-}
 
 
 def underscores_to_spaces(tag: str) -> str:
     """Replace a tag's underscores by spaces, unless the tag is an emoticon."""
     return tag if tag in EMOTICONS else tag.replace("_", " ")
-
-
-@dataclass(frozen=True)
-class ImageTags:
-    """The tags of one image by category, as its sidecar spells them, with its rating and score if it has them.
-
-    ``rating``: a full word, one of the values of ``RATINGS``.
-    """
-
-    by_category: Mapping[str, tuple[str, ...]]
-    rating: str | None = None
-    score: float | None = None
-
-
-def _parse_tags(value: Any, location: str, comma: bool = False) -> tuple[str, ...]:
-    """Split a text at blanks, or at commas if ``comma``, or take a list of texts; each tag once, in order."""
-    if isinstance(value, str):
-        value = value.split(",") if comma else value.split()
-    if not isinstance(value, list) or not all(isinstance(tag, str) for tag in value):
-        raise ConfigError(f"{location}: tags must be a text or a list of texts, not {value!r:.60}.")
-    return tuple(dict.fromkeys(tag.strip() for tag in value if tag.strip()))
-
-
-def read_tags(fields: Mapping[str, Any], caption: str, location: str) -> ImageTags:
-    """Read an image's tags, rating and score from its metadata fields.
-
-    Tags by category are read as danbooru (``tag_string_general`` ..) or gallery-dl (``tags_general`` ..) write them. If
-    there are none, the tags in ``tag_string`` or ``tags``, or those in column ``caption`` split at commas, all count
-    as general. ``location`` names the image in errors.
-
-    Raises:
-        ConfigError: if the tags, the rating or the score have a wrong type or value.
-    """
-    tags: dict[str, tuple[str, ...]] = {}
-    for prefix in ("tag_string_", "tags_"):
-        for category in SIDECAR_CATEGORIES:
-            if not tags.get(category) and fields.get(prefix + category):
-                tags[category] = _parse_tags(fields[prefix + category], location)
-    uncategorised = next((fields[name] for name in ("tag_string", "tags") if fields.get(name)), None)
-    if not tags and uncategorised:
-        tags["general"] = _parse_tags(uncategorised, location)
-    elif not tags and fields.get(caption):
-        tags["general"] = _parse_tags(fields[caption], location, comma=True)
-    return ImageTags(tags, _parse_rating(fields.get("rating"), location), _parse_score(fields.get("score"), location))
-
-
-def _parse_rating(value: Any, location: str) -> str | None:
-    if value is None:
-        return None
-    rating = RATINGS.get(value, value) if isinstance(value, str) else None
-    if rating not in RATINGS.values():
-        raise ConfigError(f'{location}: rating = "{value}": no rating. There are: {", ".join(sorted(RATINGS))}.')
-    return str(rating)
-
-
-def _parse_score(value: Any, location: str) -> float | None:
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)):
-        return value
-    raise ConfigError(f"{location}: score = {value!r:.60}: must be a number.")
 
 
 def read_implications(file: Path) -> dict[str, frozenset[str]]:
@@ -210,6 +113,11 @@ class TagSettings:
         for name, is_needed in needs:
             if is_needed and getattr(tags, name) is None:
                 raise ConfigError(f"{location}: has no {name}, which data.tags needs; add it, or unset what needs it.")
+        if tags.rating == UNCLEAR_RATING and needs[0][1]:
+            raise ConfigError(
+                f'{location}: rating = "s" is "sensitive" on danbooru and "safe" elsewhere; write the word, or the '
+                'site as gallery-dl does: "category": "danbooru".'
+            )
         if self.ratings and tags.rating not in self.ratings:
             return f"rated {tags.rating}"
         is_low = self.least_score is not None and tags.score is not None and tags.score < self.least_score

@@ -64,7 +64,9 @@ CATALOG: dict[str, dict[str, str]] = {
         "scenes-distance": "grpaint.rewards.scenes:SceneDistance",
         "scenes-scorer": "grpaint.rewards.scenes:SceneScorer",
         "tag-recall": "grpaint.rewards.tags:TagRecall",
+        "vlm-head": "grpaint.rewards.vlm_score:VlmHead",
         "vlm-judge": "grpaint.rewards.vlm:VlmJudge",
+        "vlm-score": "grpaint.rewards.vlm_score:VlmScore",
         "worker": "grpaint.rewards.elsewhere.worker:Worker",
     },
     "advantages": {

@@ -1,4 +1,4 @@
-"""The one reader of text, JSON and TOML, whoever wrote the file: what is wrong with it is told in one line.
+"""The one reader of text, JSON, CSV and TOML, whoever wrote the file: what is wrong with it is told in one line.
 
 Every function raises :class:`~grpaint.core.errors.ConfigError` with the file, and the line where there are lines.
 Nesting of more than ``MOST_DEPTH`` levels, whole numbers that fp64 cannot hold, bytes that are no UTF-8 and files that
@@ -6,6 +6,8 @@ are no regular ones (pipes, devices) are errors like any other. A lone surrogate
 U+FFFD.
 """
 
+import csv
+import io
 import json
 import os
 import stat
@@ -156,6 +158,25 @@ def json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(read_text(file).split("\n"), 1):
         if line.strip():
             yield number, parse_object(line, str(file), number)
+
+
+def csv_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the rows of a .csv file by the column names of its first line, each with the number of its last line.
+
+    Raises:
+        ConfigError: the file cannot be read, is not CSV, or a row has more or fewer columns.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                column_count = len(reader.fieldnames or ())
+                raise ConfigError(
+                    f"{file}:{reader.line_num}: not the {column_count} columns that the first line names."
+                )
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ConfigError(f"{file}:{reader.reader.line_num}: not CSV: {error}.") from None
 
 
 def parse_toml(text: str, location: str) -> dict[str, Any]:

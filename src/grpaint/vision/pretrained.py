@@ -56,6 +56,28 @@ def open_tokenizer(folder: Path) -> Any:
         raise CheckpointError(f"{folder}: its tokenizer cannot be read ({reason}). Copy it again.") from error
 
 
+def open_vision_language(folder: Path) -> tuple[Any, Any]:
+    """Open a vision-language model of transformers, in fp32 on the CPU, and its processor; only safetensors are read.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, a tensor is missing, or it needs code of its own.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        processor = AutoProcessor.from_pretrained(folder, **options)
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+        )
+    except Exception as error:  # a damaged file may raise anything
+        reason = one_line(str(error), 160)
+        raise CheckpointError(f"{folder}: no vision-language model that can be opened ({reason}).") from error
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(f"{folder}: {len(missing)} tensors are missing, such as {missing[0]}. Copy it again.")
+    return model.eval().requires_grad_(False), processor
+
+
 class Tokenizer:
     """Encodes captions as token ids ``[b, length]``; a longer caption is truncated and keeps its end token."""
 

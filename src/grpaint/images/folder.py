@@ -1,0 +1,85 @@
+"""A folder of image files with captions in sidecars or metadata files as a source of captioned images."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from grpaint.core.errors import ConfigError
+from grpaint.core.text import one_line
+from grpaint.images.naming import kind_of
+from grpaint.images.pictures import SUFFIXES
+from grpaint.images.sidecars import JSON_SUFFIXES, TEXT_SUFFIXES, Fields, merge, sidecar_names
+from grpaint.images.sources import ImageEntry, read_image_file
+from grpaint.images.tables import table_rows
+from grpaint.images.walk import Walk, relative_name
+from grpaint.storage.confined import inside
+from grpaint.storage.reading import csv_rows, json_lines, read_object, read_text
+
+Sources = list[tuple[str, Fields]]  # what is written about an image, each with the name of the place
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Image files below a folder; captions in a metadata file (by ``file_name``), NAME.json or NAME.txt beside them.
+
+    ``caption``: the column in which the text of NAME.txt is stored.
+    """
+
+    walk: Walk
+    caption: str
+
+    def entries(self) -> list[ImageEntry]:
+        by_file: dict[Path, Sources] = {}
+        for table in self.walk.of("metadata"):
+            for file, source in _rows(table):
+                by_file.setdefault(file, []).append(source)
+        sidecars: dict[Path, list[Path]] = {}  # by their names in small letters: A.PNG may have an A.TXT
+        for file in self.walk.files.get("other", []):
+            sidecars.setdefault(file.with_name(file.name.lower()), []).append(file)
+        return [
+            ImageEntry(
+                relative_name(file, self.walk.root),
+                file,
+                (0, 0),
+                merge(by_file.get(file, []) + self._beside(file, sidecars), self.caption, str(file)),
+            )
+            for file in self.walk.of("image")
+        ]
+
+    def left_out(self) -> Mapping[str, str]:
+        return self.walk.left_out
+
+    def _beside(self, file: Path, sidecars: Mapping[Path, list[Path]]) -> Sources:
+        """Read the sidecars of an image; ``sidecars``: all of them by name."""
+        stem, name = file.stem.lower(), file.name.lower()
+        names = sidecar_names(stem, name, JSON_SUFFIXES) + sidecar_names(stem, name, TEXT_SUFFIXES)
+        its_own = [sidecar for name in names for sidecar in sidecars.get(file.with_name(name), []) if sidecar.is_file()]
+        return [
+            (s.name, read_object(s) if s.suffix.lower() in JSON_SUFFIXES else {self.caption: read_text(s).strip()})
+            for s in its_own
+        ]
+
+    def read(self, entry: ImageEntry) -> bytes:
+        return read_image_file(entry.file)
+
+
+def _rows(table: Path) -> Iterator[tuple[Path, tuple[str, Fields]]]:
+    """Yield the image file of each line of a metadata file, with the line's name and its fields."""
+    read = {".jsonl": json_lines, ".csv": csv_rows, ".parquet": table_rows}[table.suffix]
+    earlier_names: set[str] = set()
+    for number, fields in read(table):
+        location = f"{table}:{number}"
+        name = fields.pop("file_name", None)
+        if not isinstance(name, str):
+            columns = one_line(", ".join(fields) or "none", 200)
+            raise ConfigError(f"{location}: no file_name, which names the image of the line. Other columns: {columns}.")
+        if "\\" in name and not (table.parent / name).exists():  # written by Windows
+            name = name.replace("\\", "/")
+        if name in earlier_names:
+            raise ConfigError(f"{location}: a second line for {name}.")
+        if not inside(table.parent, name, location, links=True).is_file():
+            raise ConfigError(f"{location}: there is no file {name} beside it.")
+        if kind_of(Path(name).name) not in ("image", "left out", "unknown"):
+            raise ConfigError(f"{location}: {name}: images end in {', '.join(SUFFIXES)}.")
+        earlier_names.add(name)
+        yield table.parent / name, (f"{table.name}:{number}", fields)
