@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,25 @@ def test_only_line_ends_end_a_line(tmp_path, suffix):
     file = tmp_path / f"a{suffix}"
     file.write_bytes(rows[suffix].encode())
     assert [prompt.text for prompt in read_prompts(file, "prompt")] == texts
+
+
+def test_public_benchmarks_are_held_out_prompts(tmp_path):
+    """A line of GenEval 2's layout keeps its nested questions; a file a prompt becomes a line by the page's command."""
+    questions = [["How many kites are there?", "two"], ["Is the hat wet?", "Yes"]]
+    line = {"prompt": "two kites over a wet hat", "atom_count": 4, "vqa_list": questions}
+    (tmp_path / "geneval2_data.jsonl").write_text(json.dumps(line) + "\n")
+    folder = tmp_path / "dpg_bench" / "prompts"
+    folder.mkdir(parents=True)
+    (folder / "1.txt").write_text("A tall lamp,\r\nwhich leans.\n")
+    (folder / "2.txt").write_text("An empty street.")
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    subprocess.run(["sh", "-c", page.split("one file of all: `")[1].split("`")[0]], cwd=tmp_path, check=True)
+    train = str(write(tmp_path, ".txt"))
+    source = PromptData(train, str(tmp_path / "geneval2_data.jsonl"), report_by="atom_count")
+    (prompt,) = source.held_out(9, 0)
+    assert (prompt.text, prompt.metadata["vqa_list"], source.category(prompt)) == (line["prompt"], questions, "4")
+    texts = {" ".join(prompt.text.split()) for prompt in PromptData(train, str(tmp_path / "dpg.txt")).held_out(9, 0)}
+    assert texts == {"A tall lamp, which leans.", "An empty street."}
 
 
 BAD = {
