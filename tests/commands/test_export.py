@@ -281,5 +281,5 @@ def test_steps_that_stock_ddim_misses_have_no_snippet(tmp_path: Path, monkeypatc
         if steps == 20:
             assert "pipe(" in provenance.diffusers_script(policy, one, "a", 0, tmp_path / "none")
         else:
-            with pytest.raises(ConfigError, match="a number of steps that divides 1000"):
+            with pytest.raises(ConfigError, match="a number of steps that divides the scheduler's num_train_timesteps"):
                 provenance.diffusers_script(policy, one, "a", 0, tmp_path / "none")
