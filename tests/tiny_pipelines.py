@@ -1,7 +1,9 @@
 """Tiny diffusers pipelines with random weights: the offline stand-in for real ones; and a recipe for them."""
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    KolorsPipeline,
     Krea2Pipeline,
     Krea2Transformer2DModel,
     LatentConsistencyModelPipeline,
@@ -42,6 +45,9 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from diffusers.pipelines.kolors import ChatGLMModel, ChatGLMTokenizer
+from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig
+from sentencepiece import SentencePieceTrainer
 from torch import nn
 from transformers import (
     CLIPTextConfig,
@@ -189,6 +195,7 @@ def sdxl(kind: Any = EulerDiscreteScheduler, spacing: str = "leading", **unet: A
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
         "transformer_layers_per_block": (1, 2),
+        "projection_class_embeddings_input_dim": 32 + 6 * 8,
         **unet,
     }
     pipe = StableDiffusionXLPipeline(
@@ -204,7 +211,6 @@ def sdxl(kind: Any = EulerDiscreteScheduler, spacing: str = "leading", **unet: A
             use_linear_projection=True,
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=32 + 6 * 8,
             **shape,
         ),
         scheduler=kind(
@@ -231,6 +237,54 @@ def ssd1b() -> StableDiffusionXLPipeline:
         reverse_transformer_layers_per_block=[[2, 1], 1],
         mid_block_type="UNetMidBlock2D",
     )
+
+
+def kolors() -> KolorsPipeline:
+    """SDXL's U-Net with a projection of ChatGLM's states, on 1,100 timesteps."""
+    torch.manual_seed(0)
+    text_encoder, tokenizer = chatglm()
+    other = sdxl(encoder_hid_dim=16, encoder_hid_dim_type="text_proj", projection_class_embeddings_input_dim=16 + 6 * 8)
+    pipe = KolorsPipeline(
+        unet=other.unet,
+        scheduler=EulerDiscreteScheduler.from_config(other.scheduler.config, num_train_timesteps=1100, beta_end=0.014),
+        vae=other.vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+    )
+    return ready(pipe)
+
+
+@cache
+def letters_vocabulary() -> Any:
+    """A file with the vocabulary of ChatGLM's tokenizer, which copies it when it is saved; deleted at the end."""
+    file = NamedTemporaryFile(suffix=".model")  # noqa: SIM115
+    size = len(LETTERS) + 6
+    text = iter([f"{LETTERS} .,"])
+    SentencePieceTrainer.train(
+        sentence_iterator=text, model_writer=file, vocab_size=size, model_type="char", minloglevel=2
+    )
+    file.flush()
+    return file
+
+
+def chatglm() -> tuple[ChatGLMModel, ChatGLMTokenizer]:
+    tokenizer = ChatGLMTokenizer(letters_vocabulary().name)
+    config = ChatGLMConfig(
+        num_layers=2,
+        padded_vocab_size=tokenizer.vocab_size,
+        hidden_size=16,
+        ffn_hidden_size=16,
+        kv_channels=8,
+        num_attention_heads=2,
+        seq_length=256,
+        add_qkv_bias=True,
+        multi_query_attention=True,
+        original_rope=True,
+    )
+    text_encoder = ChatGLMModel(config)
+    for parameter in text_encoder.parameters():  # not set by its constructor
+        torch.nn.init.normal_(parameter, std=0.3)
+    return text_encoder, tokenizer
 
 
 def flux(*, distilled: bool) -> FluxPipeline:
@@ -585,6 +639,7 @@ PIPELINES = {
     "flux2-klein-base": flux2,
     "flux2-klein": lambda: flux2(distilled=True),
     "flux2-dev": flux2_dev,
+    "kolors": kolors,
     "krea2": krea2,
     "krea2-turbo": lambda: krea2(distilled=True),
     "lumina2": lumina2,
@@ -618,7 +673,7 @@ def stock(folder: Path) -> Any:
     return ready(DiffusionPipeline.from_pretrained(folder))
 
 
-FLOWS = tuple(name for name in PIPELINES if not name.startswith(("sd1", "sdxl", "ssd")))
+FLOWS = tuple(name for name in PIPELINES if not name.startswith(("sd1", "sdxl", "ssd", "kolors")))
 TOKENS = {  # how many of a caption are read
     **dict.fromkeys(("sd3", "flux-dev", "flux-schnell"), 16),
     **dict.fromkeys(("flux2-klein-base", "flux2-klein"), 96),

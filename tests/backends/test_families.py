@@ -74,6 +74,7 @@ SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"
 LEADING = {**SD, "timestep_spacing": "leading"}
 TRAILING = {**SD, "timestep_spacing": "trailing"}
 ZERO_SNR = {**TRAILING, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+KOLORS = {"num_train_timesteps": 1100, "beta_end": 0.014}
 KARRAS = {"use_karras_sigmas": True}
 EXPONENTIAL = {"use_exponential_sigmas": True}
 OWN_ENDS = {"sigma_min": 0.1, "sigma_max": 10.0}
@@ -89,6 +90,10 @@ SCHEDULERS: list[Any] = [
     ("EulerDiscrete", {**TRAILING, **KARRAS, **OWN_ENDS}),
     ("EulerDiscrete", {**ZERO_SNR, **EXPONENTIAL}),
     pytest.param("EulerDiscrete", {**LEADING, "use_beta_sigmas": True}, marks=NEEDS_SCIPY),
+    ("EulerDiscrete", {**LEADING, **KOLORS}),
+    ("EulerDiscrete", {**ZERO_SNR, **KOLORS}),
+    ("DDIM", {**TRAILING, **KOLORS, "clip_sample": False}),
+    ("DPMSolverMultistep", {**SD, **KOLORS, **KARRAS}),
     ("EulerAncestralDiscrete", TRAILING),
     ("EulerAncestralDiscrete", ZERO_SNR),
     ("HeunDiscrete", {"timestep_spacing": "leading"}),
@@ -282,6 +287,8 @@ def test_epsilon_is_refused_at_zero_terminal_snr(tmp_path: Path, name: str) -> N
         ("DDIM", {**KARRAS, "clip_sample": False}, "use_karras_sigmas = true: no sampler"),
         ("LCM", {"original_inference_steps": 100}, "original_inference_steps = 100: no sampler"),
         ("LCM", {"timestep_scaling": 1.0}, "timestep_scaling = 1.0: no sampler"),
+        ("LCM", {"num_train_timesteps": 1100}, "num_train_timesteps = 1100: no sampler"),
+        ("EulerDiscrete", {"num_train_timesteps": 1e9}, r"num_train_timesteps = 1000000000\.0: .* from 2 to 10000"),
         ("EDMEuler", {}, '_class_name = "EDMEulerScheduler": this noise schedule is not supported'),
     ],
 )
@@ -409,7 +416,7 @@ def test_images_of_qwen_go_through_its_video_autoencoder(tmp_path: Path) -> None
     torch.testing.assert_close(policy.encode_images(images) * std + mean, encoded)
 
 
-@pytest.mark.parametrize("name", ["flux2-klein-base", "flux2-dev", "sana", "krea2", "lumina2", "chroma"])
+@pytest.mark.parametrize("name", ["flux2-klein-base", "flux2-dev", "sana", "krea2", "lumina2", "chroma", "kolors"])
 def test_images_are_decoded_as_the_stock_pipeline_decodes_them(tmp_path: Path, name: str) -> None:
     folder = save(name, tmp_path)
     policy = recipe(folder).model.load(Runtime())

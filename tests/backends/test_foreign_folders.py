@@ -77,6 +77,8 @@ def refusal(call: Callable[[], object]) -> str:
         ("unet", ["diffusers", "evil"]),
         ("text_encoder", ["transformers", "pipeline"]),
         ("text_encoder", ["transformers", "AutoModel"]),
+        ("text_encoder", ["kolors", "KolorsPipeline"]),
+        ("text_encoder", ["kolors", "text_encoder"]),
         ("text_encoder", ["transformers", ["CLIPTextModel"]]),
         ("text_encoder", [["evil"], "Model"]),
         ("text_encoder", ["evil"]),

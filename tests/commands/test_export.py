@@ -108,11 +108,10 @@ def test_a_transformer_keeps_its_names() -> None:
     assert exporting.kohya(pair, "transformer") == pair
 
 
-def test_layers_that_no_reader_names_are_refused_for_comfyui(tmp_path: Path) -> None:
-    spec = Diffusers(
-        str(save("sdxl", tmp_path)), height=16, width=16, lora=Lora(4, 12, ("to_q", "add_embedding.linear_1"))
-    )
-    with pytest.raises(ConfigError, match=r"for comfyui: .*add_embedding.linear_1; use --for diffusers or merged"):
+@pytest.mark.parametrize(("name", "layer"), [("sdxl", "add_embedding.linear_1"), ("kolors", "encoder_hid_proj")])
+def test_layers_that_no_reader_names_are_refused_for_comfyui(tmp_path: Path, name: str, layer: str) -> None:
+    spec = Diffusers(str(save(name, tmp_path)), height=16, width=16, lora=Lora(4, 12, ("to_q", layer)))
+    with pytest.raises(ConfigError, match=rf"for comfyui: .*{layer}; use --for diffusers or merged"):
         exporting.export(spec.load(Runtime()), {}, 1, "comfyui", tmp_path / "out")
 
 
@@ -281,5 +280,5 @@ def test_steps_that_stock_ddim_misses_have_no_snippet(tmp_path: Path, monkeypatc
         if steps == 20:
             assert "pipe(" in provenance.diffusers_script(policy, one, "a", 0, tmp_path / "none")
         else:
-            with pytest.raises(ConfigError, match="a number of steps that divides 1000"):
+            with pytest.raises(ConfigError, match="a number of steps that divides the scheduler's num_train_timesteps"):
                 provenance.diffusers_script(policy, one, "a", 0, tmp_path / "none")

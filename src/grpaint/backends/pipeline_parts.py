@@ -12,7 +12,9 @@ from grpaint.backends.families.folder import PipelineFolder
 from grpaint.core.errors import CheckpointError
 from grpaint.storage.reading import read_json
 
-LOADABLE = {
+# by library, as a folder names it: the module with its classes; Kolors' language model and tokenizer are diffusers' own
+MODULES = {"diffusers": "diffusers", "transformers": "transformers", "kolors": "diffusers.pipelines.kolors"}
+BASES = {
     "diffusers": ("ModelMixin", "SchedulerMixin"),
     "transformers": (
         "PreTrainedModel",
@@ -46,12 +48,11 @@ def part_class(folder: PipelineFolder, part: str) -> Any:
     kind = folder.settings("model_index.json").get(part)
     library, name = kind if isinstance(kind, list) and len(kind) == 2 else (None, None)
     cls = None
-    if isinstance(library, str) and library in LOADABLE and isinstance(name, str):
-        module = importlib.import_module(library)
-        cls = getattr(module, name, None)
+    if isinstance(library, str) and library in MODULES and isinstance(name, str):
+        cls = getattr(importlib.import_module(MODULES[library]), name, None)
         if missing := getattr(cls, "_backends", None):  # a placeholder
             raise CheckpointError(f"{folder.path}: {part}: {library}.{name} needs {', '.join(missing)}; install it.")
-        bases = tuple(getattr(module, base) for base in LOADABLE[library])
+        bases = tuple(getattr(importlib.import_module(module), base) for module in BASES for base in BASES[module])
         cls = cls if isinstance(cls, type) and issubclass(cls, bases) else None
     if cls is None:
         raise CheckpointError(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from grpaint.core.levels import Levels, spread_levels
 
-TRAIN_STEPS = 1000  # the training timesteps of every diffusers scheduler that this package supports
+TRAIN_STEPS = 1000  # the training timesteps of flows and, unless their settings differ, of diffusion models
 DISTILLED_STEPS = 50  # the timesteps on which latent consistency models are distilled
 
 
@@ -148,7 +148,7 @@ class FlowPath:
 
 @dataclass(frozen=True)
 class VpPath:
-    """Variance-preserving diffusion: alpha = sqrt(abar_t), sigma = sqrt(1 - abar_t), t a timestep in 0..999.
+    """Variance-preserving diffusion: alpha = sqrt(abar_t), sigma = sqrt(1 - abar_t), at ``train_steps`` timesteps t.
 
     ``betas`` "scaled-linear" from 0.00085 to 0.012 is Stable Diffusion's schedule; its alpha ends at 0.068, so pure
     noise is slightly off the path. "cosine" (Nichol & Dhariwal 2021, betas capped at 0.999) ends at 5e-5.
@@ -156,7 +156,7 @@ class VpPath:
     is no rescaling.
 
     ``spacing`` and ``offset`` are diffusers' timestep_spacing and steps_offset ("leading" adds the offset); "distilled"
-    takes its steps from the 50 timesteps 999, 979, .., 19 on which LCM and TCD are trained.
+    takes its steps from the 50 timesteps on which LCM and TCD are trained: 999, 979, .., 19 of 1000.
     ``final`` is the signal level of the last point: "first" is abar_0 (``set_alpha_to_one=False``), "one" clean data.
 
     ``continuous``: timesteps may lie between the trained ones, where the level sigma / alpha is interpolated (Euler).
@@ -179,11 +179,12 @@ class VpPath:
     ends: tuple[float | None, float | None] = (None, None)
     scaled_start: bool = False
     sigmas: tuple[float, ...] = ()
+    train_steps: int = TRAIN_STEPS
 
     @cached_property
     def abar(self) -> tuple[float, ...]:
-        """Cumulative products of 1 - beta: 1000 numbers in double precision."""
-        n = TRAIN_STEPS
+        """Cumulative products of 1 - beta: ``train_steps`` numbers in double precision."""
+        n = self.train_steps
         if self.betas == "cosine":
             bar = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]
             betas = [min(1 - bar[i + 1] / bar[i], 0.999) for i in range(n)]
@@ -224,11 +225,11 @@ class VpPath:
         return Point(t, signal**0.5, (1 - signal) ** 0.5)
 
     def times(self, uniform: Tensor) -> Tensor:
-        return (uniform * TRAIN_STEPS).long().clamp(max=TRAIN_STEPS - 1)
+        return (uniform * self.train_steps).long().clamp(max=self.train_steps - 1)
 
     def timesteps(self, steps: int) -> Sequence[float]:
         """Return the timesteps at which a sampler of ``steps`` steps evaluates the network, from noise to data."""
-        n = TRAIN_STEPS
+        n = self.train_steps
         _check_steps(steps, {"leading": n - 1, "distilled": DISTILLED_STEPS}.get(self.spacing, n))
         if self.spacing == "leading":
             return [i * (n // steps) + self.offset for i in reversed(range(steps))]

@@ -1,5 +1,6 @@
 """Noising paths, from the settings of diffusers' schedulers."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from grpaint.core.levels import Levels
 from grpaint.core.path import DISTILLED_STEPS, TRAIN_STEPS, FlowPath, Path, Point, VpPath
 from grpaint.core.prediction import Parametrisation
 
+MOST_TRAIN_STEPS = 10_000  # more than any published model has
 BETA_KEYS = ("beta_schedule", "beta_start", "beta_end")
 DISTILLED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 HEUN = {"timestep_spacing": "linspace", "beta_start": 0.00085, "beta_end": 0.012}
@@ -55,7 +57,6 @@ LEVEL_SWITCHES: dict[str, tuple[object, ...]] = {f"use_{name}_sigmas": ON_OFF fo
 
 def _diffusion(folder: PipelineFolder) -> dict[str, Any]:
     allowed: dict[str, tuple[object, ...]] = {
-        "num_train_timesteps": (1000,),
         "beta_schedule": tuple(BETAS),
         "trained_betas": (None,),
         "prediction_type": tuple(PREDICTION_TYPES),
@@ -77,8 +78,18 @@ def _diffusion(folder: PipelineFolder) -> dict[str, Any]:
             "lambda_min_clipped": (-math.inf, None),
         }
     elif name in ("LCMScheduler", "TCDScheduler"):
-        allowed |= {"original_inference_steps": (DISTILLED_STEPS,), "timestep_scaling": (10,)}
+        allowed |= {
+            "num_train_timesteps": (TRAIN_STEPS,),
+            "original_inference_steps": (DISTILLED_STEPS,),
+            "timestep_scaling": (10,),
+        }
     folder.scheduler(DIFFUSION, allowed)
+    count = settings.get("num_train_timesteps", TRAIN_STEPS)
+    if type(count) is not int or not 2 <= count <= MOST_TRAIN_STEPS:
+        raise ConfigError(
+            f"{folder.path / SCHEDULER}: num_train_timesteps = {json.dumps(count):.80}: it must be a whole number "
+            f"from 2 to {MOST_TRAIN_STEPS}. Copy the file again."
+        )
     if settings.get("rescale_betas_zero_snr") and settings.get("prediction_type", "epsilon") == "epsilon":
         raise ConfigError(
             f'{folder.path / SCHEDULER}: rescale_betas_zero_snr = true with prediction_type = "epsilon": at the first '
@@ -106,6 +117,7 @@ def diffusion_path(folder: PipelineFolder) -> VpPath:
         last_beta=settings.get("beta_end", 0.02),
         spacing=settings.get("timestep_spacing", "leading"),
         offset=settings.get("steps_offset", 0),
+        train_steps=settings.get("num_train_timesteps", TRAIN_STEPS),
     )
     if name in AS_DDIM:
         return replace(
@@ -136,7 +148,7 @@ def _ends(name: str, settings: Mapping[str, Any], path: VpPath) -> tuple[float |
     """The highest and lowest of a list of levels, as far as they do not follow from the spacing of timesteps."""
     high, low = settings.get("sigma_max"), settings.get("sigma_min")
     if AS_EULER[name][1]:
-        first, last = path.at(TRAIN_STEPS - 1), path.at(0)
+        first, last = path.at(path.train_steps - 1), path.at(0)
         high, low = high or first.sigma / first.alpha, low or last.sigma / last.alpha
     return high, low
 
@@ -261,7 +273,8 @@ def flow_path_of_solver(folder: PipelineFolder) -> FlowPath:
 
 
 def stock_grid_matches(path: Path, steps: int) -> bool:
-    """Whether the scheduler of :func:`stock_ode` visits the grid: DDIM's steps of 1000 // ``steps`` may not."""
+    """Whether the scheduler of :func:`stock_ode` visits the grid: DDIM's whole numbers of timesteps may not."""
     if not isinstance(path, VpPath) or path.continuous or path.spacing == "leading":
         return True
-    return path.spacing != "linspace" and (DISTILLED_STEPS if path.spacing == "distilled" else TRAIN_STEPS) % steps == 0
+    divided = DISTILLED_STEPS if path.spacing == "distilled" else path.train_steps
+    return path.spacing != "linspace" and divided % steps == 0

@@ -24,9 +24,9 @@ def sampler_parity(case: Examination) -> Finding:
     if spec.guided_by == "cfg" and spec.guidance < 1:
         return Finding(name, None, "stock pipelines have no guidance between 0 and 1")
     if spec.tokens and not case.policy.family.length(1):  # type: ignore[attr-defined]
-        return Finding(name, None, f"captions are read to {spec.tokens} tokens, the stock pipeline reads 75")
+        return Finding(name, None, f"model.tokens = {spec.tokens}, and the stock pipeline has its own number")
     if not stock_grid_matches(case.policy.path, case.plan.steps):
-        return Finding(name, None, f"the stock DDIM steps by 1000 // {case.plan.steps}, which misses its own grid")
+        return Finding(name, None, f"the stock DDIM of {case.plan.steps} steps misses its own grid")
     theirs = stock([prompt.text for prompt in case.prompts], start, case.plan.steps)
     off, limit = _relative(ours, theirs), 1e-4
     if case.runtime.precision != "fp32":

@@ -22,6 +22,7 @@ from grpaint.storage.files import digest, read_weights, write_weights
 Target = Literal["diffusers", "comfyui", "merged"]
 TEXTS = ("a red circle", "")
 ADAPTER = "pytorch_lora_weights.safetensors"
+UNNAMED = ("add_embedding.", "encoder_hid_proj.")  # layers of U-Nets for which diffusers reads no name of kohya's
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,7 @@ def _check(policy: Any, target: Target, out: Path) -> None:
         raise ConfigError(
             f"export --for {target}: the run trained the whole network, not an adapter; use --for merged."
         )
-    unnamed = sorted(
-        {key.partition(".lora_")[0] for key in policy.weights.trainable if key.startswith("add_embedding.")}
-    )
+    unnamed = sorted({key.partition(".lora_")[0] for key in policy.weights.trainable if key.startswith(UNNAMED)})
     if target == "comfyui" and policy.spec.lora and unnamed:
         raise ConfigError(
             f"export --for comfyui: diffusers reads no name for {', '.join(unnamed)}; use --for diffusers or merged."

@@ -223,8 +223,8 @@ def _check_snippet(policy: Any, settings: DeployedEvaluation) -> None:
         )
     if not stock_grid_matches(policy.path, settings.steps):
         raise ConfigError(
-            f"--snippet: the stock DDIM steps by 1000 // {settings.steps}, and would draw another picture; take "
-            "a number of steps that divides 1000."
+            f"--snippet: the stock DDIM of {settings.steps} steps misses its own grid, and would draw another picture; "
+            "take a number of steps that divides the scheduler's num_train_timesteps."
         )
     if spec.base_precision != "full":
         raise ConfigError("--snippet: a stock pipeline opens the whole base; add --set model.base_precision=full.")
