@@ -346,6 +346,7 @@ def _flux(pipe: Any) -> dict[str, Tensor]:
 
 
 WHOLE: dict[str, Callable[[Any], dict[str, Tensor]]] = {
+    "HiDreamImagePipeline": lambda pipe: qwen_image(pipe.transformer),
     "Krea2Pipeline": lambda pipe: krea2(pipe.transformer),
     "QwenImagePipeline": lambda pipe: qwen_image(pipe.transformer),
     "StableDiffusionPipeline": _sd1,

@@ -32,7 +32,7 @@ COMMANDS = {
     "fetch": "recipe --to --dry-run --set --trust",
     "evaluate": "sources --out --few --keep --json --set --trust --processes",
     "show": "recipe --set --processes --json --trust",
-    "plan": "recipe --gpu --calibrate --minutes --json --set --trust",
+    "plan": "recipe --gpu --calibrate --minutes --processes --nodes --json --set --trust",
     "compare": "methods --seeds --budget-evaluations --budget-minutes --world --only --shard --search --baseline "
     "--processes --dry-run --out --set",
     "report": "run --single",

@@ -19,6 +19,7 @@ from tiny_runs import EMBEDDED, command
 PIPELINES = {
     "sana-1.5": "sana",
     "kolors": "kolors",
+    "hidream-i1-full": "hidream",
     "krea2": "krea2",
     "lumina2": "lumina2",
     "chroma": "chroma",

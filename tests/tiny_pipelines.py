@@ -20,11 +20,14 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    HiDreamImagePipeline,
+    HiDreamImageTransformer2DModel,
     KolorsPipeline,
     Krea2Pipeline,
     Krea2Transformer2DModel,
@@ -42,6 +45,7 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    UniPCMultistepScheduler,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
@@ -56,6 +60,8 @@ from transformers import (
     CLIPTokenizer,
     Gemma2Config,
     Gemma2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     Qwen2_5_VLConfig,
@@ -77,12 +83,12 @@ from grpaint.scenes.world import SceneData
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer(tokens: int = 16) -> CLIPTokenizer:
     pieces = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], model_max_length=16)
+    return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], model_max_length=tokens)
 
 
-def clip_config(width: int) -> CLIPTextConfig:
+def clip_config(width: int, tokens: int = 16) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=54,
         hidden_size=width,
@@ -90,7 +96,7 @@ def clip_config(width: int) -> CLIPTextConfig:
         projection_dim=width,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=16,
+        max_position_embeddings=tokens,
         bos_token_id=52,
         eos_token_id=53,
         pad_token_id=53,
@@ -435,6 +441,39 @@ def lumina2() -> Lumina2Pipeline:
     return ready(pipe)
 
 
+def hidream(*, distilled: bool = False) -> HiDreamImagePipeline:
+    """HiDream-I1, whose images that are not square have up to 16 x 16 latents; T5's tokenizer stands in for Llama's."""
+    torch.manual_seed(0)
+    text_encoder_3, tokenizer_3 = t5()
+    solver = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    pipe = HiDreamImagePipeline(
+        transformer=HiDreamImageTransformer2DModel(
+            patch_size=2,
+            in_channels=4,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            caption_channels=[32, 32],
+            text_emb_dim=32,
+            axes_dims_rope=(4, 6, 6),
+            max_resolution=(16, 16),
+            llama_layers=[0, 1],
+        ),
+        scheduler=FlowMatchLCMScheduler(shift=3.0) if distilled else UniPCMultistepScheduler(**solver),
+        vae=autoencoder(4, 0.06),
+        text_encoder=CLIPTextModelWithProjection(clip_config(16, 128)),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config(16, 128)),
+        text_encoder_3=text_encoder_3,
+        text_encoder_4=LlamaForCausalLM(LlamaConfig(**language_settings(tokenizer_3))),
+        tokenizer=clip_tokenizer(128),
+        tokenizer_2=clip_tokenizer(128),
+        tokenizer_3=tokenizer_3,
+        tokenizer_4=t5()[1],
+    )
+    return ready(pipe)
+
+
 def sana() -> SanaPipeline:
     """T5's tokenizer stands in for Gemma's, as in ``lumina2``."""
     torch.manual_seed(0)
@@ -640,6 +679,8 @@ PIPELINES = {
     "flux2-klein": lambda: flux2(distilled=True),
     "flux2-dev": flux2_dev,
     "kolors": kolors,
+    "hidream": hidream,
+    "hidream-dev": lambda: hidream(distilled=True),
     "krea2": krea2,
     "krea2-turbo": lambda: krea2(distilled=True),
     "lumina2": lumina2,
@@ -676,6 +717,7 @@ def stock(folder: Path) -> Any:
 FLOWS = tuple(name for name in PIPELINES if not name.startswith(("sd1", "sdxl", "ssd", "kolors")))
 TOKENS = {  # how many of a caption are read
     **dict.fromkeys(("sd3", "flux-dev", "flux-schnell"), 16),
+    **dict.fromkeys(("hidream", "hidream-dev"), 16),
     **dict.fromkeys(("flux2-klein-base", "flux2-klein"), 96),
     **dict.fromkeys(("chroma", "sana"), 48),
     **dict.fromkeys(("krea2", "krea2-turbo"), 256),

@@ -29,17 +29,17 @@ def failures(folder: Path, runtime: Runtime, checks: tuple[Check, ...] = CHECKS,
 FAST = tuple(check for check in CHECKS if check not in (grpo_raises_reward, sft_lowers_loss))
 GUIDED = (sampler_parity, initial_ratio, gradients)  # what may differ where the network is called twice a prediction
 # A network learns once: these have that of sd15, of sdxl and of flux-dev.
-ALIKE = ("sd15-pndm", "ssd-1b", "flux-schnell", "flux2-klein", "flux2-dev", "krea2-turbo")
+ALIKE = ("sd15-pndm", "ssd-1b", "flux-schnell", "flux2-klein", "flux2-dev", "krea2-turbo", "hidream-dev")
 CONFORMING = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in PIPELINES]
 # What these learn and how they round, the first families show.
-LATER = ("sana", "krea2", "lumina2", "chroma", "flux2-klein-base", "kolors")
-SELDOM = (*LATER, "flux2-klein", "flux2-dev", "krea2-turbo")
+LATER = ("sana", "krea2", "lumina2", "chroma", "flux2-klein-base", "kolors", "hidream")
+SELDOM = (*LATER, "flux2-klein", "flux2-dev", "krea2-turbo", "hidream-dev")
 LEARNING = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE + LATER else []) for name in PIPELINES]
 ROUNDED = [pytest.param(name, marks=[pytest.mark.slow] if name in SELDOM else []) for name in PIPELINES]
 
 
 def guidance(folder: Path) -> float:
-    return 1.0 if folder.name in ("flux2-klein", "krea2-turbo") else 3.5  # those have none
+    return 1.0 if folder.name in ("flux2-klein", "krea2-turbo", "hidream-dev") else 3.5  # those have none
 
 
 @pytest.mark.parametrize("folder", CONFORMING, indirect=True)

@@ -11,7 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
 from grpaint.backends.diffusers import Diffusers, DiffusersPolicy
@@ -416,13 +416,18 @@ def test_images_of_qwen_go_through_its_video_autoencoder(tmp_path: Path) -> None
     torch.testing.assert_close(policy.encode_images(images) * std + mean, encoded)
 
 
-@pytest.mark.parametrize("name", ["flux2-klein-base", "flux2-dev", "sana", "krea2", "lumina2", "chroma", "kolors"])
+@pytest.mark.parametrize(
+    "name", ["flux2-klein-base", "flux2-dev", "sana", "krea2", "lumina2", "chroma", "kolors", "hidream"]
+)
 def test_images_are_decoded_as_the_stock_pipeline_decodes_them(tmp_path: Path, name: str) -> None:
     folder = save(name, tmp_path)
     policy = recipe(folder).model.load(Runtime())
     assert isinstance(policy, DiffusersPolicy)
     family, spec, start = policy.family, policy.spec, policy.noise((1,), range(1))
-    theirs = stock(folder)(
+    pipe = stock(folder)
+    for key, value in family.stock_settings(pipe, side(name), side(name)).items():
+        setattr(pipe, key, value)
+    theirs = pipe(
         prompt=["a red cat"],
         latents=family.to_stock(start),
         num_inference_steps=2,
@@ -451,11 +456,12 @@ def test_flux2_shifts_by_patches_and_steps(patches: int, steps: int) -> None:
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("steps", [1, 2, 4, 10, 14, 20, 25, 28, 50])
-def test_a_solvers_flow_has_the_levels_of_its_scheduler(tmp_path: Path, steps: int, shift: float) -> None:
-    theirs = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=shift)
+@pytest.mark.parametrize("solver", [DPMSolverMultistepScheduler, UniPCMultistepScheduler])
+def test_a_solvers_flow_has_the_levels_of_its_scheduler(tmp_path: Path, solver: Any, steps: int, shift: float) -> None:
+    theirs = solver(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=shift)
     theirs.save_pretrained(tmp_path / "scheduler")
     theirs.set_timesteps(steps)
-    path = flow_path_of_solver(PipelineFolder(tmp_path))
+    path = flow_path_of_solver(PipelineFolder(tmp_path), solver.__name__)
     ours = torch.tensor([point.sigma for point in path.grid(steps)])
     torch.testing.assert_close(ours, theirs.sigmas, rtol=0, atol=1e-6)
     assert torch.equal((ours[:-1] * 1000).long(), theirs.timesteps)

@@ -73,6 +73,7 @@ CASES: dict[str, Case] = {
     "chroma": (chroma, original, {}, {"transformer"}),
     "qwen-image": (PIPELINES["qwen-image"], original, {}, {"transformer"}),
     "z-image": (PIPELINES["z-image"], original, {}, {"transformer"}),
+    "hidream": (PIPELINES["hidream"], original, {}, {"transformer"}),
     "krea2": (PIPELINES["krea2"], original, {}, {"transformer"}),
 }
 
@@ -171,6 +172,7 @@ def test_block_layouts_of_full_size_are_distinguished(size: str, family: str) ->
         ("chroma", "chroma", "Chroma, 1 + 1 blocks"),
         ("qwen-image", "qwen-image", "Qwen-Image, 2 blocks"),
         ("z-image", "z-image", "Z-Image, 1 blocks"),
+        ("hidream", "hidream", "HiDream-I1, 1 + 1 blocks"),
         ("krea2", "krea2", "Krea 2, 1 blocks"),
     ],
 )

@@ -59,7 +59,7 @@ def test_the_commands_of_the_guide_run_in_their_order(tmp_path: Path, monkeypatc
     assert len(ends) == len(stand_ins.commands()) >= 15
 
     survey = ends["data scan sft.toml --sheet sheet.png"].out
-    for line in re.findall(r"^(?:pictures: |  bad: |buckets |captions |  the same bytes: ).*", GUIDE, re.M):
+    for line in re.findall(r"^(?:pictures: |  left out: |buckets |captions |  the same bytes: ).*", GUIDE, re.M):
         assert line in survey
     assert "stopped by SIGINT after saving; continue with --resume" in ends["train grpo.toml --name evening"].err
     assert "FAIL" not in ends["doctor grpo.toml --set model.start="].out

@@ -50,6 +50,7 @@ class Diffusers(DiffusersSettings):
         without = text_encoders(self.origin) if self.embeddings == "cache" else ()
         pipe = open_pipeline(self.origin, family, runtime, frozen=self.lora is not None, without=without)
         network = getattr(pipe, family.NETWORK)
+        family.prepare(network, fake=runtime.fake)
         adapter_file = self._adapter_file()
         if self.start and adapter_file != FilePath(self.start) and not runtime.fake:
             load_network(FilePath(self.start), network, name)

@@ -186,6 +186,8 @@ class DiffusersPolicy:
             with self._text_encoders() as pipe, self.runtime.autocast():
                 if self.spec.clip_skip and not hasattr(pipe.text_encoder, "text_model"):
                     vars(pipe.text_encoder)["text_model"] = pipe.text_encoder  # the pipeline looks there for its norm
+                for key, value in family.stock_settings(pipe, height, width).items():
+                    setattr(pipe, key, value)
                 output = pipe(
                     prompt=list(texts),
                     latents=family.to_stock(start).to(self._dtype),

@@ -126,7 +126,7 @@ def read_single_file(base: str) -> SingleFile:
             )
     if tensor_name := header.find(PART_OF_A_FOLDER):
         raise header.unsupported(f"one part of a pipeline, by {tensor_name}", "name the pipeline's folder")
-    readable = "there are SD 1 and 2, SDXL, SD 3, FLUX.1 and 2, Chroma, Qwen-Image, Z-Image and Krea 2"
+    readable = "there are SD 1 and 2, SDXL, SD 3, FLUX.1 and 2, Chroma, HiDream-I1, Qwen-Image, Z-Image and Krea 2"
     raise header.unsupported("no layout that is known", f"{readable}; else {FOLDER}")
 
 
@@ -253,6 +253,11 @@ def _krea2(header: _Header) -> _Layout:
     return _Layout("krea2", f"Krea 2, {header.blocks('blocks')} blocks", {})
 
 
+def _hidream(header: _Header) -> _Layout:
+    count = f"{header.blocks('double_stream_blocks')} + {header.blocks('single_stream_blocks')} blocks"
+    return _Layout("hidream", f"HiDream-I1, {count}", {})
+
+
 def _encoder_prefixes(*names: str) -> dict[str, str]:
     parts = ("text_encoder", "text_encoder_2", "text_encoder_3")
     return {part: f"text_encoders.{name}." for part, name in zip(parts, names, strict=False)}
@@ -265,4 +270,5 @@ LAYOUTS: dict[str, Callable[[_Header], _Layout]] = {  # by a tensor that every f
     "transformer_blocks.0.img_mod.1.weight": _qwen_image,  # diffusers' names are those of its first code
     "layers.0.attention.qkv.weight": _z_image,
     "tproj.1.weight": _krea2,
+    "double_stream_blocks.0.block.adaLN_modulation.1.bias": _hidream,  # diffusers' names are those of its first code
 }

@@ -18,6 +18,7 @@ FAMILIES = {
     "flux2": "grpaint.backends.families.flux2:Flux2",
     "flux2-klein": "grpaint.backends.families.flux2:Flux2Klein",
     "kolors": "grpaint.backends.families.kolors:Kolors",
+    "hidream": "grpaint.backends.families.hidream:HiDream",
     "qwen-image": "grpaint.backends.families.qwen_image:QwenImage",
     "sd15": "grpaint.backends.families.sd15:StableDiffusion",
     "sd3": "grpaint.backends.families.sd3:StableDiffusion3",

@@ -86,6 +86,9 @@ class Family(ABC):
         """Prefixes of the names of layers that no gradient can reach; they are not trained."""
         return ()
 
+    def prepare(self, network: Any, *, fake: bool) -> None:  # noqa: B027 (most networks are trainable as they are)
+        """Make the opened network trainable, if its class is not; ``fake``: it has shapes but no contents."""
+
     @abstractmethod
     def encode(self, pipe: Any, texts: list[str], tokens: int) -> tuple[Tensor, ...]:
         """Encode captions for the network, as tensors with one row per caption.
@@ -125,6 +128,10 @@ class Family(ABC):
         None if the stock pipeline's own ``scheduler`` does.
         """
         return stock_ode(scheduler, path)
+
+    def stock_settings(self, pipe: Any, height: int, width: int) -> dict[str, Any]:
+        """Attributes with which the stock pipeline samples images of this size, if it would change the size."""
+        return {}
 
     def to_stock(self, latents: Tensor) -> Tensor:
         """Convert latents to the layout of the stock pipeline."""

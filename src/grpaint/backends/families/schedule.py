@@ -234,34 +234,42 @@ def flow_path(folder: PipelineFolder, spacing: Literal["linear", "sd3"], tokens:
 
 @dataclass(frozen=True)
 class SolverFlowPath(FlowPath):
-    """A flow on the grid of diffusers' multistep solvers, which starts at the shifted 0.999 instead of at 1."""
+    """A flow on the grid of diffusers' multistep solvers, before the shift from ``top`` towards ``bottom``, then 0.
 
-    def _sigmas(self, top: float, steps: int) -> list[float]:
-        """Return ``steps`` shifted levels, evenly spaced before the shift, from ``top`` towards 0."""
-        return [self._shift(top * (1 - i / steps)) for i in range(steps)]
+    At most a level of ``1 - 1e-6`` is reached, as in these solvers.
+    """
+
+    top: float = 1 - 1 / TRAIN_STEPS
+    bottom: float = 0.0
+
+    def _sigmas(self, first: float, steps: int) -> list[float]:
+        """Return ``steps`` shifted levels, evenly spaced before the shift, from a share ``first`` of the way to 0."""
+        reach = self.top - self.bottom
+        return [min(self._shift(self.bottom + reach * first * (1 - i / steps)), 1 - 1e-6) for i in range(steps)]
 
     def grid(self, steps: int) -> tuple[Point, ...]:
-        return tuple(self.at(s) for s in [*self._sigmas(1 - 1 / TRAIN_STEPS, steps), 0.0])
+        return tuple(self.at(s) for s in [*self._sigmas(1.0, steps), 0.0])
 
     def tail(self, steps: int, first: int, parts: int) -> tuple[Point, ...]:
-        top = (1 - 1 / TRAIN_STEPS) * (1 - first / steps)
-        return tuple(self.at(s) for s in [*self._sigmas(top, parts), 0.0])
+        return tuple(self.at(s) for s in [*self._sigmas(1 - first / steps, parts), 0.0])
 
 
-def flow_path_of_solver(folder: PipelineFolder) -> FlowPath:
-    """The path of a ``DPMSolverMultistepScheduler`` whose levels are those of a flow, as SANA's are.
+def flow_path_of_solver(folder: PipelineFolder, solver: str = "DPMSolverMultistepScheduler") -> FlowPath:
+    """The path of a multistep ``solver`` whose levels are those of a flow, as SANA's and HiDream's are.
 
     Raises:
         ConfigError: if no path can express its settings.
     """
     settings = folder.scheduler(
-        {"DPMSolverMultistepScheduler": {"use_flow_sigmas": False, "prediction_type": "epsilon"}},
+        {solver: {"use_flow_sigmas": False, "prediction_type": "epsilon"}},
         {
             "num_train_timesteps": (TRAIN_STEPS,),
             "use_flow_sigmas": (True,),
             "prediction_type": ("flow_prediction",),
             "final_sigmas_type": ("zero",),
             "algorithm_type": ("dpmsolver++",),
+            "predict_x0": (True,),
+            "shift_terminal": OFF,
             "use_dynamic_shifting": OFF,
             "thresholding": OFF,
             "use_karras_sigmas": OFF,
@@ -269,7 +277,8 @@ def flow_path_of_solver(folder: PipelineFolder) -> FlowPath:
             "use_beta_sigmas": OFF,
         },
     )
-    return SolverFlowPath(shift=float(settings.get("flow_shift", 1.0)))
+    path = SolverFlowPath(shift=float(settings.get("flow_shift", 1.0)))
+    return path if solver == "DPMSolverMultistepScheduler" else replace(path, top=1.0, bottom=1 / TRAIN_STEPS)
 
 
 def stock_grid_matches(path: Path, steps: int) -> bool:

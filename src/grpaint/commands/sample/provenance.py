@@ -175,12 +175,15 @@ def diffusers_script(policy: Any, settings: DeployedEvaluation, prompt: str, see
         **spec.stock_arguments,
     }
     words = "".join(f"    {key}={value!r},\n" for key, value in arguments.items())
+    attributes = family.stock_settings(policy.pipe, height, width)
+    attribute_lines = "".join(f"pipe.{key} = {value!r}\n" for key, value in attributes.items())
     without = "".join(f", {key}={value!r}" for key, value in family.WITHOUT.items())
     return (
         "import torch\n"
         "from diffusers import DiffusionPipeline\n\n"
         f"pipe = DiffusionPipeline.from_pretrained({str(spec.local_folder)!r}, dtype={policy.runtime.dtype}{without})\n"
         f"{_scheduler_lines(policy)}"
+        f"{attribute_lines}"
         f'pipe.to("{policy.runtime.device}")\n'
         f"{_weight_lines(policy, weights, settings.frozen)}"
         f"latents = torch.empty({(1, *spec.sample_shape)}).normal_(\n"
