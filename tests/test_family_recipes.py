@@ -19,6 +19,7 @@ from tiny_runs import EMBEDDED, command
 PIPELINES = {
     "sana-1.5": "sana",
     "krea2": "krea2",
+    "hunyuan-image-2.1": "hunyuan-image",
     "lumina2": "lumina2",
     "chroma": "chroma",
     "flux-dev": "flux-dev",

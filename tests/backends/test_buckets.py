@@ -17,7 +17,7 @@ from tiny_pipelines import TOKENS, save
 
 BUCKETS = [(16, 24), (20, 16)]
 NAMES = ["sdxl", "sd3", "flux-dev", "qwen-image", "z-image"]
-LATER = ["chroma", "flux2-klein-base", "krea2", "lumina2", "sana"]
+LATER = ["chroma", "flux2-klein-base", "hunyuan-image", "krea2", "lumina2", "sana"]
 PROMPTS = [Prompt("a red cat"), Prompt("two blue dogs"), Prompt("")]
 
 
