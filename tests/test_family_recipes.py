@@ -21,6 +21,7 @@ PIPELINES = {
     "kolors": "kolors",
     "hidream-i1-full": "hidream",
     "krea2": "krea2",
+    "hunyuan-image-2.1": "hunyuan-image",
     "lumina2": "lumina2",
     "chroma": "chroma",
     "flux-dev": "flux-dev",

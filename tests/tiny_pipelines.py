@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AdaptiveProjectedMixGuidance,
     AutoencoderDC,
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLHunyuanImage,
     AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
@@ -28,6 +30,8 @@ from diffusers import (
     FluxTransformer2DModel,
     HiDreamImagePipeline,
     HiDreamImageTransformer2DModel,
+    HunyuanImagePipeline,
+    HunyuanImageTransformer2DModel,
     KolorsPipeline,
     Krea2Pipeline,
     Krea2Transformer2DModel,
@@ -54,6 +58,7 @@ from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig
 from sentencepiece import SentencePieceTrainer
 from torch import nn
 from transformers import (
+    ByT5Tokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -593,9 +598,7 @@ def krea2(*, distilled: bool = False) -> Krea2Pipeline:
     return ready(pipe)
 
 
-def qwen_image() -> QwenImagePipeline:
-    torch.manual_seed(0)
-    tokenizer = qwen_tokenizer()
+def qwen_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
     config = Qwen2_5_VLConfig(
         text_config={
             **language_settings(tokenizer),
@@ -610,6 +613,50 @@ def qwen_image() -> QwenImagePipeline:
             "fullatt_block_indexes": [0],
         },
     )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def hunyuan_image(**transformer: Any) -> HunyuanImagePipeline:
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
+    pipe = HunyuanImagePipeline(
+        transformer=HunyuanImageTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_layers=1,
+            num_single_layers=1,
+            num_refiner_layers=1,
+            text_embed_dim=32,
+            text_embed_2_dim=16,
+            rope_axes_dim=(8, 8),
+            **transformer,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+        vae=AutoencoderKLHunyuanImage(
+            in_channels=3,
+            out_channels=3,
+            latent_channels=4,
+            block_out_channels=(32, 32),
+            layers_per_block=1,
+            spatial_compression_ratio=2,
+            sample_size=16,
+            scaling_factor=0.75,
+        ),
+        text_encoder=qwen_encoder(tokenizer),
+        tokenizer=tokenizer,
+        text_encoder_2=T5EncoderModel(T5Config(vocab_size=384, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)),
+        tokenizer_2=ByT5Tokenizer(),
+        guider=AdaptiveProjectedMixGuidance(),
+        ocr_guider=AdaptiveProjectedMixGuidance(),
+    )
+    return ready(pipe)
+
+
+def qwen_image() -> QwenImagePipeline:
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
     pipe = QwenImagePipeline(
         transformer=QwenImageTransformer2DModel(
             in_channels=16,
@@ -624,7 +671,7 @@ def qwen_image() -> QwenImagePipeline:
             use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
         ),
         vae=qwen_autoencoder(),
-        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+        text_encoder=qwen_encoder(tokenizer),
         tokenizer=tokenizer,
     )
     return ready(pipe)
@@ -681,6 +728,7 @@ PIPELINES = {
     "kolors": kolors,
     "hidream": hidream,
     "hidream-dev": lambda: hidream(distilled=True),
+    "hunyuan-image": hunyuan_image,
     "krea2": krea2,
     "krea2-turbo": lambda: krea2(distilled=True),
     "lumina2": lumina2,

@@ -17,7 +17,7 @@ from tiny_pipelines import TOKENS, save
 
 BUCKETS = [(16, 24), (20, 16)]
 NAMES = ["sdxl", "sd3", "flux-dev", "qwen-image", "z-image"]
-LATER = ["chroma", "flux2-klein-base", "krea2", "lumina2", "sana", "kolors", "hidream"]
+LATER = ["chroma", "flux2-klein-base", "krea2", "lumina2", "sana", "kolors", "hidream", "hunyuan-image"]
 PROMPTS = [Prompt("a red cat"), Prompt("two blue dogs"), Prompt("")]
 
 

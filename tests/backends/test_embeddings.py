@@ -26,7 +26,7 @@ TEXTS = ["a red cat", "two blue dogs", "a red cat", ""]
 PROMPTS = [Prompt(text) for text in TEXTS]
 FAMILIES = [
     *("sd15", "sdxl", "sd3", "flux-dev", "qwen-image", "z-image"),
-    *("chroma", "flux2-dev", "flux2-klein-base", "krea2", "lumina2", "sana", "kolors", "hidream"),
+    *("chroma", "flux2-dev", "flux2-klein-base", "krea2", "lumina2", "sana", "kolors", "hidream", "hunyuan-image"),
 ]
 
 

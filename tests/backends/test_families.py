@@ -341,7 +341,7 @@ def test_an_empty_caption_of_sdxl_is_zeros(tmp_path: Path) -> None:
     assert cond.parts[0][1].all()
 
 
-@pytest.mark.parametrize("name", ["qwen-image", "z-image", "chroma", "krea2", "lumina2", "sana"])
+@pytest.mark.parametrize("name", ["qwen-image", "z-image", "chroma", "hunyuan-image", "krea2", "lumina2", "sana"])
 def test_captions_of_other_lengths_share_a_batch(tmp_path: Path, name: str) -> None:
     policy = Diffusers(str(save(name, tmp_path)), height=16, width=16, batch=2).load(Runtime())
     prompts = [Prompt("a"), Prompt("a much longer caption than that"), Prompt("two")]
@@ -417,7 +417,8 @@ def test_images_of_qwen_go_through_its_video_autoencoder(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["flux2-klein-base", "flux2-dev", "sana", "krea2", "lumina2", "chroma", "kolors", "hidream"]
+    "name",
+    ["flux2-klein-base", "flux2-dev", "sana", "krea2", "lumina2", "chroma", "kolors", "hidream", "hunyuan-image"],
 )
 def test_images_are_decoded_as_the_stock_pipeline_decodes_them(tmp_path: Path, name: str) -> None:
     folder = save(name, tmp_path)
@@ -427,6 +428,8 @@ def test_images_are_decoded_as_the_stock_pipeline_decodes_them(tmp_path: Path, n
     pipe = stock(folder)
     for key, value in family.stock_settings(pipe, side(name), side(name)).items():
         setattr(pipe, key, value)
+    for guider in family.GUIDERS:
+        setattr(pipe, guider, None)
     theirs = pipe(
         prompt=["a red cat"],
         latents=family.to_stock(start),
@@ -483,8 +486,9 @@ def test_images_of_flux2_become_normalised_patches(tmp_path: Path) -> None:
         torch.testing.assert_close(policy.encode_images(images), theirs)
 
 
-def test_a_masked_caption_stays_masked_where_chromas_activations_are_recomputed(tmp_path: Path) -> None:
-    folder, outputs = save("chroma", tmp_path), []
+@pytest.mark.parametrize("name", ["chroma", "hunyuan-image"])
+def test_a_masked_caption_stays_masked_where_activations_are_recomputed(tmp_path: Path, name: str) -> None:
+    folder, outputs = save(name, tmp_path), []
     for checkpointing in (False, True):
         policy = recipe(folder, checkpointing=checkpointing).model.load(Runtime())
         cond = policy.encode([Prompt("a"), Prompt("a longer caption")])

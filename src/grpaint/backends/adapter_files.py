@@ -160,7 +160,7 @@ def _factors(
     """The factors of a file's layers, by the names of the network's layers."""
     settings = _settings(file, metadata, family)
     with PipelineFolder(file).opening("an adapter"):
-        tensors, alphas = _as_diffusers(stored, family, pipe)
+        tensors, alphas = _as_diffusers(file, stored, family, pipe)
         foreign = sorted(name for name in tensors if name.startswith("text_encoder"))
         if foreign:
             raise CheckpointError(
@@ -178,9 +178,13 @@ def _factors(
 
 
 def _as_diffusers(
-    stored: Mapping[str, Tensor], family: Family, pipe: Any
+    file: Path, stored: Mapping[str, Tensor], family: Family, pipe: Any
 ) -> tuple[dict[str, Tensor], Mapping[str, Tensor | float]]:
-    """Tensors under diffusers' present names, and the alphas by layer, if they are tensors of the file."""
+    """Tensors under diffusers' present names, and the alphas by layer, if they are tensors of the file.
+
+    Raises:
+        CheckpointError: the names are others, and diffusers converts none for this pipeline.
+    """
     from diffusers.utils import convert_unet_state_dict_to_peft
 
     named = {}
@@ -190,6 +194,12 @@ def _as_diffusers(
     own = re.compile(rf"{family.NETWORK}\..+\.lora_[AB]\.weight")
     if all(own.fullmatch(name) for name in named):
         return named, {}
+    if not family.LOADS_LORA:
+        other = next(name for name in named if not own.fullmatch(name))
+        raise CheckpointError(
+            f"{file}: {other}: diffusers converts no other program's names for a {family.PIPELINE}. Save it under the "
+            f"names of diffusers or peft, {family.NETWORK}.LAYER.lora_A.weight."
+        )
     network = getattr(pipe, family.NETWORK)
     converted = pipe.lora_state_dict(named, unet_config=network.config, return_alphas=True)
     tensors, alphas = converted[:2] if isinstance(converted, tuple) else (converted, None)

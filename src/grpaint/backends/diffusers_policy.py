@@ -179,9 +179,12 @@ class DiffusersPolicy:
         """The latents that the stock pipeline samples from ``start`` in ``steps`` noise-free steps."""
         import diffusers
 
-        family, (height, width), own_scheduler = self.family, self.spec.pixels, self.pipe.scheduler
-        if change := family.stock_ode(own_scheduler, self.path):
-            self.pipe.scheduler = getattr(diffusers, change[0]).from_config(own_scheduler.config, **change[1])
+        family, (height, width) = self.family, self.spec.pixels
+        own = {part: getattr(self.pipe, part) for part in ("scheduler", *family.GUIDERS)}
+        if change := family.stock_ode(own["scheduler"], self.path):
+            self.pipe.scheduler = getattr(diffusers, change[0]).from_config(own["scheduler"].config, **change[1])
+        for part in family.GUIDERS:
+            setattr(self.pipe, part, diffusers.ClassifierFreeGuidance(guidance_scale=self.spec.guidance))
         try:
             with self._text_encoders() as pipe, self.runtime.autocast():
                 if self.spec.clip_skip and not hasattr(pipe.text_encoder, "text_model"):
@@ -199,7 +202,8 @@ class DiffusersPolicy:
                     **self.spec.stock_arguments,
                 )
         finally:
-            self.pipe.scheduler = own_scheduler
+            for part, value in own.items():
+                setattr(self.pipe, part, value)
         return family.from_stock(pipe, output.images.float(), start)
 
     @contextmanager

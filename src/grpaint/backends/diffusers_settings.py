@@ -208,6 +208,10 @@ class DiffusersSettings:
         most = self.named_family[1].MOST_TOKENS
         if most and self.tokens > most:
             raise ConfigError(f"model.tokens = {self.tokens}: this model's pipeline reads {most} at most.")
+        if self.tokens and self.named_family[1].FIXED_TOKENS:
+            raise ConfigError(
+                f"model.tokens = {self.tokens}: this model's pipeline reads a fixed number. Leave it out."
+            )
         if self.clip_skip:
             self._check_clip_skip()
         path = self.named_family[1].path(self._folder, self.sample_shape)

@@ -1,4 +1,4 @@
-"""The classes of a pipeline's parts, which its folder names: networks, schedulers and tokenizers of two libraries.
+"""The classes of a pipeline's parts, named by its folder: networks, schedulers, guiders, tokenizers of two libraries.
 
 A downloaded folder is data. ``model_index.json`` names a library and a class for each part, and a part's
 ``config.json`` may name an implementation of attention to download; neither brings code of its own here.
@@ -15,7 +15,7 @@ from grpaint.storage.reading import read_json
 # by library, as a folder names it: the module with its classes; Kolors' language model and tokenizer are diffusers' own
 MODULES = {"diffusers": "diffusers", "transformers": "transformers", "kolors": "diffusers.pipelines.kolors"}
 BASES = {
-    "diffusers": ("ModelMixin", "SchedulerMixin"),
+    "diffusers": ("ModelMixin", "SchedulerMixin", "BaseGuidance"),
     "transformers": (
         "PreTrainedModel",
         "PreTrainedTokenizerBase",
@@ -57,7 +57,7 @@ def part_class(folder: PipelineFolder, part: str) -> Any:
     if cls is None:
         raise CheckpointError(
             f"{folder.path / 'model_index.json'}: {part} = {kind!r:.80}: a folder is data and names no code; a part is "
-            "a network, a scheduler or a tokenizer of diffusers or transformers. Save it as one of these."
+            "a network, a scheduler, a guider or a tokenizer of diffusers or transformers. Save it as one of these."
         )
     return cls
 

@@ -14,6 +14,7 @@ FAMILIES = {
     "krea2": "grpaint.backends.families.krea2:Krea2",
     "lumina2": "grpaint.backends.families.lumina2:Lumina2",
     "chroma": "grpaint.backends.families.chroma:Chroma",
+    "hunyuan-image": "grpaint.backends.families.hunyuan_image:HunyuanImage",
     "flux": "grpaint.backends.families.flux:Flux",
     "flux2": "grpaint.backends.families.flux2:Flux2",
     "flux2-klein": "grpaint.backends.families.flux2:Flux2Klein",

@@ -38,6 +38,9 @@ class Family(ABC):
     WITHOUT: ClassVar[dict[str, Any]] = {}  # parts that the pipeline is opened without
     PATCH: ClassVar[int] = 1  # latent sides are divisible by it: the side of the network's patches
     MOST_TOKENS: ClassVar[int] = 0  # the most that the stock pipeline accepts; 0: any number
+    FIXED_TOKENS: ClassVar[bool] = False  # whether the stock pipeline reads a fixed number of a caption's tokens
+    GUIDERS: ClassVar[tuple[str, ...]] = ()  # parts that apply the stock pipeline's guidance; plain ones replace them
+    LOADS_LORA: ClassVar[bool] = True  # whether the stock pipeline loads a LoRA; otherwise its network does
     SKIPS_CLIP: ClassVar[bool] = False  # whether ``encode`` follows the setting ``clip_skip``
     PACKED: ClassVar[int] = 1  # latents that the network takes as the channels of one token
 
@@ -116,6 +119,11 @@ class Family(ABC):
     def length(self, tokens: int) -> dict[str, Any]:
         """Arguments with which the stock pipeline and its encoder read as many tokens."""
         return {"max_sequence_length": tokens} if tokens else {}
+
+    @property
+    def lora_loader(self) -> str:
+        """The call in a script that loads a LoRA into the stock pipeline ``pipe``."""
+        return "pipe.load_lora_weights" if self.LOADS_LORA else f"pipe.{self.NETWORK}.load_lora_adapter"
 
     @property
     def packs(self) -> bool:

@@ -58,7 +58,7 @@ def export(  # noqa: PLR0913 - reason: the command's arguments
         about = formats.description(policy, saved.settings) if repository else {}
     echo(f"{folder}  reloaded: latents differ by {deviation:.1e}")
     if repository:
-        card = hub.card(repository, target, about, evaluations(saved.file))
+        card = hub.card(repository, target, about, evaluations(saved.file), policy.family.lora_loader)  # type: ignore[attr-defined]
         (folder / hub.CARD).write_text(card, encoding="utf-8")
         echo(f"to {repository} as {user}, private if it is new; the files carry the recipe, with this machine's paths:")
         for path, size in hub.files_to_upload(folder):

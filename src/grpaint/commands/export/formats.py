@@ -48,6 +48,11 @@ def _check(policy: Any, target: Target, out: Path) -> None:
         raise ConfigError(
             f"export --for {target}: the run trained the whole network, not an adapter; use --for merged."
         )
+    if target == "comfyui" and not policy.family.LOADS_LORA:
+        raise ConfigError(
+            f"export --for comfyui: diffusers knows no other names for the layers of a {policy.family.PIPELINE}; use "
+            "--for diffusers or merged."
+        )
     unnamed = sorted({key.partition(".lora_")[0] for key in policy.weights.trainable if key.startswith(UNNAMED)})
     if target == "comfyui" and policy.spec.lora and unnamed:
         raise ConfigError(
@@ -131,12 +136,18 @@ def _reopened(policy: DiffusersPolicy, target: Target, folder: Path) -> Iterator
         return
     network = getattr(policy.pipe, policy.family.NETWORK)
     with without_adapters(network):
-        policy.pipe.load_lora_weights(folder, weight_name=ADAPTER)
+        if policy.family.LOADS_LORA:
+            policy.pipe.load_lora_weights(folder, weight_name=ADAPTER)
+        else:
+            network.load_lora_adapter(folder, prefix=policy.family.NETWORK, weight_name=ADAPTER)
         network.to(policy.runtime.device)
         try:
             yield policy
         finally:
-            policy.pipe.unload_lora_weights()
+            if policy.family.LOADS_LORA:
+                policy.pipe.unload_lora_weights()
+            else:
+                network.unload_lora()
 
 
 def description(policy: Any, recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,7 +187,9 @@ def match(policy: Any, file: Path) -> Match:
     tensors, _ = read_weights(file)
     network = getattr(policy.pipe, policy.family.NETWORK)
     try:
-        converted = type(policy.pipe).lora_state_dict(tensors, unet_config=getattr(network, "config", None))
+        converted: Any = tensors
+        if policy.family.LOADS_LORA:
+            converted = type(policy.pipe).lora_state_dict(tensors, unet_config=getattr(network, "config", None))
     except (ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{file}: not an adapter that diffusers reads: {one_line(str(error), 300)}") from error
     names = {name.replace(".base_layer", "") for name, _ in network.named_modules()}

@@ -13,9 +13,9 @@ from grpaint.storage.hub import is_hub_id
 
 CARD = "README.md"
 LOADING = {
-    "diffusers": 'pipe = DiffusionPipeline.from_pretrained({base!r})\npipe.load_lora_weights("{name}")',
+    "diffusers": 'pipe = DiffusionPipeline.from_pretrained({base!r})\n{loader}("{name}")',
     "comfyui": "# the file also goes into ComfyUI's and A1111's folder of LoRAs\n"
-    'pipe = DiffusionPipeline.from_pretrained({base!r})\npipe.load_lora_weights("{name}")',
+    'pipe = DiffusionPipeline.from_pretrained({base!r})\n{loader}("{name}")',
     "merged": 'pipe = DiffusionPipeline.from_pretrained("{name}")',
 }
 
@@ -73,16 +73,23 @@ def push(folder: Path, repository: str) -> str:
         ) from error
 
 
-def card(repository: str, target: str, about: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str:
+def card(
+    repository: str,
+    target: str,
+    about: Mapping[str, Any],
+    evaluations: Sequence[Mapping[str, Any]],
+    loader: str = "pipe.load_lora_weights",
+) -> str:
     """Return the model card: base, license, how to load it, what was measured, and the recipe.
 
-    ``about`` is what the exported files record; ``evaluations`` are the lines of evaluations.jsonl, or none.
+    ``about`` is what the exported files record; ``evaluations`` are the lines of evaluations.jsonl, or none;
+    ``loader`` is the call that loads an adapter.
     """
     base, _, commit = str(about["base"]).partition("@")
     on_hub = is_hub_id(base)
     name = repository.partition("/")[2]
     origin = f"{base} at commit {commit}" if commit else base if on_hub else f"a local copy, {Path(base).name}"
-    loading = LOADING[target].format(base=base if on_hub else "BASE", name=repository)
+    loading = LOADING[target].format(base=base if on_hub else "BASE", name=repository, loader=loader)
     return "\n".join(
         [
             "---",

@@ -184,6 +184,7 @@ def diffusers_script(policy: Any, settings: DeployedEvaluation, prompt: str, see
         f"pipe = DiffusionPipeline.from_pretrained({str(spec.local_folder)!r}, dtype={policy.runtime.dtype}{without})\n"
         f"{_scheduler_lines(policy)}"
         f"{attribute_lines}"
+        f"{_guider_lines(policy, guidance[0])}"
         f'pipe.to("{policy.runtime.device}")\n'
         f"{_weight_lines(policy, weights, settings.frozen)}"
         f"latents = torch.empty({(1, *spec.sample_shape)}).normal_(\n"
@@ -251,11 +252,22 @@ def _scheduler_lines(policy: DiffusersPolicy) -> str:
     )
 
 
+def _guider_lines(policy: DiffusersPolicy, guidance: float) -> str:
+    """Lines that give a stock pipeline that is guided by parts of its own plain classifier-free guidance."""
+    if not policy.family.GUIDERS:
+        return ""
+    parts = " = ".join(f"pipe.{part}" for part in policy.family.GUIDERS)
+    return (
+        f"from diffusers import ClassifierFreeGuidance\n{parts} = ClassifierFreeGuidance(guidance_scale={guidance!r})\n"
+    )
+
+
 def _weight_lines(policy: DiffusersPolicy, file: Path, frozen: Sequence[str]) -> str:
     """Lines that load the adapter or the network's weights, and the frozen adapters that are on."""
     on = [adapter for adapter in policy.spec.frozen if adapter.name in frozen]
     files = [(adapter_file(adapter.file), adapter.name, adapter.weight) for adapter in on]
-    lines = ""
+    lines, loader = "", policy.family.lora_loader
+    holder = loader.rpartition(".")[0]
     if policy.spec.lora:
         files = [(file, "trained", 1.0), *((path, f"frozen-{name}", weight) for path, name, weight in files)]
     else:
@@ -264,11 +276,11 @@ def _weight_lines(policy: DiffusersPolicy, file: Path, frozen: Sequence[str]) ->
             f"pipe.{policy.family.NETWORK}.load_state_dict(load_file({str(file)!r}))\n"
         )
     if policy.spec.lora and not on:
-        return f"pipe.load_lora_weights({str(file.parent)!r}, weight_name={file.name!r})\n"
+        return f"{loader}({str(file.parent)!r}, weight_name={file.name!r})\n"
     for path, name, _ in files:
-        lines += f"pipe.load_lora_weights({str(path.parent)!r}, weight_name={path.name!r}, adapter_name={name!r})\n"
+        lines += f"{loader}({str(path.parent)!r}, weight_name={path.name!r}, adapter_name={name!r})\n"
     if files:
-        lines += f"pipe.set_adapters({[name for _, name, _ in files]!r}, {[weight for *_, weight in files]!r})\n"
+        lines += f"{holder}.set_adapters({[name for _, name, _ in files]!r}, {[weight for *_, weight in files]!r})\n"
     return lines
 
 
