@@ -32,7 +32,17 @@ GUIDED = (sampler_parity, initial_ratio, gradients)  # what may differ where the
 ALIKE = ("sd15-pndm", "ssd-1b", "flux-schnell", "flux2-klein", "flux2-dev", "krea2-turbo", "hidream-dev")
 CONFORMING = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in PIPELINES]
 # What these learn and how they round, the first families show.
-LATER = ("sana", "krea2", "lumina2", "chroma", "flux2-klein-base", "kolors", "hidream", "hunyuan-image")
+LATER = (
+    "sana",
+    "krea2",
+    "lumina2",
+    "chroma",
+    "flux2-klein-base",
+    "kolors",
+    "hidream",
+    "hunyuan-image",
+    "qwen-image-2.1",
+)
 SELDOM = (*LATER, "flux2-klein", "flux2-dev", "krea2-turbo", "hidream-dev")
 LEARNING = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE + LATER else []) for name in PIPELINES]
 ROUNDED = [pytest.param(name, marks=[pytest.mark.slow] if name in SELDOM else []) for name in PIPELINES]
