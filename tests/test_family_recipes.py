@@ -28,6 +28,7 @@ PIPELINES = {
     "flux2-dev": "flux2-dev",
     "flux2-klein-base": "flux2-klein-base",
     "qwen-image": "qwen-image",
+    "qwen-image-2.1": "qwen-image-2.1",
     "sd15": "sd15",
     "sd3.5-medium": "sd3",
     "sdxl": "sdxl",

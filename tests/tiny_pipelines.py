@@ -14,6 +14,7 @@ from diffusers import (
     AutoencoderKLFlux2,
     AutoencoderKLHunyuanImage,
     AutoencoderKLQwenImage,
+    AutoencoderKLQwenImage21,
     ChromaPipeline,
     ChromaTransformer2DModel,
     DDIMScheduler,
@@ -40,6 +41,8 @@ from diffusers import (
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
     PNDMScheduler,
+    QwenImage21Pipeline,
+    QwenImage21Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SanaPipeline,
@@ -71,15 +74,18 @@ from transformers import (
     Mistral3ForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2AudioProcessor,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
     Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     Qwen3VLModel,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
+    WhisperFeatureExtractor,
 )
 
 from grpaint.recipe.config import TrainRecipe, resolve
@@ -550,10 +556,8 @@ def qwen_autoencoder() -> AutoencoderKLQwenImage:
     )
 
 
-def krea2(*, distilled: bool = False) -> Krea2Pipeline:
-    torch.manual_seed(0)
-    tokenizer = qwen_tokenizer()
-    config = Qwen3VLConfig(
+def qwen3_vl_config(tokenizer: Qwen2Tokenizer) -> Qwen3VLConfig:
+    return Qwen3VLConfig(
         text_config={
             **language_settings(tokenizer, 16),
             "head_dim": 8,
@@ -568,6 +572,11 @@ def krea2(*, distilled: bool = False) -> Krea2Pipeline:
             "deepstack_visual_indexes": [0],
         },
     )
+
+
+def krea2(*, distilled: bool = False) -> Krea2Pipeline:
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
     pipe = Krea2Pipeline(
         transformer=Krea2Transformer2DModel(
             in_channels=16,
@@ -590,7 +599,7 @@ def krea2(*, distilled: bool = False) -> Krea2Pipeline:
             use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, max_image_seq_len=6400
         ),
         vae=qwen_autoencoder(),
-        text_encoder=Qwen3VLModel(config),
+        text_encoder=Qwen3VLModel(qwen3_vl_config(tokenizer)),
         tokenizer=tokenizer,
         text_encoder_select_layers=(1, 2),
         is_distilled=distilled,
@@ -677,6 +686,43 @@ def qwen_image() -> QwenImagePipeline:
     return ready(pipe)
 
 
+def qwen_image21() -> QwenImage21Pipeline:
+    """Qwen-Image 2.1; an audio processor stands in for its processor, which needs torchvision."""
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|AUDIO|>"], special_tokens=True)
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+        "{{ part['text'] }}{% endfor %}<|im_end|>\n{% endfor %}"
+    )
+    pipe = QwenImage21Pipeline(
+        transformer=QwenImage21Transformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            context_in_dim=16,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+        ),
+        vae=AutoencoderKLQwenImage21(
+            base_dim=8,
+            decoder_base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1, 1],
+            num_res_blocks=1,
+            latents_mean=[0.1, -0.2, 0.3, 0.0],
+            latents_std=[1.5, 0.5, 1.0, 2.0],
+        ),
+        text_encoder=Qwen3VLForConditionalGeneration(qwen3_vl_config(tokenizer)),
+        processor=Qwen2AudioProcessor(WhisperFeatureExtractor(), tokenizer, chat_template=template),
+    )
+    return ready(pipe)
+
+
 def z_image() -> ZImagePipeline:
     torch.manual_seed(0)
     tokenizer = qwen_tokenizer()
@@ -733,6 +779,7 @@ PIPELINES = {
     "krea2-turbo": lambda: krea2(distilled=True),
     "lumina2": lumina2,
     "qwen-image": qwen_image,
+    "qwen-image-2.1": qwen_image21,
     "sana": sana,
     "z-image": z_image,
 }
@@ -774,8 +821,8 @@ TOKENS = {  # how many of a caption are read
 
 
 def side(name: str) -> int:
-    """The pixels of the images on which a pipeline is tested: SANA's stock pipeline takes multiples of 32."""
-    return 32 if name == "sana" else 16
+    """The pixels of the images on which a pipeline is tested: two stock pipelines take multiples of 32."""
+    return 32 if name in ("sana", "qwen-image-2.1") else 16
 
 
 def recipe(folder: Path, **model: Any) -> TrainRecipe:

@@ -3,14 +3,13 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from grpaint.backends.adapter_files import load_adapter, tensor_name
 from grpaint.backends.adapters import without_adapters
@@ -18,6 +17,7 @@ from grpaint.backends.base_model import find_base
 from grpaint.backends.diffusers_settings import DiffusersSettings
 from grpaint.backends.embeddings import Embedding, EmbeddingCache, encoding_fingerprint
 from grpaint.backends.pipeline import load_network, open_pipeline, open_text_encoders
+from grpaint.backends.text_condition import TextCondition, concatenate, rows_by_length
 from grpaint.backends.upcast import upcast
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import ConfigError, RunError
@@ -27,24 +27,6 @@ from grpaint.core.prediction import Prediction, read
 from grpaint.core.rng import Key, noise
 from grpaint.core.runtime import Runtime
 from grpaint.storage.layout import LateTensor
-
-
-@dataclass(frozen=True)
-class TextCondition:
-    """Text embeddings of distinct captions, and for each row the number of its caption; a group shares one copy."""
-
-    parts: tuple[Tensor, ...]
-    index: Tensor
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def rows(self, index: Tensor) -> Self:
-        return replace(self, index=self.index[index.cpu()])
-
-    def tensors(self, rows: slice) -> tuple[Tensor, ...]:
-        """The embeddings of some rows, repeated so that each row has its own."""
-        return tuple(part[self.index[rows]] for part in self.parts)
 
 
 class DiffusersPolicy:
@@ -92,7 +74,7 @@ class DiffusersPolicy:
 
     def _condition(self, texts: Sequence[str]) -> TextCondition:
         distinct = list(dict.fromkeys(texts))
-        parts = tuple(map(_concatenate, zip(*self._embed(distinct), strict=True)))
+        parts = tuple(map(concatenate, zip(*self._embed(distinct), strict=True)))
         device = self.runtime.device  # lengths stay on the CPU
         rows = {text: row for row, text in enumerate(distinct)}
         return TextCondition(
@@ -139,6 +121,9 @@ class DiffusersPolicy:
         return _batches(count, self.spec.vae_batch)
 
     def _output(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
+        if self.family.ONE_LENGTH and len(groups := rows_by_length(cond[-1])) > 1:
+            outputs = [self._output(x[rows], t[rows], tuple(part[rows] for part in cond)) for rows in groups]
+            return torch.cat(outputs)[torch.cat(groups).argsort()]
         self.meter.forward(len(x), recomputed=self.spec.checkpointing)
         sharding = self.runtime.sharding
         if sharding is None:
@@ -177,6 +162,9 @@ class DiffusersPolicy:
 
     def stock(self, texts: Sequence[str], start: Tensor, steps: int) -> Tensor:
         """The latents that the stock pipeline samples from ``start`` in ``steps`` noise-free steps."""
+        if self.family.ONE_LENGTH and len(texts) > 1:
+            rows = zip(texts, start.split(1), strict=True)
+            return torch.cat([self.stock([text], row, steps) for text, row in rows])
         import diffusers
 
         family, (height, width) = self.family, self.spec.pixels
@@ -289,11 +277,3 @@ def _log_truncation(text: str, length: int, room: int) -> None:
 
 def _batches(count: int, size: int) -> Iterator[slice]:
     return (slice(first, first + size) for first in range(0, count, size))
-
-
-def _concatenate(parts: Sequence[Tensor]) -> Tensor:
-    """Concatenate along the rows; where lengths in dimension 1 differ, the shorter ones are padded with zeros."""
-    if parts[0].ndim < 3:
-        return torch.cat(list(parts))
-    most = max(part.shape[1] for part in parts)
-    return torch.cat([functional.pad(part, (0, 0, 0, most - part.shape[1])) for part in parts])

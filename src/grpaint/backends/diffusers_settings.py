@@ -210,7 +210,7 @@ class DiffusersSettings:
             raise ConfigError(f"model.tokens = {self.tokens}: this model's pipeline reads {most} at most.")
         if self.tokens and self.named_family[1].FIXED_TOKENS:
             raise ConfigError(
-                f"model.tokens = {self.tokens}: this model's pipeline reads a fixed number. Leave it out."
+                f"model.tokens = {self.tokens}: this model's pipeline has no such argument. Leave it out."
             )
         if self.clip_skip:
             self._check_clip_skip()

@@ -22,7 +22,7 @@ from grpaint.storage.files import digest, read_weights, write_weights
 Embedding = tuple[Tensor, ...]  # the tensors that a family's network takes for one caption, each with one row
 Encode = Callable[[Sequence[str]], Iterator[Embedding]]
 
-TEXT_PARTS = ("text_encoder", "tokenizer")  # how the names of a pipeline's text encoders and tokenizers begin
+TEXT_PARTS = ("text_encoder", "tokenizer", "processor")  # how the names of the parts that read captions begin
 MEMORY = 2**30  # bytes of embeddings that stay in memory besides the files
 
 

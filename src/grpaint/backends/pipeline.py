@@ -79,7 +79,8 @@ def open_text_encoders(pipe: Any, base: BaseModel, family: Family, runtime: Runt
     if not missing:
         yield pipe
         return
-    others = tuple(listed_parts(base.settings, (*missing, *family.WITHOUT)))
+    needed = (*missing, "processor")  # which Qwen-Image 2.1 uses in its constructor
+    others = tuple(listed_parts(base.settings, (*needed, *family.WITHOUT)))
     lender = open_pipeline(base, family, runtime, frozen=True, without=others)
     runtime.place(lender)
     pipe.register_modules(**{name: getattr(lender, name) for name in missing})

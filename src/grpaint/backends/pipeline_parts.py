@@ -35,7 +35,9 @@ def listed_parts(folder: PipelineFolder, without: Collection[str] = ()) -> list[
     return [
         part
         for part, kind in index.items()
-        if isinstance(kind, list) and any(not isinstance(item, int | None) for item in kind) and part not in without
+        if isinstance(kind, list)
+        and any(not isinstance(item, int | float | None) for item in kind)
+        and part not in without
     ]
 
 

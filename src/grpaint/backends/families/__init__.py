@@ -21,6 +21,7 @@ FAMILIES = {
     "kolors": "grpaint.backends.families.kolors:Kolors",
     "hidream": "grpaint.backends.families.hidream:HiDream",
     "qwen-image": "grpaint.backends.families.qwen_image:QwenImage",
+    "qwen-image-2.1": "grpaint.backends.families.qwen_image21:QwenImage21",
     "sd15": "grpaint.backends.families.sd15:StableDiffusion",
     "sd3": "grpaint.backends.families.sd3:StableDiffusion3",
     "sdxl": "grpaint.backends.families.sdxl:StableDiffusionXl",

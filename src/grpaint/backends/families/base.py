@@ -19,6 +19,10 @@ JOINT = tuple(
     for layer in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 )
 MOST_WINDOW = 100_000  # more positions than any CLIP encoder has; transformers gives 1e30 where none are stated
+PACKING = """b, c, h, w = latents.shape
+latents = latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+latents = latents.reshape(b, h * w // 4, 4 * c)
+"""
 Guidance = Literal["none", "cfg", "distilled"]
 
 
@@ -38,7 +42,8 @@ class Family(ABC):
     WITHOUT: ClassVar[dict[str, Any]] = {}  # parts that the pipeline is opened without
     PATCH: ClassVar[int] = 1  # latent sides are divisible by it: the side of the network's patches
     MOST_TOKENS: ClassVar[int] = 0  # the most that the stock pipeline accepts; 0: any number
-    FIXED_TOKENS: ClassVar[bool] = False  # whether the stock pipeline reads a fixed number of a caption's tokens
+    FIXED_TOKENS: ClassVar[bool] = False  # whether it cannot be chosen how much of a caption the stock pipeline reads
+    ONE_LENGTH: ClassVar[bool] = False  # whether padding a caption changes the image: a call then takes equal lengths
     GUIDERS: ClassVar[tuple[str, ...]] = ()  # parts that apply the stock pipeline's guidance; plain ones replace them
     LOADS_LORA: ClassVar[bool] = True  # whether the stock pipeline loads a LoRA; otherwise its network does
     SKIPS_CLIP: ClassVar[bool] = False  # whether ``encode`` follows the setting ``clip_skip``
@@ -129,6 +134,11 @@ class Family(ABC):
     def packs(self) -> bool:
         """Whether the stock pipeline takes and returns latents in the layout of :func:`pack`."""
         return self.PACKED > 1
+
+    @property
+    def packing(self) -> str:
+        """The lines of a script that convert ``latents`` to the layout of the stock pipeline, like :meth:`to_stock`."""
+        return PACKING if self.packs else ""
 
     def stock_ode(self, scheduler: Any, path: Path) -> tuple[str, dict[str, Any]] | None:
         """The scheduler class of diffusers and the changed settings that take the ODE's steps on ``path``.

@@ -153,22 +153,24 @@ def _ends(name: str, settings: Mapping[str, Any], path: VpPath) -> tuple[float |
     return high, low
 
 
-def listed(path: Path, sigmas: tuple[float, ...]) -> Path:
+def listed(path: Path, sigmas: tuple[float, ...], key: str = "model.sigmas") -> Path:
     """``path`` with a list of noise levels, as the stock pipeline takes them by its argument ``sigmas``.
+
+    ``key``: the setting that lists them.
 
     Raises:
         ConfigError: if the list does not fall from noise to data, or the path is of another kind.
     """
     limit = 1.0 if isinstance(path, FlowPath) else 1e6
     if not all(limit >= here > there > 0 for here, there in pairwise((*sigmas, sigmas[-1] / 2))):
-        raise ConfigError(f"model.sigmas = {list(sigmas)}: they must fall, from {limit:g} at most to above 0.")
+        raise ConfigError(f"{key} = {list(sigmas)}: they must fall, from {limit:g} at most to above 0.")
     if type(path) is FlowPath:  # subclasses have grids of their own
         return replace(path, sigmas=sigmas)
     if isinstance(path, VpPath):
         return replace(
             path, sigmas=sigmas, terminal=None if path.terminal is None else 2**-12, final="one", continuous=True
         )
-    raise ConfigError("model.sigmas: this family has a path of its own; leave it out.")
+    raise ConfigError(f"{key}: this family has a path of its own; leave it out.")
 
 
 def stock_ode(scheduler: Any, path: Path) -> tuple[str, dict[str, Any]] | None:

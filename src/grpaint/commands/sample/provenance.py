@@ -27,10 +27,6 @@ from grpaint.storage.reading import parse_object, read_regular
 
 KEY = "grpaint"
 NOT_COMPARED = {"base", "config", "start", "adapter", "frozen"}  # settings of [model] that name files
-PACKING = """b, c, h, w = latents.shape
-latents = latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
-latents = latents.reshape(b, h * w // 4, 4 * c)
-"""
 
 
 @dataclass(frozen=True)
@@ -190,7 +186,7 @@ def diffusers_script(policy: Any, settings: DeployedEvaluation, prompt: str, see
         f"latents = torch.empty({(1, *spec.sample_shape)}).normal_(\n"
         f"    generator=torch.Generator().manual_seed({seed_of(seed, 0, 'start', 0)})\n"
         ")\n"
-        f"{PACKING if family.packs else ''}"
+        f"{family.packing}"
         "image = pipe(\n"
         f"    {prompt!r},\n"
         "    latents=latents.to(pipe.device, pipe.dtype),\n"
