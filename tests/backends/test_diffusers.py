@@ -370,7 +370,7 @@ REFUSED = [
     ("sd15", {"rescale_betas_zero_snr": True}),
     ("sd15", {"prediction_type": "sample"}),
     ("sd15", {"beta_schedule": "sigmoid"}),
-    ("sd15", {"num_train_timesteps": 500}),
+    ("sd15", {"num_train_timesteps": 10_001}),
     ("sd15", {"_class_name": "EDMEulerScheduler"}),
 ]
 
