@@ -1,4 +1,4 @@
-"""LoRA files of random weights, as other programs write them."""
+"""LoRA files of random weights, as other programs write them, and how far our latents are from stock ones."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,9 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
+from grpaint.backends.diffusers import DiffusersPolicy
+
+TEXTS = ["a red circle", "two"]
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
@@ -44,3 +47,23 @@ def save_peft(pipe: Any, to: Path) -> Path:
     config = pipe.unet.peft_config["default"].to_dict()
     (to / "adapter_config.json").write_text(json.dumps(config, default=sorted))
     return to
+
+
+def stock_latents(policy: DiffusersPolicy) -> Tensor:
+    """Latents of the stock sampler with our weights, of the captions ``TEXTS``."""
+    with torch.no_grad():
+        return policy.stock(TEXTS, policy.noise((0, 0, "x"), range(2)), 2)
+
+
+def difference(policy: DiffusersPolicy, pipe: Any) -> float:
+    """The relative difference of our latents from those of a stock pipeline of the same base."""
+    theirs = pipe(
+        prompt=TEXTS,
+        latents=policy.noise((0, 0, "x"), range(2)),
+        num_inference_steps=2,
+        height=16,
+        width=16,
+        guidance_scale=1.0,
+        output_type="latent",
+    ).images
+    return ((stock_latents(policy) - theirs).norm() / theirs.norm()).item()

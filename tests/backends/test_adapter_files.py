@@ -14,10 +14,8 @@ from grpaint.backends.adapters import Lora
 from grpaint.backends.diffusers import Diffusers, DiffusersPolicy
 from grpaint.core import CheckpointError, Prompt
 from grpaint.core.runtime import Runtime
-from tiny_adapters import adapted, save_diffusers, save_peft, tensors_of
+from tiny_adapters import TEXTS, adapted, difference, save_diffusers, save_peft, tensors_of
 from tiny_pipelines import save
-
-TEXTS = ["a red circle", "two"]
 
 
 @pytest.fixture(scope="module")
@@ -33,23 +31,6 @@ def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(folder: Path, start: Path, **settings: Any) -> DiffusersPolicy:
     spec: Any = {"height": 16, "width": 16, "lora": Lora(4, 12), **settings}
     return Diffusers(str(folder), start=str(start), **spec).load(Runtime())
-
-
-def difference(policy: DiffusersPolicy, pipe: Any) -> float:
-    """The relative difference of a stock pipeline's latents with our adapter from those of ``pipe``."""
-    start = policy.noise((0, 0, "x"), range(2))
-    with torch.no_grad():
-        ours = policy.stock(TEXTS, start, 2)
-    theirs = pipe(
-        prompt=TEXTS,
-        latents=start,
-        num_inference_steps=2,
-        height=16,
-        width=16,
-        guidance_scale=1.0,
-        output_type="latent",
-    ).images
-    return ((ours - theirs).norm() / theirs.norm()).item()
 
 
 KINDS: dict[str, dict[str, Any]] = {

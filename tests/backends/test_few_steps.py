@@ -108,7 +108,7 @@ def test_a_flow_in_few_steps_is_that_of_the_stock_pipeline_with_the_lcm_schedule
         else:
             with torch.no_grad():
                 theirs = policy.stock(TEXTS, policy.noise((0, 0, "start"), range(2)), 4)
-    assert ((ours - theirs).norm() / theirs.norm()).item() < 1e-6
+        assert ((ours - theirs).norm() / theirs.norm()).item() < 1e-6
 
 
 @pytest.mark.parametrize(

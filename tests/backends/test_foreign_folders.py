@@ -131,7 +131,20 @@ def test_a_processor_opens_no_further_model(folder: Path, file: str) -> None:
     names = {"audio_tokenizer_class": "evil.Model", "audio_tokenizer_name_or_path": "someone/evil"}
     entries = {"audio_tokenizer": names} if file.startswith("processor") else names
     (folder / "tokenizer" / file).write_text(json.dumps(entries))
-    assert "would download and run a program" in refusal(lambda: Diffusers(str(folder)).load(Runtime()))
+    assert "would run a program from elsewhere" in refusal(lambda: Diffusers(str(folder)).load(Runtime()))
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json", "tokenizer_config.json"])
+def test_a_processor_follows_no_auto_map(tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked whether code may run"))
+    root = save("qwen-image-2.1", tmp_path)
+    (root / "processor" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: pass\n")
+    if not (root / "processor" / file).is_file():
+        (root / "processor" / file).write_text("{}")
+    change(root / "processor" / file, auto_map={"AutoImageProcessor": "evil.Model", "AutoTokenizer": "evil.Model"})
+    line = refusal(lambda: Diffusers(str(root)).load(Runtime()))
+    assert f"{file}: auto_map = " in line
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_list_of_numbers_is_a_setting_of_a_pipeline_and_no_part(folder: Path) -> None:
@@ -175,7 +188,7 @@ def test_a_tokenizer_brings_no_code_and_nobody_is_asked(
 @pytest.mark.parametrize("runtime", [Runtime(), fake_runtime("cpu", "fp32")], ids=["open", "plan"])
 def test_a_folder_names_no_program_of_the_hub(folder: Path, key: str, runtime: Runtime) -> None:
     change(folder / "text_encoder/config.json", **{key: "somebody/kernel"})
-    with pytest.raises(CheckpointError, match=rf"config.json: {key} = .*somebody/kernel.* would download and run"):
+    with pytest.raises(CheckpointError, match=rf"config.json: {key} = .*somebody/kernel.* would run"):
         Diffusers(str(folder)).load(runtime)
 
 

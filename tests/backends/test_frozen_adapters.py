@@ -16,10 +16,9 @@ from grpaint.core.runtime import Runtime
 from grpaint.loops import train
 from grpaint.recipe.build import build, dump
 from grpaint.run.unsaved import UnsavedLoop
-from tiny_adapters import adapted, save_diffusers, save_peft
+from tiny_adapters import TEXTS, adapted, difference, save_diffusers, save_peft, stock_latents
 from tiny_pipelines import recipe, save, stock
 
-TEXTS = ["a red circle", "two"]
 WIDE = ["to_q", "to_k", "conv1", "proj_in", "time_emb_proj"]  # convolutions too, as LCM's adapter has them
 
 
@@ -43,25 +42,6 @@ def other(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(folder: Path, *frozen: FrozenAdapter, **settings: Any) -> DiffusersPolicy:
     spec: Any = {"height": 16, "width": 16, "lora": Lora(4, 12), **settings}
     return Diffusers(str(folder), frozen=frozen, **spec).load(Runtime())
-
-
-def stock_latents(policy: DiffusersPolicy) -> torch.Tensor:
-    with torch.no_grad():
-        return policy.stock(TEXTS, policy.noise((0, 0, "x"), range(2)), 2)
-
-
-def difference(policy: DiffusersPolicy, pipe: Any) -> float:
-    """The relative difference of our latents from those of a pipeline of the same base."""
-    theirs = pipe(
-        prompt=TEXTS,
-        latents=policy.noise((0, 0, "x"), range(2)),
-        num_inference_steps=2,
-        height=16,
-        width=16,
-        guidance_scale=1.0,
-        output_type="latent",
-    ).images
-    return ((stock_latents(policy) - theirs).norm() / theirs.norm()).item()
 
 
 def fused(folder: Path, *adapters: tuple[Path, float]) -> Any:
@@ -159,6 +139,16 @@ def test_prediction_is_that_of_frozen_weights_on_every_set(folder: Path, turbo: 
     sets = [policy.predict(x, here, cond, weights).x0 for weights in ("current", "behaviour", "average", "reference")]
     assert all(torch.equal(each, sets[0]) for each in sets)
     assert not torch.allclose(sets[0], plain.predict(x, here, cond).x0, atol=1e-3)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1)
+    base = plain.predict(x, here, cond, "reference").x0
+    with policy.weights.use("reference"), policy.weights.with_frozen([]):  # the trained adapter stays off inside
+        assert torch.equal(policy.predict(x, here, cond).x0, base)
+    assert torch.equal(policy.predict(x, here, cond, "reference").x0, sets[0])
+    assert not torch.allclose(policy.predict(x, here, cond).x0, sets[0], atol=1e-3)
+    with pytest.raises(KeyError, match="there is no frozen adapter other"):
+        policy.weights.switch_frozen(["other"])
 
 
 def test_the_table_survives_run_toml(turbo: Path, folder: Path) -> None:

@@ -94,9 +94,9 @@ def test_the_setting_reaches_scans_and_training(tmp_path):
         file = tmp_path / f"set/{number}.png"
         Image.fromarray(COLOURS).resize((32, 32), Image.Resampling.NEAREST).save(file, icc_profile=P3)
         file.with_suffix(".txt").write_text(f"picture {number}")
-    found = {}
+    pixels = {}
     for profiles in ("ignore", "convert", "ignore"):
         data = ImageData(str(tmp_path / "set"), str(tmp_path / "set"), resolution=32, profiles=profiles)
-        found[profiles] = data.batch(1, 0, 0).images()[0, :, 0, 0] * 255
-    assert found["ignore"].tolist() == pytest.approx([200, 30, 30], abs=0.01)
-    assert found["convert"].tolist() == pytest.approx(in_srgb(COLOURS)[0, 0].tolist(), abs=1.5)
+        pixels[profiles] = data.batch(1, 0, 0).images()[0, :, 0, 0] * 255
+    assert pixels["ignore"].tolist() == pytest.approx([200, 30, 30], abs=0.01)
+    assert pixels["convert"].tolist() == pytest.approx(in_srgb(COLOURS)[0, 0].tolist(), abs=1.5)

@@ -354,6 +354,13 @@ def test_sidecars_in_capitals_and_names_of_windows_are_read(tmp_path):
         data(path).prepare(str)
 
 
+def test_images_that_differ_in_case_alone_have_captions_of_their_own(tmp_path):
+    for name in ("Ab", "ab"):
+        (tmp_path / f"{name}.png").write_bytes(making.png(1))
+        (tmp_path / f"{name}.txt").write_text(f"of {name}")
+    assert [image.caption for image in data(tmp_path).collections[0].images] == ["of Ab", "of ab"]
+
+
 def test_one_caption_for_all_names_the_only_way_out(tmp_path):
     path = making.folder(tmp_path / "set", 5)
     for file in path.glob("*.txt"):

@@ -115,10 +115,14 @@ def test_linked_folders_are_read_once_and_circles_end(tmp_path):
     (path / "below/circle").symlink_to("..")
     (path / "root").symlink_to("/")
     (path / "gone.png").symlink_to("nowhere.png")
+    (path / "self.png").symlink_to("self.png")
     names, left_out = listing(path)
     assert names == ["000.png", "001.png", *(f"a more/00{n}.png" for n in range(3))]
     circle = "a link back to a folder that is read anyway, or that holds this one"
-    assert left_out == {"b again": circle, "below/circle": circle, "root": circle, "gone.png": "a link to nothing"}
+    assert left_out == {
+        **dict.fromkeys(("b again", "below/circle", "root"), circle),
+        **dict.fromkeys(("gone.png", "self.png"), "a link to nothing"),
+    }
 
 
 def test_a_folder_keeps_its_own_name_if_a_link_leads_to_it_too(tmp_path):
@@ -160,6 +164,7 @@ def test_masks_beside_images_are_named(tmp_path):
     making.folder(tmp_path, 2)
     (tmp_path / "000-masklabel.png").write_bytes(making.png(3))
     captioned(tmp_path, "of a-masklabel.png")
+    (tmp_path / "of a.txt").write_text("a text alone has no mask")
     assert listing(tmp_path) == (
         ["000.png", "001.png", "of a-masklabel.png"],
         {"000-masklabel.png": "a mask of another image"},

@@ -168,7 +168,7 @@ def test_fields_of_requests_can_be_added_and_taken_out(judge):
         return f"unsupported: {', '.join(sorted(bad))}; use max_completion_tokens" if bad else ""
 
     judge.refuses = refuses
-    with pytest.raises(RewardError, match=r"answered 400: unsupported: .*the setting request adds .* max_tokens, temp"):
+    with pytest.raises(RewardError, match=r"answered 400: unsupported: .* takes out a field .*, of max_tokens, temp"):
         VlmJudge(judge.url, "eye-1", **QUICK)(IMAGES[:1], PROMPTS[:1])
     assert len(judge.requests) == 1  # the same request would be refused again
     request = {"max_tokens": None, "temperature": None, "max_completion_tokens": 900, "reasoning_effort": "low"}

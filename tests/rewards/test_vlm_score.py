@@ -89,7 +89,7 @@ def test_a_head_reads_the_last_hidden_state(folder, probabilities, tmp_path):
     ):
         save_file(tensors, tmp_path / "bad.safetensors")
         with pytest.raises(CheckpointError, match=reason):
-            answer_head(tmp_path / "bad.safetensors")
+            answer_head(tmp_path / "bad.safetensors", "cpu")
         answer_head.cache_clear()
 
 
@@ -102,6 +102,18 @@ def test_a_number_is_read_of_the_likeliest_answer(folder):
     assert answer.split()[0] == model.processor.tokenizer.convert_ids_to_tokens(first)
     with pytest.raises(ValueError, match=r'answered ".*" instead of a number from 0 to 10 after "Score:"'):
         scores(folder, readout="number", marker="Score:", max_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "score"), [("<think>3 cats</think> 8", 8.0), ("2 <thinking>9</thinking>4", 4.0), ("<think>3", None)]
+)
+def test_a_number_is_not_one_of_the_thoughts(folder, monkeypatch, text, score):
+    monkeypatch.setattr("grpaint.vision.vlm.VisionLanguageModel.answer", lambda *_: text)
+    if score is None:
+        with pytest.raises(ValueError, match=r"still thinking after .* raise max_tokens"):
+            scores(folder, readout="number")
+    else:
+        assert scores(folder, readout="number") == [score] * len(IMAGES)
 
 
 def test_models_and_words_that_cannot_be_used_are_named(folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -259,6 +260,8 @@ def test_samples_are_drawn_as_deployed_or_by_evaluate(
     for words, message in [
         (["sample", "mine", "a", "--without-frozen", "x"], "no such frozen adapter is on. There are: turbo, de-distil"),
         (["sample", "--like", picture, "--set", "model.frozen=[]"], 'with the frozen adapter "turbo" x 0.7'),
+        (["sample", "mine", "a", "--no-deploy", "--set", "deploy.steps=4"], "do not draw by [deploy]"),
+        (["sample", "--like", picture, "--set", "deploy={steps=4}"], "do not draw by [deploy]"),
         (["export", "mine", "--without-frozen", "turbo"], "--for diffusers writes the trained adapter alone"),
     ]:
         refused = command(*words)
@@ -324,6 +327,20 @@ def test_evaluate_judges_models_as_deployed_beside_the_other(
     (reward,) = [m for m in result["measures"] if (m["measure"], m["protocol"]) == ("reward", "as deployed")]
     assert reward["values"]["base"]["value"] == pytest.approx(lines(here / "runs/mine")[0]["deploy"]["reward"])
     assert (reward["card"]["steps"], reward["card"]["frozen"]) == (2, ["turbo", "de-distil"])
+
+
+def test_models_of_other_frozen_adapters_are_judged_by_named_ones_alone(
+    here: Path, ended: Ended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(here)
+    shutil.copytree("runs/mine", "runs/plain")
+    settings = Path("runs/plain/run.toml")
+    text = settings.read_text()
+    settings.write_text(text.replace('name = "turbo"', 'name = "other"'))
+    refused = command("evaluate", "plain", "mine", "--trust")
+    assert refused.code == 2
+    assert "plain: its frozen adapters are other, de-distil, mine's turbo, de-distil; name in" in refused.err
+    assert refused.err.count("\n") == 1
 
 
 def test_show_and_plan_count_what_it_costs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,4 +416,4 @@ def test_methods_that_are_used_differently_are_not_compared(tmp_path: Path) -> N
         words = ["flow-grpo", "other=flow-grpo:deploy.steps=4", "--budget-evaluations", "100", "--dry-run"]
         refused = command("compare", *words)
     assert refused.code == 2
-    assert "other: its [deploy] is not that of flow-grpo" in refused.err
+    assert "other: its [deploy] or frozen adapters are not those of flow-grpo" in refused.err

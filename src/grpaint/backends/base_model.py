@@ -128,8 +128,8 @@ def find_base(
 
 
 def _weights_needed(single: SingleFile) -> str:
-    encoder_count = {"sdxl": 2, "sd3": 3, "flux": 2}.get(single.family, 1)
-    encoders = ["text_encoder", "text_encoder_2", "text_encoder_3"][:encoder_count]
+    encoder_count = {"sdxl": 2, "sd3": 3, "flux": 2, "hidream": 4}.get(single.family, 1)
+    encoders = ["text_encoder", *(f"text_encoder_{number}" for number in range(2, encoder_count + 1))]
     missing_parts = [part for part in ("vae", *encoders) if part not in single.parts]
     return f", and the weights of {', '.join(missing_parts)}" if missing_parts else ""
 

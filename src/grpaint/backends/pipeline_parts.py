@@ -24,8 +24,8 @@ BASES = {
         "ProcessorMixin",
     ),
 }
-SETTINGS = ("config.json", "processor_config.json", "audio_tokenizer_config.json")
 AUDIO = "audio_tokenizer"  # a processor opens the model that this names, of any class and place
+OWN_CODE = "auto_map"  # a processor opens its parts by the classes that this names, in files of the folder
 IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")  # a value OWNER/NAME is a program from the hub
 
 
@@ -76,15 +76,21 @@ def check_no_code(folder: PipelineFolder, without: Collection[str]) -> None:
             f"{folder.path / 'model_index.json'}: _class_name = {name!r:.80}: a folder names no code."
         )
     for part in listed_parts(folder, without):
-        part_class(folder, part)
-        for file in (folder.path / part / name for name in SETTINGS):
-            for key, value in _entries(read_json(file)) if file.is_file() else ():
+        processor = _is_processor(part_class(folder, part))
+        for file in sorted((folder.path / part).glob("*config.json")):
+            for key, value in _entries(read_json(file)):
                 key_name = key.lstrip("_")
-                if key_name.startswith(AUDIO) or (key_name.startswith(IMPLEMENTATIONS) and "/" in str(value)):
+                foreign = key_name.startswith(AUDIO) or (processor and key_name == OWN_CODE)
+                if foreign or (key_name.startswith(IMPLEMENTATIONS) and "/" in str(value)):
                     raise CheckpointError(
-                        f"{file}: {key} = {value!r:.80} would download and run a program; a folder is data. Remove the "
-                        "key."
+                        f"{file}: {key} = {value!r:.80} would run a program from elsewhere; a folder is data. "
+                        "Remove the key."
                     )
+
+
+def _is_processor(cls: type) -> bool:
+    """Whether transformers opens the parts of a class by names in their files, and not by the class itself."""
+    return issubclass(cls, importlib.import_module("transformers").ProcessorMixin)
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:

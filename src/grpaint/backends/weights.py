@@ -1,7 +1,7 @@
 """The four sets of weights of a policy: current, behaviour, average and reference."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class WeightSets:
         self.trainable = dict(trainable)
         self.adapters = adapters
         self.frozen: tuple[str, ...] = ()
+        self._is_trained_on = True
         copied: tuple[Weights, ...] = ("average",) if adapters else ("average", "reference")
         self.copies: dict[Weights, dict[str, Tensor]] = {name: self._copy() for name in copied}
 
@@ -52,39 +53,48 @@ class WeightSets:
         if weights == "current":
             yield
         elif weights == "reference" and self.adapters:
-            self._activate(trained=False)
+            self._switch(self.frozen, trained=False)
             try:
                 yield
             finally:
-                self._activate(trained=True)
+                self._switch(self.frozen, trained=True)
         else:
             copies = self.copies.get(weights)
             if copies is None:
                 raise KeyError(f"there are no {weights} weights; blend(into={weights!r}, keep=0) creates them")
             before, self.active = self.active, weights
-            current = self._exchange(before, weights) if self.sharding else self._set_data(copies)
             try:
-                yield
+                with self._exchanged(before, weights) if self.sharding else self._replaced(copies):
+                    yield
             finally:
                 self.active = before
-                if self.sharding:
-                    self._exchange(weights, before)
-                else:
-                    self._set_data(current)
 
     @contextmanager
     def only(self, weights: Weights) -> Iterator[None]:
         """Inside the block, a module whose tensors are shares has the set ``weights``, whatever block encloses it."""
-        before, divided = self.active, self.sharding is not None
-        if divided:
-            self._exchange(before, weights)
+        with self._exchanged(self.active, weights) if self.sharding else nullcontext():
+            yield
+
+    @contextmanager
+    def _exchanged(self, before: Weights, weights: Weights) -> Iterator[None]:
+        """Inside the block, shares of the set ``weights`` are in the place of those of ``before``."""
+        self._exchange(before, weights)
         try:
             yield
         finally:
-            if divided:
-                self._exchange(weights, before)
+            self._exchange(weights, before)
 
-    def _exchange(self, before: Weights, weights: Weights) -> dict[str, Tensor]:
+    @contextmanager
+    def _replaced(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside the block, these tensors are in the place of the module's own."""
+        own = {name: parameter.data for name, parameter in self.trainable.items()}
+        self._set_data(tensors)
+        try:
+            yield
+        finally:
+            self._set_data(own)
+
+    def _exchange(self, before: Weights, weights: Weights) -> None:
         """Put the set ``weights`` in the place of the set ``before``; the current one lies where its copy was."""
         for name in () if before == weights else (before, weights):
             for key, parameter in self.trainable.items() if name != "current" else ():
@@ -92,19 +102,22 @@ class WeightSets:
                 current = parameter.data.clone()
                 parameter.data.copy_(copy)
                 copy.copy_(current)
-        return {}
 
-    def _set_data(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Put tensors in the place of those of the module; return these."""
-        replaced = {name: parameter.data for name, parameter in self.trainable.items()}
+    def _set_data(self, tensors: Mapping[str, Tensor]) -> None:
         for name, parameter in self.trainable.items():
             parameter.data = tensors[name]
-        return replaced
 
     def switch_frozen(self, names: Sequence[str]) -> None:
-        """Switch these frozen adapters on, and all others off."""
-        self.frozen = tuple(names)
-        self._activate(trained=True)
+        """Switch these frozen adapters on, and all others off.
+
+        Raises:
+            KeyError: there is none of a name.
+        """
+        adapters = getattr(self.module, "peft_config", {})
+        for name in names:
+            if FROZEN + name not in adapters:
+                raise KeyError(f"there is no frozen adapter {name}")
+        self._switch(names, trained=self._is_trained_on)
 
     @contextmanager
     def with_frozen(self, names: Sequence[str] | None) -> Iterator[None]:
@@ -119,10 +132,11 @@ class WeightSets:
         finally:
             self.switch_frozen(before)
 
-    def _activate(self, *, trained: bool) -> None:
-        """Switch on the frozen adapters in ``frozen`` and, if ``trained``, the trained one."""
+    def _switch(self, frozen: Sequence[str], *, trained: bool) -> None:
+        """Switch on these frozen adapters and, if ``trained``, the trained one; all others off."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
+        self.frozen, self._is_trained_on = tuple(frozen), trained
         names = [FROZEN + name for name in self.frozen] + [TRAINED] * trained
         for layer in self.module.modules():
             if isinstance(layer, BaseTunerLayer):

@@ -29,8 +29,20 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
     """Draw captions with a trained model. Each picture says how it was drawn."""
     from grpaint.commands.sample.command import DrawRequest, draw_captions
 
-    drawing = (prompts or [], seed, out, steps, guidance, like, snippet)
-    draw_captions(source, DrawRequest(*drawing, without_frozen or [], not no_deploy, sets or [], trust))
+    request = DrawRequest(
+        prompts=prompts or [],
+        seed=seed,
+        out=out,
+        steps=steps,
+        guidance=guidance,
+        like=like,
+        snippet=snippet,
+        without_frozen=without_frozen or [],
+        deploy=not no_deploy,
+        sets=sets or [],
+        trust=trust,
+    )
+    draw_captions(source, request)
 
 
 @app.command()

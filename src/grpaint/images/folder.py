@@ -1,6 +1,6 @@
 """A folder of image files with captions in sidecars or metadata files as a source of captioned images."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,24 +36,31 @@ class ImageFolder:
         sidecars: dict[Path, list[Path]] = {}  # by their names in small letters: A.PNG may have an A.TXT
         for file in self.walk.files.get("other", []):
             sidecars.setdefault(file.with_name(file.name.lower()), []).append(file)
+        images = self.walk.of("image")
+        stems = {stem for file in images for stem in (file.with_suffix(""), file)}
         return [
             ImageEntry(
                 relative_name(file, self.walk.root),
                 file,
                 (0, 0),
-                merge(by_file.get(file, []) + self._beside(file, sidecars), self.caption, str(file)),
+                merge(by_file.get(file, []) + self._beside(file, sidecars, stems), self.caption, str(file)),
             )
-            for file in self.walk.of("image")
+            for file in images
         ]
 
     def left_out(self) -> Mapping[str, str]:
         return self.walk.left_out
 
-    def _beside(self, file: Path, sidecars: Mapping[Path, list[Path]]) -> Sources:
-        """Read the sidecars of an image; ``sidecars``: all of them by name."""
+    def _beside(self, file: Path, sidecars: Mapping[Path, list[Path]], stems: Collection[Path]) -> Sources:
+        """Read the sidecars of an image: those of its name, or of one that differs in case alone and is no other's.
+
+        ``sidecars``: all of them by name in small letters. ``stems``: the names of all images, with and without suffix.
+        """
         stem, name = file.stem.lower(), file.name.lower()
         names = sidecar_names(stem, name, JSON_SUFFIXES) + sidecar_names(stem, name, TEXT_SUFFIXES)
-        its_own = [sidecar for name in names for sidecar in sidecars.get(file.with_name(name), []) if sidecar.is_file()]
+        alike = [sidecar for name in names for sidecar in sidecars.get(file.with_name(name), []) if sidecar.is_file()]
+        own = (file.with_suffix(""), file)
+        its_own = [s for s in alike if s.with_suffix("") in own or s.with_suffix("") not in stems]
         return [
             (s.name, read_object(s) if s.suffix.lower() in JSON_SUFFIXES else {self.caption: read_text(s).strip()})
             for s in its_own

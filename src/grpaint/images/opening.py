@@ -46,8 +46,8 @@ def _pass_over_logs(files: Walk, image: str) -> None:
     """Drop the tables that img2dataset writes about a shard or folder of the same name: they hold no images."""
     shards = {file.with_suffix("") for file in files.of("shard")}
     folders = {folder for file in files.of("image") for folder in file.parents}
-    tables = files.of("parquet")
-    named_alike = [file for file in tables if file.with_suffix("") in shards | folders]
+    tables, owners = files.of("parquet"), shards | folders
+    named_alike = [file for file in tables if file.with_suffix("") in owners]
     logs = {*named_alike} - {*with_column(named_alike, image)}
     files.files["parquet"] = [file for file in tables if file not in logs]
 

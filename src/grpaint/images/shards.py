@@ -5,6 +5,7 @@ import posixpath
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, Self
 
@@ -37,16 +38,20 @@ class ImageShards:
     def entries(self) -> list[ImageEntry]:
         return [
             ImageEntry(f"{relative_name(file, self.walk.root)}:{printable(name)}", file, (offset, size), fields)
-            for file in self.walk.of("shard")
-            for name, offset, size, fields in self._index(file)["images"]
+            for file, index in self._indices.items()
+            for name, offset, size, fields in index["images"]
         ]
 
     def left_out(self) -> Mapping[str, str]:
         return self.walk.left_out | {
             f"{relative_name(file, self.walk.root)}:{printable(name)}": reason
-            for file in self.walk.of("shard")
-            for name, reason in self._index(file)["left_out"].items()
+            for file, index in self._indices.items()
+            for name, reason in index["left_out"].items()
         }
+
+    @cached_property
+    def _indices(self) -> dict[Path, dict[str, Any]]:
+        return {file: self._index(file) for file in self.walk.of("shard")}
 
     def _index(self, file: Path) -> dict[str, Any]:
         subject, stamp = f"index of {file.resolve()}, {self.caption}", cache.stamp(file)
@@ -150,7 +155,10 @@ def _images(
     file: Path, members: list[_Member], raw: BinaryIO, caption: str, left_out: dict[str, str]
 ) -> Iterator[tuple[str, int, int, Fields]]:
     """Yield the name, offset, size and fields of each image among the members; ``raw`` is the open shard."""
-    stems = {PurePosixPath(member.stem).name for member in members}
+    stems: dict[str, set[str]] = {}  # of images, by folder
+    for member in members:
+        if kind_of(member.name) == "image":
+            stems.setdefault(posixpath.dirname(member.name), set()).add(PurePosixPath(member.name).stem)
     samples: dict[str, list[_Member]] = {}
     for member in members:
         samples.setdefault(member.sample, []).append(member)
@@ -161,7 +169,8 @@ def _images(
             base = posixpath.basename(member.name)
             kind = kind_of(base)
             raw.seek(member.offset)
-            reason = reason_left_out(base, stems, raw.read(min(32, member.size)) if kind == "unknown" else b"")
+            head = raw.read(min(32, member.size)) if kind == "unknown" else b""
+            reason = reason_left_out(base, stems.get(posixpath.dirname(member.name), set()), head)
             if reason or kind in ("shard", "parquet", "arrow"):
                 left_out[member.name] = reason or IN_SHARD
             if reason or kind != "image":

@@ -96,7 +96,7 @@ class ImageTables:
         try:
             cell = _read_group(entry.file, group)[self.image][row].as_py()
         except (ConfigError, OSError, ValueError, IndexError):  # damaged since it was checked
-            return None
+            raise BadImage("cut short or corrupt") from None
         if isinstance(cell, dict):
             cell = cell.get("bytes") or cell.get("path")
         if not isinstance(cell, str):
@@ -107,7 +107,10 @@ class ImageTables:
         return inside(entry.file.parent, cell, f"{entry.file}: {entry.name}")
 
     def _named_file(self, entry: ImageEntry) -> Path | None:
-        content = self._content(entry)
+        try:
+            content = self._content(entry)
+        except BadImage:
+            return None
         return content if isinstance(content, Path) else None
 
     def read(self, entry: ImageEntry) -> bytes:

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -62,27 +62,35 @@ def walk(root: Path) -> Walk:
             out.leave_out(folder, f"cannot be read: {error.strerror}")
             continue
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.is_dir() and entry.name not in _STORES:
+            if _is(entry.is_dir) and entry.name not in _STORES:
                 (links if entry.is_symlink() else folders).append(folder / entry.name)
         hidden = any(is_hidden(part) for part in folder.relative_to(root).parts)
-        _take_in(out, folder, [entry for entry in entries if not entry.is_dir()], hidden)
+        _take_in(out, folder, [entry for entry in entries if not _is(entry.is_dir)], hidden)
     return out
 
 
 def _take_in(out: Walk, folder: Path, entries: Sequence[os.DirEntry[str]], in_hidden: bool) -> None:
     """Sort the files of one folder into ``out``; ``in_hidden``: the folder, or one around it, is hidden."""
-    stems = {PurePath(entry.name).stem for entry in entries}
+    stems = {PurePath(entry.name).stem for entry in entries if kind_of(entry.name) == "image"}
     for entry in entries:
         file, kind = folder / entry.name, kind_of(entry.name)
         if in_hidden or is_hidden(entry.name):
             if kind not in ("metadata", "splits", "other", "unknown"):
                 out.leave_out(file, HIDDEN)
-        elif not entry.is_file() and kind not in ("metadata", "other", "unknown"):
-            out.leave_out(file, NOT_REGULAR if file.exists() else LINK_TO_NOTHING)
+        elif not _is(entry.is_file) and kind not in ("metadata", "other", "unknown"):
+            out.leave_out(file, NOT_REGULAR if os.path.exists(file) else LINK_TO_NOTHING)
         elif reason := reason_left_out(entry.name, stems, _head(entry) if kind == "unknown" else b""):
             out.leave_out(file, reason)
         else:
             out.files.setdefault(kind, []).append(file)
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    """Whether an entry is of a kind; one that cannot be looked at (links in a circle, no permission) is of none."""
+    try:
+        return test()
+    except OSError:
+        return False
 
 
 def _head(entry: os.DirEntry[str]) -> bytes:

@@ -19,7 +19,7 @@ from grpaint.parallel.background import BackgroundCall
 PAUSE_S = 0.005  # between two rounds in which no rank needs the network
 
 # What a rank is about to do; in a round the largest number of all ranks is done: an exchange, once all have come so
-# far; to wait for another thread; a backward pass; a call with each set of weights, of which ranks gather one a time.
+# far; to wait for another thread; a backward pass; a call with each set of weights, one set at a time.
 EXCHANGE, WAIT, BACKWARD, FORWARD = range(4)
 SETS: tuple[Weights, ...] = ("current", "behaviour", "average", "reference")
 

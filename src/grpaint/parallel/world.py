@@ -96,7 +96,7 @@ class World:
         return False
 
     def norm(self, own: Tensor) -> Tensor:
-        """Return the length of a vector of which every rank has the part of length ``own``, if it has a share."""
+        """Return the length of the whole vector. ``own``: of this rank's part if parameters are shares, else of all."""
         return own
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:

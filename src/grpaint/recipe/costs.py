@@ -101,9 +101,9 @@ def costs(recipe: Recipe) -> dict[str, Any]:
         if measure:
             retained["retained_mib"] = round(rows * measure(resolve(recipe.device, recipe.precision)) / 2**20, 1)
     evaluations = (calls + update) * guided
-    grown = {}
+    growth = {}
     if plan.growth:
-        grown["evaluations_iteration_last"] = evaluations + _growth_evaluations(recipe, train.iterations - 1)
+        growth["evaluations_iteration_last"] = evaluations + _growth_evaluations(recipe, train.iterations - 1)
     numbers = {
         "prompts": train.prompts,
         "group_size": train.group_size,
@@ -116,7 +116,7 @@ def costs(recipe: Recipe) -> dict[str, Any]:
         **_judging(recipe),
         "kept_mib": round(latent * (3 * actions + survivors) / 2**20, 2),
     }
-    return numbers | grown | retained
+    return numbers | growth | retained
 
 
 def _judging(recipe: Recipe) -> dict[str, int]:
@@ -142,7 +142,8 @@ def run_evaluations(recipe: Recipe) -> tuple[int, int, int]:
         stage = train.iterations - count
         if isinstance(recipe, TrainRecipe) and recipe.plan.growth:
             each = first + _growth_evaluations(recipe, count)
-            stage = min(stage, recipe.plan.growth.every)
+            if recipe.plan.steps_at(count) < recipe.plan.growth.most:
+                stage = min(stage, recipe.plan.growth.every)
         if train.evaluations:
             stage = min(stage, math.ceil((train.evaluations - total) / each))
         count, total = count + stage, total + stage * each

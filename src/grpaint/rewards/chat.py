@@ -103,7 +103,8 @@ class Chat:
             except Failed as error:
                 if not str(error).startswith("it answered 400"):
                     raise
-                hint = f"{error} (the setting request adds fields to ours, and takes out: {', '.join(sorted(fields))})"
+                names = ", ".join(sorted(fields))
+                hint = f"{error} (request = '{{\"NAME\": null}}' takes out a field that it does not know, of {names})"
                 raise Failed(hint, retryable=False) from error
             self._spent.append(_usage(answer))
             return read(_choice(answer))
@@ -135,14 +136,22 @@ def answer_text(choice: Mapping[str, Any]) -> str:
     message = choice["message"]
     text = message["content"]
     thought = message.get("reasoning_content") or message.get("reasoning")
-    is_thinking = isinstance(text, str) and re.search(r"<think(ing)?>(?!.*</think(ing)?>)", text, re.DOTALL)
+    answer = without_thoughts(text) if isinstance(text, str) else None
+    is_thinking = isinstance(text, str) and answer is None
     if is_thinking or (not text and (thought or choice.get("finish_reason") == "length")):
         raise Failed(
             "it had not answered when its tokens were used up, and was still thinking; raise max_tokens, or turn "
             'thinking off by request, such as {"chat_template_kwargs": {"enable_thinking": false}}'
         )
-    if not isinstance(text, str):
+    if answer is None:
         raise Failed("its answer contains no text")
+    return answer
+
+
+def without_thoughts(text: str) -> str | None:
+    """Return what follows a model's thoughts in its text; None if they have no end."""
+    if re.search(r"<think(ing)?>(?!.*</think(ing)?>)", text, re.DOTALL):
+        return None
     return re.split(r"</think(?:ing)?>", text)[-1].strip()
 
 

@@ -65,8 +65,8 @@ class Readout:
         Raises:
             ValueError: there is no number in it after the marker, or it is out of range.
         """
-        _, found, rest = text.rpartition(self.marker) if self.marker else ("", "-", text)
-        number = re.search(r"[-+]?\d+(?:\.\d+)?", rest, re.ASCII) if found else None
+        rest = text.rpartition(self.marker)[2] if self.marker else text
+        number = re.search(r"[-+]?\d+(?:\.\d+)?", rest, re.ASCII) if self.marker in text else None
         if number is None or not self.low <= float(number[0]) <= self.high:
             after = f' after "{self.marker}"' if self.marker else ""
             raise ValueError(f"instead of a number from {self.low:g} to {self.high:g}{after}")

@@ -13,7 +13,7 @@ from grpaint.core.policy import Prompt
 from grpaint.core.reward import WeightSource
 from grpaint.core.text import one_line
 from grpaint.images.encoding import eight_bit_picture, png_data_url
-from grpaint.rewards.chat import Chat, answer_text
+from grpaint.rewards.chat import Chat, answer_text, without_thoughts
 from grpaint.rewards.elsewhere.client import Failed, bearer
 from grpaint.rewards.model import TransformersReward
 from grpaint.rewards.readout import MOST_ANSWERS, Readout
@@ -98,7 +98,7 @@ class VlmHead(TransformersReward):
         for image, prompt in zip(images, prompts, strict=True):
             inputs = model.inputs(eight_bit_picture(image), self.readout.text(prompt))
             if heads:
-                value = answer_head(heads[0])(model.last_hidden(inputs))[0].item()
+                value = answer_head(heads[0], str(images.device))(model.last_hidden(inputs))[0].item()
                 scores.append((value - self.readout.mean) / self.readout.spread)
             elif self.readout.readout == "number":
                 scores.append(self._number(model.answer(inputs, self.readout.max_tokens)))
@@ -107,7 +107,11 @@ class VlmHead(TransformersReward):
         return torch.tensor(scores)
 
     def _number(self, text: str) -> float:
+        answer = without_thoughts(text)
+        if answer is None:
+            most = self.readout.max_tokens
+            raise ValueError(f"{self.weights} was still thinking after {most} tokens; raise max_tokens")
         try:
-            return self.readout.of_text(text)
+            return self.readout.of_text(answer)
         except ValueError as error:
             raise ValueError(f'{self.weights} answered "{one_line(text, 60)}" {error}') from error

@@ -82,7 +82,7 @@ def check_sampler(sampler: Sampler, grid: Sequence[Point], key: str) -> None:
 class Growth:
     """``[plan.growth]``: rollouts of one step more every ``every`` iterations, up to ``most`` steps.
 
-    Few steps teach most per model evaluation at first; later their own error is what is left of the rewards' spread.
+    Few steps teach most per model evaluation at first; later the error of few steps limits the rewards.
     """
 
     most: int

@@ -57,11 +57,13 @@ def diagnose(
 ) -> tuple[str, str]:
     """Find the first place as :func:`first_module` does, and write the batch into the run's folder.
 
-    Of several ranks it is the first whose own gradient is not finite. Returns the place, with the rank if there are
+    Of several ranks it is the first whose own gradient is not finite and whose place is known; ranks that divide
+    trained weights have one gradient. Returns the place, with the rank if there are
     several, and the file.
     """
     places = world.gather_values([first_module(module, terms), world.finite_gradient])
-    rank = next((rank for rank, (_, finite) in enumerate(places) if not finite), 0)
+    suspects = [rank for rank, (_, finite) in enumerate(places) if not finite] or [0]
+    rank = next((rank for rank in suspects if places[rank][0] != LOSS), suspects[0])
     where = f"{places[rank][0]}{f' (rank {rank})' if world.size > 1 else ''}"
     tensors = world.gather(_tensors(batch) if rank == world.rank else {})
     captions = world.gather_values([batch.prompts[number].text for number in batch.group.tolist()])[rank]

@@ -86,7 +86,7 @@ def load_vlm(folder: Path, device: str, precision: NetworkPrecision) -> VisionLa
 
 
 @functools.cache
-def answer_head(file: Path) -> Callable[[Tensor], Tensor]:
+def answer_head(file: Path, device: str) -> Callable[[Tensor], Tensor]:
     """Open linear layers with ReLU between them, named N.weight and N.bias after any prefix, in the order of N.
 
     Raises:
@@ -98,7 +98,7 @@ def answer_head(file: Path) -> Callable[[Tensor], Tensor]:
     for name, match in parts.items():
         if match is None:
             raise CheckpointError(f"{file}: {name}: a head has layers N.weight and N.bias, and nothing else.")
-        layers.setdefault(int(match[1]), {})[match[2]] = tensors[name].float()
+        layers.setdefault(int(match[1]), {})[match[2]] = tensors[name].to(device, torch.float32)
     ordered = [layers[number] for number in sorted(layers)]
     if not ordered or any(layer.get("weight", torch.empty(0)).ndim != 2 for layer in ordered):
         raise CheckpointError(f"{file}: a head has layers N.weight [out, in] and N.bias [out].")
@@ -109,8 +109,7 @@ def answer_head(file: Path) -> Callable[[Tensor], Tensor]:
     def head(state: Tensor) -> Tensor:
         for number, layer in enumerate(ordered):
             state = state.relu() if number else state
-            bias = layer.get("bias")
-            state = F.linear(state, layer["weight"].to(state.device), None if bias is None else bias.to(state.device))
+            state = F.linear(state, layer["weight"], layer.get("bias"))
         return state
 
     return head

@@ -44,7 +44,7 @@ class Family(ABC):
     MOST_TOKENS: ClassVar[int] = 0  # the most that the stock pipeline accepts; 0: any number
     FIXED_TOKENS: ClassVar[bool] = False  # whether it cannot be chosen how much of a caption the stock pipeline reads
     ONE_LENGTH: ClassVar[bool] = False  # whether padding a caption changes the image: a call then takes equal lengths
-    GUIDERS: ClassVar[tuple[str, ...]] = ()  # parts that apply the stock pipeline's guidance; plain ones replace them
+    GUIDERS: ClassVar[tuple[str, ...]] = ()  # its parts that apply guidance; `stock` puts plain guidance there
     LOADS_LORA: ClassVar[bool] = True  # whether the stock pipeline loads a LoRA; otherwise its network does
     SKIPS_CLIP: ClassVar[bool] = False  # whether ``encode`` follows the setting ``clip_skip``
     PACKED: ClassVar[int] = 1  # latents that the network takes as the channels of one token

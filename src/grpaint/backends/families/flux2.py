@@ -1,4 +1,4 @@
-"""FLUX.2: a rectified flow over normalised patches of 2 x 2 latents, told by hidden states of a language model."""
+"""FLUX.2: a rectified flow over normalised patches of 2 x 2 latents, conditioned on a language model."""
 
 import math
 from dataclasses import dataclass

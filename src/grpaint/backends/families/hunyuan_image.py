@@ -1,4 +1,4 @@
-"""HunyuanImage 2.1: a rectified flow over latents of 32 x 32 pixels, told by Qwen2.5-VL; quoted words, also by ByT5."""
+"""HunyuanImage 2.1: a rectified flow over latents of 32 x 32 pixels; Qwen2.5-VL, and ByT5 for quoted words."""
 
 from functools import partial
 from typing import Any
@@ -35,7 +35,7 @@ class HunyuanImage(Family):
         """
         if folder.settings(NETWORK_SETTINGS).get("use_meanflow"):
             raise ConfigError(
-                f"{folder.path / NETWORK_SETTINGS}: use_meanflow = true: this distilled model is also told the time of "
+                f"{folder.path / NETWORK_SETTINGS}: use_meanflow = true: this distilled model also takes the time of "
                 "the next step, which no sampler here gives it. Use the base model, HunyuanImage 2.1."
             )
         return "none", "cfg"

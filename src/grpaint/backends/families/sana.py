@@ -1,4 +1,4 @@
-"""SANA and SANA 1.5: a rectified flow over latents of 32 x 32 pixels; linear attention, told by Gemma 2's states."""
+"""SANA and SANA 1.5: a rectified flow over latents of 32 x 32 pixels; linear attention, conditioned on Gemma 2."""
 
 import inspect
 from typing import Any

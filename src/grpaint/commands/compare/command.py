@@ -82,14 +82,15 @@ class Comparison:
             if methods.count(name) > 1:
                 raise ConfigError(f"{name}: named twice among the methods compared.")
         deployed = {
-            contender.name: self.job(contender, 0, "runs", contender.name, 1).open()[1].get("deploy")
+            contender.name: recipe.deploy and (recipe.deploy, recipe.deployed.frozen)  # type: ignore[union-attr]
             for contender in self.contenders
+            for recipe in [self.job(contender, 0, "runs", contender.name, 1).open()[0]]
         }
         for name, table in deployed.items():
             if table != deployed[methods[0]]:
                 raise ConfigError(
-                    f"{name}: its [deploy] is not that of {methods[0]}, so they would be judged in different ways; "
-                    "give both the same, by --set deploy.KEY=VALUE."
+                    f"{name}: its [deploy] or frozen adapters are not those of {methods[0]}, so they would be judged "
+                    "in different ways; give both the same, by --set deploy.KEY=VALUE."
                 )
 
     def budget(self, contender: Contender) -> int:

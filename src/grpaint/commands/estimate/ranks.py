@@ -54,7 +54,7 @@ class RanksForecast:
 
     def recommended(self, limit: int) -> Shard | None:
         """The first way whose ranks need at most ``limit`` bytes, since each is slower than the one before it."""
-        return next((way.shard for way in self.ways if not limit or self.peak(way) <= limit), None)
+        return next((way.shard for way in self.ways if self.peak(way) <= limit), None)
 
     @property
     def rewards(self) -> dict[str, str]:
@@ -81,6 +81,8 @@ class RanksForecast:
         for name, place in self.rewards.items():
             yield f"  reward {name}: on {place}"
         best = self.recommended(limit)
+        if not limit:
+            return
         if best is None:
             yield "  none of them fits: more processes on a machine, or a setting below"
         else:

@@ -22,6 +22,7 @@ from grpaint.measures.features import ScenesFeatures
 from grpaint.measures.likeness import check_installed
 from grpaint.parallel.world import World
 from grpaint.recipe.build import dump
+from grpaint.recipe.deployment import frozen_names
 from grpaint.recipe.pieces import Model, sharing
 from grpaint.recipe.settings import Measuring
 from grpaint.recipe.trust import JudgingRecipe
@@ -178,6 +179,13 @@ class Judging:
                     self.recipe.deploy.check(model)
                 except ValueError as error:
                     raise ConfigError(f"{candidate.name}: deploy.{error}.") from error
+                names, others = frozen_names(model), frozen_names(self.recipe.model)
+                if self.recipe.deploy.frozen is None and set(names) != set(others):
+                    raise ConfigError(
+                        f"{candidate.name}: its frozen adapters are {', '.join(names) or 'none'}, "
+                        f"{candidates[-1].name}'s {', '.join(others) or 'none'}; name in deploy.frozen those that both "
+                        "are judged with, or none of them by []."
+                    )
             if model.sample_shape != shape:
                 raise ConfigError(
                     f"{candidate.name}: samples of {model.sample_shape}, {candidates[-1].name}'s are {shape}; models "

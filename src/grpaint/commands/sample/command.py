@@ -4,6 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+from grpaint.backends.frozen import frozen_facts
 from grpaint.commands.sample import provenance
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import Prompt
@@ -65,7 +66,10 @@ def draw_captions(source: str | None, request: DrawRequest) -> None:
         saved = saved.with_evaluation(record.evaluate)
     if record or not request.deploy:
         saved = saved.without_deployment()
-    deployed = "deploy" in saved.settings or any(item.startswith("deploy.") for item in request.sets)
+    in_sets = any(re.match(r"deploy[.=]", item) for item in request.sets)
+    if in_sets and (record or not request.deploy):
+        raise ConfigError("--set deploy..: --like and --no-deploy do not draw by [deploy]; leave one of them out.")
+    deployed = in_sets or "deploy" in saved.settings
     recipe = saved.recipe(DrawingRecipe, request.settings("deploy" if deployed else "evaluate"))
     if request.like and record:
         provenance.check_provenance(request.like, record, saved.file, recipe)
@@ -73,14 +77,17 @@ def draw_captions(source: str | None, request: DrawRequest) -> None:
     policy, file = saved.open(recipe), saved.file
     if request.guidance is not None and getattr(policy, "distilled", False):
         raise ConfigError("--guidance: this model's guidance is distilled into it; give --set model.guidance=..")
-    weights = digest(file)
+    hashes = {
+        "weights_sha256": digest(file),
+        "frozen": frozen_facts(getattr(recipe.model, "frozen", ()), settings.frozen),
+    }
     for number, prompt in enumerate(prompts):
         if request.snippet:
             echo_lines(provenance.diffusers_script(policy, settings, prompt, seed + number, file).split("\n"))
             continue
         image = sample(policy, [Prompt(prompt)], dataclasses.replace(settings, seed=seed + number))[0]
         picture = new_file(request.out / _file_name(number, prompt, settings.tuned_share))
-        facts = provenance.drawing_facts(source, weights, recipe.model, settings, prompt, seed + number)
+        facts = provenance.drawing_facts(source, hashes, recipe.model, settings, prompt, seed + number)
         save_picture(to_picture(image, max(LEAST_SIDE, image.shape[-1])), picture, provenance.png_metadata(facts))
         echo(str(picture))
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,16 +72,18 @@ class _Record:
 
 
 def drawing_facts(
-    source: str, weights: str, model: Any, settings: DeployedEvaluation, prompt: str, seed: int
+    source: str, hashes: Mapping[str, Any], model: Any, settings: DeployedEvaluation, prompt: str, seed: int
 ) -> dict[str, Any]:
-    """Everything that determines a picture: prompt, seed, sampler, steps, guidance, model settings and weights."""
+    """Everything that determines a picture: prompt, seed, sampler, steps, guidance, model settings and weights.
+
+    ``hashes``: ``weights_sha256`` and ``frozen``, which are those of all pictures of a command.
+    """
     return {
         "source": source,
-        "weights_sha256": weights,
         "prompt": prompt,
         "seed": seed,
         **settings.facts,
-        "frozen": frozen_facts(getattr(model, "frozen", ()), settings.frozen),
+        **hashes,
         "model": dump(model),
     }
 
@@ -117,8 +119,16 @@ def read_provenance(file: Path, sets: Sequence[str], *, trust: bool) -> Provenan
     except ConfigError as error:
         raise ConfigError(f"--like {file}: its metadata cannot be used: {error}") from error
     evaluate = {key: plain[key] for key in ("sampler", "steps", "tuned_share", "guidance")}
-    drawn = record.source, record.weights_sha256, record.prompt, record.seed
-    return Provenance(*drawn, evaluate, model, record.order, record.frozen)
+    return Provenance(
+        source=record.source,
+        weights_sha256=record.weights_sha256,
+        prompt=record.prompt,
+        seed=record.seed,
+        evaluate=evaluate,
+        model=model,
+        order=record.order,
+        frozen=record.frozen,
+    )
 
 
 def check_provenance(picture: Path, record: Provenance, file: Path, recipe: DrawingRecipe) -> None:
