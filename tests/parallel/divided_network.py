@@ -141,11 +141,9 @@ def trained_programs(world, rounds):
             own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             gradient = world.gather({"gradient": own[None]})["gradient"].sum(0)
             if share.grad is not None:
-                apart = max(
-                    apart, (share.grad - sharding.part(gradient, share)).abs().amax().item() if len(share) else 0
-                )
+                apart = max(apart, (share.grad - sharding.part(gradient)).abs().amax().item() if len(share) else 0)
             with torch.no_grad():
-                share.sub_(0.01 * sharding.part(gradient, share))
+                share.sub_(0.01 * sharding.part(gradient))
                 parameter.sub_(0.01 * gradient)
             share.grad = parameter.grad = None
         for weights in (sets, references):

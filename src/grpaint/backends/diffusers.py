@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
+import torch
 from torch import nn
 
 from grpaint.backends.adapter_files import is_adapter, load_adapter
@@ -18,6 +19,7 @@ from grpaint.backends.diffusers_settings import DiffusersSettings
 from grpaint.backends.frozen import add_frozen, read_frozen
 from grpaint.backends.pipeline import load_network, open_pipeline, text_encoders
 from grpaint.backends.quantize import quantizer
+from grpaint.backends.slices import BlankNetwork, blank_network
 from grpaint.backends.weights import WeightSets
 from grpaint.core.errors import CheckpointError
 from grpaint.core.runtime import Runtime
@@ -47,13 +49,12 @@ class Diffusers(DiffusersSettings):
         for adapter in self.frozen:
             adapter.check()
         quantize = quantizer(self.base_precision, runtime)
-        without = text_encoders(self.origin) if self.embeddings == "cache" else ()
-        pipe = open_pipeline(self.origin, family, runtime, frozen=self.lora is not None, without=without)
-        network = getattr(pipe, family.NETWORK)
-        family.prepare(network, fake=runtime.fake)
         adapter_file = self._adapter_file()
-        if self.start and adapter_file != FilePath(self.start) and not runtime.fake:
-            load_network(FilePath(self.start), network, name)
+        start = FilePath(self.start) if self.start and adapter_file != FilePath(self.start) else None
+        pipe, blank = self._open_pipeline(runtime, start)
+        network = getattr(pipe, family.NETWORK)
+        if start and not blank and not runtime.fake:
+            load_network(start, network, name)
         frozen = [(adapter, read_frozen(adapter, (name, family), pipe)) for adapter in self.frozen]
         quantize(network)
         for key, parameter in network.named_parameters():
@@ -65,7 +66,7 @@ class Diffusers(DiffusersSettings):
         for adapter, factors in frozen:
             with runtime.building():
                 add_frozen(network, adapter, factors, blank=runtime.fake)
-        trainable = self._place(pipe, network, runtime)
+        trainable = self._place(pipe, network, runtime, blank)
         if adapter_file and self.lora and not runtime.fake:
             load_adapter(adapter_file, self.lora, trainable, (name, family), pipe)
         if self.checkpointing:
@@ -78,11 +79,30 @@ class Diffusers(DiffusersSettings):
             weights.switch_frozen([adapter.name for adapter in self.frozen if adapter.training])
         return DiffusersPolicy(self, pipe, weights, runtime)
 
-    def _place(self, pipe: Any, network: nn.Module, runtime: Runtime) -> dict[str, nn.Parameter]:
+    def _open_pipeline(self, runtime: Runtime, start: FilePath | None) -> tuple[Any, BlankNetwork | None]:
+        """Open the pipeline; a network that processes divide is left blank if each can read its share of the files."""
+        name, family = self.named_family
+        frozen, blank = self.lora is not None, None
+        if runtime.sharding:
+            blank = blank_network(self.origin, family.NETWORK, runtime.dtype if frozen else torch.float32)
+            blank = blank.starting_from(start, name) if blank and start else blank
+        without = text_encoders(self.origin) if self.embeddings == "cache" else ()
+        network = blank.module if blank else None
+        pipe = open_pipeline(self.origin, family, runtime, frozen=frozen, without=without, network=network)
+        family.prepare(getattr(pipe, family.NETWORK), fake=runtime.fake)
+        return pipe, blank
+
+    def _place(
+        self, pipe: Any, network: nn.Module, runtime: Runtime, blank: BlankNetwork | None
+    ) -> dict[str, nn.Parameter]:
         """Move a pipeline to its device, and divide its network if processes share it; return what is trained."""
         if runtime.sharding:
             adapters = [parameter for parameter in network.parameters() if parameter.requires_grad and self.lora]
+            if blank:
+                blank.empty()
             runtime.sharding.divide(network, adapters, runtime.device)
+            if blank:
+                runtime.sharding.fill(network, blank.read, runtime.device)
         runtime.place(pipe)
         trainable = {key.replace(".base_layer.", "."): p for key, p in network.named_parameters() if p.requires_grad}
         return runtime.sharding.shares(trainable) if runtime.sharding and not self.lora else trainable

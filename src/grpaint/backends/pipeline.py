@@ -20,10 +20,17 @@ from grpaint.storage.files import check_tensors, read_weights
 
 
 def open_pipeline(
-    base: BaseModel, family: Family, runtime: Runtime, *, frozen: bool, without: Collection[str] = ()
+    base: BaseModel,
+    family: Family,
+    runtime: Runtime,
+    *,
+    frozen: bool,
+    without: Collection[str] = (),
+    network: nn.Module | None = None,
 ) -> Any:
     """Open a pipeline in eval mode, with gradients for its network alone; the parts in ``without`` are None.
 
+    ``network``: the pipeline's, if it has been opened.
     Text encoders and a frozen network are in the runtime's precision; a trained network and the VAE are in fp32.
     With a fake runtime only settings are read, and the networks are on the meta device.
 
@@ -50,6 +57,7 @@ def open_pipeline(
     safe = None if runtime.fake else check_parts(folder, {*absent, *base.file_parts})
     with PipelineFolder(folder).opening(f"a {family.PIPELINE}"):
         parts = meta_modules(folder, absent, dtypes) if runtime.fake else open_parts(base, family, dtypes, without)
+        parts |= {} if network is None else {family.NETWORK: network}
         pipe = getattr(diffusers, family.PIPELINE).from_pretrained(
             folder, dtype=dtypes, local_files_only=True, use_safetensors=safe, **absent, **parts
         )

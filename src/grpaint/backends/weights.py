@@ -32,6 +32,7 @@ class WeightSets:
     ) -> None:
         self.module = module
         self.active: Weights = "current"
+        self._divider = sharding
         self.sharding = sharding if sharding and sharding.shapes else None
         self.trainable = dict(trainable)
         self.adapters = adapters
@@ -159,9 +160,7 @@ class WeightSets:
             return tensors
         shapes = {key: self.sharding.shapes.get(self._trainable_name(key)) for key in tensors}
         return {
-            key: self.sharding.part(tensor, self.trainable[self._trainable_name(key)])
-            if tensor.shape == shapes[key]
-            else tensor
+            key: self.sharding.part(tensor) if tensor.shape == shapes[key] else tensor
             for key, tensor in tensors.items()
         }
 
@@ -180,6 +179,11 @@ class WeightSets:
     def _trainable_name(self, key: str) -> str:
         """Return the name of the trainable tensor to which a tensor belongs: it, or its optimizer state."""
         return key if key in self.trainable else key.rpartition(".")[0]
+
+    def module_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor of the module, whole, in the order of their names; all processes that divide it do so."""
+        for name, tensor in sorted(self.module.state_dict().items()):
+            yield name, self._divider.whole_parameter(tensor) if self._divider else tensor.detach()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Every set that a checkpoint must contain, by name."""

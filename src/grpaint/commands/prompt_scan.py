@@ -12,7 +12,6 @@ from torch import Tensor
 
 from grpaint.core.policy import Prompt
 from grpaint.core.rng import seed_of
-from grpaint.core.runtime import resolve
 from grpaint.images.data import ImageData
 from grpaint.images.prompts import PromptData
 from grpaint.parallel.join import join_group
@@ -22,6 +21,7 @@ from grpaint.recipe.pieces import Data
 from grpaint.recipe.trust import check_rewards, recipe_origin
 from grpaint.report.console import Terminal, echo_lines
 from grpaint.rollout.rollout import Roller
+from grpaint.run.opening import load_model
 from grpaint.run.shares import check_shares, own_samples
 from grpaint.storage.reading import read_toml
 
@@ -40,7 +40,7 @@ def score_prompts(
     """
     check_shares(recipe, world)
     recipe.data.prepare(log)
-    policy = recipe.model.load(resolve(recipe.device, recipe.precision))
+    policy = load_model(recipe, world)
     prompts = recipe.data.prompts(count, 0, recipe.train.seed)
     plan = replace(recipe.plan, prune=None, previews=False, weights="current")
     rewards, out = recipe.reward_set().among(world, prompts), []

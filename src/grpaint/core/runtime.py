@@ -30,6 +30,9 @@ class Sharding(Protocol):
     def divide(self, network: nn.Module, whole: Collection[nn.Parameter], device: str) -> None:
         """Replace every parameter by this process's share of it, except those in ``whole``."""
 
+    def fill(self, network: nn.Module, read: Callable[[str, slice | None], Tensor | None], device: str) -> None:
+        """Give a divided network without contents this process's rows of its tensors, which ``read`` returns."""
+
     def shares(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         """Return this process's shares of divided parameters, which are trained, as parameters on the same memory."""
 
@@ -39,8 +42,8 @@ class Sharding(Protocol):
     def whole_parameter(self, parameter: Tensor) -> Tensor:
         """Return a parameter or buffer of the divided network as a whole; all processes call it."""
 
-    def part(self, whole: Tensor, share: Tensor) -> Tensor:
-        """Return this process's share of a tensor, of as many rows as ``share``."""
+    def part(self, whole: Tensor) -> Tensor:
+        """Return this process's share of a tensor."""
 
     def call(self, forward: Callable[[], Tensor], weights: Weights = "current") -> Tensor:
         """Return what ``forward`` returns, which calls the network once; others make a ``padding`` call if need be.

@@ -91,6 +91,10 @@ class Group(World):
         return torch.cat(every)
 
     @property
+    def divides(self) -> bool:
+        return self._sharding is not None
+
+    @property
     def shares_weights(self) -> bool:
         return bool(self._sharding and self._sharding.shapes)
 
@@ -127,6 +131,13 @@ class Group(World):
         call = BackgroundCall(in_thread)
         self._sharding.wait(lambda: call.done)
         return call.result()
+
+    def in_turn(self, work: Callable[[], T]) -> T:
+        for rank in range(self.local_size):
+            if rank == self.local_rank:
+                result = work()
+            self.gather_values(None)
+        return result
 
     def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # a file of safetensors sorts its names

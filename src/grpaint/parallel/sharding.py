@@ -67,6 +67,28 @@ class Sharding:
             divided.set_force_sum_reduction_for_comms(True)  # terms have been divided by the count of the whole
             divided.set_gradient_divide_factor(1.0)
 
+    def fill(self, network: nn.Module, read: Callable[[str, slice | None], Tensor | None], device: str) -> None:
+        """Give a divided network on the meta device its contents, in memory of this rank's shares alone.
+
+        ``read`` returns some rows of the tensor of a name, or with None all of it, and None for one that stays.
+        """
+        from torch.distributed.tensor import DTensor
+
+        contents: dict[str, Tensor] = {}
+        for name, tensor in network.state_dict().items():
+            divided = isinstance(tensor, DTensor)
+            part = read(name, self._rows(len(tensor)) if divided else None)
+            if part is None:
+                continue
+            part = part.to(device, tensor.dtype)
+            contents[name] = part
+            if divided:
+                layout = {"shape": tensor.shape, "stride": tensor.stride()}
+                contents[name] = DTensor.from_local(
+                    part, tensor.device_mesh, tensor.placements, run_check=False, **layout
+                )
+        network.load_state_dict(contents, strict=False, assign=True)
+
     def shares(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         """Return this rank's shares of divided parameters, which are trained, as parameters on the same memory."""
         self._divided = dict(parameters)
@@ -85,10 +107,15 @@ class Sharding:
         """Return a parameter or buffer of the divided network as a whole; all ranks call it."""
         return self.whole(_local(parameter), parameter.shape) if hasattr(parameter, "to_local") else parameter.detach()
 
-    def part(self, whole: Tensor, share: Tensor) -> Tensor:
-        """Return this rank's share of a tensor, of as many rows as ``share``."""
-        rows = -(-len(whole) // self._ranks.local_size)
-        return whole[min(self._ranks.local_rank * rows, len(whole)) :][: len(share)]
+    def part(self, whole: Tensor) -> Tensor:
+        """Return this rank's share of a tensor."""
+        return whole[self._rows(len(whole))]
+
+    def _rows(self, count: int) -> slice:
+        """Return the rows of this rank's share of a tensor of ``count`` rows, as FSDP2 divides it."""
+        rows = -(-count // self._ranks.local_size)
+        first = min(self._ranks.local_rank * rows, count)
+        return slice(first, min(first + rows, count))
 
     def call(self, forward: Callable[[], Tensor], weights: Weights = "current") -> Tensor:
         """Return what ``forward`` returns, which calls the network once; its backward pass is a turn of its own.

@@ -83,12 +83,21 @@ class World:
         """Return what ``work`` returns, which may wait for other ranks, and take part in their network calls."""
         return work()
 
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` returns, which the ranks of a machine do one after another."""
+        return work()
+
     def sharding(self, shard: str) -> Any:
         """Return what divides the network of a run among the ranks of a machine as ``processes.shard`` says.
 
         None if each has all of it, as with "none" or one rank.
         """
         return None
+
+    @property
+    def divides(self) -> bool:
+        """Whether the ranks of a machine divide the network that was opened last."""
+        return False
 
     @property
     def shares_weights(self) -> bool:

@@ -43,16 +43,26 @@ class Common(Deployable):
         check_images(self.data, self.model)
 
 
-def _check_shard(recipe: "Recipe") -> None:
-    """Raise ValueError unless processes can divide the model's parameters as ``processes.shard`` says."""
-    shard = recipe.processes.shard if recipe.processes else "none"
+def check_shard(model: ModelSpec, processes: Processes | None) -> str:
+    """Return what processes divide of a model.
+
+    Raises:
+        ValueError: they cannot divide it so.
+    """
+    shard = processes.shard if processes else "none"
     if shard == "none":
-        return
-    check = getattr(recipe.model, "check_shard", None)
+        return shard
+    check = getattr(model, "check_shard", None)
     if not check:
         raise ValueError(f'processes.shard = "{shard}": only for model.kind = "diffusers"; use "none"')
     check(shard)
-    if getattr(recipe.model, "lora", None):
+    return shard
+
+
+def _check_trained_shard(recipe: "Recipe") -> None:
+    """Raise ValueError unless processes can divide the model, and train it, as ``processes.shard`` says."""
+    shard = check_shard(recipe.model, recipe.processes)
+    if shard == "none" or getattr(recipe.model, "lora", None):
         return
     if isinstance(recipe.train.optimizer, MuonAdamw):
         raise ValueError(
@@ -98,7 +108,7 @@ class SftRecipe(Common):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_captioned(self.data, "stage")
-        _check_shard(self)
+        _check_trained_shard(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +137,7 @@ class TrainRecipe(Common):
             _check_captioned(self.data, "anchor")
         self._check_references()
         self._check_updates()
-        _check_shard(self)
+        _check_trained_shard(self)
 
     def _check_rewards(self) -> None:
         if not self.rewards:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpaint.core.errors import CheckpointError, ConfigError
-from grpaint.core.runtime import resolve as resolve_runtime
+from grpaint.parallel.world import ONE, World
 from grpaint.recipe.config import locate
 from grpaint.recipe.pieces import Model
 from grpaint.recipe.trust import (
@@ -20,6 +20,7 @@ from grpaint.recipe.trust import (
     without_rewards,
 )
 from grpaint.run.folder import find_checkpoint, find_run
+from grpaint.run.opening import load_model
 from grpaint.run.state import check_model
 from grpaint.storage.files import read_weights, unflatten
 from grpaint.storage.reading import parse_object, read_toml
@@ -65,23 +66,22 @@ class SavedModel(NamedTuple):
             raise ConfigError(f"{lines[0]} Nothing else is there to judge by.")
         return recipe, lines
 
-    def open(self, recipe: DrawingRecipe) -> Model:
-        """Open the model.
+    def open(self, recipe: DrawingRecipe, world: World = ONE) -> Model:
+        """Open the model, as the recipe says that the processes of ``world`` divide it.
 
         Raises:
             ConfigError, CheckpointError: the weights, or those of its base, cannot be read.
         """
         check_model(self.file)
-        runtime = resolve_runtime(recipe.device, recipe.precision)
         if recipe.evaluate.tuned_share == 1:
-            return recipe.model.from_file(str(self.file)).load(runtime)
+            return load_model(recipe, world, model=recipe.model.from_file(str(self.file)))
         training = self.file.parent / "training.safetensors"
         if not training.is_file():
             raise ConfigError(
                 f"evaluate.tuned_share = {recipe.evaluate.tuned_share}: the base takes the other steps, and "
                 f"{self.file} does not hold it; name a run or one of its checkpoint folders."
             )
-        policy = recipe.model.load(runtime)
+        policy = load_model(recipe, world)
         policy.weights.load(unflatten(read_weights(training)[0]))
         return policy
 

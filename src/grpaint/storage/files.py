@@ -151,6 +151,17 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
         return shapes, dict(weights.metadata() or {})
 
 
+def read_rows(file: Path, name: str, rows: slice | None) -> Tensor:
+    """Read some rows of a tensor into memory of their own; with None map all of it, as :func:`read_weights` does.
+
+    Raises:
+        CheckpointError: it is no safetensors file.
+    """
+    with _opened(file) as weights:
+        tensor: Tensor = weights.get_tensor(name) if rows is None else weights.get_slice(name)[rows].clone()
+        return tensor
+
+
 def read_torch(file: Path) -> dict[str, Any]:
     """Read the dictionary in a ``.pt`` or ``.pth`` file, on the CPU; only tensors and plain values are allowed in it.
 

@@ -23,6 +23,7 @@ from grpaint.recipe.config import DEFAULT, TrainRecipe, open_recipe, stage_of
 from grpaint.recipe.pieces import model_description
 from grpaint.recipe.trust import ExaminedRecipe, foreign_rewards, left_out_lines, recipe_origin, take
 from grpaint.report.console import echo
+from grpaint.run.opening import load_model
 from grpaint.storage.reading import read_toml
 
 VERDICTS = {True: "PASS", False: "FAIL", None: "  - "}
@@ -39,6 +40,7 @@ NAMES: dict[Check, str] = {  # by which a check that raises is reported
     export_reloads: "reload",
 }
 CHECKS = tuple(NAMES)
+ONE_PROCESS = "the checks of one process"
 
 
 def examine(
@@ -46,12 +48,20 @@ def examine(
 ) -> Iterator[Finding]:
     """Load the recipe's model and yield the finding of each check in turn, those of many processes last.
 
-    The first process of ``world`` alone carries out ``checks``.
+    The first process of ``world`` alone carries out ``checks``, unless the processes divide the network.
 
     Raises:
-        ConfigError, CheckpointError: the model cannot be opened.
+        ConfigError, CheckpointError: the model cannot be opened, or divided so.
     """
-    case = Examination(recipe, recipe.model.load(runtime), runtime)
+    case = Examination(recipe, load_model(recipe, world, runtime=runtime), runtime)
+    if world.shares_weights:
+        raise ConfigError(
+            'processes.shard = "all": doctor trains in one process first, which needs the whole network that is '
+            "trained; --set processes.shard=none, with a smaller model if it does not fit."
+        )
+    if world.divides:
+        checks = ()
+        yield Finding(ONE_PROCESS, None, "they need the whole network: --set processes.shard=none, without --processes")
     with case.policy.meter.account("doctor"):
         for check in checks if world.first else ():
             try:

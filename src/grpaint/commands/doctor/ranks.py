@@ -138,7 +138,9 @@ def examine_ranks(case: Examination, world: World) -> Iterator[Finding]:
     training = dataclasses.replace(recipe.train, prompts=count, parts=min(recipe.train.parts, count))
     recipe = dataclasses.replace(recipe, train=training)
     check_shares(recipe, world)
-    yield _agreement(WEIGHTS, tensors_digest(case.policy.weights.module.state_dict()), world, OTHER_WEIGHTS)
+    weights = case.policy.weights
+    held = weights.trainable if world.divides else weights.module.state_dict()  # of the others a rank has a share
+    yield _agreement(WEIGHTS, tensors_digest(held), world, OTHER_WEIGHTS)
     prompts = [prompt.text for prompt in recipe.data.prompts(count, 0, recipe.train.seed)]
     yield _agreement(PROMPTS, prompts, world, OTHER_PROMPTS)
     world.phase = "doctor"

@@ -8,10 +8,12 @@ from typing import Any
 from grpaint.commands.estimate import terminal
 from grpaint.commands.estimate.calibration import calibrate
 from grpaint.commands.estimate.deadline import TimeOver, explained, time_limit
-from grpaint.commands.estimate.forecast import forecast, parse_bytes
+from grpaint.commands.estimate.forecast import Forecast, forecast, parse_bytes
 from grpaint.commands.estimate.levers import Lever, find_levers
-from grpaint.commands.estimate.ranks import forecast_ranks
+from grpaint.commands.estimate.ranks import forecast_rank, forecast_ranks
+from grpaint.commands.estimate.rehearsal import TraceCache
 from grpaint.core.runtime import Device
+from grpaint.recipe.build import Plain
 from grpaint.recipe.config import DEFAULT, locate, override, stage_of
 from grpaint.recipe.trust import check_rewards, recipe_origin
 from grpaint.report.console import echo
@@ -33,7 +35,7 @@ def run(  # noqa: PLR0913 - reason: the options of the command
 
     With ``measure`` the weights are opened and two iterations are timed. ``trust``: a run's own recipe may name code.
     ``minutes`` limits the counting, not the timing. ``processes``: also what a rank needs, of so many on so many
-    machines.
+    machines; ``gpu`` is then a rank's.
 
     Raises:
         ConfigError, CheckpointError: the recipe could not run, or its model is not one of grpaint's own.
@@ -50,10 +52,18 @@ def run(  # noqa: PLR0913 - reason: the options of the command
         with explained([]), time_limit(minutes):
             prediction = forecast(table, stage, device)
             ranks = forecast_ranks(table, stage, device, *processes) if processes else None
-        fits = not limit or prediction.fits(limit)
+            limited = forecast_rank(table, stage, device, *processes) if processes else prediction
+        fits = not limit or limited.fits(limit)
         levers: list[Lever] = []
         complete = True
-        search = iter(()) if fits else find_levers(table, stage, prediction, limit=limit, device=device)
+
+        def predict(changed: Plain, cache: TraceCache) -> Forecast:
+            if processes:
+                return forecast_rank(changed, stage, device, *processes, cache)
+            return forecast(changed, stage, device, cache)
+
+        count = processes[0] // processes[1] if processes else 1
+        search = iter(()) if fits else find_levers(table, limited, predict, limit=limit, ranks=count)
         try:
             with time_limit(max(end - time.monotonic(), 1) / 60):
                 levers.extend(search)
@@ -82,6 +92,10 @@ def run(  # noqa: PLR0913 - reason: the options of the command
 
 def advice(settings: Mapping[str, Any], stage: str, phase: str) -> Iterator[str]:
     """Yield lines with the settings that would have lowered the peak of ``phase``, which ran out of memory."""
+
+    def predict(changed: Plain, cache: TraceCache) -> Forecast:
+        return forecast(changed, stage, cache=cache)
+
     prediction = forecast(dict(settings), stage)
     yield f"Each of these lowers the peak in {phase}, the cheapest first; the predicted peak with those before it:"
-    yield from terminal.lever_lines(find_levers(dict(settings), stage, prediction, phase=phase), phase)
+    yield from terminal.lever_lines(find_levers(dict(settings), prediction, predict, phase=phase), phase)

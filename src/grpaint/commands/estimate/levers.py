@@ -1,19 +1,19 @@
 """Search for settings that lower the memory peaks: levers, cheapest first, each tried with a new forecast."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from grpaint.commands.estimate.deadline import TimeOver
-from grpaint.commands.estimate.forecast import Forecast, forecast, overhead
+from grpaint.commands.estimate.forecast import Forecast, overhead
 from grpaint.commands.estimate.rehearsal import TraceCache
 from grpaint.core.errors import ConfigError
-from grpaint.core.runtime import Device
 from grpaint.recipe.build import Plain
 from grpaint.recipe.config import SftRecipe, TrainRecipe, override
 
 REAL = 0.98  # a lever that leaves a larger share of the peak is not worth its price
 Sets = tuple[str, ...]
+Predict = Callable[[Plain, TraceCache], Forecast]
 PARTS = {  # a run's phase, and the phases of a forecast that it consists of
     "rollout": ("encode", "rollout"),
     "reward": ("decode", "reward"),
@@ -44,8 +44,10 @@ def _halves(key: str, start: int, least: int = 1) -> list[Sets]:
     return values
 
 
-def available_levers(now: Forecast) -> Iterator[list[Sets]]:
+def available_levers(now: Forecast, ranks: int = 1) -> Iterator[list[Sets]]:
     """Levers that the recipe does not use yet, cheapest first; each a list of settings from weakest to strongest.
+
+    ``ranks``: of a machine, which may divide the network.
 
     The first ones only split work into smaller parts; then come those that compute more, those that round or train
     differently, and last those that change what the run produces.
@@ -70,6 +72,8 @@ def available_levers(now: Forecast) -> Iterator[list[Sets]]:
         yield _halves("anchor.loss.minibatch", rows)
     if getattr(model, "checkpointing", True) is False:
         yield [("model.checkpointing=true",)]
+    if ranks > 1 and not (recipe.processes and recipe.processes.shard != "none"):
+        yield [(f"processes.shard={'base' if getattr(model, 'lora', None) else 'all'}",)]
     if now.precision == "fp32":
         yield [("precision=bf16",)]
     if getattr(model, "lora", True) is None:
@@ -92,14 +96,14 @@ def _smaller(model: object) -> list[Sets]:
 class _Search:
     """The recipe's table and forecast with the levers accepted so far."""
 
-    def __init__(self, table: Plain, stage: str, device: Device | None, now: Forecast) -> None:
-        self.table, self.stage, self.device, self.now = table, stage, device, now
+    def __init__(self, table: Plain, now: Forecast, predict: Predict) -> None:
+        self.table, self.now, self._predict = table, now, predict
         self.cache = TraceCache()
 
     def attempt(self, sets: Sequence[str]) -> Forecast | None:
         """The forecast with further settings; None if the recipe does not allow them."""
         try:
-            return forecast(override(self.table, sets), self.stage, self.device, self.cache)
+            return self._predict(override(self.table, sets), self.cache)
         except TimeOver:
             raise
         except ConfigError:
@@ -117,15 +121,17 @@ class _Search:
 
 
 def find_levers(
-    table: Plain, stage: str, now: Forecast, *, limit: int = 0, phase: str = "", device: Device | None = None
+    table: Plain, now: Forecast, predict: Predict, *, limit: int = 0, phase: str = "", ranks: int = 1
 ) -> Iterator[Lever]:
     """Yield levers that lower peaks which are too large, each on top of those before it.
+
+    ``predict`` returns the forecast of other settings than ``table``; ``ranks``: how many share a machine.
 
     With ``limit`` in bytes: until every phase fits, each lever at the weakest setting that is enough. With ``phase``,
     which ran out of memory by an unknown amount: every lever at its weakest setting that helps.
     """
-    search = _Search(table, stage, device, now)
-    for options in list(available_levers(now)):
+    search = _Search(table, now, predict)
+    for options in list(available_levers(now, ranks)):
         large = (
             [largest_part(search.now, phase)]
             if phase

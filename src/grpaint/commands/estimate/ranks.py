@@ -1,11 +1,11 @@
 """The forecast of a rank: its share of an iteration's rows, and its memory by what the ranks of a machine divide."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from grpaint.commands.estimate.forecast import Forecast, forecast, overhead
-from grpaint.commands.estimate.rehearsal import Memory
+from grpaint.commands.estimate.rehearsal import Memory, TraceCache
 from grpaint.commands.estimate.terminal import gib
 from grpaint.core.errors import ConfigError
 from grpaint.core.runtime import Device
@@ -102,6 +102,25 @@ def forecast_ranks(table: Plain, stage: str, device: Device | None, processes: i
     share = forecast(override(table, _share(recipe, processes)), stage, device)
     ways = [divided(share.memory, shard, processes // nodes) for shard in _shards(recipe, processes // nodes)]
     return RanksForecast(processes, nodes, share, ways)
+
+
+def forecast_rank(
+    table: Plain, stage: str, device: Device | None, processes: int, nodes: int, cache: TraceCache | None = None
+) -> Forecast:
+    """Predict the rank with the largest share of the rows, of a network that is divided as the recipe says.
+
+    Raises:
+        ConfigError: so many processes cannot divide the recipe, or not in this way.
+    """
+    recipe, _ = resolve(table, stage)
+    divide_rows(recipe, processes)
+    share = forecast(override(table, _share(recipe, processes)), stage, device, cache)
+    shard = recipe.processes.shard if recipe.processes and processes > nodes else "none"
+    if getattr(recipe.model, "lora", None) and shard == "all":
+        shard = "base"  # adapters are whole in both
+    way = divided(share.memory, shard, processes // nodes)
+    memory = replace(share.memory, peaks=way.peaks, weights=way.weights)
+    return replace(share, recipe=recipe, memory=memory)
 
 
 def _share(recipe: Recipe, processes: int) -> list[str]:

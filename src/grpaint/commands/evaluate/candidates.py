@@ -13,7 +13,6 @@ import torch
 
 from grpaint.core.errors import ConfigError
 from grpaint.core.policy import CaptionedImages, Reward, Weights
-from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.images.data import DrawnImages
 from grpaint.judge import judging_rewards
 from grpaint.learn.node_rewards import Sharing
@@ -28,6 +27,7 @@ from grpaint.recipe.settings import Measuring
 from grpaint.recipe.trust import JudgingRecipe
 from grpaint.rewards.scenes import SceneCleanliness, SceneDistance, SceneScorer
 from grpaint.rollout.start import Reference
+from grpaint.run.opening import load_model
 from grpaint.run.saved import SavedModel, find_model
 from grpaint.scenes.world import SceneData
 
@@ -56,7 +56,7 @@ class Candidate:
         """
         return find_model(self.source, trust=self.trust)
 
-    def open(self, sets: Sequence[str]) -> tuple[Model, JudgingRecipe]:
+    def open(self, sets: Sequence[str], world: World) -> tuple[Model, JudgingRecipe]:
         """Load the model, and return it with its recipe.
 
         Raises:
@@ -64,8 +64,8 @@ class Candidate:
         """
         recipe, _ = self.recipe(sets)
         if not self.base:
-            return self.saved.open(recipe), recipe
-        return recipe.model.load(resolve_runtime(recipe.device, recipe.precision)), recipe
+            return self.saved.open(recipe, world), recipe
+        return load_model(recipe, world), recipe
 
     def recipe(self, sets: Sequence[str]) -> tuple[JudgingRecipe, list[str]]:
         """Read the tables by which it is judged without opening weights, and a line for each reward left out.
@@ -242,9 +242,9 @@ def weights_hash(policy: Model, weights: Weights) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of a weight set: names, shapes and fp32 values."""
     digest = hashlib.sha256()
     with policy.weights.use(weights):
-        for name, tensor in sorted(policy.weights.module.state_dict().items()):
+        for name, tensor in policy.weights.module_tensors():
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+            digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -73,7 +73,7 @@ def _judge_one(source: str, sets: list[str], world: World, *, as_json: bool, tru
     saved = find_model(source, trust=trust)
     recipe, left_out = saved.judging(sets)
     _echo_first(left_out, world)
-    policy = saved.open(recipe)
+    policy = saved.open(recipe, world)
     if world.size > 1:
         check_equal_model(source, weights_hash(policy, "average"), world)
     rewards, deployed = judging_rewards(recipe), recipe.deployed

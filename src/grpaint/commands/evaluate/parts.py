@@ -115,7 +115,7 @@ class EvaluationParts:
         Raises:
             ConfigError: a record was made with other settings or weights, or is damaged.
         """
-        policy, recipe = candidate.open(sets)
+        policy, recipe = candidate.open(sets, self.world)
         weights: Weights = "reference" if candidate.base else "average"
         facts = {
             "source": candidate.source,

@@ -3,7 +3,6 @@
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -41,6 +40,7 @@ from grpaint.run.folder import RunFolder
 from grpaint.run.loggers import start_loggers
 from grpaint.run.loop import Loop
 from grpaint.run.memory import memory
+from grpaint.run.opening import load_model
 from grpaint.run.page import PageWriter
 from grpaint.run.pictures import save_prompts
 from grpaint.run.shares import check_shares
@@ -144,7 +144,6 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener, w
         GrpaintError: weights, data or a reward cannot be opened, or a reward fails its self-test.
     """
     runtime = resolve_runtime(recipe.device, recipe.precision)
-    runtime = replace(runtime, sharding=world.sharding((recipe.processes or Processes()).shard))
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     log(_machine(runtime))
@@ -161,7 +160,7 @@ def open_loop(recipe: Recipe, folder: RunFolder, log: Log, listener: Listener, w
         _self_test_rewards(recipe, runtime)
     sinks = start_loggers(recipe.loggers, folder.path, folder.settings(), log) if world.first else []
     with memory("load"):
-        policy = recipe.model.load(runtime)
+        policy = load_model(recipe, world)
         if isinstance(recipe.data, Listed) and isinstance(policy, Preparing):
             encoded = policy.prepare(recipe.data.captions())
             if encoded:
