@@ -18,7 +18,7 @@ import tiny_runs
 from grpaint.backends.synthetic.pipelines import save_settings
 from grpaint.commands.estimate.forecast import forecast, parse_bytes
 from grpaint.commands.estimate.levers import available_levers, find_levers
-from grpaint.commands.estimate.ranks import forecast_rank, forecast_ranks
+from grpaint.commands.estimate.ranks import forecast_ranks
 from grpaint.commands.estimate.rehearsal import TraceCache
 from grpaint.core.errors import ConfigError
 from grpaint.recipe.config import locate, override, resolve
@@ -272,12 +272,16 @@ def test_ranks_of_one_machine_are_offered_to_divide_the_network(tmp_path):
     folder = save_settings("sd3-small", tmp_path / "sd3")
     train = {"iterations": 3, "learning_rate": 1e-3, "prompts": 4, "group_size": 4}
     table = small(folder, height=64, width=64, checkpointing=True) | {"train": train}
-    whole = forecast_rank(table, "train", "cpu", 4, 1)
+
+    def predict(changed, cache=None):
+        return forecast_ranks(changed, "train", "cpu", 4, 1, cache).rank(resolve(changed, "train")[0])
+
+    whole = predict(table)
     lever = "processes.shard=base"
     assert [(lever,)] in list(available_levers(whole, ranks=4))
     assert [(lever,)] not in list(available_levers(whole))
     way = forecast_ranks(table, "train", "cpu", 4, 1).ways[1]
-    divided = forecast_rank(override(table, [lever]), "train", "cpu", 4, 1)
+    divided = predict(override(table, [lever]))
     assert divided.memory.peaks == way.peaks
     assert divided.recipe.train.prompts == 4
     assert [(lever,)] not in list(available_levers(divided, ranks=4))
@@ -285,10 +289,6 @@ def test_ranks_of_one_machine_are_offered_to_divide_the_network(tmp_path):
     del full["model"]["lora"]
     now = dataclasses.replace(whole, recipe=resolve(full, "train")[0])
     assert [("processes.shard=all",)] in list(available_levers(now, ranks=4))
-
-    def predict(changed, cache):
-        return forecast_rank(changed, "train", "cpu", 4, 1, cache)
-
     pulled = find_levers(table, whole, predict, limit=divided.peak, ranks=4)
     assert lever in {item for found in pulled for item in found.sets}
 

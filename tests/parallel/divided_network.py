@@ -4,6 +4,7 @@ import copy
 import os
 import random
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -54,8 +55,20 @@ def divided(world):
 
 
 def mistakes(world):
-    """Return what a second backward pass through a call raises, and what the death of rank 1 does on the others."""
-    return two_backward_passes(world), a_rank_dies(world)
+    """Return when each rank had its turn, what a second backward pass raises, and what the death of a rank does."""
+    return turns(world), two_backward_passes(world), a_rank_dies(world)
+
+
+def turns(world):
+    """When each rank began and ended what they do in turn, in the order of ranks."""
+    world.sharding("all")
+
+    def work():
+        begin = time.monotonic()
+        time.sleep(0.05)
+        return begin, time.monotonic()
+
+    return world.gather_values(world.in_turn(work))
 
 
 def programs(world, rounds):

@@ -48,8 +48,8 @@ def test_a_scan_with_a_divided_network_is_that_of_one_process(results):
 
 def test_doctor_compares_ranks_that_divide_a_base_with_one_and_refuses_shares_of_trained_weights(results):
     shard, _, two = results
-    assert two[0]["doctor"] == two[1]["doctor"]
     if shard == "all":
+        assert two[0]["doctor"] == two[1]["doctor"]
         assert two[0]["doctor"].startswith('processes.shard = "all": doctor trains in one process first')
         assert "\n" not in two[0]["doctor"]
         return

@@ -203,8 +203,9 @@ def test_ranks_may_call_a_divided_network_in_any_order_and_unequally_often(size)
     assert len({calls for _, _, calls in every}) > 1
 
 
-def test_a_second_backward_pass_is_refused_and_a_rank_that_dies_is_lost_in_one_line():
-    second, message = run_ranks(2, "divided_network:mistakes")[0]
+def test_ranks_open_in_turn_a_second_backward_pass_is_refused_and_a_rank_that_dies_is_lost_in_one_line():
+    turns, second, message = run_ranks(2, "divided_network:mistakes")[0]
+    assert turns[0][1] <= turns[1][0]  # of one machine's clock
     assert second.startswith("processes.shard: two backward passes")
     assert message.startswith("rank 0 waited")
     assert message.endswith("continue with --resume.")

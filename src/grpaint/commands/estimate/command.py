@@ -10,11 +10,11 @@ from grpaint.commands.estimate.calibration import calibrate
 from grpaint.commands.estimate.deadline import TimeOver, explained, time_limit
 from grpaint.commands.estimate.forecast import Forecast, forecast, parse_bytes
 from grpaint.commands.estimate.levers import Lever, find_levers
-from grpaint.commands.estimate.ranks import forecast_rank, forecast_ranks
+from grpaint.commands.estimate.ranks import forecast_ranks
 from grpaint.commands.estimate.rehearsal import TraceCache
 from grpaint.core.runtime import Device
 from grpaint.recipe.build import Plain
-from grpaint.recipe.config import DEFAULT, locate, override, stage_of
+from grpaint.recipe.config import DEFAULT, locate, override, resolve, stage_of
 from grpaint.recipe.trust import check_rewards, recipe_origin
 from grpaint.report.console import echo
 from grpaint.storage.reading import read_toml
@@ -52,15 +52,16 @@ def run(  # noqa: PLR0913 - reason: the options of the command
         with explained([]), time_limit(minutes):
             prediction = forecast(table, stage, device)
             ranks = forecast_ranks(table, stage, device, *processes) if processes else None
-            limited = forecast_rank(table, stage, device, *processes) if processes else prediction
+        limited = ranks.rank(prediction.recipe) if ranks else prediction
         fits = not limit or limited.fits(limit)
         levers: list[Lever] = []
         complete = True
 
         def predict(changed: Plain, cache: TraceCache) -> Forecast:
-            if processes:
-                return forecast_rank(changed, stage, device, *processes, cache)
-            return forecast(changed, stage, device, cache)
+            if not processes:
+                return forecast(changed, stage, device, cache)
+            recipe, _ = resolve(changed, stage)
+            return forecast_ranks(changed, stage, device, *processes, cache).rank(recipe)
 
         count = processes[0] // processes[1] if processes else 1
         search = iter(()) if fits else find_levers(table, limited, predict, limit=limit, ranks=count)

@@ -56,6 +56,13 @@ class RanksForecast:
         """The first way whose ranks need at most ``limit`` bytes, since each is slower than the one before it."""
         return next((way.shard for way in self.ways if self.peak(way) <= limit), None)
 
+    def rank(self, recipe: Recipe) -> Forecast:
+        """Return the forecast of a rank that divides the network as ``recipe`` says, which is the undivided recipe."""
+        shard = recipe.processes.shard if recipe.processes else "none"
+        way = next((way for way in self.ways if way.shard == shard), self.ways[-1])  # an adapter is whole in "all" too
+        memory = replace(self.whole.memory, peaks=way.peaks, weights=way.weights)
+        return replace(self.whole, recipe=recipe, memory=memory)
+
     @property
     def rewards(self) -> dict[str, str]:
         """Where each reward is: on every rank, or on the first one of each machine."""
@@ -89,7 +96,9 @@ class RanksForecast:
             yield f'recommended: processes.shard = "{best}"'
 
 
-def forecast_ranks(table: Plain, stage: str, device: Device | None, processes: int, nodes: int) -> RanksForecast:
+def forecast_ranks(
+    table: Plain, stage: str, device: Device | None, processes: int, nodes: int, cache: TraceCache | None = None
+) -> RanksForecast:
     """Predict what a rank needs, of ``processes`` on ``nodes`` machines.
 
     Raises:
@@ -99,28 +108,9 @@ def forecast_ranks(table: Plain, stage: str, device: Device | None, processes: i
         raise ConfigError(f"--processes {processes} --nodes {nodes}: start equally many on every machine.")
     recipe, _ = resolve(table, stage)
     divide_rows(recipe, processes)
-    share = forecast(override(table, _share(recipe, processes)), stage, device)
+    share = forecast(override(table, _share(recipe, processes)), stage, device, cache)
     ways = [divided(share.memory, shard, processes // nodes) for shard in _shards(recipe, processes // nodes)]
     return RanksForecast(processes, nodes, share, ways)
-
-
-def forecast_rank(
-    table: Plain, stage: str, device: Device | None, processes: int, nodes: int, cache: TraceCache | None = None
-) -> Forecast:
-    """Predict the rank with the largest share of the rows, of a network that is divided as the recipe says.
-
-    Raises:
-        ConfigError: so many processes cannot divide the recipe, or not in this way.
-    """
-    recipe, _ = resolve(table, stage)
-    divide_rows(recipe, processes)
-    share = forecast(override(table, _share(recipe, processes)), stage, device, cache)
-    shard = recipe.processes.shard if recipe.processes and processes > nodes else "none"
-    if getattr(recipe.model, "lora", None) and shard == "all":
-        shard = "base"  # adapters are whole in both
-    way = divided(share.memory, shard, processes // nodes)
-    memory = replace(share.memory, peaks=way.peaks, weights=way.weights)
-    return replace(share, recipe=recipe, memory=memory)
 
 
 def _share(recipe: Recipe, processes: int) -> list[str]:
