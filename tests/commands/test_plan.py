@@ -271,7 +271,9 @@ def test_the_memory_of_ranks_follows_from_that_of_one_that_has_the_share_of_rows
 def test_ranks_of_one_machine_are_offered_to_divide_the_network(tmp_path):
     folder = save_settings("sd3-small", tmp_path / "sd3")
     train = {"iterations": 3, "learning_rate": 1e-3, "prompts": 4, "group_size": 4}
-    table = small(folder, height=64, width=64, checkpointing=True) | {"train": train}
+    split = {"batch": 1, "vae_batch": 1, "vae_tiling": True, "embeddings": "cache", "checkpointing": True}
+    table = small(folder, height=64, width=64, **split) | {"train": train}
+    table["objective"] = {"kind": "policy-gradient", "minibatch": 1}
 
     def predict(changed, cache=None):
         return forecast_ranks(changed, "train", "cpu", 4, 1, cache).rank(resolve(changed, "train")[0])

@@ -53,6 +53,8 @@ def test_the_commands_of_the_guide_run_in_their_order(tmp_path, monkeypatch):
     assert "rows of each process" in output["show"]
     assert 'recommended: processes.shard = "none"' in output["plan"]
     assert "FAIL" not in output["doctor"]
+    for line in re.findall(r"^(PASS .*?)(?:: \d.*)?$", GUIDE, re.M):
+        assert line in output["doctor"]
     assert output["doctor"].count("PASS") == 6
     assert [line["iteration"] for line in lines(tmp_path / "runs/flux/metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
     assert "reward/pick" in output["evaluate"]
