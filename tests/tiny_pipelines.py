@@ -426,7 +426,7 @@ def flux2_autoencoder() -> AutoencoderKLFlux2:
     return vae
 
 
-def lumina2() -> Lumina2Pipeline:
+def lumina2(**transformer: Any) -> Lumina2Pipeline:
     """T5's tokenizer stands in for Gemma's: it too adds a mark to an empty caption."""
     torch.manual_seed(0)
     tokenizer = t5()[1]
@@ -436,13 +436,12 @@ def lumina2() -> Lumina2Pipeline:
             in_channels=4,
             hidden_size=32,
             num_layers=1,
-            num_refiner_layers=1,
             num_attention_heads=2,
-            num_kv_heads=2,
             multiple_of=16,
             axes_dim_rope=(4, 6, 6),
             axes_lens=(300, 32, 32),
             cap_feat_dim=32,
+            **{"num_refiner_layers": 1, "num_kv_heads": 2, **transformer},
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
         vae=autoencoder(4, 0.06),
@@ -485,8 +484,8 @@ def hidream(*, distilled: bool = False) -> HiDreamImagePipeline:
     return ready(pipe)
 
 
-def sana() -> SanaPipeline:
-    """T5's tokenizer stands in for Gemma's, as in ``lumina2``."""
+def sana(qk_norm: str | None = "rms_norm_across_heads") -> SanaPipeline:
+    """SANA 1.5, or 1.0 without ``qk_norm``; T5's tokenizer stands in for Gemma's, as in ``lumina2``."""
     torch.manual_seed(0)
     tokenizer = t5()[1]
     pipe = SanaPipeline(
@@ -501,7 +500,7 @@ def sana() -> SanaPipeline:
             cross_attention_dim=32,
             caption_channels=32,
             sample_size=8,
-            qk_norm="rms_norm_across_heads",
+            qk_norm=qk_norm,
         ),
         scheduler=DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
         vae=AutoencoderDC(
