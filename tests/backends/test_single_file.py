@@ -294,7 +294,7 @@ UNET = {"input_blocks.0.0.weight": (8, 4, 3, 3), "out.2.weight": (4, 8, 3, 3)}
         ({**UNET, "label_emb.0.0.weight": (1,), "conditioner.embedders.0.model.x": (1,)}, "SDXL's refiner"),
         (
             {"double_blocks.0.img_attn.qkv.weight": (1,), "txt_in.individual_token_refiner.x": (1,)},
-            "HunyuanImage .* diffusers does not convert, .*; name its folder",
+            "HunyuanImage, which diffusers does not convert, by .*; name its folder",
         ),
         ({"all_x_embedder.2-1.weight": (1,)}, "one part of a pipeline, by .*; name the pipeline's folder"),
         ({"down_blocks.0.resnets.0.conv1.weight": (1,)}, "one part of a pipeline, by .*; name the pipeline's folder"),
@@ -331,8 +331,9 @@ def test_missing_or_foreign_parts_are_refused_before_weights_are_read(
         _ = Diffusers(str(file), config="nowhere").path
     with pytest.raises(ConfigError, match="only for a base of one file"):
         _ = Diffusers(str(folder), config=str(folder)).path
-    with pytest.raises(ConfigError, match="a pickle can run code"):
-        _ = Diffusers("model.ckpt", config=str(folder)).path
+    for pickle in ("model.ckpt", "sana.pth"):
+        with pytest.raises(ConfigError, match="a pickle can run code"):
+            _ = Diffusers(pickle, config=str(folder)).path
     with pytest.raises(ConfigError, match=r"settings of the family sd15, and .* is SDXL-type"):
         _ = Diffusers(str(file), config=str(save("sd15", tmp_path))).path
     monkeypatch.setattr(base_model, "_load_part", None)  # no weight is read

@@ -15,6 +15,7 @@ from grpaint.storage.files import local_path, read_header
 Shapes = Mapping[str, tuple[int, ...]]
 Prediction = Literal["epsilon", "v"]
 
+PICKLES = (".ckpt", ".pth", ".pt")
 NETWORK = "model.diffusion_model."
 VAES = ("first_stage_model.", "vae.")
 LICENSE = "modelspec.license"
@@ -87,7 +88,7 @@ class SingleFile:
 
 def is_single_file(base: str) -> bool:
     """Whether ``base`` names a single file, by its extension."""
-    return base.endswith((".safetensors", ".ckpt"))
+    return base.endswith((".safetensors", *PICKLES))
 
 
 def read_single_file(base: str) -> SingleFile:
@@ -98,7 +99,7 @@ def read_single_file(base: str) -> SingleFile:
         CheckpointError: if it is not a whole safetensors file.
     """
     path = local_path(base)
-    if base.endswith(".ckpt"):
+    if base.endswith(PICKLES):
         raise ConfigError(
             f'model.base = "{base}": a pickle can run code and is not opened. Take the model\'s .safetensors file.'
         )
