@@ -28,23 +28,11 @@ from grpaint.core.runtime import Runtime
 from grpaint.rollout.rollout import Plan, roll
 from grpaint.rollout.window import Closed
 from original_layout import open_clip, original, unet, vae
-from tiny_pipelines import (
-    PIPELINES,
-    TOKENS,
-    chroma,
-    clip_config,
-    flux,
-    flux2,
-    flux2_dev,
-    lumina2,
-    qwen_image21,
-    sana,
-    save,
-    sd3,
-    sd15,
-    side,
-    ssd1b,
-)
+from tiny_flows import chroma, flux, flux2, flux2_dev, lumina2, sana, sd3
+from tiny_parts import clip_config
+from tiny_pipelines import PIPELINES, TOKENS, save, side
+from tiny_qwen_flows import qwen_image21
+from tiny_unets import sd15, ssd1b
 
 PROMPTS = [Prompt("a red circle"), Prompt("")]
 
