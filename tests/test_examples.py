@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 
+from grpaint import cli
 from grpaint.scenes.world import SceneData
 from tiny_runs import command
 
@@ -64,6 +66,20 @@ def test_the_reward_in_the_readme_trains(tmp_path: Path) -> None:
         end = command("train", *sets)
     assert end.code == 0, end.err
     assert '"reward/red": ' in (tmp_path / "runs/awm/metrics.jsonl").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
+def test_pages_outside_the_site_link_to_files_that_exist(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    missing = [target for target in targets if "://" not in target and not (ROOT / target).exists()]
+    assert not missing
+
+
+def test_the_readme_is_short_and_its_commands_are_on_their_page() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 110
+    listed = re.findall(r"^ +grpaint ([a-z-]+)", (ROOT / "docs/commands.md").read_text(encoding="utf-8"), re.M)
+    group = typer.main.get_command(cli.app)
+    assert set(listed) == {name for name, each in group.commands.items() if not each.hidden}
 
 
 FILES = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "examples").rglob("*.py")]

@@ -164,8 +164,6 @@ def sample(
     prompts = [Prompt(caption) if isinstance(caption, str) else caption for caption in captions]
     if not prompts:
         raise ConfigError("sample: no captions; give one at least.")
-    changes = {"steps": steps, "guidance": guidance}
-    changed = {key: value for key, value in changes.items() if value is not None}
     if isinstance(model, Run | str | Path):
         saved = find_model(_text(model))
         recipe = saved.recipe(DrawingRecipe)
@@ -173,7 +171,11 @@ def sample(
     else:
         policy, evaluation = model, Evaluation()
     try:
-        evaluation = replace(evaluation, **changed)
+        evaluation = replace(
+            evaluation,
+            steps=evaluation.steps if steps is None else steps,
+            guidance=evaluation.guidance if guidance is None else guidance,
+        )
     except ValueError as error:
         raise ConfigError(f"sample: {error}.") from error
     images = [

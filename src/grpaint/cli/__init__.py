@@ -10,7 +10,7 @@ import traceback
 from grpaint.cli.app import app
 from grpaint.cli.output import lasting_errors, printable_warnings
 from grpaint.run.signals import ctrl_c
-from grpaint.cli import runs, models, data, rewards, serve, recipes  # noqa: F401
+from grpaint.cli import runs, recipes, data, models, rewards  # noqa: F401
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # reason: see above
     with lasting_errors(), printable_warnings(), ctrl_c():
         try:
-            app()
+            app(prog_name="grpaint")
         except (KeyboardInterrupt, SystemExit) as end:
             if isinstance(end, SystemExit) and end.code != 130:  # typer turns Ctrl-C into this
                 raise

@@ -1,4 +1,4 @@
-"""``grpaint serve-reward``: serve a reward over HTTP for runs on other machines or in other environments."""
+"""``grpaint reward serve``: serve a reward over HTTP for runs on other machines or in other environments."""
 
 import ipaddress
 import os
@@ -28,7 +28,7 @@ MOST_TOKEN = 4096  # bytes of the file with the token
 
 @dataclass(frozen=True)
 class Service:
-    """The flags of ``grpaint serve-reward``: address, where the token is, and limits.
+    """The flags of ``grpaint reward serve``: address, where the token is, and limits.
 
     ``max_mib``: the largest request. ``timeout``: seconds for a request to arrive, and again to be scored, up to a
     day. ``batch``: images of waiting requests that are scored together (0: none). ``threads``: 0 leaves them to
@@ -52,7 +52,7 @@ class Service:
         """
         ranges = self.max_mib >= 1 and 0 < self.timeout <= 86_400 and 0 <= self.port < 65536
         if not ranges or self.batch < 0 or self.threads < 0:
-            raise ConfigError("serve-reward: --max-mib, --timeout (seconds, up to a day), --port: out of range.")
+            raise ConfigError("reward serve: --max-mib, --timeout (seconds, up to a day), --port: out of range.")
         size = self.max_mib << 20  # of uint8 pixels: a quarter of it, as fp32, is what they take
         pixels, memory = max(Limits.pixels, size // 4), max(Limits.memory, 16 * size)
         return Limits(size, self.timeout, self.batch, pixels=pixels, memory=memory)
@@ -95,7 +95,7 @@ def token_of(host: str, variable: str | None, file: Path | None) -> tuple[str, b
         ConfigError: the named token is missing or too short, or a host other than loopback would have none.
     """
     if variable and file:
-        raise ConfigError("serve-reward: --token-env and --token-file: give one of them.")
+        raise ConfigError("reward serve: --token-env and --token-file: give one of them.")
     if variable:
         token = os.environ.get(variable, "").strip()
         where = f"--token-env {variable}: that environment variable"
@@ -129,7 +129,7 @@ def open_reward(kind: str, sets: Sequence[str]) -> tuple[Reward, dict[str, Any]]
     """
     if any(item.partition("=")[0].strip() in ("kind", "weight") for item in sets):
         raise ConfigError(
-            "serve-reward: --set takes the reward's own settings; kind is the argument, weight the run's."
+            "reward serve: --set takes the reward's own settings; kind is the argument, weight the run's."
         )
     reward, settings = build(Reward, override({"kind": kind}, sets), "reward")
     if getattr(reward, "needs_group", False):
