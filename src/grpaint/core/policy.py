@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import Literal, Protocol, Self, runtime_checkable
 
 import torch
@@ -59,6 +60,17 @@ class ExternalReward(Protocol):
 
     def stop(self) -> None:
         """Disconnect; does nothing if never started."""
+
+
+@runtime_checkable
+class RunReward(Protocol):
+    """A reward that works in the folder of a run, such as one that asks people; of many processes one has it."""
+
+    def join_run(self, folder: FilePath, stopping: Callable[[], int]) -> None:
+        """Take note of the folder, before :meth:`ExternalReward.start`.
+
+        ``stopping`` returns the number of the signal that asks the run to stop, or 0: scoring must not outlast it.
+        """
 
 
 class Condition(Protocol):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from grpaint.core.bounds import check_range
+from grpaint.core.policy import Reward, RunReward
 from grpaint.core.runtime import Device, Precision
 from grpaint.learn.advantage import Advantage, PerReward
 from grpaint.learn.forward import ForwardObjective
@@ -141,6 +142,19 @@ class TrainRecipe(Common):
             raise ValueError("rewards: every weight is 0, so nothing can be learned; raise one")
         for name, item in self.rewards.items():
             _check_size(f"rewards.{name} scores", item.reward, self.model)
+            self._check_partial(name, item.reward)
+
+    def _check_partial(self, name: str, reward: Reward) -> None:
+        if getattr(reward, "partial", False) and not getattr(self.advantage, "needs_group", True):
+            raise ValueError(
+                f"rewards.{name} may leave groups without a score, and this advantage compares images of different "
+                'groups; use advantage = { kind = "per-reward" }'
+            )
+        if isinstance(reward, RunReward) and (self.plan.prune or self.plan.previews):
+            raise ValueError(
+                f"rewards.{name} looks at finished images alone, and plan.prune and plan.previews score unfinished "
+                "ones; leave them out"
+            )
 
     def _check_plan(self) -> None:
         if self.plan.steps < 1:

@@ -1,0 +1,152 @@
+"""People as a reward: they rank the images of a prompt on a page, and a run waits for them."""
+
+import hashlib
+import importlib.util
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from grpaint.core.bounds import check_range
+from grpaint.core.errors import ConfigError, MissingExtra, RewardError
+from grpaint.core.policy import Prompt
+from grpaint.core.reward import RewardBase
+from grpaint.images.encoding import eight_bit, eight_bit_picture, png_bytes
+from grpaint.storage.votes import VOTES_FILE, Question, Ranking, VoteFile
+
+POLL_S = 0.25
+MOST_VOTES, MOST_WAIT_S = 1000, 30 * 86_400
+PENALTY = 0.5  # of choix: half the squared scores, which is a standard normal prior
+
+
+@dataclass
+class Votes(RewardBase):
+    """People rank the images of each prompt, on the page of ``grpaint vote RUN``.
+
+    The run waits until each group has ``votes`` votes, for ``wait_s`` seconds at most; a group without a choice then
+    has no score, and is left out. A voter picks up to ``choices`` images of a group, best first. A score is an image's
+    strength in the Plackett-Luce model, of which Bradley-Terry is the case of two images, in natural logarithms of the
+    odds to be chosen: the most likely one of all votes under a standard normal prior.
+    """
+
+    votes: int = 1
+    wait_s: float = 86_400.0
+    choices: int = 4
+    needs_group: ClassVar[bool] = True
+    partial: ClassVar[bool] = True
+    _file: VoteFile | None = field(default=None, init=False, repr=False, compare=False)
+    _folder: Path | None = field(default=None, init=False, repr=False, compare=False)
+    _stopping: Callable[[], int] = field(default=lambda: 0, init=False, repr=False, compare=False)
+    _spent: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_range(self, 1, MOST_VOTES, "votes", "choices")
+        if not 0 < self.wait_s <= MOST_WAIT_S:
+            raise ValueError(f"wait_s must lie in (0, {MOST_WAIT_S}], got {self.wait_s}")
+
+    def check(self) -> None:
+        if importlib.util.find_spec("choix") is None:
+            raise MissingExtra("a reward of votes", "votes")
+
+    def join_run(self, folder: Path, stopping: Callable[[], int]) -> None:
+        """Keep votes in the folder of a run; ``stopping`` gives the signal that asks the run to stop, or 0."""
+        self._folder, self._stopping = folder, stopping
+
+    def start(self) -> list[str]:
+        """Open the file of votes, and return where to vote.
+
+        Raises:
+            RewardError: there is no run, or its file of votes cannot be used.
+        """
+        if self._folder is None:
+            raise RewardError("it asks people on the page of a run, and only training is one; leave it out here.")
+        try:
+            self._file = VoteFile(self._folder / VOTES_FILE, create=True)
+        except ConfigError as error:
+            raise RewardError(str(error)) from error
+        return [f"{self.votes} of you vote on each group of images, at the page of: grpaint vote {self._folder}"]
+
+    def stop(self) -> None:
+        """Close the file of votes."""
+        if self._file:
+            self._file.close()
+        self._file = None
+
+    def spent(self) -> dict[str, int]:
+        """Return how many groups were asked about since the last call, and how many votes they had."""
+        spent, self._spent = self._spent, {}
+        return spent
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
+        if self._file is None:
+            self.start()
+        assert self._file is not None
+        groups = _group_rows(prompts)
+        questions = [self._question(images[rows], prompts[rows[0]].text) for rows in groups]
+        scores = torch.full((len(images),), torch.nan)
+        try:
+            self._wait(self._file, questions)
+            for rows, question in zip(groups, questions, strict=True):
+                rankings = self._file.rankings(question.key)
+                self._count(groups=1, votes=len(rankings))
+                if any(ranking.picks for ranking in rankings):
+                    scores[rows] = torch.tensor(luce_scores(len(rows), rankings), dtype=scores.dtype)
+        except ConfigError as error:
+            raise RewardError(str(error)) from error
+        return scores
+
+    def _question(self, images: Tensor, caption: str) -> Question:
+        levels = eight_bit(images)
+        digest = hashlib.sha256(repr((caption, tuple(levels.shape))).encode(errors="backslashreplace"))
+        digest.update(levels.cpu().contiguous().numpy().tobytes())
+        pictures = [png_bytes(eight_bit_picture(image)) for image in levels]
+        return Question(digest.hexdigest()[:32], caption, pictures, min(self.choices, len(images) - 1))
+
+    def _wait(self, file: VoteFile, questions: Sequence[Question]) -> None:
+        """Ask, and wait until every question is closed.
+
+        Raises:
+            KeyboardInterrupt: the run is asked to stop; with the number of the signal.
+        """
+        remaining, end = file.ask(questions), time.monotonic() + self.wait_s
+        while remaining := file.settle(remaining, self.votes if time.monotonic() < end else 0):
+            if signal := self._stopping():
+                raise KeyboardInterrupt(signal)
+            time.sleep(min(POLL_S, self.wait_s))
+
+    def _count(self, **counts: int) -> None:
+        self._spent = {name: self._spent.get(name, 0) + count for name, count in counts.items()}
+
+
+def _group_rows(prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Return the row numbers of each prompt, in the order of first appearance.
+
+    Raises:
+        RewardError: a prompt has a single row, which cannot be compared.
+    """
+    rows: dict[int, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows.setdefault(id(prompt), []).append(row)
+    if any(len(members) < 2 for members in rows.values()):
+        raise RewardError("people compare the images of a prompt, and one has a single image")
+    return list(rows.values())
+
+
+def luce_scores(images: int, rankings: Sequence[Ranking]) -> list[float]:
+    """Return the strength of each of ``images`` images by all votes; they sum to 0.
+
+    Each pick is a choice among the images that the voter had not picked yet.
+    """
+    import choix
+
+    choices = []
+    for ranking in rankings:
+        for count, pick in enumerate(ranking.picks):
+            others = [image for image in range(images) if image not in ranking.picks[: count + 1]]
+            if others:
+                choices.append((pick, others))
+    return [float(score) for score in choix.opt_top1(images, choices, alpha=PENALTY, tol=1e-10, max_iter=1000)]
