@@ -50,7 +50,9 @@ class RewardTable:
     def scored(self) -> Bool[Tensor, " b"]:
         """Return the rows to which a reward applies whose weight is not 0."""
         rows = next(iter(self.columns.values())).shape[:1]
-        masks = [self.applies.get(name, torch.ones(rows, dtype=torch.bool)) for name in self.columns if self.weight(name)]
+        masks = [
+            self.applies.get(name, torch.ones(rows, dtype=torch.bool)) for name in self.columns if self.weight(name)
+        ]
         return torch.stack(masks).any(0) if masks else torch.zeros(rows, dtype=torch.bool)
 
     def total(self) -> Float[Tensor, "b *steps"]:

@@ -61,7 +61,7 @@ def _check_run_reward(name: str, item: WeightedReward, settings: Processes, worl
     if not isinstance(item.reward, RunReward):
         return
     if world.nodes > 1:
-        raise ConfigError(f"rewards.{name}: it works on one machine, and there are {world.nodes}; start processes on one.")
+        raise ConfigError(f"rewards.{name}: it works on one machine, and there are {world.nodes}; start all on one.")
     if item.place != "node":
         raise ConfigError(f'rewards.{name}.place: one process of a run has such a reward; set it to "node".')
     wait_s = getattr(item.reward, "wait_s", 0.0)

@@ -178,9 +178,8 @@ class VoteFile:
             new = [question for question in questions if self._number(question.key) is None]
             if new:
                 marks = ",".join("?" * len(keys))
-                sql.execute(
-                    f"UPDATE question SET closed = ? WHERE closed IS NULL AND key NOT IN ({marks})", [time.time(), *keys]
-                )
+                passed = f"UPDATE question SET closed = ? WHERE closed IS NULL AND key NOT IN ({marks})"
+                sql.execute(passed, [time.time(), *keys])
             for question in new:
                 row = (question.key, question.caption, len(question.images), question.choices, time.time())
                 cursor = sql.execute("INSERT INTO question VALUES (NULL, ?, ?, ?, ?, ?, NULL)", row)
@@ -324,7 +323,7 @@ def _check_regular(file: Path, *, create: bool) -> None:
     except FileNotFoundError:
         if create:
             return
-        raise ConfigError(f"{file}: no votes there; a run with a reward of kind = \"votes\" makes it.") from None
+        raise ConfigError(f'{file}: no votes there; a run with a reward of kind = "votes" makes it.') from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}.") from error
     if not stat.S_ISREG(mode):
