@@ -140,6 +140,9 @@ class TrainRecipe(Common):
             )
         if not any(item.weight for item in self.rewards.values()):
             raise ValueError("rewards: every weight is 0, so nothing can be learned; raise one")
+        asking = [name for name, item in self.rewards.items() if isinstance(item.reward, RunReward)]
+        if len(asking) > 1:
+            raise ValueError(f"rewards.{asking[1]}: one reward of a run asks people, and rewards.{asking[0]} does")
         for name, item in self.rewards.items():
             _check_size(f"rewards.{name} scores", item.reward, self.model)
             self._check_partial(name, item.reward)

@@ -28,9 +28,10 @@ class Votes(RewardBase):
     """People rank the images of each prompt, on the page of ``grpaint vote RUN``.
 
     The run waits until each group has ``votes`` votes, for ``wait_s`` seconds at most; a group without a choice then
-    has no score, and is left out. A voter picks up to ``choices`` images of a group, best first. A score is an image's
-    strength in the Plackett-Luce model, of which Bradley-Terry is the case of two images, in natural logarithms of the
-    odds to be chosen: the most likely one of all votes under a standard normal prior.
+    has no score, and is left out. A voter picks up to ``choices`` images of a group, best first; each is preferred to
+    all that are left then. A score is an image's strength in the Bradley-Terry model, in natural logarithms of odds: one
+    is preferred to another with odds of exp(their difference). The strengths are the most likely ones of all votes
+    under a standard normal prior, so that an image that always wins has a finite one.
     """
 
     votes: int = 1
@@ -94,7 +95,7 @@ class Votes(RewardBase):
                 rankings = self._file.rankings(question.key)
                 self._count(groups=1, votes=len(rankings))
                 if any(ranking.picks for ranking in rankings):
-                    scores[rows] = torch.tensor(luce_scores(len(rows), rankings), dtype=scores.dtype)
+                    scores[rows] = torch.tensor(strengths(len(rows), rankings), dtype=scores.dtype)
         except ConfigError as error:
             raise RewardError(str(error)) from error
         return scores
@@ -136,17 +137,9 @@ def _group_rows(prompts: Sequence[Prompt]) -> list[list[int]]:
     return list(rows.values())
 
 
-def luce_scores(images: int, rankings: Sequence[Ranking]) -> list[float]:
-    """Return the strength of each of ``images`` images by all votes; they sum to 0.
-
-    Each pick is a choice among the images that the voter had not picked yet.
-    """
+def strengths(images: int, rankings: Sequence[Ranking]) -> list[float]:
+    """Return the Bradley-Terry strength of each of ``images`` images by all votes; they sum to 0."""
     import choix
 
-    choices = []
-    for ranking in rankings:
-        for count, pick in enumerate(ranking.picks):
-            others = [image for image in range(images) if image not in ranking.picks[: count + 1]]
-            if others:
-                choices.append((pick, others))
-    return [float(score) for score in choix.opt_top1(images, choices, alpha=PENALTY, tol=1e-10, max_iter=1000)]
+    pairs = [pair for ranking in rankings for pair in ranking.preferences(images)]
+    return [float(value) for value in choix.opt_pairwise(images, pairs, alpha=PENALTY, tol=1e-10, max_iter=1000)]

@@ -78,6 +78,15 @@ class Ranking:
     voter: str
     picks: tuple[int, ...]
 
+    def preferences(self, images: int) -> list[tuple[int, int]]:
+        """Return the pairs (better, worse) of ``images`` images: each pick is preferred to all that were left then."""
+        return [
+            (pick, other)
+            for count, pick in enumerate(self.picks)
+            for other in range(images)
+            if other not in self.picks[: count + 1]
+        ]
+
 
 class VoteFile:
     """An open file of votes, for one call at a time. ``create`` makes it if it is missing.

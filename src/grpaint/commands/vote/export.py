@@ -63,7 +63,7 @@ def _features() -> dict[str, Any]:
 
 def _rows(question: Question, rankings: Sequence[Ranking]) -> Iterator[dict[str, Any]]:
     for ranking in rankings:
-        for better, worse in preferences(ranking.picks, len(question.images)):
+        for better, worse in ranking.preferences(len(question.images)):
             # which comes first must not tell which is better
             swap = hashlib.sha256(f"{question.key} {ranking.voter} {better} {worse}".encode()).digest()[0] % 2
             pair = [better, worse][:: -1 if swap else 1]
@@ -78,9 +78,3 @@ def _rows(question: Question, rankings: Sequence[Ranking]) -> Iterator[dict[str,
                 "group": question.key,
             }
 
-
-def preferences(picks: Sequence[int], images: int) -> list[tuple[int, int]]:
-    """Return the pairs (better, worse) that picks, best first, imply: each is preferred to all that were left then."""
-    return [
-        (pick, other) for count, pick in enumerate(picks) for other in range(images) if other not in picks[: count + 1]
-    ]
