@@ -63,7 +63,8 @@ def test_a_run_that_is_stopped_and_killed_asks_nothing_twice_and_loses_no_vote()
     time.sleep(0.5)
     running.send_signal(signal.SIGTERM)  # it waits for people, and does not wait for them to end
     _, err = running.communicate(timeout=60)
-    assert running.returncode != 0, err
+    assert running.returncode == 128 + signal.SIGTERM, err
+    assert "grpaint: stopped by SIGTERM while it waited; what was saved before stays" in err
     assert "Traceback" not in err
     assert status(it)["status"] == "interrupted"
     every += cast

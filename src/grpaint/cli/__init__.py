@@ -39,13 +39,22 @@ def main() -> None:
 
 def _explain(error: Exception) -> int | None:
     """Print an expected error in one line and return its exit code; return None for a bug of ours."""
-    from grpaint.core.errors import CheckpointError, ConfigError, GrpaintError, ProcessesEnded, RankLost
+    from grpaint.core.errors import (
+        CheckpointError,
+        ConfigError,
+        GrpaintError,
+        ProcessesEnded,
+        RankLost,
+        StopRequested,
+    )
     from grpaint.core.importing import user_code_location
     from grpaint.core.user_code import describe
 
     if isinstance(error, GrpaintError):
         if isinstance(error, ProcessesEnded):
             return _end(str(error), error.exit_code) if str(error) else error.exit_code
+        if isinstance(error, StopRequested):
+            return _end(str(error), error.exit_code)
         unreadable = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
         code = 2 if unreadable or isinstance(error, ConfigError) else 1
         return _end(" ".join(str(error).split("\n")), code, lost=isinstance(error, RankLost) and not error.late)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grpaint.core.bounds import check_range
-from grpaint.core.errors import ConfigError, MissingExtra, RewardError
+from grpaint.core.errors import ConfigError, MissingExtra, RewardError, StopRequested
 from grpaint.core.policy import Prompt
 from grpaint.core.reward import RewardBase
 from grpaint.images.encoding import eight_bit, eight_bit_picture, png_bytes
@@ -111,12 +111,12 @@ class Votes(RewardBase):
         """Ask, and wait until every question is closed.
 
         Raises:
-            KeyboardInterrupt: the run is asked to stop; with the number of the signal.
+            StopRequested: the run is asked to stop.
         """
         remaining, end = file.ask(questions), time.monotonic() + self.wait_s
         while remaining := file.settle(remaining, self.votes if time.monotonic() < end else 0):
             if signal := self._stopping():
-                raise KeyboardInterrupt(signal)
+                raise StopRequested(signal)
             time.sleep(min(POLL_S, self.wait_s))
 
     def _count(self, **counts: int) -> None:

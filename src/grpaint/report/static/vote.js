@@ -61,7 +61,8 @@ function makeItem(image) {
 
 /** Show what is picked so far. */
 function refresh() {
-  const full = picks.length === (question?.choices ?? 0);
+  const choices = question?.choices ?? 0;
+  const full = choices > 1 && picks.length === choices; // a single pick is replaced by the next
   list.querySelectorAll(".choice").forEach((choice, image) => {
     const place = picks.indexOf(image);
     choice.setAttribute("aria-pressed", String(place >= 0));
@@ -72,7 +73,8 @@ function refresh() {
   buttons.none.disabled = sending || picks.length > 0;
   buttons.undo.disabled = sending || picks.length === 0;
   buttons.send.disabled = sending || picks.length === 0;
-  buttons.pick.textContent = picks.includes(large) ? "Take back" : `Pick as ${ordinal(picks.length)}`;
+  const word = choices === 1 ? "Pick" : `Pick as ${ordinal(picks.length)}`;
+  buttons.pick.textContent = picks.includes(large) ? "Take back" : word;
   buttons.pick.disabled = sending || (full && !picks.includes(large));
 }
 
