@@ -4,7 +4,7 @@ import contextlib
 import io
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,8 @@ from grpaint.core.errors import ConfigError
 from grpaint.storage.votes import VoteFile, VoteRefused
 
 REDNESS = """images => images.map(image => {
-  const canvas = Object.assign(document.createElement("canvas"), {width: image.naturalWidth, height: image.naturalHeight});
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
   const context = canvas.getContext("2d");
   context.drawImage(image, 0, 0);
   const {data} = context.getImageData(0, 0, canvas.width, canvas.height);
@@ -33,7 +34,7 @@ def redness(png: bytes) -> float:
 
 @contextlib.contextmanager
 def voting(file: Path, names: Sequence[str], until: int = 10**9) -> Iterator[list[tuple[str, str]]]:
-    """Within the block these voters rank by redness, in a thread, at most ``until`` times; gives (voter, key) of each."""
+    """Let these voters rank by redness in a thread, ``until`` times at most; gives (voter, key) of each vote."""
     cast: list[tuple[str, str]] = []
     over = threading.Event()
 
@@ -42,7 +43,9 @@ def voting(file: Path, names: Sequence[str], until: int = 10**9) -> Iterator[lis
             with contextlib.suppress(ConfigError), VoteFile(file) as votes:  # it is made when the run begins
                 for voter in votes.enrol(names):
                     while len(cast) < until and (question := votes.next_question(voter.number)):
-                        scores = [redness(votes.image(question.number, place) or b"") for place in range(question.images)]
+                        scores = [
+                            redness(votes.image(question.number, place) or b"") for place in range(question.images)
+                        ]
                         order = sorted(range(question.images), key=scores.__getitem__, reverse=True)
                         with contextlib.suppress(VoteRefused):
                             votes.vote(voter.number, question.number, order[: question.choices])
@@ -66,17 +69,26 @@ class BrowserVoter:
 
     def vote(self) -> bool:
         """Vote on the question that the page shows, if it shows one; return whether it did."""
-        if not self.page.locator("#ballot").is_visible():
+        if not (question := self._question()):
             return False
-        caption = self.page.locator("#standing").inner_text() + self.page.locator("#images img").first.get_attribute("src")
         images = self.page.locator("#images img")
-        self.page.wait_for_function("[...document.querySelectorAll('#images img')].every(one => one.naturalWidth)")
+        self._until(lambda: images.evaluate_all("images => images.every(one => one.complete && one.naturalWidth)"))
         scores = images.evaluate_all(REDNESS)
         order = sorted(range(len(scores)), key=scores.__getitem__, reverse=not self.contrary)
         for image in order[:-1]:
             self.page.keyboard.press(str(image + 1))
         self.page.keyboard.press("Enter")
-        self.page.wait_for_function("before => !document.querySelector('#ballot').checkVisibility() || before !== "
-            "document.querySelector('#standing').innerText + document.querySelector('#images img').getAttribute('src')", arg=caption)  # fmt: skip
+        self._until(lambda: self._question() != question)
         self.count += 1
         return True
+
+    def _question(self) -> str:
+        """The address of the first image in question; empty if there is none."""
+        shown = self.page.evaluate("document.querySelector('#ballot:not([hidden]) img')?.src ?? ''")
+        return str(shown).rpartition("-")[0]
+
+    def _until(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < end
+            self.page.wait_for_timeout(10)

@@ -7,7 +7,8 @@ import torch
 
 from grpaint.core import Prompt
 from grpaint.core.errors import ConfigError, RewardError
-from grpaint.core.policy import ExternalReward, RunReward
+from grpaint.core.policy import ExternalReward, PeopleReward
+from grpaint.judge import preference_entries
 from grpaint.learn.advantage import GroupNorm, LeaveOneOut, PerReward, compute_advantage
 from grpaint.learn.table import RewardSet
 from grpaint.parallel.world import World
@@ -145,6 +146,29 @@ def test_time_is_over_and_groups_without_a_choice_have_no_score(tmp_path):
     reward.stop()
 
 
+def test_the_share_of_people_who_prefer_the_second_picture(tmp_path):
+    reward = Votes(votes=3, wait_s=0.6)
+    reward.join_run(tmp_path, lambda: 0)
+    reward.start()
+    before, after = torch.rand(3, 3, 4, 4), torch.rand(3, 3, 4, 4)
+    prompts = [Prompt(text) for text in "abc"]
+    with VoteFile(tmp_path / VOTES_FILE) as votes:
+        voters = votes.enrol(["Ann", "Ben", "Cem"])
+        votes.ask(
+            [reward._question(torch.stack(pair), p.text) for *pair, p in zip(before, after, prompts, strict=True)]
+        )
+        for number, every in ((1, [[1], [0], [1]]), (2, [[], [0]])):
+            for voter, picks in zip(voters, every, strict=False):
+                votes.vote(voter.number, number, picks)
+    assert reward.prefer(before, after, prompts)[:2].tolist() == pytest.approx([2 / 3, 1 / 4])
+    assert reward.prefer(before, after, prompts)[2].isnan()
+    assert reward.spent() == {}
+    assert preference_entries("p", torch.tensor([torch.nan])) == {}
+    partly = preference_entries("p", torch.tensor([0.5, torch.nan, 1.0]))
+    assert (partly["p"], "p_by_prompt" in partly) == (0.75, False)
+    reward.stop()
+
+
 def test_outside_a_run_nobody_is_asked():
     with pytest.raises(RewardError, match="only training is one"):
         Votes()(torch.rand(2, 3, 4, 4), [Prompt("a")] * 2)
@@ -190,10 +214,12 @@ def test_one_process_of_many_asks():
         recipe, _ = open_recipe("flow-grpo-fast", "train", [*TINY, *sets])
         with pytest.raises(ConfigError, match=message):
             check_shares(recipe, world)
-    recipe, _ = open_recipe("flow-grpo-fast", "train", [*TINY, 'rewards={people={kind="votes",place="node",wait_s=600}}'])
+    recipe, _ = open_recipe(
+        "flow-grpo-fast", "train", [*TINY, 'rewards={people={kind="votes",place="node",wait_s=600}}']
+    )
     check_shares(recipe, world)
     world.nodes = 2
     with pytest.raises(ConfigError, match="one machine"):
         check_shares(recipe, world)
-    assert isinstance(recipe.rewards["people"].reward, RunReward)
+    assert isinstance(recipe.rewards["people"].reward, PeopleReward)
     assert isinstance(recipe.rewards["people"].reward, ExternalReward)

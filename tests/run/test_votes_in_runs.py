@@ -1,4 +1,4 @@
-"""A run that waits for people: stopped or killed and resumed it asks nothing twice, loses no vote, and ends the same."""
+"""A run that waits for people: killed and resumed it asks nothing twice, loses no vote, and ends the same."""
 
 import signal
 import time
@@ -90,6 +90,33 @@ def test_a_run_goes_on_without_the_groups_that_nobody_judges():
         assert line["advantage/zero_spread_groups"] == 3
         assert (line["cost/people/votes"], line["train/skipped_updates"]) == (0, 1)
     assert command("report", "it").code == 0
+
+
+def test_people_judge_evaluations_without_a_part_in_training():
+    """The voters prefer redder pictures; the base has a half, and training is that of a run without them."""
+    sets = [*TINY, "evaluate.pictures=3", tiny_runs.REWARD]
+    assert command("train", "flow-grpo-fast", "--name", "alone", sets=sets).code == 0
+    people = 'rewards.people={kind="votes",votes=2,weight=0}'
+    with voting(Path("runs/it") / VOTES_FILE, VOTERS) as cast:
+        end = command("train", "flow-grpo-fast", "--name", "it", sets=[*sets, people])
+    assert end.code == 0, end.err
+    base, *later = lines(Path("runs/it/evaluations.jsonl"))
+    assert (base["reward/people"], base["reward/people_by_prompt"]) == (0.5, [0.5] * 3)
+    for line in later:
+        assert set(line["reward/people_by_prompt"]) <= {0.0, 1.0}  # both voters agree
+        assert line["reward/people"] == pytest.approx(sum(line["reward/people_by_prompt"]) / 3)
+    assert len(cast) == 2 * 3 * len(later)
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        alone, it = (tiny_runs.timeless(Path(f"runs/{run}/{name}")) for run in ("alone", "it"))
+        without = [{key: value for key, value in line.items() if "people" not in key} for line in it]
+        assert [line | {"cost/evaluation_model_evaluations": 0} for line in without] == [
+            line | {"cost/evaluation_model_evaluations": 0} for line in alone
+        ]
+    assert command("report", "it").code == 0
+    assert command("evaluate", "it").code == 0
+    refused = command("train", "flow-grpo-fast", "--name", "no", sets=[*sets, people, "evaluate.pictures=0"])
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "raise evaluate.pictures" in refused.err
 
 
 def test_a_run_with_a_foreign_file_of_votes_ends_in_a_line():

@@ -145,6 +145,18 @@ def test_many_threads_ask_and_vote_at_once(tmp_path):
         assert votes.standing() == (20, 80)
 
 
+def test_many_processes_may_make_it_at_once(tmp_path):
+    program = f"""
+from pathlib import Path
+from grpaint.storage.votes import VoteFile
+for number in range(20):
+    VoteFile(Path({str(tmp_path)!r}, f"{{number}}.sqlite"), create=True).close()
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) for _ in range(3)]
+    for process in processes:
+        assert process.communicate()[1] == b""
+
+
 def _foreign(file: Path) -> None:
     with sqlite3.connect(file) as sql:
         sql.execute("CREATE TABLE vote (x)")

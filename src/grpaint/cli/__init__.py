@@ -53,10 +53,9 @@ def _explain(error: Exception) -> int | None:
     if isinstance(error, GrpaintError):
         if isinstance(error, ProcessesEnded):
             return _end(str(error), error.exit_code) if str(error) else error.exit_code
-        if isinstance(error, StopRequested):
-            return _end(str(error), error.exit_code)
         unreadable = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
         code = 2 if unreadable or isinstance(error, ConfigError) else 1
+        code = error.exit_code if isinstance(error, StopRequested) else code
         return _end(" ".join(str(error).split("\n")), code, lost=isinstance(error, RankLost) and not error.late)
     exit_code = getattr(error, "exit_code", None)
     if exit_code is not None and type(error).__name__ == "Stopped":

@@ -29,9 +29,11 @@ class Votes(RewardBase):
 
     The run waits until each group has ``votes`` votes, for ``wait_s`` seconds at most; a group without a choice then
     has no score, and is left out. A voter picks up to ``choices`` images of a group, best first; each is preferred to
-    all that are left then. A score is an image's strength in the Bradley-Terry model, in natural logarithms of odds: one
-    is preferred to another with odds of exp(their difference). The strengths are the most likely ones of all votes
+    all that are left then. A score is an image's strength in the Bradley-Terry model: one is preferred to another with
+    odds of exp(the difference of theirs). The strengths are the most likely ones of all votes
     under a standard normal prior, so that an image that always wins has a finite one.
+
+    With ``weight = 0`` nobody is asked about training: people compare the pictures of each evaluation with the base's.
     """
 
     votes: int = 1
@@ -78,27 +80,45 @@ class Votes(RewardBase):
         self._file = None
 
     def spent(self) -> dict[str, int]:
-        """Return how many groups were asked about since the last call, and how many votes they had."""
+        """Return how many groups of training were asked about since the last call, and how many votes they had."""
         spent, self._spent = self._spent, {}
         return spent
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:
+        groups = _group_rows(prompts)
+        scores = torch.full((len(images),), torch.nan)
+        answers = self._answers([self._question(images[rows], prompts[rows[0]].text) for rows in groups])
+        for rows, rankings in zip(groups, answers, strict=True):
+            if any(ranking.picks for ranking in rankings):
+                scores[rows] = torch.tensor(strengths(len(rows), rankings), dtype=scores.dtype)
+        votes = sum(len(rankings) for rankings in answers)
+        self._spent = {unit: self._spent.get(unit, 0) + n for unit, n in (("groups", len(groups)), ("votes", votes))}
+        return scores
+
+    def prefer(self, before: Tensor, after: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """Return the share of votes for each image of ``after`` against that of ``before``; no difference is a half."""
+        pairs = zip(before, after, prompts, strict=True)
+        answers = self._answers(
+            [self._question(torch.stack([one, other]), prompt.text) for one, other, prompt in pairs]
+        )
+        shares = [[float(ranking.picks[0]) if ranking.picks else 0.5 for ranking in rankings] for rankings in answers]
+        return torch.tensor([sum(values) / len(values) if values else torch.nan for values in shares])
+
+    def _answers(self, questions: Sequence[Question]) -> list[list[Ranking]]:
+        """Ask people, wait for them, and return the votes on each question.
+
+        Raises:
+            RewardError: there is no run, or its file of votes cannot be used.
+            StopRequested: the run is asked to stop.
+        """
         if self._file is None:
             self.start()
         assert self._file is not None
-        groups = _group_rows(prompts)
-        questions = [self._question(images[rows], prompts[rows[0]].text) for rows in groups]
-        scores = torch.full((len(images),), torch.nan)
         try:
             self._wait(self._file, questions)
-            for rows, question in zip(groups, questions, strict=True):
-                rankings = self._file.rankings(question.key)
-                self._count(groups=1, votes=len(rankings))
-                if any(ranking.picks for ranking in rankings):
-                    scores[rows] = torch.tensor(strengths(len(rows), rankings), dtype=scores.dtype)
+            return [self._file.rankings(question.key) for question in questions]
         except ConfigError as error:
             raise RewardError(str(error)) from error
-        return scores
 
     def _question(self, images: Tensor, caption: str) -> Question:
         levels = eight_bit(images)
@@ -118,9 +138,6 @@ class Votes(RewardBase):
             if signal := self._stopping():
                 raise StopRequested(signal)
             time.sleep(min(POLL_S, self.wait_s))
-
-    def _count(self, **counts: int) -> None:
-        self._spent = {name: self._spent.get(name, 0) + count for name, count in counts.items()}
 
 
 def _group_rows(prompts: Sequence[Prompt]) -> list[list[int]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.policy import RunReward
+from grpaint.core.policy import PeopleReward
 from grpaint.learn.table import RewardTable
 from grpaint.parallel.world import World
 from grpaint.recipe.config import Recipe, SftRecipe, TrainRecipe
@@ -35,7 +35,7 @@ def check_shares(recipe: Recipe, world: World) -> None:
         _check_count("train.batch", recipe.train.batch, world)
         return
     for name, item in recipe.rewards.items():
-        _check_run_reward(name, item, recipe.processes or Processes(), world)
+        _check_people(name, item, recipe.processes or Processes(), world)
         if hasattr(item.reward, "state_dict") and not getattr(item.reward, "divisible", False):
             raise ConfigError(
                 f"rewards.{name}: it keeps state between calls (it has a state_dict), and {world.size} processes would "
@@ -52,16 +52,18 @@ def check_shares(recipe: Recipe, world: World) -> None:
         _check_count("train.prompts x train.group_size", recipe.train.prompts * recipe.train.group_size, world)
 
 
-def _check_run_reward(name: str, item: WeightedReward, settings: Processes, world: World) -> None:
+def _check_people(name: str, item: WeightedReward, settings: Processes, world: World) -> None:
     """Refuse a reward that works in the run folder, unless one process has it and no other loses patience meanwhile.
 
     Raises:
         ConfigError: the message names the setting.
     """
-    if not isinstance(item.reward, RunReward):
+    if not isinstance(item.reward, PeopleReward):
         return
     if world.nodes > 1:
         raise ConfigError(f"rewards.{name}: it works on one machine, and there are {world.nodes}; start all on one.")
+    if not item.weight:
+        raise ConfigError(f"rewards.{name}.weight = 0: people who judge evaluations are asked by a run of one process.")
     if item.place != "node":
         raise ConfigError(f'rewards.{name}.place: one process of a run has such a reward; set it to "node".')
     wait_s = getattr(item.reward, "wait_s", 0.0)

@@ -118,9 +118,21 @@ class VoteFile:
                 self._sql.execute(f"PRAGMA application_id = {APPLICATION}")
                 self._sql.execute(f"PRAGMA user_version = {VERSION}")
         self._check()
-        self._sql.execute("PRAGMA journal_mode = WAL")
+        self._use_wal()
         self._sql.execute("PRAGMA synchronous = FULL")  # a vote that was thanked for outlives a power failure
         self._sql.execute("PRAGMA foreign_keys = ON")
+
+    def _use_wal(self) -> None:
+        """Change a new file to WAL mode; SQLite itself does not wait until others let it, as it does elsewhere."""
+        end = time.monotonic() + BUSY_S
+        while True:
+            try:
+                self._sql.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
 
     def _check(self) -> None:
         """Refuse a file whose tables are not ours, or whose pages are damaged."""
@@ -262,7 +274,8 @@ class VoteFile:
         if not rows:
             return None
         row = min(rows, key=lambda row: (row[5], (row[0] + voter) % len(rows)))
-        return OpenQuestion(*row[:5], left=len(rows))
+        number, key, caption, images, choices, _ = row
+        return OpenQuestion(number, key, caption, images, choices, len(rows))
 
     def image(self, question: int, place: int) -> bytes | None:
         """Return an image of an open question as PNG; None if it is not in question."""

@@ -19,7 +19,7 @@ from grpaint.core.errors import (
     RunError,
 )
 from grpaint.core.importing import user_code_location
-from grpaint.core.policy import RunReward
+from grpaint.core.policy import PeopleReward
 from grpaint.core.rng import uniform
 from grpaint.core.runtime import Runtime, device_name, has_matrix_units
 from grpaint.core.runtime import resolve as resolve_runtime
@@ -69,7 +69,7 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], 
             check_shares(recipe, world)
             if isinstance(recipe, TrainRecipe):
                 _join_rewards(recipe, folder, listener)
-                stack.enter_context(connect_rewards(recipe.reward_set().rewards, log))
+                stack.enter_context(connect_rewards({n: item.reward for n, item in recipe.rewards.items()}, log))
             loop = open_loop(recipe, folder, log, listener, world)
             loop.watchers.extend(watchers)
             if page:
@@ -97,7 +97,7 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], 
 def _join_rewards(recipe: TrainRecipe, folder: RunFolder, listener: Listener) -> None:
     """Tell the rewards that work in the run's folder where it is, after they are checked."""
     for name, item in recipe.rewards.items():
-        if isinstance(item.reward, RunReward):
+        if isinstance(item.reward, PeopleReward):
             item.check(f"rewards.{name}")
             item.reward.join_run(folder.path, lambda: listener.requested)
 
@@ -217,7 +217,7 @@ def _self_test_rewards(recipe: TrainRecipe, runtime: Runtime) -> None:
         images = uniform((recipe.train.seed, "self-test"), math.prod(shape)).view(shape).to(runtime.device)
         for name, item in recipe.rewards.items():
             try:
-                if item.self_test and not isinstance(item.reward, RunReward):
+                if item.self_test and not isinstance(item.reward, PeopleReward):
                     self_test(name, item.reward, images, prompts)
             except RewardError as error:
                 raise ConfigError(f"before the first iteration: {error}") from error

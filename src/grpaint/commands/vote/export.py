@@ -77,4 +77,3 @@ def _rows(question: Question, rankings: Sequence[Ranking]) -> Iterator[dict[str,
                 "voter": ranking.voter,
                 "group": question.key,
             }
-
