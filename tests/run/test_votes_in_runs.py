@@ -92,6 +92,20 @@ def test_a_run_goes_on_without_the_groups_that_nobody_judges():
     assert command("report", "it").code == 0
 
 
+def test_one_of_two_processes_asks_for_both():
+    sets = [*TINY, "evaluate.pictures=0", "train.iterations=1"]
+    people = 'rewards={people={kind="votes",place="node",wait_s=300}}'
+    with voting(Path("runs/two") / VOTES_FILE, ["Ann"]) as cast:
+        running = process("train", "flow-grpo-fast", "--name", "two", "--processes", "2", sets=[*sets, people])
+        out, err = running.communicate(timeout=300)
+    assert running.returncode == 0, err
+    assert out.count("grpaint vote runs/two") == 1
+    assert len(cast) == 3
+    (line,) = lines(Path("runs/two/metrics.jsonl"))
+    assert (line["cost/people/groups"], line["cost/people/votes"]) == (3, 3)
+    assert line["advantage/zero_spread_groups"] == 0
+
+
 def test_people_judge_evaluations_without_a_part_in_training():
     """The voters prefer redder pictures; the base has a half, and training is that of a run without them."""
     sets = [*TINY, "evaluate.pictures=3", tiny_runs.REWARD]

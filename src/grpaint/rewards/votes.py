@@ -71,7 +71,8 @@ class Votes(RewardBase):
             self._file = VoteFile(self._folder / VOTES_FILE, create=True)
         except ConfigError as error:
             raise RewardError(str(error)) from error
-        return [f"{self.votes} of you vote on each group of images, at the page of: grpaint vote {self._folder}"]
+        needed = "1 vote" if self.votes == 1 else f"{self.votes} votes"
+        return [f"each group of images waits for {needed}, on the page of: grpaint vote {self._folder}"]
 
     def stop(self) -> None:
         """Close the file of votes."""
