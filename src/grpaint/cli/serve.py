@@ -28,3 +28,16 @@ def serve_reward(  # noqa: PLR0913 - reason: one argument a flag
     from grpaint.commands.serve_reward import Service, run
 
     run(reward, sets or [], Service(host, port, token_env, token_file, max_mib, timeout, batch, threads))
+
+
+@app.command()
+@lasting_output()
+def view(
+    runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="The folder that holds run folders.")] = Path("runs"),
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8017,
+    token_file: Annotated[Path | None, typer.Option(help="The file with a token of yours.")] = None,
+) -> None:
+    """Show all runs in a browser of this machine: a table, the page of each, several side by side."""
+    from grpaint.commands.view.command import view
+
+    view(runs, port, token_file)

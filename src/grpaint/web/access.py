@@ -1,11 +1,13 @@
 """Who may ask: tokens in the address, hosts by name, and the headers that let nothing out."""
 
+import contextlib
 import hmac
 import ipaddress
 import os
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -148,6 +150,32 @@ def read_token(command: str, variable: str | None, file: Path | None) -> str | N
 def new_token() -> str:
     """Return a random token of 43 characters, all fit for an address."""
     return secrets.token_urlsafe(32)
+
+
+def stored_token(file: Path) -> str:
+    """Return the token in a file that only its owner can read; the file is made if it is not there.
+
+    Raises:
+        ConfigError: the file cannot be made or read, or holds no token.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.suppress(FileExistsError), write_private(file) as stream:
+            stream.write(f"{new_token()}\n")
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written: {error.strerror}. Name a --token-file of yours.") from error
+    token = read_token("", None, file)
+    assert token
+    return token
+
+
+def write_private(file: Path) -> TextIO:
+    """Open a new file for writing that only its owner can read.
+
+    Raises:
+        OSError: it exists, or cannot be made.
+    """
+    return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii")
 
 
 def is_loopback(host: str) -> bool:
