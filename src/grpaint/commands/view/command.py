@@ -1,6 +1,7 @@
 """Serve the runs of a folder to a browser of this machine until SIGTERM or Ctrl-C."""
 
 from pathlib import Path
+from urllib.parse import quote
 
 from grpaint.commands.view.site import view_app
 from grpaint.core.errors import ConfigError
@@ -32,6 +33,8 @@ def view(runs: Path, port: int, token_file: Path | None) -> None:
     if not 0 <= port < 65536:
         raise ConfigError(f"--port {port}: from 1 to 65535, or 0 for a free one.")
     token = read_token("view", None, token_file) or stored_token(cache_folder("view") / "token")
+    if quote(token, safe="") != token:
+        raise ConfigError(f"--token-file {token_file}: only letters, digits and - . _ ~ fit into an address.")
     try:
         server = Server(view_app(runs, token), (HOST, port), seconds=SECONDS, connections=CONNECTIONS, grace_s=GRACE_S)
     except ConfigError as error:

@@ -165,7 +165,7 @@ class RunTable {
     });
     COLUMNS.forEach((column, place) => {
       const content = column.cell(row);
-      const kind = `${column.text ? "text" : ""} ${place ? column.key : "name"} ${content.length ? "" : "void"}`;
+      const kind = `${column.text ? "text" : ""} at-${column.key} ${content.length ? "" : "void"}`;
       const cell = place ? make("td", { class: kind, "data-head": column.head }, content) : null;
       line.append(cell ?? make("th", { scope: "row", class: kind }, content));
     });

@@ -1,0 +1,250 @@
+"""``grpaint view`` in a browser: the table, runs side by side, and following what is under way."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import Page, expect
+
+import tiny_runs
+from grpaint.run.lines import append_line
+from open_pages import OpenPage, assert_fits, assert_foreign_is_text
+from view_runs import NAME, TOKEN, make_runs
+
+LAYOUTS = [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")]
+COMPARED = f"compare?run=first&run=second&run={quote(NAME, safe='')}"
+POLL_MS = 2000  # as live.js
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, small_network: None) -> Path:
+    return make_runs(tmp_path_factory.mktemp("view"))
+
+
+def _serve(runs: Path, port: int = 0) -> tuple[subprocess.Popen[str], str]:
+    """``grpaint view`` as a process of its own, and its address."""
+    (runs.parent / "token").write_text(TOKEN)
+    process = tiny_runs.process("view", str(runs), "--port", str(port), "--token-file", str(runs.parent / "token"))
+    assert process.stdout
+    address = process.stdout.readline().strip()
+    assert address.endswith(f"/{TOKEN}/"), process.communicate()
+    return process, address
+
+
+@pytest.fixture(scope="module")
+def site(runs: Path) -> Iterator[str]:
+    """The address of a server for all tests, which ends at Ctrl-C without a word."""
+    process, address = _serve(runs)
+    yield address
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+
+
+def _names(page: Page) -> list[str]:
+    return page.locator("#rows .at-name").all_inner_texts()
+
+
+@pytest.mark.parametrize(("width", "scheme"), LAYOUTS)
+def test_the_table_fits_and_everyone_can_read_it(width, scheme, site, page_of, assert_accessible):
+    page = page_of(site, width=width, scheme=scheme)
+    expect(page.locator("#rows tr")).to_have_count(6)
+    assert_fits(page)
+    assert NAME in _names(page)
+    assert page.locator("[onerror], img[src='x']").count() == 0
+    assert_accessible(page)
+
+
+def test_the_table_is_sorted_and_filtered_and_the_address_keeps_it(site, page_of):
+    page = page_of(site)
+    page.get_by_role("button", name="Run", exact=True).click()
+    assert _names(page) == [NAME, "failed", "first", "hacked", "killed", "second"]
+    page.get_by_role("button", name="Score", exact=True).click()
+    assert _names(page)[0] == "second"
+    assert page.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"
+    page.get_by_role("button", name="Score", exact=True).click()
+    assert _names(page)[-1] == "second"
+    page.locator("#states").get_by_role("button", name="Failed").click()
+    assert _names(page) == ["failed"]
+    page.locator("#states").get_by_role("button", name="Alarm").click()
+    assert _names(page) == ["hacked"]
+    page.locator("#states").get_by_role("button", name="All").click()
+    page.get_by_role("searchbox").fill("flow IRS")
+    assert _names(page) == ["first"]
+    expect(page.locator("#count")).to_have_text("1 of 6 runs")
+    page.reload()
+    assert _names(page) == ["first"]
+    assert page.locator("th[aria-sort]").get_attribute("aria-sort") == "ascending"
+
+
+def test_runs_are_chosen_and_set_side_by_side(site, page_of):
+    page = page_of(site)
+    button = page.locator("#compare")
+    expect(button).to_be_disabled()
+    page.get_by_role("checkbox", name="Compare second").check()
+    expect(button).to_be_disabled()
+    page.get_by_role("checkbox", name=f"Compare {NAME}").check()
+    page.wait_for_timeout(POLL_MS + 500)  # a poll changes nothing of the choice
+    button.click()
+    expect(page.locator("#scores tbody tr")).to_have_count(2)
+    assert page.locator("#scores tbody th").all_inner_texts() == ["second", NAME]
+    page.get_by_role("link", name="All runs").click()
+    expect(page.locator("#rows tr")).to_have_count(6)
+
+
+@pytest.mark.parametrize(("width", "scheme"), LAYOUTS)
+def test_side_by_side_fits_and_everyone_can_read_it(width, scheme, site, page_of, assert_accessible):
+    page = page_of(site + COMPARED, width=width, scheme=scheme)
+    for chart in page.locator("#curve-groups .chart").all()[:6]:
+        chart.scroll_into_view_if_needed()
+        chart.locator("canvas").wait_for()
+    assert_fits(page)
+    assert_foreign_is_text(page)
+    assert_accessible(page)
+    page.locator("#film .shot").first.click()
+    expect(page.locator("#viewer")).to_be_visible()
+    assert_fits(page)
+    assert_accessible(page)
+
+
+def test_curves_are_on_one_chart_and_pictures_are_aligned(site, page_of):
+    page = page_of(site + COMPARED)
+    legend = page.locator("#score-chart .u-legend")
+    for name in ("first", "second", NAME):
+        expect(legend).to_contain_text(name)
+    assert page.locator("#score-chart canvas").count() == 1
+    page.locator("#axis").select_option("evaluations")
+    expect(legend).to_contain_text("model evaluations")
+    page.locator("#film").scroll_into_view_if_needed()
+    assert page.locator("#film tbody tr").count() == 3
+    page.wait_for_function("[...document.querySelectorAll('#film img')].every(one => one.complete && one.naturalWidth)")
+
+    def files() -> list[list[str]]:
+        rows = page.locator("#film tbody tr").all()
+        return [
+            [img.get_attribute("src").partition("/samples/")[2] for img in row.locator("img").all()] for row in rows
+        ]
+
+    assert files() == [[f"held-out/000006/{row:02d}.webp"] * 3 for row in range(3)]
+    page.locator("#time").focus()
+    page.keyboard.press("ArrowLeft")
+    assert files() == [[f"held-out/000004/{row:02d}.webp"] * 3 for row in range(3)]
+    page.locator("#film .shot").nth(1).click()
+    expect(page.locator("#viewer-place")).to_have_text("second, iteration 4")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#viewer-place")).to_have_text(f"{NAME}, iteration 4")
+    page.keyboard.press("Escape")
+    rows = page.locator("#differing tbody tr").all_inner_texts()
+    assert len(rows) == 1
+    assert rows[0].startswith("train.learning_rate")
+
+
+def test_the_page_of_a_run_has_its_pictures(site, page_of, assert_accessible):
+    page = page_of(site)
+    page.get_by_role("link", name=NAME).click()
+    expect(page.locator("h1")).to_have_text(NAME)
+    assert_foreign_is_text(page)
+    page.locator("#film").scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelector('#film td.now img').naturalWidth > 0")
+    assert_fits(page)
+    assert_accessible(page)
+
+
+def test_a_run_under_way_is_followed_by_its_page_the_table_and_side_by_side(runs, site, page_of):
+    sets = [*tiny_runs.TINY, tiny_runs.REWARD, "train.iterations=40", "evaluate.pictures=2", "checkpoint.every=20"]
+    (runs.parent / "fault").unlink(missing_ok=True)
+    before = os.getcwd()
+    os.chdir(runs.parent)
+    process = tiny_runs.process("train", "flow-grpo-fast", "--name", "going", sets=sets)
+    os.chdir(before)
+    table = page_of(site)
+    row = table.locator("#rows tr", has_text="going")
+    row.wait_for()
+    page = page_of(f"{site}run/going/")
+    pair = page_of(f"{site}compare?run=first&run=going")
+    page.locator("#film").wait_for()  # the page comes again by itself when there are pictures
+    page.wait_for_function("Number(byId('time').max) > 0")
+    times = int(page.locator("#time").get_attribute("max"))
+    done = page.locator("#cards article").first.locator(".headline")
+    expect(page.locator("#status")).to_have_text("Running")
+    page.locator("#film").scroll_into_view_if_needed()
+    page.wait_for_function("times => Number(byId('time').max) > times", arg=times)
+    assert process.wait(300) == 0, process.communicate()
+    expect(page.locator("#status")).to_have_text("Finished")
+    expect(done).to_have_text("40 of 40 iterations")
+    expect(page.locator("#time-name")).to_have_text("40")
+    assert page.title() == "going: finished"
+    expect(row.locator(".state")).to_have_text("Finished")
+    expect(row.locator(".at-done")).to_have_text("40 of 40")
+    expect(pair.locator("#scores tbody tr").nth(1).locator(".state")).to_have_text("Finished", timeout=30_000)
+    ends = "drawnCharts.get(byId('score-chart')).plot.scales.x.max"
+    assert page.evaluate(ends) == 40
+    assert pair.evaluate(ends) == 40
+
+
+def test_a_hidden_tab_asks_for_nothing(site, browser):
+    opened = OpenPage(browser, site)
+    hide = """hidden => {
+      Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+      document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    opened.page.wait_for_timeout(POLL_MS + 1000)
+    assert any(url.endswith("/runs.json") for url in opened.requests)
+    opened.page.evaluate(hide, True)
+    opened.page.wait_for_timeout(500)  # for an answer under way
+    count = len(opened.requests)
+    opened.page.wait_for_timeout(3 * POLL_MS)
+    assert len(opened.requests) == count
+    with opened.page.expect_response("**/runs.json") as answer:
+        opened.page.evaluate(hide, False)
+    assert answer.value.status == 304
+    opened.close()
+    assert opened.errors == []
+
+
+def test_eight_tabs_go_on_when_the_server_is_killed_and_started_again(runs, browser):
+    process, site = _serve(runs)
+    port = int(re.search(r":(\d+)/", site)[1])
+    opened = OpenPage(browser, site)
+    tabs = [opened.page] + [opened.page.context.new_page() for _ in range(7)]
+    for place, tab in enumerate(tabs[1:]):
+        tab.goto(site + ["run/second/", COMPARED, ""][place % 3])
+    for tab in tabs:
+        tab.locator(".state, #status").first.wait_for()
+    process.kill()
+    process.communicate()
+    for tab in tabs:
+        expect(tab.locator("#live")).to_contain_text("The server does not answer", timeout=30_000)
+    line = tiny_runs.lines(runs / "second/metrics.jsonl")[-1]
+    append_line(runs / "second/metrics.jsonl", line | {"iteration": line["iteration"] + 1})
+    process, again = _serve(runs, port)
+    assert again == site
+    for tab in tabs:
+        expect(tab.locator("#live")).to_be_hidden(timeout=60_000)
+    expect(tabs[0].locator("#rows tr", has_text="second").locator(".at-done")).to_contain_text("7 of")
+    expect(tabs[1].locator("#cards .headline").first).to_contain_text("7 of", timeout=30_000)
+    opened.close()
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)  # a second one is no traceback
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 0
+    assert opened.foreign_requests() == []
+
+
+def test_silent_clients_do_not_keep_a_browser_out(runs, site, page_of):
+    port = int(re.search(r":(\d+)/", site)[1])
+    clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
+    for client in clients[:8]:
+        client.sendall(f"GET /{TOKEN}/run/first/ HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())  # and is never read
+    for client in clients:
+        client.close()
+    page = page_of(site)
+    expect(page.locator("#rows tr").first).to_be_visible()
+    assert json.loads((runs / "first/run.json").read_text())["status"] == "finished"
