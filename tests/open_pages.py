@@ -28,7 +28,7 @@ class OpenPage:
 
     def _on_console(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
-            self.errors.append(f"console: {message.text}")
+            self.errors.append(f"console: {message.text} ({message.location['url']})")
 
     def _on_dialog(self, dialog: Dialog) -> None:
         self.errors.append(f"a dialog: {dialog.message}")

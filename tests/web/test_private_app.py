@@ -137,6 +137,10 @@ def test_only_pictures_below_the_folder_are_served(name, port):
     assert (status, body) == (404, b"no such picture")
 
 
+def test_a_picture_that_is_gone_is_no_error(port):
+    assert ask(port, f"/{TOKEN}/files/gone.webp")[:2] == (204, b"")
+
+
 def test_what_a_page_does_not_offer_is_refused(port):
     assert ask(port, f"/{TOKEN}/", method="POST", body=b"x")[0] == 405
     assert ask(port, f"/{TOKEN}/", method="DELETE")[0] == 405

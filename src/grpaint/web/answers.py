@@ -52,15 +52,18 @@ def page_answer(html: str) -> Response:
 
 
 def picture_answer(request: Request, folder: Path, name: str) -> Response:
-    """Return a picture below ``folder``.
+    """Return a picture below ``folder``; 204 if none is there, since the page's owner may have replaced it.
 
     Raises:
-        HTTPException: it is no picture, lies outside, or is not there.
+        HTTPException: it is no picture, lies outside, or cannot be read.
     """
     kind = PICTURE_TYPES.get(Path(name).suffix)
     try:
         if kind:
-            return tagged(request, read_regular(inside(folder, name, "a request"), MOST_PICTURE), kind)
-    except ConfigError:
+            file = inside(folder, name, "a request")
+            return (
+                tagged(request, read_regular(file, MOST_PICTURE), kind) if file.exists() else Response(status_code=204)
+            )
+    except (ConfigError, OSError):  # OSError: a name that is too long
         pass
     raise HTTPException(404, "no such picture")

@@ -1,5 +1,6 @@
 """The runs of a folder, read only, and read again only where their files have changed."""
 
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -13,7 +14,7 @@ from grpaint.core.text import without_surrogates
 from grpaint.report.run_parts.row import run_row
 from grpaint.report.run_record import RunRecord
 from grpaint.run.lines import EVALUATIONS, METRICS, PICTURES
-from grpaint.run.pictures import PROMPTS_FILE, ROLLOUT, ROLLOUT_FILE
+from grpaint.run.pictures import ROLLOUT
 from grpaint.run.record import is_run, read_outline
 from grpaint.storage.files import numbered
 
@@ -88,10 +89,13 @@ class Shelf:
     def _contained(self, run: Path) -> bool:
         """Return whether all that is read of a run lies inside the folder, its links followed."""
         rollout = run / "samples" / ROLLOUT
-        parts = [run, *(run / name for name in (*FILES, PROMPTS_FILE, "samples")), rollout]
-        parts += [place / ROLLOUT_FILE for place in numbered(rollout)[-1:]]
         try:
-            return all(part.resolve().is_relative_to(self._root) for part in parts)
+            links = [run] if run.is_symlink() else []
+            for folder in (run, run / "samples", rollout, *numbered(rollout)[-1:]):
+                if folder.is_dir():
+                    with os.scandir(folder) as entries:
+                        links += [Path(entry) for entry in entries if entry.is_symlink()]
+            return all(link.resolve().is_relative_to(self._root) for link in links)
         except (OSError, RuntimeError):  # links in a circle
             return False
 

@@ -5,7 +5,13 @@ from typing import Any
 
 from grpaint.report.pages.template import CHART_STYLES, CHARTS, render
 from grpaint.report.run_parts.curves import curve_data
-from grpaint.report.run_parts.differences import differing_settings, same_noise, score_against, shared_prompts
+from grpaint.report.run_parts.differences import (
+    differing_settings,
+    same_base,
+    same_noise,
+    score_against,
+    shared_prompts,
+)
 from grpaint.report.run_parts.filmstrip import filmstrip
 from grpaint.report.run_parts.row import run_row
 from grpaint.report.run_record import RunRecord
@@ -41,6 +47,7 @@ def side_by_side_data(records: Sequence[RunRecord]) -> dict[str, Any]:
             for place, record in enumerate(records)
         ],
         "noise": same_noise(records),
+        "same_base": same_base(records),
         "prompts": shared_prompts(records),
         "settings": differing_settings(records),
     }

@@ -9,6 +9,7 @@ from grpaint.report.run_parts.standing import score_change
 from grpaint.report.run_record import RunRecord
 
 NOISE = (("evaluate", "seed"), ("model", "kind"), ("model", "base"), ("model", "height"), ("model", "width"))
+SAMPLED = ("seed", "steps", "sampler", "guidance", "tuned_share")  # of [evaluate]: what its pictures depend on
 _MISSING = object()
 
 
@@ -41,6 +42,17 @@ def same_noise(records: Sequence[RunRecord]) -> bool:
     def decisive(record: RunRecord) -> list[Any]:
         tables = ((record.settings.get(table), key) for table, key in NOISE)
         return [table.get(key) if isinstance(table, dict) else None for table, key in tables]
+
+    return all(record.settings and decisive(record) == decisive(records[0]) for record in records)
+
+
+def same_base(records: Sequence[RunRecord]) -> bool:
+    """Return whether the runs draw the same pictures before training, as far as their settings tell."""
+
+    def decisive(record: RunRecord) -> list[Any]:
+        evaluate = record.settings.get("evaluate")
+        sampled = {key: evaluate.get(key) for key in SAMPLED} if isinstance(evaluate, dict) else None
+        return [sampled, *(record.settings.get(key) for key in ("model", "data", "deploy"))]
 
     return all(record.settings and decisive(record) == decisive(records[0]) for record in records)
 

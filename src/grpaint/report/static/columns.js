@@ -3,19 +3,18 @@
 "use strict";
 
 /**
- * @typedef {{name: string, address: string, colour: number, film: Film | null}} PictureRun
+ * @typedef {{name: string, address: string, colour: number | null, film: Film | null}} PictureRun
  * @typedef {{number: number, caption: string, rows: (number | null)[]}} SharedPrompt `rows`: each run's row in its film
  */
 
 class RunColumns {
   /**
-   * @param {PictureRun[]} runs
-   * @param {SharedPrompt[]} prompts
+   * @param {{runs: PictureRun[], prompts: SharedPrompt[]}} columns
    * @param {Viewer} viewer
    */
-  constructor(runs, prompts, viewer) {
-    this.runs = runs;
-    this.prompts = prompts;
+  constructor(columns, viewer) {
+    this.runs = columns.runs;
+    this.prompts = columns.prompts;
     this.viewer = viewer;
     /** @type {number[]} iterations at which any run has pictures */
     this.times = [];
@@ -24,14 +23,11 @@ class RunColumns {
     this.choice = /** @type {HTMLSelectElement} */ (byId("film-score"));
     this.slider.addEventListener("input", () => this.select(Number(this.slider.value)));
     this.choice.addEventListener("change", () => this.draw());
-    this.update(runs, prompts);
+    this.update(columns);
   }
 
-  /**
-   * @param {PictureRun[]} runs
-   * @param {SharedPrompt[]} prompts
-   */
-  update(runs, prompts) {
+  /** @param {{runs: PictureRun[], prompts: SharedPrompt[]}} columns */
+  update({ runs, prompts }) {
     const iteration = this.at === this.times.length - 1 || !this.times.length ? Infinity : this.times[this.at];
     const score = this.choice.value;
     this.runs = runs;
@@ -57,7 +53,10 @@ class RunColumns {
   build() {
     const heads = this.runs.map((run) => {
       const small = make("small");
-      return { small, head: make("th", { scope: "col" }, [swatchLine(run.colour), run.name, small]) };
+      return {
+        small,
+        head: make("th", { scope: "col" }, [...(run.colour === null ? [] : [swatchLine(run.colour)]), run.name, small]),
+      };
     });
     this.smalls = heads.map((one) => one.small);
     this.cells = this.prompts.map((_, place) =>
@@ -105,7 +104,7 @@ class RunColumns {
     this.slider.setAttribute("aria-valuetext", `iteration ${this.times[this.at]}`);
     this.runs.forEach((run, column) => {
       const time = this.timeOf(run);
-      const other = time && time.iteration !== this.times[this.at];
+      const other = run.colour !== null && time?.iteration !== this.times[this.at];
       (this.smalls ?? [])[column].textContent = !time
         ? "not yet drawn"
         : other
@@ -117,7 +116,8 @@ class RunColumns {
         const shown = this.shown(place, column);
         fillFrame(frame, shown.source, shown.base, shown.alt);
         const chosen = shown.scores.find((one) => one.name === this.choice.value);
-        const line = chosen ? [make("span", {}, [short(chosen.value, 3)]), changeText(chosen) ?? ""] : [];
+        const change = chosen && shown.base !== shown.source ? changeText(chosen) : null;
+        const line = chosen ? [make("span", {}, [short(chosen.value, 3)]), change ?? ""] : [];
         worth.replaceChildren(make("div", {}, line));
       });
     });

@@ -3,7 +3,7 @@
 "use strict";
 
 const POLL_MS = 2000;
-const MOST_WAIT_MS = 15000; // between attempts while the server is away
+const MOST_WAIT_MS = 8000; // between attempts while the server is away
 const LONGEST_ANSWER_MS = 60000;
 const LEAST_REST_MS = 3000;
 const REST = 20; // times as long as a large answer took, before the next one is asked for

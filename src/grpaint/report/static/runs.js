@@ -16,10 +16,10 @@ const COLUMNS = [
   { key: "method", head: "Method", text: true, value: (row) => row.method, cell: (row) => [row.method] },
   { key: "done", head: "Iterations", down: true, value: (row) => row.done, cell: progressCell },
   { key: "score", head: "Score", down: true, value: (row) => row.score?.value ?? null, cell: scoreCell },
-  { key: "gain", head: "Against the base", down: true, value: (row) => row.score?.gain ?? null, cell: changeCell },
+  { key: "gain", head: "Gain", down: true, value: (row) => row.score?.gain ?? null, cell: changeCell },
   {
     key: "cost",
-    head: "Model evaluations",
+    head: "Cost",
     down: true,
     value: (row) => row.cost,
     cell: (row) => (row.cost === null ? [] : [tick(row.cost)]),

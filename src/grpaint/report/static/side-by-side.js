@@ -4,7 +4,8 @@
 
 /**
  * @typedef {{row: RunRow, curves: Curves, film: Film | null, against: {text: string, tone: string} | null}} SideRun
- * @typedef {{runs: SideRun[], prompts: SharedPrompt[], settings: string[][]}} Sides
+ * @typedef {{runs: SideRun[], prompts: SharedPrompt[], settings: string[][],
+ *   same_base: boolean}} Sides
  */
 
 const DASHES = [undefined, [6, 4], [2, 3], [8, 3, 2, 3]]; // of the lines that one run has in a chart
@@ -41,7 +42,8 @@ function joinedGroups(axis) {
   sides.runs.forEach((run, colour) => {
     for (const { title, charts } of run.curves.groups) {
       const known = groups.get(title) ?? new Map();
-      for (const chart of charts) known.set(chart.title, [...(known.get(chart.title) ?? []), { run, colour, chart }]);
+      for (const chart of charts.filter((one) => one.title !== run.curves.top?.title))
+        known.set(chart.title, [...(known.get(chart.title) ?? []), { run, colour, chart }]);
       groups.set(title, known);
     }
   });
@@ -79,10 +81,11 @@ function drawScores() {
   ];
   const lines = sides.runs.map(({ row, against }, colour) => {
     const compared = against ? [make("span", { class: `change ${against.tone}` }, [against.text])] : [soft("-")];
+    const score = [...scoreCell(row), ...(row.score ? [soft(` at ${short(row.score.iteration)}`)] : [])];
     const cells = [
       stateCell(row),
       progressCell(row),
-      scoreCell(row),
+      score,
       changeCell(row),
       compared,
       row.cost === null ? [] : [tick(row.cost)],
@@ -110,14 +113,24 @@ function drawSettings() {
   byId("equal").hidden = lines.length > 0;
 }
 
-/** @returns {PictureRun[]} */
-const pictureRuns = () =>
-  sides.runs.map(({ row, film }, colour) => ({ name: row.name, address: row.address, colour, film }));
+/**
+ * The runs as columns of pictures; before them the base, if all began from the same.
+ * @returns {{runs: PictureRun[], prompts: SharedPrompt[]}}
+ */
+function pictureColumns() {
+  /** @type {PictureRun[]} */
+  const runs = sides.runs.map(({ row, film }, colour) => ({ name: row.name, address: row.address, colour, film }));
+  const [{ address, film }] = runs;
+  const times = film?.times.filter((time) => time.iteration === 0) ?? [];
+  if (!sides.same_base || !film || !times.length) return { runs, prompts: sides.prompts };
+  const base = { name: "The base", address, colour: null, film: { ...film, times } };
+  return { runs: [base, ...runs], prompts: sides.prompts.map((one) => ({ ...one, rows: [one.rows[0], ...one.rows] })) };
+}
 
 const sideViewer = new Viewer();
 listenToModes(sideViewer, null);
 const curveSides = new CurveGroups(joinedGroups);
-const columnsOfRuns = sides.prompts.length ? new RunColumns(pictureRuns(), sides.prompts, sideViewer) : null;
+const columnsOfRuns = sides.prompts.length ? new RunColumns(pictureColumns(), sideViewer) : null;
 drawScores();
 drawSettings();
 drawTopOfAll();
@@ -135,7 +148,7 @@ const refreshSides = paced(async (stamps) => {
   drawSettings();
   drawTopOfAll();
   curveSides.show();
-  columnsOfRuns?.update(pictureRuns(), sides.prompts);
+  columnsOfRuns?.update(pictureColumns());
   sideStamps = stamps;
 });
 
