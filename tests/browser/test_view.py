@@ -1,7 +1,7 @@
 """``grpaint view`` in a browser: the table, runs side by side, and following what is under way."""
 
+import contextlib
 import json
-import os
 import re
 import signal
 import socket
@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Error, Page, expect
 
 import tiny_runs
 from grpaint.run.lines import append_line
@@ -70,8 +70,9 @@ def _names(page: Page) -> list[str]:
 def _until(page: Page, condition: str) -> None:
     """Wait for a condition; Playwright's own way evaluates a text, which the pages' policy forbids."""
     for _ in range(600):
-        if page.evaluate(condition):
-            return
+        with contextlib.suppress(Error):  # the page is just loading again
+            if page.evaluate(condition):
+                return
         page.wait_for_timeout(100)
     raise AssertionError(f"never: {condition}")
 
@@ -187,11 +188,8 @@ def test_the_page_of_a_run_has_its_pictures(site, page_of, assert_accessible):
 
 def test_a_run_under_way_is_followed_by_its_page_the_table_and_side_by_side(runs, site, page_of):
     sets = [*tiny_runs.TINY, tiny_runs.REWARD, "train.iterations=24", "evaluate.pictures=2", "checkpoint.every=12"]
-    (runs.parent / "fault").unlink(missing_ok=True)
-    before = os.getcwd()
-    os.chdir(runs.parent)
-    process = tiny_runs.process("train", "flow-grpo-fast", "--name", "going", sets=sets)
-    os.chdir(before)
+    with contextlib.chdir(runs.parent):
+        process = tiny_runs.process("train", "flow-grpo-fast", "--name", "going", sets=sets)
     table = page_of(site)
     row = table.locator("#rows tr", has_text="going")
     row.wait_for()

@@ -15,12 +15,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from grpaint.core.errors import ConfigError
 from grpaint.storage.reading import decode_text, read_regular
+from grpaint.web.answers import TextAnswer
 
 MOST_TOKEN = 4096  # bytes of the file with a token
 LEAST_TOKEN = 16  # characters
@@ -53,7 +54,7 @@ def private_app(tokens: Mapping[str, str], routes: Sequence[BaseRoute], hosts: C
 
 async def _refuse(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return PlainTextResponse(error.detail, error.status_code, error.headers)
+    return TextAnswer(error.status_code, error.detail, error.headers)
 
 
 class _Headers:
@@ -87,7 +88,7 @@ class _KnownHost:
         if host and (host in self._names or host == scope["server"][0]):
             await self._app(scope, receive, send)
         else:
-            await PlainTextResponse("This server does not answer to that name.", 421)(scope, receive, send)
+            await TextAnswer(421, "This server does not answer to that name.")(scope, receive, send)
 
 
 def _host_name(header: str) -> str:
@@ -109,7 +110,7 @@ class _TokenInPath:
         visitor = visitor_of(token, self._tokens) if slash else None
         if visitor is None:
             reason = "Open the whole address that grpaint printed, with its token and the slash at its end."
-            await PlainTextResponse(reason, 403)(scope, receive, send)
+            await TextAnswer(403, reason)(scope, receive, send)
             return
         scope["root_path"] = f"/{token}"
         scope["state"]["visitor"] = visitor
