@@ -81,8 +81,14 @@ def test_text_is_utf8_with_or_without_a_mark_and_errors_name_the_line(tmp_path):
     file = tmp_path / "a.txt"
     file.write_bytes(b"\xef\xbb\xbfa\nb")
     assert read_text(file) == "a\nb"
+    file.write_bytes(b"\xef\xbb\xbf\xef\xbb\xbfa\n\xef\xbb\xbfb")  # files with marks, joined
+    assert read_text(file) == "a\nb"
+    for coding in ("utf-16", "utf-16-le", "utf-16-be"):
+        file.write_bytes("a\nb".encode(coding))
+        with pytest.raises(ConfigError, match=r"a\.txt:1: not UTF-8, but UTF-16; save it as UTF-8"):
+            read_text(file)
     file.write_bytes(b"a\nb\n\xff")
-    with pytest.raises(ConfigError, match=r"a\.txt:3: not UTF-8"):
+    with pytest.raises(ConfigError, match=r"a\.txt:3: not UTF-8; save it as UTF-8"):
         read_text(file)
 
 
