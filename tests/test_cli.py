@@ -36,6 +36,7 @@ COMMANDS = {
     "compare": "methods --seeds --budget-evaluations --budget-minutes --world --only --shard --search --baseline "
     "--processes --dry-run --out --set",
     "report": "run --single",
+    "view": "runs --port --token-file",
     "list": "what --json",
     "data scan": "where --sheet --set --json --trust",
     "data captions": "where --out --draws --set --trust",

@@ -66,6 +66,7 @@ SMALL = {  # the most of each setting in a recipe that is run
     "evaluate.steps": 4,
     "evaluate.pictures": 2,
     "anchor.batch": 4,
+    "deploy.steps": 4,
     "objective.draws": 2,
     "threads": 2,
     "model.lora.rank": 8,

@@ -32,10 +32,23 @@ def serve_reward(  # noqa: PLR0913 - reason: one argument a flag
 
 @app.command()
 @lasting_output()
+def view(
+    runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="The folder that holds run folders.")] = Path("runs"),
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8017,
+    token_file: Annotated[Path | None, typer.Option(help="The file with a token of yours.")] = None,
+) -> None:
+    """Show all runs in a browser of this machine: a table, the page of each, several side by side."""
+    from grpaint.commands.view.command import view
+
+    view(runs, port, token_file)
+
+
+@app.command()
+@lasting_output()
 def vote(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its name in runs/.")],
     host: Annotated[str, typer.Option(help="This machine's address, for phones.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8790,
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8018,
     voters: Annotated[int, typer.Option(min=0, max=1000, help="So many voters with numbers for names.")] = 0,
     voter: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A voter; may be repeated.")] = None,
     export: Annotated[

@@ -1,11 +1,13 @@
 """Who may ask: tokens in the address, hosts by name, and the headers that let nothing out."""
 
+import contextlib
 import hmac
 import ipaddress
 import os
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -13,12 +15,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from grpaint.core.errors import ConfigError
 from grpaint.storage.reading import decode_text, read_regular
+from grpaint.web.answers import TextAnswer
 
 MOST_TOKEN = 4096  # bytes of the file with a token
 LEAST_TOKEN = 16  # characters
@@ -51,7 +54,7 @@ def private_app(tokens: Mapping[str, str], routes: Sequence[BaseRoute], hosts: C
 
 async def _refuse(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return PlainTextResponse(error.detail, error.status_code, error.headers)
+    return TextAnswer(error.status_code, error.detail, error.headers)
 
 
 class _Headers:
@@ -85,7 +88,7 @@ class _KnownHost:
         if host and (host in self._names or host == scope["server"][0]):
             await self._app(scope, receive, send)
         else:
-            await PlainTextResponse("This server does not answer to that name.", 421)(scope, receive, send)
+            await TextAnswer(421, "This server does not answer to that name.")(scope, receive, send)
 
 
 def _host_name(header: str) -> str:
@@ -107,7 +110,7 @@ class _TokenInPath:
         visitor = visitor_of(token, self._tokens) if slash else None
         if visitor is None:
             reason = "Open the whole address that grpaint printed, with its token and the slash at its end."
-            await PlainTextResponse(reason, 403)(scope, receive, send)
+            await TextAnswer(403, reason)(scope, receive, send)
             return
         scope["root_path"] = f"/{token}"
         scope["state"]["visitor"] = visitor
@@ -148,6 +151,32 @@ def read_token(command: str, variable: str | None, file: Path | None) -> str | N
 def new_token() -> str:
     """Return a random token of 43 characters, all fit for an address."""
     return secrets.token_urlsafe(32)
+
+
+def stored_token(file: Path) -> str:
+    """Return the token in a file that only its owner can read; the file is made if it is not there.
+
+    Raises:
+        ConfigError: the file cannot be made or read, or holds no token.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.suppress(FileExistsError), write_private(file) as stream:
+            stream.write(f"{new_token()}\n")
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written: {error.strerror}. Name a --token-file of yours.") from error
+    token = read_token("", None, file)
+    assert token
+    return token
+
+
+def write_private(file: Path) -> TextIO:
+    """Open a new file for writing that only its owner can read.
+
+    Raises:
+        OSError: it exists, or cannot be made.
+    """
+    return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii")
 
 
 def is_loopback(host: str) -> bool:

@@ -21,19 +21,30 @@ MOST_PICTURE = 64 << 20  # bytes
 LINGER_S = 2.0
 
 
-class JsonAnswer(Response):
-    """A JSON answer. After a refusal the rest of the request is read for a while: closing earlier loses the answer."""
-
-    def __init__(self, status: int, content: Any, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(json.dumps(content, allow_nan=False), status, headers, "application/json")
+class _Answer(Response):
+    """An answer that, if it refuses, reads the rest of the request for a while: closing earlier loses the answer."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
         with anyio.move_on_after(LINGER_S):
-            while self.status_code >= 400 and (await receive())["type"] == "http.request":
+            while self.status_code >= 400 and (await receive()).get("more_body"):
                 pass
         await send({"type": "http.response.body"})
+
+
+class JsonAnswer(_Answer):
+    """A JSON answer."""
+
+    def __init__(self, status: int, content: Any, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(json.dumps(content, allow_nan=False), status, headers, "application/json")
+
+
+class TextAnswer(_Answer):
+    """A sentence, for who asked in vain."""
+
+    def __init__(self, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(sentence, status, headers, "text/plain")
 
 
 def tagged(request: Request, body: bytes, media_type: str) -> Response:
@@ -52,15 +63,18 @@ def page_answer(html: str) -> Response:
 
 
 def picture_answer(request: Request, folder: Path, name: str) -> Response:
-    """Return a picture below ``folder``.
+    """Return a picture below ``folder``; 204 if none is there, since the page's owner may have replaced it.
 
     Raises:
-        HTTPException: it is no picture, lies outside, or is not there.
+        HTTPException: it is no picture, lies outside, or cannot be read.
     """
     kind = PICTURE_TYPES.get(Path(name).suffix)
     try:
         if kind:
-            return tagged(request, read_regular(inside(folder, name, "a request"), MOST_PICTURE), kind)
-    except ConfigError:
+            file = inside(folder, name, "a request")
+            return (
+                tagged(request, read_regular(file, MOST_PICTURE), kind) if file.exists() else Response(status_code=204)
+            )
+    except (ConfigError, OSError):  # OSError: a name that is too long
         pass
     raise HTTPException(404, "no such picture")

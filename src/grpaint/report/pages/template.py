@@ -1,7 +1,8 @@
 """HTML pages from templates: autoescaped, with styles, scripts and data inline, so that a page opens from ``file://``.
 
-A page loads nothing but pictures and, if it is live, later numbers from the server that it came from. Its content security policy allows the scripts and the style sheet that are in it, by
-their hashes, and nothing else: no text of a run can become code.
+A page loads nothing but pictures and, if it is live, later numbers from the server that it came from. Its content
+security policy allows the scripts and the style sheet that are in it, by their hashes, and nothing else: no text of a
+run can become code.
 """
 
 import base64
@@ -31,7 +32,8 @@ def render(
     """Return the page of a template in ``report/templates``.
 
     ``scripts`` and ``styles`` are files of ``report/static`` to put inline, in this order; every page has style.css.
-    ``data`` is the JSON that scripts read; ``live`` lets them ask the page's own server for more. ``values`` are what the template names; one that is missing raises.
+    ``data`` is the JSON that scripts read; ``live`` lets them ask the page's own server for more. ``values`` are
+    what the template names; one that is missing raises.
     """
     sheets = [_static(name) for name in ("style.css", *styles)]
     programs = [_static(name) for name in ("page.js", *scripts)]
