@@ -22,7 +22,7 @@ REDNESS = """images => images.map(image => {
   const {data} = context.getImageData(0, 0, canvas.width, canvas.height);
   let red = 0;
   for (let at = 0; at < data.length; at += 4) red += 2 * data[at] - data[at + 1] - data[at + 2];
-  return red;
+  return [red, Number(image.src.match(/-(\\d+)\\.png$/)[1])];  // images that are alike: by their place in the group
 })"""
 
 

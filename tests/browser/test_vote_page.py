@@ -8,10 +8,11 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 import tiny_runs
 from grpaint.commands.vote.server import VotePages
@@ -19,7 +20,7 @@ from grpaint.images.encoding import png_bytes
 from grpaint.measures.intervals import paired_difference
 from grpaint.storage.votes import VOTES_FILE, Question, VoteFile, Voter
 from grpaint.web.server import Server
-from open_pages import FOREIGN, assert_fits, assert_foreign_is_text
+from open_pages import FOREIGN, OpenPage, assert_fits, assert_foreign_is_text
 from voting import BrowserVoter
 
 NAMES = ["Ann", FOREIGN[:60]]
@@ -60,36 +61,19 @@ def shades(key: str, count: int = 4, side: int = 24, caption: str = "a red wall"
 
 @pytest.fixture
 def open_ballot(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Open an address; at the end no page has raised an error or asked for anything but its own server."""
-    errors: list[str] = []
-    foreign: list[str] = []
-    contexts = []
+    """Open a voter's address; at the end no page has raised an error or asked for anything but its own server."""
+    opened: list[OpenPage] = []
 
-    def note(message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            errors.append(message.text)
+    def open_address(url: str, **options: Any) -> Page:
+        opened.append(OpenPage(browser, url, **options))
+        return opened[-1].page
 
-    def open_address(url: str, *, width: int = 1280, scheme: str = "light", touch: bool = False) -> Page:
-        context = browser.new_context(
-            viewport={"width": width, "height": 860}, color_scheme=scheme, has_touch=touch, is_mobile=touch
-        )
-        context.set_default_timeout(20_000)
-        contexts.append(context)
-        own = url[: url.index("/", 8) + 1]
-        context.on("request", lambda one: None if one.url.startswith((own, "data:")) else foreign.append(one.url))
-        page = context.new_page()
-        page.on("console", note)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("dialog", lambda dialog: errors.append(dialog.message) or dialog.dismiss())
-        page.goto(url)
-        return page
-
-    open_address.errors = errors
     yield open_address
-    for context in contexts:
-        context.close()
-    assert errors == []
-    assert foreign == []
+    for one in opened:
+        one.close()
+    for one in opened:
+        assert [error for error in one.errors if "status of 409" not in error] == []  # a vote that was refused
+        assert one.foreign_requests() == []
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark"), (390, "light")])
@@ -180,7 +164,6 @@ def test_a_closed_question_is_said_and_the_next_one_shown(ballot, open_ballot):
     page.keyboard.press("Enter")
     expect(page.locator("#message")).to_contain_text("This question is closed")
     expect(page.locator("#standing")).to_have_text("The last group for now")
-    open_ballot.errors[:] = [text for text in open_ballot.errors if "409" not in text]  # the browser logs the status
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     expect(page.locator("#idle")).to_be_visible()

@@ -60,7 +60,7 @@ function makeItem(image) {
 }
 
 /** Show what is picked so far. */
-function refresh() {
+function refreshBallot() {
   const choices = question?.choices ?? 0;
   const full = choices > 1 && picks.length === choices; // a single pick is replaced by the next
   list.querySelectorAll(".choice").forEach((choice, image) => {
@@ -87,7 +87,7 @@ function toggle(image) {
   if (picks.includes(image)) picks = picks.filter((one) => one !== image);
   else if (question.choices === 1) picks = [image];
   else if (picks.length < question.choices) picks = [...picks, image];
-  refresh();
+  refreshBallot();
 }
 
 /** @param {string} text */
@@ -117,7 +117,7 @@ function show(next) {
     list.replaceChildren(...next.places.map((_, image) => makeItem(image)));
     scrollTo(0, 0);
   }
-  refresh();
+  refreshBallot();
 }
 
 /**
@@ -128,7 +128,7 @@ async function send(chosen) {
   if (!question || sending) return;
   const { number, places } = question;
   sending = true;
-  refresh();
+  refreshBallot();
   try {
     const body = JSON.stringify({ question: number, picks: chosen.map((image) => places[image]) });
     const signal = AbortSignal.timeout(LONGEST_ANSWER_MS);
@@ -142,7 +142,7 @@ async function send(chosen) {
     say(`The vote was not sent; try again. (${error instanceof Error ? error.message : error})`);
   } finally {
     sending = false;
-    refresh();
+    refreshBallot();
   }
 }
 
@@ -158,7 +158,7 @@ function showLarge(image) {
   picture.src = address(large);
   picture.alt = `Image ${large + 1} of ${count}`;
   picture.className = list.querySelectorAll("img")[large].className;
-  refresh();
+  refreshBallot();
   if (!dialog.open) dialog.showModal();
 }
 
