@@ -12,7 +12,8 @@ from PIL import Image
 from playwright.sync_api import Page
 
 from grpaint.core.errors import ConfigError
-from grpaint.storage.votes import VoteFile, VoteRefused
+from grpaint.storage.ballots import VoteRefused
+from grpaint.storage.votes import VoteFile
 
 REDNESS = """images => images.map(image => {
   const canvas = document.createElement("canvas");

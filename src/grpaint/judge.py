@@ -228,15 +228,6 @@ def evaluation_line(data: Data, settings: Evaluation, judgement: Judgement) -> d
     return line | {f"{name}_by_prompt": rounded(values) for name, values in (measures | judgement.statistics).items()}
 
 
-def preference_entries(name: str, shares: Tensor) -> dict[str, Any]:
-    """Return the entries of an evaluation's line for ``shares`` ``[b]``; NaN is no answer."""
-    known = shares[~shares.isnan()]
-    if not len(known):
-        return {}
-    entries: dict[str, Any] = {name: known.double().mean().item(), f"{name}_interval": normal_interval(known)}
-    return entries | ({f"{name}_by_prompt": rounded(shares)} if len(known) == len(shares) else {})
-
-
 def judging_rewards(recipe: Recipe | JudgingRecipe) -> RewardSet | None:
     """Return the rewards that a model is judged by, with the weights of its recipe; None if it has none.
 

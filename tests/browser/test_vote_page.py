@@ -18,7 +18,8 @@ import tiny_runs
 from grpaint.commands.vote.server import VotePages
 from grpaint.images.encoding import png_bytes
 from grpaint.measures.intervals import paired_difference
-from grpaint.storage.votes import VOTES_FILE, Question, VoteFile, Voter
+from grpaint.storage.ballots import Question, Voter
+from grpaint.storage.votes import VOTES_FILE, VoteFile
 from grpaint.web.server import Server
 from open_pages import FOREIGN, OpenPage, assert_fits, assert_foreign_is_text
 from voting import BrowserVoter

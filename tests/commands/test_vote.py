@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 import tiny_runs
-from grpaint.storage.votes import VOTES_FILE, Question, VoteFile
+from grpaint.storage.ballots import Question
+from grpaint.storage.votes import VOTES_FILE, VoteFile
 from tiny_runs import command
 
 ASKING = '[rewards.people]\nkind = "votes"\n'

@@ -8,15 +8,16 @@ import torch
 from grpaint.core import Prompt
 from grpaint.core.errors import ConfigError, RewardError
 from grpaint.core.policy import ExternalReward, PeopleReward
-from grpaint.judge import preference_entries
 from grpaint.learn.advantage import GroupNorm, LeaveOneOut, PerReward, compute_advantage
 from grpaint.learn.table import RewardSet
+from grpaint.measures.intervals import preference_entries
 from grpaint.parallel.world import World
 from grpaint.recipe.config import open_recipe
 from grpaint.rewards.votes import Votes, strengths
 from grpaint.rollout.rollout import Rollout
 from grpaint.run.shares import check_shares
-from grpaint.storage.votes import VOTES_FILE, Ranking, VoteFile
+from grpaint.storage.ballots import Ranking
+from grpaint.storage.votes import VOTES_FILE, VoteFile
 from tiny_runs import TINY
 from voting import voting
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from grpaint.core.errors import ConfigError
-from grpaint.storage.votes import Question, Ranking, VoteFile, VoteRefused
+from grpaint.storage.ballots import Question, Ranking, VoteRefused
+from grpaint.storage.votes import VoteFile
 
 
 def question(key: str, images: int = 4, choices: int = 3) -> Question:

@@ -16,7 +16,8 @@ from grpaint.core.errors import ConfigError, MissingExtra, RewardError, StopRequ
 from grpaint.core.policy import Prompt
 from grpaint.core.reward import RewardBase
 from grpaint.images.encoding import eight_bit, eight_bit_picture, png_bytes
-from grpaint.storage.votes import VOTES_FILE, Question, Ranking, VoteFile
+from grpaint.storage.ballots import Question, Ranking
+from grpaint.storage.votes import VOTES_FILE, VoteFile
 
 POLL_S = 0.25
 MOST_VOTES, MOST_WAIT_S = 1000, 30 * 86_400
@@ -30,8 +31,8 @@ class Votes(RewardBase):
     The run waits until each group has ``votes`` votes, for ``wait_s`` seconds at most; a group without a choice then
     has no score, and is left out. A voter picks up to ``choices`` images of a group, best first; each is preferred to
     all that are left then. A score is an image's strength in the Bradley-Terry model: one is preferred to another with
-    odds of exp(the difference of theirs). The strengths are the most likely ones of all votes
-    under a standard normal prior, so that an image that always wins has a finite one.
+    odds of exp(the difference of theirs). The strengths are the most likely ones of all votes under a standard normal
+    prior, so that an image that always wins has a finite one.
 
     With ``weight = 0`` nobody is asked about training: people compare the pictures of each evaluation with the base's.
     """

@@ -12,12 +12,12 @@ import sqlite3
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from grpaint.core.errors import ConfigError
 from grpaint.core.text import one_line
+from grpaint.storage.ballots import OpenQuestion, Question, Ranking, Voter, VoteRefused
 from grpaint.storage.reading import parse_json
 
 VOTES_FILE = "votes.sqlite"
@@ -34,58 +34,6 @@ SCHEMA = (
     "picks TEXT NOT NULL, cast_at REAL NOT NULL, PRIMARY KEY (question, voter)) STRICT",
     "CREATE INDEX open_questions ON question (number) WHERE closed IS NULL",
 )
-
-
-class VoteRefused(Exception):
-    """A vote that does not count; the message says why."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A group of images to rank: PNG files in ``images``; a voter picks up to ``choices`` of them, best first."""
-
-    key: str
-    caption: str
-    images: Sequence[bytes]
-    choices: int
-
-
-@dataclass(frozen=True)
-class OpenQuestion:
-    """A question as a voter sees it; ``images`` is their number, and ``left`` how many more the voter may answer."""
-
-    number: int
-    key: str
-    caption: str
-    images: int
-    choices: int
-    left: int
-
-
-@dataclass(frozen=True)
-class Voter:
-    """Somebody who votes, and the secret ``token`` of his link."""
-
-    number: int
-    name: str
-    token: str
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """One voter's answer: the places of the images that he picked, best first; empty if he saw no difference."""
-
-    voter: str
-    picks: tuple[int, ...]
-
-    def preferences(self, images: int) -> list[tuple[int, int]]:
-        """Return the pairs (better, worse) of ``images`` images: each pick is preferred to all that were left then."""
-        return [
-            (pick, other)
-            for count, pick in enumerate(self.picks)
-            for other in range(images)
-            if other not in self.picks[: count + 1]
-        ]
 
 
 class VoteFile:
@@ -234,7 +182,7 @@ class VoteFile:
                 "WHERE question = (SELECT number FROM question WHERE key = ?) ORDER BY voter.number",
                 [key],
             ).fetchall()
-        return [Ranking(name, _picks(text)) for name, text in rows]
+        return [Ranking(name, tuple(parse_json(text, VOTES_FILE))) for name, text in rows]
 
     def enrol(self, names: Sequence[str]) -> list[Voter]:
         """Return the voters of these names, each with his link's token; new ones are given one.
@@ -327,11 +275,6 @@ class VoteFile:
             for number, key, caption, choices in rows:
                 images = self._sql.execute("SELECT png FROM image WHERE question = ? ORDER BY place", [number])
                 yield Question(key, caption, [png for (png,) in images], choices), self.rankings(key)
-
-
-def _picks(text: str) -> tuple[int, ...]:
-    """Return the picks of a stored vote."""
-    return tuple(parse_json(text, VOTES_FILE))
 
 
 def _check_regular(file: Path, *, create: bool) -> None:

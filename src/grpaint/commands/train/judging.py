@@ -16,11 +16,10 @@ from grpaint.judge import (
     evaluation_line,
     judge_prompts,
     judging_rewards,
-    preference_entries,
     sample_divided,
     score_key,
 )
-from grpaint.measures.intervals import rounded
+from grpaint.measures.intervals import preference_entries, rounded
 from grpaint.measures.score import with_deployment
 from grpaint.parallel.world import World
 from grpaint.recipe.config import Recipe, SftRecipe

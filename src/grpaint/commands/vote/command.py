@@ -10,8 +10,9 @@ from grpaint.commands.vote.server import VotePages
 from grpaint.core.errors import ConfigError
 from grpaint.report.console import echo
 from grpaint.run.page import locate_run
+from grpaint.storage.ballots import Voter
 from grpaint.storage.reading import read_toml
-from grpaint.storage.votes import VOTES_FILE, VoteFile, Voter
+from grpaint.storage.votes import VOTES_FILE, VoteFile
 from grpaint.web.access import is_loopback
 from grpaint.web.server import Server
 

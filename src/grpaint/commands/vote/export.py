@@ -8,7 +8,8 @@ from typing import Any, BinaryIO
 
 from grpaint.core.errors import ConfigError, MissingExtra
 from grpaint.storage.atomic import write_atomic
-from grpaint.storage.votes import Question, Ranking, VoteFile
+from grpaint.storage.ballots import Question, Ranking
+from grpaint.storage.votes import VoteFile
 
 IMAGES = ("image_0", "image_1")
 

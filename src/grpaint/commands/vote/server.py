@@ -16,8 +16,9 @@ from starlette.routing import Route
 from grpaint.core.bounds import whole_number
 from grpaint.core.errors import ConfigError
 from grpaint.report.pages.vote import vote_page
+from grpaint.storage.ballots import OpenQuestion, Voter, VoteRefused
 from grpaint.storage.reading import decode_text, parse_object
-from grpaint.storage.votes import OpenQuestion, VoteFile, Voter, VoteRefused
+from grpaint.storage.votes import VoteFile
 from grpaint.web.access import private_app
 from grpaint.web.answers import JsonAnswer, page_answer, tagged
 from grpaint.web.server import body_length, read_body
