@@ -176,7 +176,7 @@ def served(run: str, *words: str) -> Iterator[tuple[subprocess.Popen[str], dict[
     """``grpaint vote RUN`` as a process; gives it, and the link of each voter."""
     process = tiny_runs.process("vote", run, "--port", "0", *words)
     links = {}
-    while (line := process.stdout.readline()) and "groups wait" not in line:
+    while (line := process.stdout.readline()) and "waiting groups" not in line:
         name, _, link = line.strip().rpartition("  ")
         links[name.strip()] = link
     try:

@@ -47,7 +47,7 @@ def serving(*words: str) -> Iterator[tuple]:
     """The process, its port, and the link of each voter."""
     process = tiny_runs.process("vote", "it", *words)
     links, line = {}, ""
-    while (line := process.stdout.readline()) and "groups wait" not in line:
+    while (line := process.stdout.readline()) and "waiting groups" not in line:
         name, _, link = line.strip().rpartition("  ")
         links[name.strip()] = link
     assert line, process.stderr.read()

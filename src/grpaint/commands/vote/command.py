@@ -45,7 +45,7 @@ def serve_votes(run: str, host: str, port: int, voters: int, names: Sequence[str
             echo(line)
         open_questions, count = votes.standing()
         echo(
-            f"{open_questions} groups wait for votes, and {count} votes are kept in {votes.file}; Ctrl-C ends the page"
+            f"waiting groups: {open_questions}; votes so far: {count}, in {votes.file}; Ctrl-C ends the page, not the run"
         )
         if not is_loopback(host):
             echo("This page is not encrypted: who shares the network can read along, links included.", err=True)
