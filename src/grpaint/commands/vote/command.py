@@ -44,9 +44,7 @@ def serve_votes(run: str, host: str, port: int, voters: int, names: Sequence[str
         for line in _links(everyone, f"{shown}:{server.server_port}"):
             echo(line)
         open_questions, count = votes.standing()
-        echo(
-            f"waiting groups: {open_questions}; votes so far: {count}, in {votes.file}; Ctrl-C ends the page, not the run"
-        )
+        echo(f"waiting groups: {open_questions}; votes so far: {count}, in {votes.file}. Ctrl-C ends the page alone.")
         if not is_loopback(host):
             echo("This page is not encrypted: who shares the network can read along, links included.", err=True)
         server.serve_forever()
