@@ -6,8 +6,9 @@ A short run of the built-in model is made, its lines are repeated with other num
 256 prompts and as many iterations, and the folder is copied 100 times. ``grpaint view`` serves them as a process of its
 own, started anew each round, so that it has read nothing before; the files are in the system's cache.
 
-**Opens**: from the start of navigation in Chromium until every run has its row on the screen. **Again**: the same once
-the server has read them. **Poll**: an answer of runs.json, when no run has changed, and when one has.
+**Starts**: from the command until it has read all runs and prints the address. **Opens**: from the start of navigation
+in Chromium until every run has its row on the screen. **Poll**: an answer of runs.json, when no run has changed, and
+when one has.
 """
 
 import argparse
@@ -44,12 +45,13 @@ def lengthen(run: Path, count: int) -> None:
             append_line(run / name, varied(line, draw, number / count) | {"iteration": number})
 
 
-def serve(runs: Path) -> tuple[subprocess.Popen[str], str]:
-    """Start ``grpaint view``; return it and its address."""
+def serve(runs: Path) -> tuple[subprocess.Popen[str], str, float]:
+    """Start ``grpaint view``; return it, its address, and the seconds that took."""
+    start = time.perf_counter()
     command = [sys.executable, "-m", "grpaint", "view", str(runs), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout
-    return process, process.stdout.readline().strip()
+    return process, process.stdout.readline().strip(), time.perf_counter() - start
 
 
 def opening_s(browser: Browser, address: str, runs: int) -> float:
@@ -89,7 +91,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    first, again, idle, changed = [], [], [], []
+    starts, opens, idle, changed = [], [], [], []
     with tempfile.TemporaryDirectory() as name, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"))
         print(f"Chromium {browser.version}; {machine()}; load {os.getloadavg()[0]:.1f}")
@@ -102,9 +104,9 @@ def main() -> None:
         size = sum(file.stat().st_size for file in runs.glob("*/*.jsonl"))
         print(f"{args.runs} runs of {args.evaluations} evaluations, {size / 1e6:.0f} MB of lines")
         for _ in range(args.rounds):
-            process, address = serve(runs)
-            first.append(opening_s(browser, address, args.runs))
-            again.append(opening_s(browser, address, args.runs))
+            process, address, seconds = serve(runs)
+            starts.append(seconds)
+            opens.append(opening_s(browser, address, args.runs))
             tag = poll(address)[2]
             idle.append(poll(address, tag)[0])
             line = last_line(runs / "run-000/metrics.jsonl")
@@ -114,11 +116,11 @@ def main() -> None:
             process.send_signal(signal.SIGINT)
             process.wait()
         browser.close()
-    report("opens", first)
-    report("again", again)
+    report("starts", starts)
+    report("opens", opens)
     report("poll, nothing new", idle)
     report(f"poll, one run, {sent / 1e3:.0f} kB", changed)
-    if statistics.median(first) > LIMIT_S:
+    if statistics.median(opens) > LIMIT_S:
         sys.exit(f"the table took more than {LIMIT_S:g} s to open")
 
 

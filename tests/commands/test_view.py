@@ -31,7 +31,7 @@ def runs(tmp_path_factory, small_network) -> Path:
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[int]:
     """The port of a server in a thread."""
-    server = Server(view_app(folder, TOKEN), ("127.0.0.1", 0), seconds=15, connections=64, grace_s=1)
+    server = Server(view_app(shelf.Shelf(folder), TOKEN), ("127.0.0.1", 0), seconds=15, connections=64, grace_s=1)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from urllib.parse import quote
 
+from grpaint.commands.view.shelf import Shelf
 from grpaint.commands.view.site import view_app
 from grpaint.core.errors import ConfigError
 from grpaint.report.console import echo
@@ -35,8 +36,10 @@ def view(runs: Path, port: int, token_file: Path | None) -> None:
     token = read_token("view", None, token_file) or stored_token(cache_folder("view") / "token")
     if quote(token, safe="") != token:
         raise ConfigError(f"--token-file {token_file}: only letters, digits and - . _ ~ fit into an address.")
+    shelf = Shelf(runs)
+    shelf.rows()  # read before anybody waits for them
     try:
-        server = Server(view_app(runs, token), (HOST, port), seconds=SECONDS, connections=CONNECTIONS, grace_s=GRACE_S)
+        server = Server(view_app(shelf, token), (HOST, port), seconds=SECONDS, connections=CONNECTIONS, grace_s=GRACE_S)
     except ConfigError as error:
         raise ConfigError(f"{error} If another grpaint view runs there, stop it; --port 0 takes a free port.") from None
     echo(f"http://{HOST}:{server.server_port}/{token}/")

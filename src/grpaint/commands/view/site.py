@@ -26,9 +26,9 @@ MOST_COMPARED = 8
 T = TypeVar("T")
 
 
-def view_app(folder: Path, token: str) -> Starlette:
-    """Return the application that shows the runs of a folder to who has the token."""
-    site = _Site(folder)
+def view_app(shelf: Shelf, token: str) -> Starlette:
+    """Return the application that shows the runs of a shelf to who has the token."""
+    site = _Site(shelf)
     routes = [
         Route("/", site.table),
         Route("/runs.json", site.rows),
@@ -44,8 +44,8 @@ def view_app(folder: Path, token: str) -> Starlette:
 class _Site:
     """Answers requests; what reads files does so in threads, two at a time."""
 
-    def __init__(self, folder: Path) -> None:
-        self.shelf = Shelf(folder)
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf = shelf
         self._threads: anyio.CapacityLimiter | None = None
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
