@@ -109,7 +109,7 @@ def train(
     Raises:
         ConfigError: a setting is refused, the name is taken, or there is nothing to resume.
         RunError: the run cannot continue; its last checkpoint stays.
-        KeyboardInterrupt: after Ctrl-C, when the iteration was finished and saved; or at once where it waits for people.
+        KeyboardInterrupt: Ctrl-C, after the iteration was finished and saved, or at once where it waits for people.
     """
     return _run("train", recipe, settings, name, Path(runs), resume=resume)
 
