@@ -11,13 +11,17 @@ class OpenPage:
     ``place`` is a file, or the address of a page of a server, below whose first part (the token) it must keep.
     """
 
-    def __init__(self, browser: Browser, place: Path | str, *, width: int = 1440, scheme: str = "light") -> None:
+    def __init__(
+        self, browser: Browser, place: Path | str, *, width: int = 1440, scheme: str = "light", touch: bool = False
+    ) -> None:
         address = place if isinstance(place, str) else place.resolve().as_uri()
         parts = 4 if isinstance(place, str) else -1
         self._own = "/".join(address.split("/")[:parts]) + "/"
         self.errors: list[str] = []
         self.requests: list[str] = []
-        self._context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self._context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, has_touch=touch, is_mobile=touch
+        )
         self._context.set_default_timeout(20_000)
         self.page = self._context.new_page()
         self.page.on("console", self._on_console)

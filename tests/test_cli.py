@@ -43,6 +43,7 @@ COMMANDS = {
     "data draw": "--out --count --held-out --seed --size",
     "prompts scan": "recipe --prompts --captions --set --json --trust --processes",
     "serve-reward": "reward --port --host --token-env --token-file --max-mib --timeout --batch --threads --set",
+    "vote": "run --host --port --voters --voter --export",
     "reward try": "reward --images --prompts --references --json --set",
 }
 

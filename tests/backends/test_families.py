@@ -24,7 +24,9 @@ from grpaint.core.runtime import Runtime
 from grpaint.judge import captioned
 from grpaint.learn.objective import Denoising
 from grpaint.rollout import Closed, Plan, roll
-from tiny_pipelines import clip_tokenizer, recipe, save, sdxl, side, stock
+from tiny_parts import clip_tokenizer
+from tiny_pipelines import recipe, save, side, stock
+from tiny_unets import sdxl
 
 NEEDS_SCIPY = pytest.mark.skipif(not find_spec("scipy"), reason="diffusers takes beta levels from scipy")
 QWEN = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from grpaint.backends.adapters import Lora
 from grpaint.backends.families import Family, PipelineFolder
 from grpaint.core.errors import CheckpointError
+from grpaint.core.text import one_line
 from grpaint.storage.files import check_tensors, find_weights, read_header, read_weights
 from grpaint.storage.reading import parse_object, read_object
 
@@ -32,6 +33,7 @@ OTHER_KINDS = {
     "LoCon with three matrices": r"\.lora_mid\.|\.lora\.mid\.",
     "LoRA with biases": r"\.lora_(B|up)\.bias",
 }
+EXAMPLES = 3  # names in a message
 LORA = r"\.lora_(A|B|up|down)\b|[._]lora\.(up|down)\."
 # what peft's settings say of them
 OTHER_SETTINGS = {
@@ -78,8 +80,12 @@ def is_adapter(path: Path) -> bool:
     file = adapter_file(path)
     names, _ = read_header(file)
     for kind, pattern in OTHER_KINDS.items():
-        if any(re.search(pattern, name) for name in names):
-            raise CheckpointError(f"{file}: an adapter of the kind {kind}; only plain LoRA is supported. {MERGE}")
+        if others := [name for name in names if re.search(pattern, name)]:
+            examples = one_line(", ".join(others[:EXAMPLES]), 200) + (", .." if len(others) > EXAMPLES else "")
+            raise CheckpointError(
+                f"{file}: an adapter of the kind {kind} ({len(others)} tensors: {examples}); only plain LoRA is "
+                f"supported. {MERGE}"
+            )
     return any(re.search(LORA, name) for name in names)
 
 
