@@ -1,9 +1,11 @@
 """``grpaint view`` without a browser: what is served to whom, and how little is read for it."""
 
 import contextlib
+import html
 import http.client
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -131,6 +133,17 @@ def test_a_single_picture_that_is_a_link_outside_is_not_served(runs, tmp_path):
     with serving(tmp_path / "runs") as port:
         assert ask(port, "run/run/samples/held-out/000006/00.webp")[0] == 404
         assert ask(port, "run/run/samples/held-out/000006/01.webp")[0] == 200
+
+
+def test_pages_may_run_their_own_scripts_and_ask_their_own_server_alone(port):
+    for path in ("", "run/first/", "compare?run=first&run=second"):
+        page = ask(port, path)[1].decode()
+        policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1])
+        rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+        assert rules["default-src"] == "'none'"
+        assert rules["connect-src"] == "'self'"
+        assert all(source.startswith("'sha256-") for source in rules["script-src"].split())
+        assert page.index("Content-Security-Policy") < page.index("<style>") < page.index("<script>")
 
 
 def test_nothing_is_written_and_no_lock_is_taken(runs, port):
