@@ -1,7 +1,7 @@
 """Pipelines under the tensor names of their models' first code: the way back from what diffusers reads, written anew.
 
 Sources: CompVis' and Stability AI's ``ldm`` / ``sgm`` (U-Net, VAE, encoders), Stability AI's ``sd3-ref``, Black Forest
-Labs' ``flux``.
+Labs' ``flux``, Alpha-VLLM's ``Lumina-Image-2.0``, NVIDIA's ``Sana``, ComfyUI's files of Qwen-Image 2.1.
 """
 
 import re
@@ -271,6 +271,16 @@ def qwen_image(model: Any) -> dict[str, Tensor]:
     return {NETWORK + name: tensor for name, tensor in model.state_dict().items()}
 
 
+def qwen_image21(model: Any) -> dict[str, Tensor]:
+    """With the gate and what it gates in one, gate first, as ComfyUI has them."""
+    state = model.state_dict()
+    out = {NETWORK + name: tensor for name, tensor in state.items() if not re.search(r"mlp\.(gate_layer|proj)", name)}
+    for number in range(model.config.num_layers):
+        layer = f"transformer_blocks.{number}.img_mlp"
+        out |= together(state, f"{NETWORK}{layer}.gate_up", f"{layer}.gate_layer", f"{layer}.proj")
+    return out
+
+
 def z_image(model: Any) -> dict[str, Tensor]:
     state, table = model.state_dict(), {"all_x_embedder.2-1.": "x_embedder.", "all_final_layer.2-1.": "final_layer."}
     table |= {".attention.to_out.0.": ".attention.out.", "attention.norm_": "attention."}
@@ -316,6 +326,75 @@ def krea2(model: Any) -> dict[str, Tensor]:
     return {name: tensor.flatten() if name.endswith(".mod.lin") else tensor for name, tensor in named.items()}
 
 
+def lumina2(model: Any) -> dict[str, Tensor]:
+    """With a norm that its first code does not use."""
+    state = model.state_dict()
+    begin = {
+        "time_caption_embed.caption_embedder.": "cap_embedder.",
+        "time_caption_embed.timestep_embedder.linear_1.": "t_embedder.mlp.0.",
+        "time_caption_embed.timestep_embedder.linear_2.": "t_embedder.mlp.2.",
+        "norm_out.linear_1.": "final_layer.adaLN_modulation.1.",
+        "norm_out.linear_2.": "final_layer.linear.",
+        "x_embedder.": "x_embedder.",
+    }
+    within = {
+        ".attn.to_out.0.": ".attention.out.",
+        ".attn.norm_q.": ".attention.q_norm.",
+        ".attn.norm_k.": ".attention.k_norm.",
+        ".feed_forward.linear_": ".feed_forward.w",
+        ".norm1.linear.": ".adaLN_modulation.1.",
+        ".norm1.norm.": ".attention_norm1.",
+        ".norm1.": ".attention_norm1.",
+        ".norm2.": ".attention_norm2.",
+    }
+    out = moved(state, begin) | {"norm_final.weight": torch.ones(model.config.hidden_size)}
+    for name, tensor in state.items():
+        if name.endswith(".attn.to_q.weight"):
+            layer = name.removesuffix(".attn.to_q.weight")
+            out |= together(state, f"{layer}.attention.qkv", *(f"{layer}.attn.to_{which}" for which in "qkv"))
+        elif name.startswith(("layers.", "noise_refiner.", "context_refiner.")) and not re.search(r"to_[kv]\.", name):
+            out[replaced(name, within)] = tensor
+    return out
+
+
+def sana(model: Any) -> dict[str, Tensor]:
+    """With the tables of positions and of the empty caption, which diffusers does not read."""
+    state, width = model.state_dict(), model.config.num_attention_heads * model.config.attention_head_dim
+    table = {
+        "patch_embed.proj.": "x_embedder.proj.",
+        "time_embed.emb.timestep_embedder.linear_1.": "t_embedder.mlp.0.",
+        "time_embed.emb.timestep_embedder.linear_2.": "t_embedder.mlp.2.",
+        "time_embed.linear.": "t_block.1.",
+        "caption_projection.linear_1.": "y_embedder.y_proj.fc1.",
+        "caption_projection.linear_2.": "y_embedder.y_proj.fc2.",
+        "caption_norm.": "attention_y_norm.",
+        "proj_out.": "final_layer.linear.",
+        "scale_shift_table": "final_layer.scale_shift_table",
+    }
+    out = {
+        "pos_embed": torch.zeros(1, model.config.sample_size**2, width),
+        "y_embedder.y_embedding": torch.zeros(300, model.config.caption_channels),
+    }
+    for number in range(model.config.num_layers):
+        ours, theirs = f"transformer_blocks.{number}.", f"blocks.{number}."
+        out |= together(state, f"{theirs}attn.qkv", *(f"{ours}attn1.to_{which}" for which in "qkv"))
+        out |= together(state, f"{theirs}cross_attn.kv_linear", f"{ours}attn2.to_k", f"{ours}attn2.to_v")
+        table |= {
+            f"{ours}scale_shift_table": f"{theirs}scale_shift_table",
+            f"{ours}attn1.to_out.0.": f"{theirs}attn.proj.",
+            f"{ours}attn1.norm_q.": f"{theirs}attn.q_norm.",  # from version 1.5 on
+            f"{ours}attn1.norm_k.": f"{theirs}attn.k_norm.",
+            f"{ours}attn2.norm_q.": f"{theirs}cross_attn.q_norm.",
+            f"{ours}attn2.norm_k.": f"{theirs}cross_attn.k_norm.",
+            f"{ours}attn2.to_q.": f"{theirs}cross_attn.q_linear.",
+            f"{ours}attn2.to_out.0.": f"{theirs}cross_attn.proj.",
+            f"{ours}ff.conv_inverted.": f"{theirs}mlp.inverted_conv.conv.",
+            f"{ours}ff.conv_depth.": f"{theirs}mlp.depth_conv.conv.",
+            f"{ours}ff.conv_point.": f"{theirs}mlp.point_conv.conv.",
+        }
+    return out | moved(state, table)
+
+
 def _sd1(pipe: Any) -> dict[str, Tensor]:
     return unet(pipe.unet) | vae(pipe.vae) | clip(pipe.text_encoder, "cond_stage_model.transformer.")
 
@@ -348,7 +427,10 @@ def _flux(pipe: Any) -> dict[str, Tensor]:
 WHOLE: dict[str, Callable[[Any], dict[str, Tensor]]] = {
     "HiDreamImagePipeline": lambda pipe: qwen_image(pipe.transformer),
     "Krea2Pipeline": lambda pipe: krea2(pipe.transformer),
+    "Lumina2Pipeline": lambda pipe: lumina2(pipe.transformer),
+    "QwenImage21Pipeline": lambda pipe: qwen_image21(pipe.transformer),
     "QwenImagePipeline": lambda pipe: qwen_image(pipe.transformer),
+    "SanaPipeline": lambda pipe: sana(pipe.transformer),
     "StableDiffusionPipeline": _sd1,
     "StableDiffusionXLPipeline": _sdxl,
     "StableDiffusion3Pipeline": _sd3,

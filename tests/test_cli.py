@@ -37,12 +37,14 @@ COMMANDS = {
     "compare": "methods --seeds --budget-evaluations --budget-minutes --world --only --shard --search --baseline "
     "--processes --dry-run --out --set",
     "report": "run --single",
+    "view": "runs --port --token-file",
     "list": "what --json",
     "data scan": "where --sheet --set --json --trust",
     "data captions": "where --out --draws --set --trust",
     "data draw": "--out --count --held-out --seed --size",
     "data prompts": "recipe --prompts --captions --set --json --trust --processes",
     "reward serve": "reward --port --host --token-env --token-file --max-mib --timeout --batch --threads --set",
+    "vote": "run --host --port --voters --voter --export",
     "reward try": "reward --images --prompts --references --json --set",
 }
 

@@ -89,9 +89,9 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2  # as it is read without running it
     assert not any("file://" in str(output) or str(Path.home()) in str(output) for output in outputs)
-    small = '"train.iterations": 1, "train.prompts": 2, "evaluate.every": 1, "evaluate.prompts": 2, "evaluate.probe": 2,'
+    small = '"train.iterations": 1, "train.prompts": 2, "anchor.batch": 2, "evaluate.every": 1, "evaluate.prompts": 2, "evaluate.probe": 2,'
     for cell in notebook.cells:
-        cell.source = re.sub(r'"train.iterations": 60,.*?"evaluate.prompts": 128,', small, cell.source, flags=re.S)
+        cell.source = re.sub(r'"train.iterations": 80,.*?"evaluate.prompts": 128,', small, cell.source, flags=re.S)
     assert small in "".join(cell.source for cell in notebook.cells)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert tmp_path.joinpath("runs/quickstart/report.html").is_file()

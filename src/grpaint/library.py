@@ -22,7 +22,7 @@ from grpaint.commands.evaluate.candidates import parse_candidates
 from grpaint.commands.evaluate.command import assess, judge_model
 from grpaint.commands.export.command import export as export_model
 from grpaint.commands.train.command import run
-from grpaint.core.errors import ConfigError
+from grpaint.core.errors import ConfigError, StopRequested
 from grpaint.core.policy import Prompt, Weights
 from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.judge import sample as sample_images
@@ -109,7 +109,7 @@ def train(
     Raises:
         ConfigError: a setting is refused, the name is taken, or there is nothing to resume.
         RunError: the run cannot continue; its last checkpoint stays.
-        KeyboardInterrupt: after Ctrl-C, when the iteration was finished and saved.
+        KeyboardInterrupt: after Ctrl-C, when the iteration was finished and saved; or at once where it waits for people.
     """
     return _run("train", recipe, settings, name, Path(runs), resume=resume)
 
@@ -285,7 +285,7 @@ def _run(
     named = None if recipe is None else str(recipe)
     try:
         return Run(run(stage, named, set_arguments(settings or {}), runs, name, resume=resume, advice=advice))
-    except Stopped as stop:
+    except (Stopped, StopRequested) as stop:
         if stop.exit_code == 128 + signal.SIGINT:
             raise KeyboardInterrupt from stop
         raise

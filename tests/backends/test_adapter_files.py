@@ -126,6 +126,12 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Tensor], str]] = [
     ({}, {"lora_unet_mid_block.dora_scale": torch.ones(4)}, "of the kind DoRA"),
     ({}, {"lora_unet_mid_block.lokr_w1": torch.ones(4, 4)}, "of the kind LoKr"),
     ({}, {"lora_unet_mid_block.hada_w1_a": torch.ones(4, 4)}, "of the kind LoHa"),
+    ({}, {"lora_unet_mid_block.diff": torch.ones(4, 4)}, "of the kind whole differences of weights"),
+    ({}, {"lora_unet_mid_block.diff_b": torch.ones(4)}, "of the kind whole differences of weights"),
+    ({}, {"lora_unet_mid_block.a1.weight": torch.ones(4, 4)}, "of the kind GLoRA"),
+    ({}, {"lora_unet_mid_block.on_input": torch.ones(4)}, "of the kind IA3"),
+    ({}, {"base_model.model.mid_block.vera_lambda_b": torch.ones(4)}, "of the kind VeRA"),
+    ({}, {"emb_params": torch.ones(4, 4)}, "of the kind textual inversion"),
     ({}, {"lora_unet_mid_block.lora_mid.weight": torch.ones(4, 4)}, "of the kind LoCon with three"),
 ]
 
@@ -169,6 +175,26 @@ def test_adapters_of_text_encoders_and_torch_files_are_refused(folder: Path, tmp
         opened(folder, tmp_path / "both.safetensors")
     (tmp_path / "torch").mkdir()
     torch.save(tensors, tmp_path / "torch/pytorch_lora_weights.bin")
-    for start in (tmp_path / "torch", tmp_path / "torch/pytorch_lora_weights.bin"):
-        with pytest.raises(CheckpointError, match=r"a torch file\. .* save it as safetensors"):
+    torch.save(tensors, tmp_path / "torch/A.PTH")
+    torch.save(tensors, tmp_path / "torch/named.safetensors")
+    for start in (tmp_path / "torch", *(tmp_path / "torch").iterdir()):
+        with pytest.raises(CheckpointError, match=r"a torch file.* save it as safetensors"):
             opened(folder, start)
+
+
+@pytest.mark.parametrize("damage", [lambda tensor: tensor * torch.nan, lambda tensor: tensor.to(torch.int8)])
+def test_factors_that_are_no_finite_numbers_are_refused(folder: Path, tmp_path: Path, damage: Any) -> None:
+    saved = save_peft(adapted(folder), tmp_path / "lora")
+    file = saved / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(iter(tensors))
+    save_file(tensors | {name: damage(tensors[name])}, file)
+    with pytest.raises(CheckpointError, match=r"adapter_model.safetensors: .*: its factors are no finite numbers"):
+        opened(folder, saved)
+
+
+def test_a_file_of_peft_without_its_settings_is_refused(folder: Path, tmp_path: Path) -> None:
+    saved = save_peft(adapted(folder), tmp_path / "lora")
+    (saved / "adapter_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no adapter_config.json beside it, which has its strength"):
+        opened(folder, saved)

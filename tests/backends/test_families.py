@@ -24,7 +24,9 @@ from grpaint.core.runtime import Runtime
 from grpaint.judge import captioned
 from grpaint.learn.objective import Denoising
 from grpaint.rollout import Closed, Plan, roll
-from tiny_pipelines import clip_tokenizer, recipe, save, sdxl, side, stock
+from tiny_parts import clip_tokenizer
+from tiny_pipelines import recipe, save, side, stock
+from tiny_unets import sdxl
 
 NEEDS_SCIPY = pytest.mark.skipif(not find_spec("scipy"), reason="diffusers takes beta levels from scipy")
 QWEN = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192}
@@ -233,13 +235,23 @@ def test_levels_of_a_flow_may_be_listed(tmp_path: Path, name: str) -> None:
             _ = Diffusers(str(folder), sigmas=sigmas).path
 
 
-def test_a_tokenizer_without_a_length_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("length", "problem"),
+    [(None, "no model_max_length"), ("77", "model_max_length = '77'"), (0, "model_max_length = 0"), (-1, "= -1")],
+)
+def test_a_tokenizer_without_a_length_is_refused(tmp_path: Path, length: object, problem: str) -> None:
     folder = save("sd15", tmp_path)
     file = folder / "tokenizer/tokenizer_config.json"
     settings = json.loads(file.read_text())
-    del settings["model_max_length"]
-    file.write_text(json.dumps(settings))
-    with pytest.raises(CheckpointError, match=r"tokenizer/tokenizer_config.json: no model_max_length. Set it to"):
+    file.write_text(json.dumps(settings | {"model_max_length": length}))
+    with pytest.raises(CheckpointError, match=rf"tokenizer/tokenizer_config.json: .*{problem}. Set it to"):
+        Diffusers(str(folder), height=16, width=16).load(Runtime())
+
+
+def test_a_tokenizer_that_is_not_there_is_named(tmp_path: Path) -> None:
+    folder = save("sd15", tmp_path)
+    (folder / "tokenizer/tokenizer_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no tokenizer_config.json of a tokenizer there. Copy the tokenizer"):
         Diffusers(str(folder), height=16, width=16).load(Runtime())
 
 

@@ -21,7 +21,8 @@ from grpaint.core import CheckpointError, ConfigError
 from grpaint.core.runtime import Runtime
 from grpaint.vision.pretrained import Tokenizer
 from original_layout import original
-from tiny_pipelines import save, sd15
+from tiny_pipelines import save
+from tiny_unets import sd15
 
 EVIL = """
 from pathlib import Path

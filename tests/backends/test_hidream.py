@@ -14,7 +14,8 @@ from grpaint.backends.families.folder import PipelineFolder
 from grpaint.backends.families.hidream import HiDream
 from grpaint.core import ConfigError
 from grpaint.core.runtime import Runtime
-from tiny_pipelines import hidream, recipe, save
+from tiny_flows import hidream
+from tiny_pipelines import recipe, save
 from tiny_runs import command
 
 FAMILY = HiDream()

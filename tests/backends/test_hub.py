@@ -19,8 +19,9 @@ from grpaint.core.runtime import Runtime
 from grpaint.rewards.aesthetic import Aesthetic
 from hub_server import FIRST, SECOND, Hub, grpaint, serving, shell
 from original_layout import original
-from tiny_pipelines import save, sd15
+from tiny_pipelines import save
 from tiny_runs import write_recipe
+from tiny_unets import sd15
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import CodeType
 from typing import Any, get_args
 
 import pytest
@@ -26,7 +28,11 @@ from grpaint.core.runtime import Runtime
 from grpaint.rollout.rollout import Plan, roll
 from grpaint.rollout.window import Closed
 from original_layout import open_clip, original, unet, vae
-from tiny_pipelines import PIPELINES, TOKENS, chroma, clip_config, flux, flux2, flux2_dev, save, sd3, sd15, ssd1b
+from tiny_flows import chroma, flux, flux2, flux2_dev, lumina2, sana, sd3
+from tiny_parts import clip_config
+from tiny_pipelines import PIPELINES, TOKENS, save, side
+from tiny_qwen_flows import qwen_image21
+from tiny_unets import sd15, ssd1b
 
 PROMPTS = [Prompt("a red circle"), Prompt("")]
 
@@ -57,6 +63,21 @@ def prefixed(pipe: Any) -> dict[str, Tensor]:
     return {f"model.diffusion_model.{name}": tensor for name, tensor in original(pipe).items()}
 
 
+def lumina2_alike() -> Any:
+    """With fewer heads for keys than for queries and two refining blocks, as the published network."""
+    return lumina2(num_kv_heads=1, num_refiner_layers=2)
+
+
+def lumina2_whole(pipe: Any) -> dict[str, Tensor]:
+    """As ComfyUI's whole checkpoints: its text encoder is read from the folder."""
+    encoder = {"text_encoders.gemma2_2b.transformer.model.norm.weight": torch.zeros(32)}
+    return prefixed(pipe) | vae(pipe.vae, "vae.") | encoder
+
+
+def names_of_diffusers(pipe: Any) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
+
+
 Case = tuple[Callable[[], Any], Callable[[Any], dict[str, Tensor]], dict[str, Any], set[str]]
 CASES: dict[str, Case] = {
     "sd1": (sd15, original, {}, {"unet", "vae", "text_encoder"}),
@@ -75,16 +96,30 @@ CASES: dict[str, Case] = {
     "z-image": (PIPELINES["z-image"], original, {}, {"transformer"}),
     "hidream": (PIPELINES["hidream"], original, {}, {"transformer"}),
     "krea2": (PIPELINES["krea2"], original, {}, {"transformer"}),
+    "lumina2": (lumina2_alike, original, {}, {"transformer"}),
+    "lumina2-whole": (lumina2_alike, lumina2_whole, {}, {"transformer", "vae"}),
+    "sana": (lambda: sana(qk_norm=None), original, {}, {"transformer"}),
+    "qwen-image-2.1": (qwen_image21, original, {}, {"transformer"}),
+    "qwen-image-2.1-bare": (qwen_image21, names_of_diffusers, {}, {"transformer"}),
 }
+WIDTHS = {"flux": {3072: 32}, "chroma": {3072: 32}, "lumina2": {2304: 32, 768: 16}}
 
 
 @pytest.fixture(autouse=True)
-def narrow_flux(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Diffusers' converters hold FLUX.1's width, 3072, as a constant; they run as they are, for the width of ours."""
-    for model in ("flux", "chroma"):
-        convert = getattr(single_file_utils, f"convert_{model}_transformer_checkpoint_to_diffusers")
-        constants = tuple(32 if value == 3072 else value for value in convert.__code__.co_consts)
-        monkeypatch.setattr(convert, "__code__", convert.__code__.replace(co_consts=constants))
+def narrow_converters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of diffusers' converters hold the published widths as constants; they run as they are, for ours."""
+    for name, convert in vars(single_file_utils).items():
+        if match := re.fullmatch(r"convert_(flux|chroma|lumina2)(_transformer_checkpoint)?_to_diffusers", name):
+            monkeypatch.setattr(convert, "__code__", _with_constants(convert.__code__, WIDTHS[match[1]]))
+
+
+def _with_constants(code: CodeType, new: Mapping[int, int]) -> CodeType:
+    return code.replace(
+        co_consts=tuple(
+            _with_constants(value, new) if isinstance(value, CodeType) else new.get(value, value)
+            for value in code.co_consts
+        )
+    )
 
 
 def write(root: Path, name: str) -> tuple[Path, Path, dict[str, Any]]:
@@ -123,7 +158,8 @@ def test_a_single_file_may_have_other_timesteps_than_its_settings(tmp_path: Path
 def test_a_single_file_is_its_folder(tmp_path: Path, name: str) -> None:
     folder, file, settings = write(tmp_path, name)
     tokens = TOKENS.get(name, 96 if name.startswith("flux2") else 0)
-    size: dict[str, Any] = {"height": 16, "width": 16, "guidance": 2.0, "tokens": tokens}
+    pixels = side("qwen-image-2.1" if name.startswith("qwen-image-2.1") else name)
+    size: dict[str, Any] = {"height": pixels, "width": pixels, "guidance": 2.0, "tokens": tokens}
     theirs = Diffusers(str(folder), **size).load(Runtime())
     ours = Diffusers(str(file), **size, **settings).load(Runtime())
     parts = {name: part for name, part in theirs.pipe.components.items() if isinstance(part, nn.Module)}
@@ -134,7 +170,7 @@ def test_a_single_file_is_its_folder(tmp_path: Path, name: str) -> None:
         assert all(torch.equal(loaded[key], tensor) for key, tensor in network.state_dict().items()), part
     # equal weights at other addresses may multiply in another order, which moves the last bits on some processors
     torch.testing.assert_close(latents(ours), latents(theirs), rtol=0, atol=1e-5)
-    images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(1, 3, pixels, pixels, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(ours.encode_images(images), theirs.encode_images(images), rtol=0, atol=1e-5)
     assert set(ours.spec.origin.file_parts) == CASES[name][3]
 
@@ -174,6 +210,11 @@ def test_block_layouts_of_full_size_are_distinguished(size: str, family: str) ->
         ("z-image", "z-image", "Z-Image, 1 blocks"),
         ("hidream", "hidream", "HiDream-I1, 1 + 1 blocks"),
         ("krea2", "krea2", "Krea 2, 1 blocks"),
+        ("lumina2", "lumina2", "Lumina Image 2.0, 1 blocks"),
+        ("lumina2-whole", "lumina2", "Lumina Image 2.0, 1 blocks"),
+        ("sana", "sana", "SANA, 2 blocks"),
+        ("qwen-image-2.1", "qwen-image-2.1", "Qwen-Image 2.1, 2 blocks"),
+        ("qwen-image-2.1-bare", "qwen-image-2.1", "Qwen-Image 2.1, 2 blocks"),
     ],
 )
 def test_what_a_file_is_comes_from_its_header(tmp_path: Path, name: str, family: str, about: str) -> None:
@@ -239,10 +280,14 @@ UNET = {"input_blocks.0.0.weight": (8, 4, 3, 3), "out.2.weight": (4, 8, 3, 3)}
         ({**UNET, "edm_vpred.sigma_max": (1,)}, "noise levels that no sampler here follows"),
         ({**UNET, "input_blocks.0.0.weight": (8, 9, 3, 3)}, "reads 9 channels, for inpainting"),
         ({**UNET, "label_emb.0.0.weight": (1,), "conditioner.embedders.0.model.x": (1,)}, "SDXL's refiner"),
-        ({"model.diffusion_model.layers.0.attention.qkv.weight": (1,)}, r"Lumina Image .*save_pretrained\(FOLDER\)"),
+        (
+            {"double_blocks.0.img_attn.qkv.weight": (1,), "txt_in.individual_token_refiner.x": (1,)},
+            "HunyuanImage, which diffusers does not convert, by .*; name its folder",
+        ),
         ({"all_x_embedder.2-1.weight": (1,)}, "one part of a pipeline, by .*; name the pipeline's folder"),
         ({"down_blocks.0.resnets.0.conv1.weight": (1,)}, "one part of a pipeline, by .*; name the pipeline's folder"),
-        ({"weight": (1,)}, "no layout that is known; there are SD 1 and 2, .* and Krea 2"),
+        ({"weight": (1,)}, "no layout that is known; there are SD 1 to 3, .* Krea 2; else"),
+        ({"double_blocks.0.img_attn.qkv.weight": (1,), "img_in_patch.weight": (1,)}, "no layout that is known"),
     ],
 )
 def test_files_of_other_kinds_are_refused_with_the_way_out(
@@ -251,6 +296,17 @@ def test_files_of_other_kinds_are_refused_with_the_way_out(
     with pytest.raises(ConfigError, match=f'model.base = ".*": .*{message}') as refusal:
         read_single_file(header(tmp_path, shapes))
     assert "\n" not in str(refusal.value)
+
+
+def test_networks_that_diffusers_does_not_convert_are_refused(tmp_path: Path) -> None:
+    save_file(original(sana()), tmp_path / "1.5.safetensors")
+    with pytest.raises(ConfigError, match=r"SANA 1\.5 .*norms of queries and keys .*; name its folder .*hub id"):
+        read_single_file(str(tmp_path / "1.5.safetensors"))
+    _, _, settings = write(tmp_path, "lumina2")
+    save_file(original(lumina2()), tmp_path / "wide.safetensors")  # the converter's constants are other widths
+    with pytest.raises(CheckpointError, match=r"Lumina .*diffusers cannot convert .*\[32, 16, 16\]") as error:
+        Diffusers(str(tmp_path / "wide.safetensors"), **settings).load(Runtime())
+    assert "\n" not in str(error.value)
 
 
 def test_missing_or_foreign_parts_are_refused_before_weights_are_read(
@@ -263,8 +319,9 @@ def test_missing_or_foreign_parts_are_refused_before_weights_are_read(
         _ = Diffusers(str(file), config="nowhere").path
     with pytest.raises(ConfigError, match="only for a base of one file"):
         _ = Diffusers(str(folder), config=str(folder)).path
-    with pytest.raises(ConfigError, match="a pickle can run code"):
-        _ = Diffusers("model.ckpt", config=str(folder)).path
+    for pickle in ("model.ckpt", "sana.pth"):
+        with pytest.raises(ConfigError, match="a pickle can run code"):
+            _ = Diffusers(pickle, config=str(folder)).path
     with pytest.raises(ConfigError, match=r"settings of the family sd15, and .* is SDXL-type"):
         _ = Diffusers(str(file), config=str(save("sd15", tmp_path))).path
     monkeypatch.setattr(base_model, "_load_part", None)  # no weight is read
@@ -289,14 +346,17 @@ def test_a_cut_file_is_refused(tmp_path: Path) -> None:
         _ = Diffusers(str(file), **settings).path
 
 
-def test_a_file_trains_and_exports_like_a_folder(tmp_path: Path) -> None:
-    _, file, settings = write(tmp_path, "sd1")
-    spec = Diffusers(str(file), lora=Lora(4), height=16, width=16, **settings)
+@pytest.mark.parametrize("name", ["sd1", "lumina2", "sana", "qwen-image-2.1"])
+def test_a_file_trains_and_exports_like_a_folder(tmp_path: Path, name: str) -> None:
+    _, file, settings = write(tmp_path, name)
+    spec = Diffusers(
+        str(file), lora=Lora(4), height=side(name), width=side(name), tokens=TOKENS.get(name, 0), **settings
+    )
     policy = spec.load(Runtime())
     for parameter in policy.parameters():
         parameter.data += 0.1
     for target in get_args(exporting.Target):
-        assert exporting.export(policy, {}, 1, target, tmp_path / target) < 1e-4
+        assert exporting.export(policy, {}, 2, target, tmp_path / target) < 1e-4
     about = json.loads((tmp_path / "merged/grpaint.json").read_text())
     assert about["base"] == str(file)
     assert about["base_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()

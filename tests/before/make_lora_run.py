@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from tiny_pipelines import ready, sdxl
+from tiny_parts import ready
 from tiny_runs import command, timeless
+from tiny_unets import sdxl
 
 REWARD = """
 import os

@@ -166,6 +166,31 @@ def command(*words: str) -> typer.testing.Result:
     return typer.testing.CliRunner().invoke(app, list(words))
 
 
+def test_a_foreign_adapter_is_described_in_a_line(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+    kronecker = {f"lora_unet_{layer}.lokr_{part}": torch.ones(2, 2) for layer in range(9) for part in ("w1", "w2")}
+    other_base = {f"unet.other.{layer}.lora_{part}.weight": torch.ones(2, 2) for layer in range(9) for part in "AB"}
+    (tmp_path / "peft").mkdir()
+    save_file(kronecker, tmp_path / "peft/adapter_model.safetensors")
+    save_file(other_base, tmp_path / "other.safetensors")
+    save_file({"weight": torch.ones(2)}, tmp_path / "whole.safetensors")
+    for adapter, message in (
+        ("peft", r"of the kind LoKr \(18 tensors: (\S+, ){3}\.\.\); only plain LoRA"),
+        ("whole.safetensors", "no LoRA, by the names of its tensors"),
+    ):
+        with pytest.raises(CheckpointError, match=message) as refusal:
+            typer.testing.CliRunner().invoke(
+                app, ["export", "mine", "--check", str(tmp_path / adapter)], catch_exceptions=False
+            )
+        assert "\n" not in str(refusal.value)
+    result = command("export", "mine", "--check", str(tmp_path / "other.safetensors"))
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-2:] == [
+        "0 layers match, 9 do not",
+        "not in this model: unet.other.0, unet.other.1, unet.other.2 and 6 more",
+    ]
+
+
 def test_sample_repeats_a_picture_from_run_export_and_snippet(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run)
     first = command("sample", "mine", "a red circle", "a blue square", "--seed", "5", "--out", "first")

@@ -149,6 +149,23 @@ def test_a_file_of_captions_goes_before_those_beside_pictures():
     assert {name: text for name, (text, _) in remembered().items()} == {"a.png": "from the file", "b.png": "beside it"}
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.CSV", "\ufefffile_name,text\na.png,one\nb\\c.png,two\n"),
+        ("c.JSONL", '{"file_name": "./a.png", "text": "one"}\n{"file_name": "b\\\\c.png", "text": "two"}\n'),
+        ("c.txt", "./a.png\tone\rb\\c.png\ttwo\r"),
+    ],
+)
+def test_captions_are_those_of_a_picture_however_its_name_is_spelt(name, text):
+    Path("pictures/b").mkdir()
+    for place in ("a.png", "b/c.png"):
+        Image.new("RGB", (4, 4)).save(f"pictures/{place}")
+    Path(name).write_bytes(text.encode())
+    assert command("reward", "try", "mine.py:remember", "--images", "pictures", "--prompts", name).code == 0
+    assert {name: text for name, (text, _) in remembered().items()} == {"a.png": "one", "b/c.png": "two"}
+
+
 def test_pictures_that_are_not_scored_and_captions_of_none_are_named():
     for name in ("a.png", "._a.png", "b.heic"):
         Image.new("RGB", (4, 4)).save(f"pictures/{name}", "PNG")

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from grpaint.images.drawn import draw_set
 from grpaint.recipe.config import override
 from original_layout import original
-from tiny_pipelines import sdxl
 from tiny_scorers import clip_folder, head_tensors
+from tiny_unets import sdxl
 
 ROOT = Path(__file__).parent.parent.parent
 GUIDE = ROOT / "docs/guides/sdxl-lora-24gb.md"

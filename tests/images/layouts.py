@@ -166,6 +166,15 @@ LAYOUTS = {
             "refs/main": "9e",
         }
     ),
+    "hub cache: images and `metadata.jsonl` as links": Layout(
+        {
+            **{f"blobs/{number}f": image(number) for number in range(2)},
+            "blobs/3f": lines(*({"file_name": f"{name}.png", "text": name} for name in "ab")),
+            **{f"snapshots/9e/{name}.png": link(f"../../blobs/{n}f") for n, name in enumerate("ab")},
+            "snapshots/9e/metadata.jsonl": link("../../blobs/3f"),
+        }
+    ),
+    "a network disk: `#snapshot`, `@Recycle`": Layout(captioned("a", "#snapshot/daily/a", "@Recycle/b")),
     "`save_to_disk`": Layout({"set": lambda file: making.on_disk(file, 4)}),
     "`save_to_disk` with splits": Layout({"train": lambda file: making.on_disk(file, 4), "dataset_dict.json": "{}"}),
     "a table of base64": Layout({"a.parquet": table(image=[base64.b64encode(image(0)).decode()], text=["a"])}),

@@ -198,6 +198,7 @@ def test_nothing_to_train_on_is_an_error(tmp_path):
 BROKEN = {
     "not JSON": '{"file_name": "000.png", "text": "a"}\n{"file_name": ',
     ":1: no file_name": '{"text": "a"}',
+    ":1: no file_name, which names": '{"file_name": "", "text": "a"}',
     "Other columns: a;b": '{"a;b": "a"}',
     ":2: a second line for 000.png": '{"file_name": "000.png"}\n{"file_name": "000.png"}',
     ":1: there is no file 999.png": '{"file_name": "999.png", "text": "a"}',
@@ -291,10 +292,10 @@ def test_different_captions_of_an_image_are_refused_and_equal_or_missing_ones_ar
 
 def test_sidecars_that_give_different_tags_are_refused_and_other_columns_are_merged(tmp_path):
     path = making.folder(tmp_path / "set", 1)
-    (path / "000.json").write_text('{"tags": "a b", "source": "one", "width": 3}')
-    (path / "000.png.json").write_text('{"tags": "a b", "source": "another", "rating": "g"}')
+    (path / "000.json").write_text('{"tags": "a b", "source": "one", "width": 3, "score": 7}')
+    (path / "000.png.json").write_text('{"tags": "a b", "source": "another", "rating": "g", "score": "7"}')
     fields = data(path).collections[0].entries[0].fields
-    assert fields == {"tags": "a b", "source": "another", "width": 3, "rating": "g", "text": "picture 0"}
+    assert fields == {"tags": "a b", "source": "another", "width": 3, "rating": "g", "score": "7", "text": "picture 0"}
     (path / "000.png.json").write_text('{"tags": "a"}')
     with pytest.raises(ConfigError, match=r'000.png.json has another "tags" than 000.json'):
         data(path).prepare(str)
@@ -354,11 +355,29 @@ def test_sidecars_in_capitals_and_names_of_windows_are_read(tmp_path):
         data(path).prepare(str)
 
 
+@pytest.mark.parametrize("name", ["METADATA.CSV", "Metadata.csv"])
+def test_metadata_in_capitals_is_read(tmp_path, name):
+    (tmp_path / "a.png").write_bytes(making.png(1))
+    (tmp_path / name).write_text("file_name,text\na.png,a caption\n")
+    assert [image.caption for image in data(tmp_path).collections[0].images] == ["a caption"]
+    (tmp_path / "a.txt").write_text("another")
+    with pytest.raises(ConfigError, match=f"a.txt has another caption than {name}:2"):
+        data(tmp_path).prepare(str)
+
+
 def test_images_that_differ_in_case_alone_have_captions_of_their_own(tmp_path):
     for name in ("Ab", "ab"):
         (tmp_path / f"{name}.png").write_bytes(making.png(1))
         (tmp_path / f"{name}.txt").write_text(f"of {name}")
     assert [image.caption for image in data(tmp_path).collections[0].images] == ["of Ab", "of ab"]
+
+
+def test_accents_may_be_spelt_in_two_ways(tmp_path):
+    for name in ("e\u0301", "o\u0301"):
+        (tmp_path / f"{name}.png").write_bytes(making.png(1))
+    (tmp_path / "\xe9.txt").write_text("one")
+    (tmp_path / "metadata.csv").write_text("file_name,text\n\xf3.png,two\n")
+    assert [image.caption for image in data(tmp_path).collections[0].images] == ["one", "two"]
 
 
 def test_one_caption_for_all_names_the_only_way_out(tmp_path):

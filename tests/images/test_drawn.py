@@ -149,6 +149,7 @@ def test_a_bad_set_ends_before_weights_are_opened(tmp_path):
 def test_data_commands_say_what_they_cannot_do(tmp_path):
     with tiny_runs.folder(tmp_path):
         assert "no such recipe" in command("data", "scan", "nowhere").err
+        assert "./nowhere: no such file or folder, and no recipe either" in command("data", "scan", "./nowhere").err
         end = command("data", "scan", "scenes/sft")
         assert 'not of kind "images"' in end.err
         assert (end.code, end.err.count("\n")) == (2, 1)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from grpaint.core.errors import ConfigError
+from grpaint.images import tables
 from grpaint.images.opening import open_source
 from tiny_runs import command
 
@@ -53,6 +54,8 @@ def pairs(*stems):
     return [item for stem in stems for item in ((f"{stem}.png", making.png(5)), (f"{stem}.txt", b"a caption"))]
 
 
+OTHER_FORMATS = {".heic", ".svgz", ".srw", ".m4v", ".mds", ".tfrecord-00000-of-00002", ".JPF"}
+ARCHIVES = {".tar.lz4", ".tar.Z", ".cbt", ".zip.001", ".z01", ".mds.zstd"}
 FORMATS = {".jfif": "JPEG", ".jpe": "JPEG", ".JPEG": "JPEG", ".mpo": "JPEG", ".apng": "PNG", ".avif": "AVIF"}
 
 
@@ -92,6 +95,46 @@ def test_what_looks_like_an_image_by_name_or_first_bytes_is_named_if_it_is_not_r
         "data", "captions", str(tmp_path), "--out", str(tmp_path / "c.txt"), sets=[f'data.held_out_path="{tmp_path}"']
     )
     assert captions.code == 0
+
+
+def test_formats_and_archives_are_known_by_all_their_names(tmp_path):
+    making.folder(tmp_path, 1)
+    for suffix in OTHER_FORMATS | ARCHIVES:
+        (tmp_path / f"b{suffix}").write_bytes(b"II*\0")
+    left_out = listing(tmp_path)[1]
+    by_reason = {
+        reason: {name.removeprefix("b") for name in left_out if left_out[name] == reason}
+        for reason in left_out.values()
+    }
+    assert by_reason == {"a format that is not read": OTHER_FORMATS, "an archive; unpack it": ARCHIVES}
+
+
+def test_a_table_without_a_suffix_is_named(tmp_path):
+    making.folder(tmp_path, 1)
+    pyarrow.parquet.write_table(pyarrow.table(making.rows(1)), tmp_path / "train-00000-of-00001")
+    assert listing(tmp_path) == (
+        ["000.png"],
+        {"train-00000-of-00001": "a table whose name does not end in .parquet or .arrow"},
+    )
+
+
+@pytest.mark.parametrize("name", ["#snapshot", "@Recycle", "System Volume Information", "$Recycle.Bin", "lost+found"])
+def test_copies_of_disks_are_named(tmp_path, name):
+    making.folder(tmp_path, 1)
+    making.folder(tmp_path / name / "daily", 1)
+    assert listing(tmp_path) == (["000.png"], {f"{name}/daily/000.png": "hidden, or a copy that a system keeps"})
+
+
+def test_files_of_the_hubs_cache_are_read_by_their_links_alone(tmp_path):
+    for number, name in enumerate(("a", "b", "c")):
+        (tmp_path / "blobs").mkdir(exist_ok=True)
+        (tmp_path / "blobs" / f"{number}f").write_bytes(making.png(number))
+        if name != "c":
+            link = tmp_path / "snapshots/9e" / f"{name}.png"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(f"../../blobs/{number}f")
+    names = ["snapshots/9e/a.png", "snapshots/9e/b.png"]
+    assert listing(tmp_path) == (names, {"blobs/2f": "an image whose name does not end as an image's"})
 
 
 def test_hidden_copies_are_named_and_their_sidecars_never_read(tmp_path):
@@ -198,6 +241,7 @@ def test_members_of_a_shard_that_are_not_read_are_named(tmp_path):
         ("c.heic", b"x"),
         ("d.zip", b"x"),
         ("e.tar", b"x"),
+        ("metadata.jsonl", b"{}"),
         ("f", making.png(2)),
         ("g.cls", b"3"),
         ("._a.txt", b"\xff"),
@@ -213,11 +257,36 @@ def test_members_of_a_shard_that_are_not_read_are_named(tmp_path):
         "__MACOSX/b.jpg": hidden,
         "c.heic": "a format that is not read",
         "d.zip": "an archive; unpack it",
-        "e.tar": "a shard or table within a shard",
+        "e.tar": "a shard or table within a shard; unpack it",
+        "metadata.jsonl": "a shard or table within a shard; unpack it",
         "f": "an image whose name does not end as an image's",
         "h.png": "a link to nothing",
         "a.png": "replaced by a later member of its name",
     }
+
+
+def test_a_member_replaces_an_earlier_one_also_with_a_dot_before_its_name(tmp_path):
+    members = [("a.png", making.png(1)), ("a.txt", b"old"), ("./a.png", making.png(2)), ("./a.txt", b"new")]
+    source = open_source(tar_of(tmp_path / "a.tar", members), "text", "image", "data.train")
+    entries = source.entries()
+    assert [(source.read(entry), entry.fields["text"]) for entry in entries] == [(making.png(2), "new")]
+    assert source.left_out() == {"a.tar:a.png": "replaced by a later member of its name"}
+
+
+def test_a_member_may_have_a_sidecar_in_other_capitals_or_accents(tmp_path):
+    members = [("IMG.PNG", making.png(1)), ("img.txt", b"one"), ("e\u0301.png", making.png(2)), ("\xe9.txt", b"two")]
+    source = open_source(tar_of(tmp_path / "a.tar", members), "text", "image", "data.train")
+    assert [entry.fields["text"] for entry in source.entries()] == ["one", "two"]
+
+
+def test_members_that_differ_in_case_alone_have_captions_of_their_own(tmp_path):
+    members = [(f"s.{name}.png", making.png(1)) for name in "Aab"]
+    members += [("s.A.txt", b"big"), ("s.a.txt", b"small"), ("s.B.TXT", b"another")]
+    source = open_source(tar_of(tmp_path / "a.tar", members), "text", "image", "data.train")
+    assert [entry.fields["text"] for entry in source.entries()] == ["big", "small", "another"]
+    members.append(("s.b.txt", b"a different one"))
+    with pytest.raises(ConfigError, match=r"s.b.png: s.b.txt has another caption than s.B.TXT"):
+        listing(tar_of(tmp_path / "a.tar", members))
 
 
 @pytest.mark.parametrize("deeper", ["", "deep/er/"])
@@ -258,6 +327,37 @@ def test_a_table_may_name_all_images_beside_it(tmp_path):
         listing(tmp_path, "file_name")
 
 
+def test_a_table_may_name_images_as_windows_or_macos_does(tmp_path):
+    making.folder(tmp_path / "pics", 2)
+    (tmp_path / "pics/\xe9.png").write_bytes(making.png(3))
+    table = pyarrow.table({"image": ["pics\\000.png", "pics\\001.png", "pics/e\u0301.png"], "text": list("abc")})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    assert len(listing(tmp_path)[0]) == 3
+
+
+def test_of_a_table_beside_images_only_the_column_with_their_names_is_read_for_them(tmp_path, monkeypatch):
+    making.folder(tmp_path, 2)
+    pyarrow.parquet.write_table(
+        pyarrow.table({"image": ["000.png", "001.png"], "text": ["a", "b"]}), tmp_path / "a.parquet"
+    )
+    source, read, columns = open_source(tmp_path, "text", "image", "data.train"), tables._read_group, []
+
+    def read_group(file, group, names=None):
+        columns.append(read(file, group, names).column_names)
+        return read(file, group, names)
+
+    monkeypatch.setattr(tables, "_read_group", read_group)
+    assert len(source.entries()) == 2
+    assert columns == [["image", "text"], ["image"], ["image"]]
+
+
+def test_both_formats_of_arrow_are_read(tmp_path):
+    table = pyarrow.table(making.rows(3))
+    with pyarrow.OSFile(str(tmp_path / "a.arrow"), "wb") as into, pyarrow.ipc.new_file(into, table.schema) as file:
+        file.write_table(table, max_chunksize=2)
+    assert listing(tmp_path)[0] == ["a.arrow:0:0", "a.arrow:0:1", "a.arrow:1:0"]
+
+
 def test_arrow_files_that_a_data_set_on_disk_does_not_list_are_named(tmp_path):
     making.on_disk(tmp_path / "set", 4)
     (tmp_path / "set/cache-1f.arrow").write_bytes((tmp_path / "set/data-00000-of-00002.arrow").read_bytes())
@@ -270,11 +370,33 @@ def test_arrow_files_that_a_data_set_on_disk_does_not_list_are_named(tmp_path):
         listing(tmp_path)
 
 
+def test_caches_of_the_datasets_package_are_named(tmp_path):
+    making.on_disk(tmp_path, 2)
+    (tmp_path / "state.json").unlink()
+    cache = tmp_path / "cache-0123456789abcdef_00000_of_00002.arrow"
+    cache.write_bytes((tmp_path / "data-00000-of-00002.arrow").read_bytes())
+    names, left_out = listing(tmp_path)
+    assert (len(names), left_out) == (2, {cache.name: "a cache of the datasets package"})
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.json", "metadata.jsonl", "metadata.csv", "b.parquet", "b.arrow", "b.tar"])
+def test_pointers_of_git_lfs_are_no_captions_shards_or_tables(tmp_path, name):
+    if not name.startswith("b"):
+        (tmp_path / "a.png").write_bytes(making.png(1))
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(ConfigError, match=rf"{name}: .*a pointer of Git LFS, not the file; run git lfs pull"):
+        listing(tmp_path)
+
+
 SPELLINGS = {
     "plain": lambda raw: base64.b64encode(raw).decode(),
     "in lines": lambda raw: base64.encodebytes(raw).decode(),
     "for URLs, without padding": lambda raw: base64.urlsafe_b64encode(raw).decode().rstrip("="),
     "data URL": lambda raw: "data:image/png;base64," + base64.b64encode(raw).decode(),
+    "as bytes": base64.b64encode,
     "in a struct": lambda raw: {"bytes": base64.b64encode(raw).decode(), "path": None},
 }
 
@@ -292,11 +414,12 @@ def test_images_in_base64_are_read(tmp_path, spelling):
 
 def test_long_texts_that_are_no_image_are_named_in_short_lines(tmp_path):
     table = pyarrow.table(
-        {"image": ["A" * 9000, "data:image/png;base64,AAAA", "https://a.b/c.png"], "text": list("abc")}
+        {"image": ["A" * 9000, "data:image/png;base64,AAAA", "https://a.b/c.png", ""], "text": list("abcd")}
     )
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     scan = command("data", "scan", str(tmp_path))
     assert "a.parquet:0:0: no image in its column" in scan.out
     assert "a.parquet:0:1: no image in its column" in scan.out
-    assert "a.parquet:0:2: cannot be read: No such file" in scan.out
+    assert "a.parquet:0:2: an address, and nothing is downloaded; name its file" in scan.out
+    assert "a.parquet:0:3: no image in its column" in scan.out
     assert len(scan.out + scan.err) < 1500

@@ -47,7 +47,10 @@ BAD = {
         encoded(photo())[:-60],
         encoded(photo())[:60] + bytes(40) + encoded(photo())[100:],
         encoded(photo(), "TIFF")[:900],
+        encoded(photo(), "WEBP")[:40],
+        encoded(photo(), "AVIF")[:100],
     ],
+    "a format that is not read": [encoded(photo(), "JPEG2000"), b"\0\0\0\x18ftypheic" + bytes(40), b"8BPS" + bytes(40)],
     "too many pixels": [png_of_size(30_000, 30_000), png_of_size(9_000, 8_000)],
     "animated": [
         encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]),

@@ -54,6 +54,13 @@ def test_only_line_ends_end_a_line(tmp_path, suffix):
     file = tmp_path / f"a{suffix}"
     file.write_bytes(rows[suffix].encode())
     assert [prompt.text for prompt in read_prompts(file, "prompt")] == texts
+    file.rename(file.with_suffix(suffix.upper()))
+    assert [prompt.text for prompt in read_prompts(file.with_suffix(suffix.upper()), "prompt")] == texts
+
+
+def test_old_line_ends_and_marks_of_joined_files_are_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffone\rtwo\r\n\ufeffthree".encode())
+    assert [prompt.text for prompt in read_prompts(tmp_path / "a.txt", "prompt")] == ["one", "two", "three"]
 
 
 def test_public_benchmarks_are_held_out_prompts(tmp_path):
@@ -77,12 +84,14 @@ def test_public_benchmarks_are_held_out_prompts(tmp_path):
 
 BAD = {
     "a.txt: no prompt in it": ("a.txt", "\n"),
+    'a.txt:3: "nan" is what programs write where there is no prompt': ("a.txt", "a\n\nnan\n"),
     'a.csv:3: no prompt in column "prompt"': ("a.csv", "prompt,b\na,c\nNone,d\n"),
     'a.jsonl:2: no prompt in column "prompt"': ("a.jsonl", '{"prompt": "a"}\n{"text": "b"}'),
     "a.jsonl:1: not JSON": ("a.jsonl", "{"),
     "a.csv:3: not the 2 columns": ("a.csv", "prompt,x\na,1\nb,2,3\n"),
     "a.csv:2: not the 2 columns": ("a.csv", "prompt,x\na\n"),
     "a.csv:2: no": ("a.csv", "text,x\na,1\n"),
+    "a.csv:1: two columns of one name": ("a.csv", "prompt,prompt\na,b\n"),
     "a.csv:2: not CSV": ("a.csv", 'prompt,x\n"a"b,1\n'),
 }
 

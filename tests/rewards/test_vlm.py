@@ -132,6 +132,14 @@ def test_an_answer_without_a_grade_is_refused(judge, answer):
 ANSWERS = [
     *("7", " 7.0\n", "**7**", "`7`", "7.", "7/10", "**7 / 10**", "# 7", '"7"'),
     *("<think>It is red, so 9.\n\nOr 3?</think>\n\n7", "It may be 9.</think>7", "<thinking>9</thinking> **7**"),
+    *(
+        "\u25c1think\u25b79?\u25c1/think\u25b77",
+        "[THINK]9[/THINK]7",
+        "<seed:think>9</seed:think>7",
+        "<thought>9</thought>7",
+    ),
+    *("<think>9</think><answer>7</answer>", "<|begin_of_box|>7<|end_of_box|>", [{"type": "text", "text": "7"}]),
+    [{"type": "thinking", "thinking": [{"type": "text", "text": "9"}]}, {"type": "text", "text": "7"}],
 ]
 
 
@@ -154,11 +162,29 @@ def test_a_choice_is_read_behind_thoughts_and_within_marks(judge, answer):
         {"message": {"content": None, "reasoning_content": "it is red"}, "finish_reason": "length"},
         {"message": {"content": None, "reasoning": "it is red"}},
         {"message": {"content": ""}, "finish_reason": "length"},
+        {"message": {"content": "\u25c1think\u25b7it is red"}, "finish_reason": "length"},
     ],
 )
 def test_a_judge_that_is_still_thinking_is_told_with_the_way_out(judge, choice):
     judge.says = choice
     with pytest.raises(RewardError, match="still thinking; raise max_tokens, or turn thinking off by request"):
+        VlmJudge(judge.url, "eye-1", **QUICK)(IMAGES[:1], PROMPTS[:1])
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [
+        (
+            {"message": {"content": None, "reasoning": "8?"}, "finish_reason": "stop"},
+            "it thought, and gave no answer; turn",
+        ),
+        ({"message": {"content": None, "refusal": "I may not"}}, r"contains no text \(I may not\)"),
+        ({"message": {"content": None}, "finish_reason": "content_filter"}, r"contains no text \(content_filter\)"),
+    ],
+)
+def test_an_answer_without_text_is_told_with_its_reason(judge, choice, reason):
+    judge.says = choice
+    with pytest.raises(RewardError, match=reason):
         VlmJudge(judge.url, "eye-1", **QUICK)(IMAGES[:1], PROMPTS[:1])
 
 

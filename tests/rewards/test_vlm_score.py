@@ -150,7 +150,9 @@ def test_settings_of_a_readout_are_checked_with_their_key(settings, reason):
     [
         ("Mark: 4.25", 4.25),
         ("Mark: 1\nno.\nMark: **3**.", 3),
+        ("Mark: .5", 0.5),
         ("Mark: 11", None),
+        ("Mark: 4,5", None),
         ("4", None),
     ],
 )
@@ -210,6 +212,7 @@ def test_numbers_of_a_server_are_read_behind_thoughts(server):
             "no top_logprobs",
         ),
         (first_token(Yes=0.9, No=0.9), "sum to more than 1"),
+        (first_token(**{"<think>": 0.9, "good": 0.05}), "begins with a thought, .* turn thinking off by request"),
         (first_token(Maybe=0.9), "none of good, fair, bad is among the likely first words"),
     ],
 )

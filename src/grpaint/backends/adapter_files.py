@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from grpaint.backends.adapters import Lora
 from grpaint.backends.families import Family, PipelineFolder
 from grpaint.core.errors import CheckpointError
+from grpaint.core.text import one_line
 from grpaint.storage.files import check_tensors, find_weights, read_header, read_weights
 from grpaint.storage.reading import parse_object, read_object
 
@@ -23,10 +24,16 @@ OTHER_KINDS = {
     "LoHa": r"\.hada_",
     "DoRA": r"dora_scale|lora_magnitude_vector",
     "OFT": r"\.oft_",
-    "IA3": r"\.ia3_",
+    "BOFT": r"\.boft_",
+    "IA3": r"\.ia3_|\.on_input$",
+    "VeRA": r"vera_lambda",
+    "GLoRA": r"^(lora|lycoris)_.*\.[ab][12]\.weight$",
+    "whole differences of weights": r"\.diff(_b)?$|\.w_norm$|\.b_norm$",
+    "textual inversion": r"^emb_params$|^clip_[lg]$",
     "LoCon with three matrices": r"\.lora_mid\.|\.lora\.mid\.",
     "LoRA with biases": r"\.lora_(B|up)\.bias",
 }
+EXAMPLES = 3  # names in a message
 LORA = r"\.lora_(A|B|up|down)\b|[._]lora\.(up|down)\."
 # what peft's settings say of them
 OTHER_SETTINGS = {
@@ -52,7 +59,7 @@ def adapter_file(path: Path) -> Path:
     Raises:
         CheckpointError: if there is only a torch file of peft or diffusers.
     """
-    if path.is_file() and path.suffix in (".bin", ".pt", ".ckpt"):
+    if path.is_file() and path.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt"):
         raise CheckpointError(f"{path}: a torch file. Load it where it was trained, and save it as safetensors.")
     if not path.is_dir():
         return path
@@ -73,8 +80,12 @@ def is_adapter(path: Path) -> bool:
     file = adapter_file(path)
     names, _ = read_header(file)
     for kind, pattern in OTHER_KINDS.items():
-        if any(re.search(pattern, name) for name in names):
-            raise CheckpointError(f"{file}: an adapter of the kind {kind}; only plain LoRA is supported. {MERGE}")
+        if others := [name for name in names if re.search(pattern, name)]:
+            examples = one_line(", ".join(others[:EXAMPLES]), 200) + (", .." if len(others) > EXAMPLES else "")
+            raise CheckpointError(
+                f"{file}: an adapter of the kind {kind} ({len(others)} tensors: {examples}); only plain LoRA is "
+                f"supported. {MERGE}"
+            )
     return any(re.search(LORA, name) for name in names)
 
 
@@ -173,7 +184,14 @@ def _factors(
                 up = tensors[name.replace(".lora_A.", ".lora_B.")]
                 alpha = alphas.get(f"{family.NETWORK}.{layer}")
                 scale = _scale(settings, layer, len(down)) if alpha is None else float(alpha) / len(down)
-                factors[layer] = Factors(down, up, scale)
+                factors[layer] = _checked(Factors(down, up, scale), f"{file}: {layer}")
+    return factors
+
+
+def _checked(factors: Factors, location: str) -> Factors:
+    floating = factors.down.is_floating_point() and factors.up.is_floating_point()
+    if not (floating and math.isfinite(factors.down.float().sum() + factors.up.float().sum() + factors.scale)):
+        raise CheckpointError(f"{location}: its factors are no finite numbers. Save the adapter again, in fp32.")
     return factors
 
 
@@ -216,6 +234,8 @@ def _settings(file: Path, metadata: Mapping[str, str], family: Family) -> dict[s
         ConfigError, CheckpointError: if they are damaged, or of an adapter of another kind.
     """
     config = file.with_name(PEFT_CONFIG)
+    if file.name == PEFT_FILE and not (config.is_file() or "lora_adapter_metadata" in metadata):
+        raise CheckpointError(f"{file}: no {PEFT_CONFIG} beside it, which has its strength. Copy the whole folder.")
     if file.name == PEFT_FILE and config.is_file():
         settings, origin = read_object(config), str(config)
     else:

@@ -15,16 +15,20 @@ from grpaint.storage.files import local_path, read_header
 Shapes = Mapping[str, tuple[int, ...]]
 Prediction = Literal["epsilon", "v"]
 
+PICKLES = (".ckpt", ".pth", ".pt")
 NETWORK = "model.diffusion_model."
 VAES = ("first_stage_model.", "vae.")
 LICENSE = "modelspec.license"
+ITS_FOLDER = "name its folder in the diffusers layout, or the hub id of one"
 FOLDER = "open it with diffusers, save_pretrained(FOLDER), and name FOLDER"
+READABLE = "SD 1 to 3, SDXL, FLUX.1 and 2, Chroma, HiDream-I1, Qwen-Image, Z-Image, Lumina Image 2.0, SANA 1.0, Krea 2"
 # tensor names of files that no family reads, what such a file is, and the way out
 UNSUPPORTED = (
     (r"\.lora_(A|B|down|up)\.|^lora_", "an adapter", "name its base here and the adapter in model.start"),
     (r"control_model\.|input_hint_block", "a ControlNet", "name a text-to-image model"),
     (r"quant_state|weight_scale|scale_weight|scaled_fp8", "quantised weights", "take its bf16 or fp16 file"),
     (r"^edm_(mean|vpred)", "a model on noise levels that no sampler here follows", "name another model"),
+    (r"^txt_in\.individual_token_refiner\.", "HunyuanImage, which diffusers does not convert", ITS_FOLDER),
     (r"noise_augmentor\.", "an unCLIP model, which needs an image", "name a text-to-image model"),
 )
 # tensor names of diffusers' own files of networks that are published under other names
@@ -84,7 +88,7 @@ class SingleFile:
 
 def is_single_file(base: str) -> bool:
     """Whether ``base`` names a single file, by its extension."""
-    return base.endswith((".safetensors", ".ckpt"))
+    return base.endswith((".safetensors", *PICKLES))
 
 
 def read_single_file(base: str) -> SingleFile:
@@ -95,7 +99,7 @@ def read_single_file(base: str) -> SingleFile:
         CheckpointError: if it is not a whole safetensors file.
     """
     path = local_path(base)
-    if base.endswith(".ckpt"):
+    if base.endswith(PICKLES):
         raise ConfigError(
             f'model.base = "{base}": a pickle can run code and is not opened. Take the model\'s .safetensors file.'
         )
@@ -108,7 +112,10 @@ def read_single_file(base: str) -> SingleFile:
             raise header.unsupported(f"{kind}, by {tensor_name}", way_out)
     for tensor_name, read in LAYOUTS.items():
         if tensor_name in header.network:
-            layout = read(header)
+            try:
+                layout = read(header)
+            except (KeyError, IndexError):  # a relative with other inputs or outputs, such as Chroma Radiance
+                break
             network = "unet" if layout.family in ("sd15", "sdxl") else "transformer"
             parts = {network: "" if header.bare else NETWORK}
             parts |= {part: prefix for part, prefix in layout.encoders.items() if header.has(prefix)}
@@ -126,8 +133,7 @@ def read_single_file(base: str) -> SingleFile:
             )
     if tensor_name := header.find(PART_OF_A_FOLDER):
         raise header.unsupported(f"one part of a pipeline, by {tensor_name}", "name the pipeline's folder")
-    readable = "there are SD 1 and 2, SDXL, SD 3, FLUX.1 and 2, Chroma, HiDream-I1, Qwen-Image, Z-Image and Krea 2"
-    raise header.unsupported("no layout that is known", f"{readable}; else {FOLDER}")
+    raise header.unsupported("no layout that is known", f"there are {READABLE}; else {FOLDER}")
 
 
 class _Header:
@@ -243,10 +249,23 @@ def _qwen_image(header: _Header) -> _Layout:
     return _Layout("qwen-image", f"Qwen-Image, {header.blocks('transformer_blocks')} blocks", {})
 
 
-def _z_image(header: _Header) -> _Layout:
-    if "x_pad_token" not in header.network:
-        raise header.unsupported("Lumina Image 2.0", f"{FOLDER}, or a hub id")
-    return _Layout("z-image", f"Z-Image, {header.blocks('layers')} blocks", {})
+def _qwen_image21(header: _Header) -> _Layout:
+    return _Layout("qwen-image-2.1", f"Qwen-Image 2.1, {header.blocks('transformer_blocks')} blocks", {})
+
+
+def _next_dit(header: _Header) -> _Layout:
+    """Z-Image or Lumina Image 2.0: their layers have the same names."""
+    count = f"{header.blocks('layers')} blocks"
+    if "x_pad_token" in header.network:
+        return _Layout("z-image", f"Z-Image, {count}", {})
+    return _Layout("lumina2", f"Lumina Image 2.0, {count}", {})
+
+
+def _sana(header: _Header) -> _Layout:
+    if "blocks.0.attn.q_norm.weight" in header.network:
+        about = "SANA 1.5 or Sprint, whose norms of queries and keys diffusers does not convert"
+        raise header.unsupported(about, ITS_FOLDER)
+    return _Layout("sana", f"SANA, {header.blocks('blocks')} blocks", {})
 
 
 def _krea2(header: _Header) -> _Layout:
@@ -268,7 +287,9 @@ LAYOUTS: dict[str, Callable[[_Header], _Layout]] = {  # by a tensor that every f
     "joint_blocks.0.x_block.attn.qkv.weight": _sd3,
     "double_blocks.0.img_attn.qkv.weight": _flux,
     "transformer_blocks.0.img_mod.1.weight": _qwen_image,  # diffusers' names are those of its first code
-    "layers.0.attention.qkv.weight": _z_image,
+    "txt_in.text_norm.weight": _qwen_image21,  # diffusers' names, but for the gates that ComfyUI fuses
+    "layers.0.attention.qkv.weight": _next_dit,
+    "blocks.0.mlp.inverted_conv.conv.weight": _sana,
     "tproj.1.weight": _krea2,
     "double_stream_blocks.0.block.adaLN_modulation.1.bias": _hidream,  # diffusers' names are those of its first code
 }

@@ -39,7 +39,14 @@ def main() -> None:
 
 def _explain(error: Exception) -> int | None:
     """Print an expected error in one line and return its exit code; return None for a bug of ours."""
-    from grpaint.core.errors import CheckpointError, ConfigError, GrpaintError, ProcessesEnded, RankLost
+    from grpaint.core.errors import (
+        CheckpointError,
+        ConfigError,
+        GrpaintError,
+        ProcessesEnded,
+        RankLost,
+        StopRequested,
+    )
     from grpaint.core.importing import user_code_location
     from grpaint.core.user_code import describe
 
@@ -48,6 +55,7 @@ def _explain(error: Exception) -> int | None:
             return _end(str(error), error.exit_code) if str(error) else error.exit_code
         unreadable = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
         code = 2 if unreadable or isinstance(error, ConfigError) else 1
+        code = error.exit_code if isinstance(error, StopRequested) else code
         return _end(" ".join(str(error).split("\n")), code, lost=isinstance(error, RankLost) and not error.late)
     exit_code = getattr(error, "exit_code", None)
     if exit_code is not None and type(error).__name__ == "Stopped":

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from grpaint.cli import completion
 from grpaint.cli.app import REWARDS, app, example, renamed
 from grpaint.cli.options import AsJson, Sets
 from grpaint.cli.output import lasting_output
@@ -46,6 +47,32 @@ def serve(  # noqa: PLR0913 - reason: one argument a flag
     from grpaint.commands.serve_reward import Service, run
 
     run(reward, sets or [], Service(host, port, token_env, token_file, max_mib, timeout, batch, threads))
+
+
+@app.command(rich_help_panel=REWARDS, epilog=example("vote runs/people --voter ann --voter ben"))
+@lasting_output()
+def vote(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="The folder of a run, or its name in runs/.", autocompletion=completion.runs
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="This machine's address, for phones.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8018,
+    voters: Annotated[int, typer.Option(min=0, max=1000, help="So many voters with numbers for names.")] = 0,
+    voter: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A voter; may be repeated.")] = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE.parquet", help="Write the votes as pairs of images instead.")
+    ] = None,
+) -> None:
+    """Let people rank the images of a run that asks them; each voter has a link of his own."""
+    from grpaint.commands.vote.command import export_votes, serve_votes
+
+    if export:
+        export_votes(run, export)
+    else:
+        serve_votes(run, host, port, voters, voter or [])
 
 
 app.command(name="serve-reward", hidden=True)(renamed("serve-reward", "reward serve", serve))

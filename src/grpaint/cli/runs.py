@@ -142,3 +142,16 @@ def report(
     from grpaint.commands.report import write_report
 
     write_report(run, single)
+
+
+@app.command(rich_help_panel=TRAIN, epilog=example("view runs --port 8017"))
+@lasting_output()
+def view(
+    runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="The folder that holds run folders.")] = Path("runs"),
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8017,
+    token_file: Annotated[Path | None, typer.Option(help="The file with a token of yours.")] = None,
+) -> None:
+    """Show all runs in a browser of this machine: a table, the page of each, several side by side."""
+    from grpaint.commands.view.command import view
+
+    view(runs, port, token_file)

@@ -31,6 +31,8 @@ def open_image_data(place: str, sets: list[str], *, trust: bool) -> tuple[ImageD
         table = override({"data": {"kind": "images", "train": place}}, sets)
         data = build(Data, table["data"], "data")[0]
         counts: dict[str, Any] = {"words": count_words}
+    elif not place.endswith(".toml") and (place.startswith((".", "/", "~")) or place.count("/") > 1):
+        raise ConfigError(f"{place}: no such file or folder, and no recipe either; name one of them.")
     else:
         with recipe_origin(place, trust=trust).guard(sets):
             recipe, _ = open_recipe(place, stage_of(place), sets)

@@ -4,8 +4,9 @@ Pictures and captions are read by the readers of :mod:`grpaint.images`, as train
 """
 
 import json
+import posixpath
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from grpaint.recipe.build import build
 from grpaint.recipe.config import override
 from grpaint.recipe.pieces import WeightedReward
 from grpaint.report.console import Terminal, echo
-from grpaint.storage.reading import json_lines, read_text
+from grpaint.storage.reading import csv_rows, json_lines, read_text, text_lines
 
 CAPTION, IMAGE = "text", "image"  # columns, as ``data.caption`` and ``data.image`` name them by default
 AT_ONCE = 64  # pictures in memory
@@ -72,8 +73,8 @@ def score_folder(
     """
     reward, device = item.reward, resolve("auto", "fp32").device
     source, entries = _open_pictures(folder)
-    captions = _read_captions(captions_file) if captions_file else {}
     names = {entry.name for entry in entries}
+    captions = _read_captions(captions_file, names) if captions_file else {}
     prompts = [_prompt(entry, folder, reward, captions, references) for entry in entries]
     first = _read_entry(source, folder, entries[0]).to(device)
     pair = self_test(kind, reward, torch.stack([first] * 2), [prompts[0]] * 2) if item.self_test else None
@@ -136,18 +137,20 @@ def _batches(source: ImageSource, folder: Path, entries: Sequence[ImageEntry]) -
             yield [row for row, _ in rows], torch.stack([image for _, image in rows])
 
 
-def _read_captions(file: Path) -> dict[str, Fields]:
-    """The columns of each picture by its name: lines ``NAME<tab>CAPTION``, or JSON with ``file_name`` and ``text``."""
+def _read_captions(file: Path, names: Set[str]) -> dict[str, Fields]:
+    """The columns of each picture by its name: lines ``NAME<tab>CAPTION``, or rows with ``file_name`` and ``text``."""
     captions: dict[str, Fields] = {}
-    for number, name, fields in _json_captions(file) if file.suffix == ".jsonl" else _tab_captions(file):
+    read_rows = {".jsonl": json_lines, ".csv": csv_rows}.get(file.suffix.lower())
+    for number, spelt, fields in _rows(file, read_rows(file)) if read_rows else _tab_captions(file):
+        name = spelt if spelt in names else posixpath.normpath(spelt.replace("\\", "/"))
         if name in captions:
             raise ConfigError(f"--prompts {file}: line {number} is a second one for {name}.")
         captions[name] = fields
     return captions
 
 
-def _json_captions(file: Path) -> Iterator[tuple[int, str, Fields]]:
-    for number, fields in json_lines(file):
+def _rows(file: Path, rows: Iterable[tuple[int, Fields]]) -> Iterator[tuple[int, str, Fields]]:
+    for number, fields in rows:
         name = fields.pop("file_name", None)
         if not isinstance(name, str) or not isinstance(fields.get(CAPTION), str):
             raise ConfigError(f'--prompts {file}: line {number} needs a "file_name" and a "{CAPTION}", both strings.')
@@ -155,11 +158,13 @@ def _json_captions(file: Path) -> Iterator[tuple[int, str, Fields]]:
 
 
 def _tab_captions(file: Path) -> Iterator[tuple[int, str, Fields]]:
-    for number, line in enumerate(read_text(file).split("\n"), 1):
+    for number, line in enumerate(text_lines(read_text(file)), 1):
         if not line.strip():
             continue
         if line.count("\t") != 1:
-            raise ConfigError(f"--prompts {file}: line {number} is not NAME<tab>CAPTION.")
+            raise ConfigError(
+                f"--prompts {file}: line {number} is not NAME<tab>CAPTION; a .jsonl or .csv may have other columns."
+            )
         name, text = line.split("\t")
         yield number, name, {CAPTION: text}
 

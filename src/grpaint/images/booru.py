@@ -7,22 +7,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpaint.core.errors import ConfigError
+from grpaint.core.text import one_line
 from grpaint.images.sidecars import is_missing
 
 SIDECAR_CATEGORIES = ("artist", "copyright", "character", "general", "meta")
 _CATEGORY_NAMES = {name: name for name in SIDECAR_CATEGORIES} | {
-    "species": "general",
-    "circle": "artist",
-    "studio": "artist",
-    "metadata": "meta",
-    "medium": "meta",
+    **dict.fromkeys(
+        ("species", "genre", "style", "fashion", "anatomy", "pose", "activity", "role", "setting"), "general"
+    ),
+    **dict.fromkeys(("flora", "fauna", "entity", "object", "substance"), "general"),
+    **dict.fromkeys(("circle", "studio"), "artist"),
+    **dict.fromkeys(("metadata", "medium", "lore", "contributor", "language", "automatic", "faults"), "meta"),
 }  # of other sites too
 RATINGS = {"g": "general", "s": "sensitive", "q": "questionable", "e": "explicit", "safe": "general"}
 UNCLEAR_RATING = "s"  # "sensitive" on danbooru and "safe" on all others
-_DANBOORUS = {"danbooru", "aibooru", "atfbooru"}  # as gallery-dl names sites
+_DANBOORUS = {"danbooru", "aibooru", "atfbooru", "booruvar"}  # as gallery-dl names sites
 _OTHER_SITES = {
     *("e621", "e926", "e6ai", "gelbooru", "hypnohub", "idolcomplex", "konachan", "lolibooru", "moebooru", "realbooru"),
-    *("rule34", "safebooru", "sakugabooru", "sankaku", "tbib", "xbooru", "yande.re", "yandere", "3dbooru"),
+    *("rule34", "rule34us", "safebooru", "sakugabooru", "sankaku", "tbib", "xbooru", "yande.re", "yandere", "3dbooru"),
 }
 EMOTICONS = {
     "^_^",
@@ -62,6 +64,7 @@ EMOTICONS = {
 }
 # texts of tags are cut at commas, also full ones, tabs and line ends, but ",_," is a tag
 _TAG = re.compile(r",_,(?=[\s,]|$)|[^,\uff0c\u3001\t\r\n]+")
+_KEPT = "|||"  # ends the tags that kohya's trainers keep in their places
 _LIST = re.compile(r"\s*\[\s*(['\"].*['\"])\s*\]\s*", re.DOTALL)  # a list of texts that a program wrote as a text
 
 
@@ -69,7 +72,7 @@ _LIST = re.compile(r"\s*\[\s*(['\"].*['\"])\s*\]\s*", re.DOTALL)  # a list of te
 class ImageTags:
     """The tags of one image by category, as its sidecar spells them, with its rating and score if it has them.
 
-    ``rating``: a full word, one of the values of ``RATINGS``, or ``UNCLEAR_RATING``.
+    ``rating``: a full word, one of the values of ``RATINGS``, or ``UNCLEAR_RATING``, or what else the sidecar has.
     """
 
     by_category: Mapping[str, tuple[str, ...]]
@@ -79,6 +82,7 @@ class ImageTags:
 
 def _at_separators(text: str) -> list[str]:
     """Cut a text of tags at commas, tabs and line ends, or else at semicolons or bars; empty if there are none."""
+    text = text.replace(_KEPT, ",")
     if listed := _LIST.fullmatch(text):
         return [item.strip().strip("'\"") for item in listed[1].split(",")]
     plain = " ".join(word for word in re.split(r"[ \u3000]+", text.strip()) if word not in EMOTICONS)
@@ -117,7 +121,7 @@ def read_tags(fields: Mapping[str, Any], caption: str, location: str) -> ImageTa
     ``caption``, all count as general. ``location`` names the image in errors.
 
     Raises:
-        ConfigError: if the tags, the rating or the score have a wrong type or value.
+        ConfigError: if the tags or the score have a wrong type or value.
     """
     if isinstance(fields.get("tags"), Mapping) and all(isinstance(v, int | float) for v in fields["tags"].values()):
         fields = {**fields, "tags": list(fields["tags"])}  # of a tagger: each with its confidence
@@ -135,19 +139,18 @@ def read_tags(fields: Mapping[str, Any], caption: str, location: str) -> ImageTa
         tags["general"] = _parse_tags(uncategorised, location)
     elif not tags and not is_missing(fields.get(caption)):
         tags["general"] = _caption_tags(fields[caption], location)
-    return ImageTags(tags, _parse_rating(fields, location), _parse_score(fields.get("score"), location))
+    return ImageTags(tags, _parse_rating(fields), _parse_score(fields.get("score"), location))
 
 
-def _parse_rating(fields: Mapping[str, Any], location: str) -> str | None:
+def _parse_rating(fields: Mapping[str, Any]) -> str | None:
     value = fields.get("rating")
     if is_missing(value):
         return None
     word = value.strip().lower().removeprefix("rating:") if isinstance(value, str) else ""
     rating = RATINGS.get(word, word)
     if rating not in RATINGS.values():
-        names = ", ".join(sorted({*RATINGS, *RATINGS.values()}))
-        raise ConfigError(f'{location}: rating = "{value}": no rating. There are: {names}.')
-    site = fields.get("category")
+        return one_line(str(value), 60)
+    site = str(fields.get("category") or "").lower()
     if word != UNCLEAR_RATING or site in _DANBOORUS or (not site and any(n.startswith("tag_string") for n in fields)):
         return rating
     return RATINGS["safe"] if site in _OTHER_SITES else UNCLEAR_RATING

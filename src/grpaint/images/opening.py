@@ -54,7 +54,7 @@ def _pass_over_logs(files: Walk, image: str) -> None:
 
 def _sort_metadata_tables(files: Walk, image: str) -> None:
     """Take a metadata.parquet for a table where no images are beside it, or its file names are the image column."""
-    tables = [file for file in files.of("metadata") if file.suffix == ".parquet"]
+    tables = [file for file in files.of("metadata") if file.suffix.lower() == ".parquet"]
     if image == "file_name" or not files.of("image"):
         files.files["parquet"] = files.of("parquet") + tables
         files.files["metadata"] = [file for file in files.of("metadata") if file not in tables]

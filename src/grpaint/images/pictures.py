@@ -24,11 +24,11 @@ SUFFIXES = (
     *(".apng", ".jfif", ".jpe", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo", ".avif"),
 )
 WHITE = (255, 255, 255)
-_SIGNATURES = (
-    *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"),
-    *(b"\xff\x0a", b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ", b"8BPS"),  # JPEG XL, JPEG 2000, Photoshop
-)
-_BRANDS = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"hevc")  # of AVIF and HEIC
+DAMAGED, OTHER_FORMAT = "cut short or corrupt", "a format that is not read"
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+_OTHER_SIGNATURES = (b"\xff\x0a", b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ", b"8BPS")  # JPEG XL, JPEG 2000, Photoshop
+_BRANDS = (b"avif", b"avis")
+_OTHER_BRANDS = (b"mif1", b"msf1", b"heic", b"heix", b"hevc", b"heim", b"heis")  # of HEIC, and of either
 
 # read_picture refuses decompression bombs by their header, before it decodes a pixel of them
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -43,10 +43,18 @@ class BadImage(Exception):
 
 def looks_like_picture(head: bytes) -> bool:
     """Whether a file's first 32 bytes are those of an image, of a format that is read or of another one."""
+    return _is_of_read_format(head) or _is_of_other_format(head)
+
+
+def _is_of_read_format(head: bytes) -> bool:
     bitmap = head[:2] == b"BM" and head[6:10] == bytes(4)
     container = head[4:8] == b"ftyp" and head[8:12] in _BRANDS
     webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
     return bitmap or container or webp or head.startswith(_SIGNATURES)
+
+
+def _is_of_other_format(head: bytes) -> bool:
+    return head.startswith(_OTHER_SIGNATURES) or (head[4:8] == b"ftyp" and head[8:12] in _OTHER_BRANDS)
 
 
 def open_picture(raw: bytes) -> Image.Image:
@@ -64,10 +72,17 @@ def open_picture(raw: bytes) -> Image.Image:
     except Image.DecompressionBombError:
         raise BadImage("too many pixels") from None
     except Exception as error:  # noqa: BLE001 - reason: a decoder may raise anything
-        raise BadImage(_too_much_text(error) or "not an image that Pillow reads") from None
+        raise BadImage(_too_much_text(error) or _unread(raw[:32])) from None
     if math.prod(picture.size) > MAX_PIXELS:
         raise BadImage("too many pixels")
     return picture
+
+
+def _unread(head: bytes) -> str:
+    """Why Pillow opens no picture in a file with these first bytes."""
+    if _is_of_other_format(head):
+        return OTHER_FORMAT
+    return DAMAGED if _is_of_read_format(head) else "not an image that Pillow reads"
 
 
 def _too_much_text(error: Exception) -> str:
@@ -96,7 +111,7 @@ def read_picture(raw: bytes, profiles: Profiles = "convert") -> Image.Image:
     except BadImage:
         raise
     except Exception as error:  # noqa: BLE001 - reason: a decoder may raise anything
-        raise BadImage(_too_much_text(error) or "cut short or corrupt") from None
+        raise BadImage(_too_much_text(error) or DAMAGED) from None
 
 
 def _upright(picture: Image.Image) -> Image.Image:

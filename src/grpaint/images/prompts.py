@@ -18,8 +18,8 @@ from grpaint.images.order import epoch_order, is_held_out
 from grpaint.images.pictures import BadImage, crop_to, read_picture, to_tensor
 from grpaint.images.sidecars import is_missing
 from grpaint.images.sources import read_image_file
-from grpaint.storage.confined import inside
-from grpaint.storage.reading import csv_rows, json_lines, read_text
+from grpaint.storage.confined import as_spelt, inside
+from grpaint.storage.reading import csv_rows, json_lines, read_text, text_lines
 
 SUFFIXES = (".txt", ".jsonl", ".csv")
 
@@ -32,15 +32,23 @@ def read_prompts(file: Path, column: str) -> list[Prompt]:
     Raises:
         ConfigError: if a row has no prompt or cannot be read, with its line; or if the file has no prompt.
     """
-    if file.suffix == ".txt":
-        lines = [line.strip() for line in read_text(file).split("\n")]
-        prompts = [Prompt(line) for line in lines if line]
+    suffix = file.suffix.lower()
+    if suffix == ".txt":
+        prompts = [
+            _line_prompt(line, f"{file}:{n}") for n, line in enumerate(text_lines(read_text(file)), 1) if line.strip()
+        ]
     else:
-        read_rows = json_lines if file.suffix == ".jsonl" else csv_rows
+        read_rows = json_lines if suffix == ".jsonl" else csv_rows
         prompts = [_prompt(row, f"{file}:{number}", column) for number, row in read_rows(file)]
     if not prompts:
         raise ConfigError(f"{file}: no prompt in it.")
     return prompts
+
+
+def _line_prompt(line: str, location: str) -> Prompt:
+    if is_missing(line):
+        raise ConfigError(f'{location}: "{line.strip()}" is what programs write where there is no prompt; take it out.')
+    return Prompt(line.strip())
 
 
 def _prompt(row: dict[str, Any], location: str, column: str) -> Prompt:
@@ -79,7 +87,7 @@ class PromptData:
     def __post_init__(self) -> None:
         check_split(self.held_out_path, self.held_out_share)
         for key, path in (("train", self.train), ("held_out_path", self.held_out_path)):
-            if (path or key == "train") and Path(path).suffix not in SUFFIXES:
+            if (path or key == "train") and Path(path).suffix.lower() not in SUFFIXES:
                 raise ValueError(f'{key} = "{path}": must end in {", ".join(SUFFIXES)}')
         check_range(self, 1, MOST_SIDE, "resolution")
 
@@ -124,7 +132,8 @@ class PromptData:
         subject = f'"{printable(prompt.text, 200)}"'
         if not isinstance(name, str) or not name:
             raise ConfigError(f'{self.train}: the prompt {subject} names no image in column "reference".')
-        file = inside(Path(self.train).parent, name, f"{self.train}: the reference of {subject}")
+        folder = Path(self.train).parent
+        file = inside(folder, as_spelt(folder, name), f"{self.train}: the reference of {subject}")
         try:
             picture = crop_to(read_picture(read_image_file(file)), (self.resolution, self.resolution))
         except BadImage as error:

@@ -3,7 +3,7 @@
 import os
 import posixpath
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -14,13 +14,13 @@ from grpaint.core.text import printable
 from grpaint.images import cache
 from grpaint.images.naming import HIDDEN, LINK_TO_NOTHING, is_hidden, kind_of, reason_left_out
 from grpaint.images.pictures import BadImage
-from grpaint.images.sidecars import JSON_SUFFIXES, TEXT_SUFFIXES, Fields, merge, sidecar_names
+from grpaint.images.sidecars import JSON_SUFFIXES, TEXT_SUFFIXES, Fields, alike, merge, sidecar_names
 from grpaint.images.sources import ImageEntry
 from grpaint.images.walk import Walk, relative_name
-from grpaint.storage.reading import decode_text, parse_object
+from grpaint.storage.reading import check_pulled, decode_text, parse_object
 
 MOST_SIDECAR = 1 << 26  # bytes
-IN_SHARD, REPLACED = "a shard or table within a shard", "replaced by a later member of its name"
+IN_SHARD, REPLACED = "a shard or table within a shard; unpack it", "replaced by a later member of its name"
 FURTHER = "a further image of a sample, without a caption of its own"
 
 
@@ -118,6 +118,7 @@ class _Member(NamedTuple):
 def _read_index(file: Path, caption: str) -> dict[str, Any]:
     """Return the images of a shard with their fields, and the members that are left out with the reason."""
     left_out: dict[str, str] = {}
+    check_pulled(_head(file), str(file))
     try:
         with tarfile.open(file, "r:", tarinfo=_Header) as shard:
             members = _visible_members(shard, left_out)
@@ -129,10 +130,18 @@ def _read_index(file: Path, caption: str) -> dict[str, Any]:
     return {"images": images, "left_out": left_out}
 
 
+def _head(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(64)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}.") from None
+
+
 def _visible_members(shard: tarfile.TarFile, left_out: dict[str, str]) -> list[_Member]:
     """List the files of a shard that are not hidden, links as what they lead to."""
     headers = {posixpath.normpath(member.name): member for member in shard if member.isfile()}
-    members: dict[str, _Member] = {}
+    members: dict[str, _Member] = {}  # by their names without ./
     for member in shard.getmembers():
         if not (member.isfile() or member.issym() or member.islnk()):
             continue
@@ -145,9 +154,10 @@ def _visible_members(shard: tarfile.TarFile, left_out: dict[str, str]) -> list[_
         if target is None:
             left_out.update({member.name: LINK_TO_NOTHING} if is_image else {})
             continue
-        if member.name in members and is_image:
-            left_out[member.name] = REPLACED
-        members[member.name] = _Member(member.name, target.offset_data, target.size)
+        earlier = members.pop(posixpath.normpath(member.name), None)
+        if earlier and is_image:
+            left_out[earlier.name] = REPLACED
+        members[posixpath.normpath(member.name)] = _Member(member.name, target.offset_data, target.size)
     return [*members.values()]
 
 
@@ -161,33 +171,45 @@ def _images(
             stems.setdefault(posixpath.dirname(member.name), set()).add(PurePosixPath(member.name).stem)
     samples: dict[str, list[_Member]] = {}
     for member in members:
-        samples.setdefault(member.sample, []).append(member)
+        samples.setdefault(alike(member.sample), []).append(member)
     for sample, its_members in samples.items():
-        by_name = {str(PurePosixPath(member.name)).lower(): member for member in its_members}
-        has_plain = any(member.stem == sample and kind_of(member.name) == "image" for member in its_members)
+        sidecars_of = _Sidecars(its_members)
+        has_plain = any(alike(member.stem) == sample and kind_of(member.name) == "image" for member in its_members)
         for member in its_members:
             base = posixpath.basename(member.name)
             kind = kind_of(base)
             raw.seek(member.offset)
             head = raw.read(min(32, member.size)) if kind == "unknown" else b""
             reason = reason_left_out(base, stems.get(posixpath.dirname(member.name), set()), head)
-            if reason or kind in ("shard", "parquet", "arrow"):
+            if reason or kind in ("shard", "parquet", "arrow", "metadata"):
                 left_out[member.name] = reason or IN_SHARD
             if reason or kind != "image":
                 continue
-            sidecars = _sidecars(by_name, member)
-            if not sidecars and has_plain and member.stem != sample:
+            sidecars = sidecars_of(member)
+            if not sidecars and has_plain and alike(member.stem) != sample:
                 left_out[member.name] = FURTHER
                 continue
-            sidecars = sidecars or _sidecars(by_name, member._replace(name=f"{sample}.png"))
+            sidecars = sidecars or sidecars_of(member._replace(name=f"{sample}.png"))
             sources = [(posixpath.basename(s.name), _fields(file, s, raw, caption)) for s in sidecars]
             yield *member, merge(sources, caption, f"{file}: {member.name}")
 
 
-def _sidecars(by_name: Mapping[str, _Member], image: _Member) -> list[_Member]:
-    name, stem = str(PurePosixPath(image.name)).lower(), image.stem.lower()
-    names = sidecar_names(stem, name, JSON_SUFFIXES) + sidecar_names(stem, name, TEXT_SUFFIXES)
-    return [by_name[name] for name in names if name in by_name]
+class _Sidecars:
+    """The sidecars of the images of a sample: those of an image's name, or of one that differs in case alone."""
+
+    def __init__(self, members: Sequence[_Member]) -> None:
+        self._by_name: dict[str, list[_Member]] = {}
+        for member in members:
+            self._by_name.setdefault(alike(str(PurePosixPath(member.name))), []).append(member)
+        images = [member for member in members if kind_of(posixpath.basename(member.name)) == "image"]
+        self._stems = {stem for member in images for stem in (member.stem, str(PurePosixPath(member.name)))}
+
+    def __call__(self, image: _Member) -> list[_Member]:
+        own = (image.stem, str(PurePosixPath(image.name)))
+        stem, name = map(alike, own)
+        names = sidecar_names(stem, name, JSON_SUFFIXES) + sidecar_names(stem, name, TEXT_SUFFIXES)
+        candidates = [sidecar for name in names for sidecar in self._by_name.get(name, [])]
+        return [sidecar for sidecar in candidates if sidecar.stem in own or sidecar.stem not in self._stems]
 
 
 def _fields(file: Path, sidecar: _Member, raw: BinaryIO, caption: str) -> Fields:

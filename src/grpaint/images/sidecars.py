@@ -1,6 +1,7 @@
 """What is written about an image in several places, merged into one table of columns; two captions are an error."""
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,17 @@ from grpaint.core.errors import ConfigError
 Fields = dict[str, Any]
 
 JSON_SUFFIXES, TEXT_SUFFIXES = (".json",), (".txt", ".caption")
-NULL_TEXTS = {"", "none", "null", "nan", "<na>"}  # what programs write where there is no caption
+NULL_TEXTS = {
+    "",
+    "none",
+    "null",
+    "nan",
+    "na",
+    "n/a",
+    "#n/a",
+    "<na>",
+    "undefined",
+}  # what programs write where there is no caption
 _TAG_COLUMNS = ("rating", "score", "sentence")  # and those that begin with "tags" or "tag_string"
 
 
@@ -44,8 +55,15 @@ def merge(sources: Sequence[tuple[str, Mapping[str, Any]]], caption: str, locati
 
 
 def _plain(value: Any) -> Any:
-    """A value for comparison: a text without the kind and number of its line ends and blanks at its ends."""
+    """A value for comparison: a text without the kind and number of its line ends and blanks at its ends; 1 is "1"."""
+    if isinstance(value, int | float):
+        return str(value)
     return "\n".join(value.strip().splitlines()) if isinstance(value, str) else value
+
+
+def alike(name: str) -> str:
+    """The spelling in common of names that differ in capitals or, as those of macOS, in how accents are spelt."""
+    return unicodedata.normalize("NFC", name.lower())
 
 
 def sidecar_names(stem: str, name: str, suffixes: Sequence[str]) -> list[str]:

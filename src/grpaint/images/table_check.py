@@ -21,13 +21,22 @@ def _batches(file: str) -> Iterator[Any]:
         yield from pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=ROWS)
         return
     with pyarrow.memory_map(file) as buffer:
-        yield from pyarrow.ipc.open_stream(buffer)
+        is_file = buffer.read(6) == b"ARROW1"
+        buffer.seek(0)
+        if is_file:
+            opened = pyarrow.ipc.open_file(buffer)
+            yield from map(opened.get_batch, range(opened.num_record_batches))
+        else:
+            yield from pyarrow.ipc.open_stream(buffer)
 
 
 def problem(file: str) -> str:
     """Return the reason why a file cannot be used; "" if every value in it can be read."""
     try:
         size, rows = Path(file).stat().st_size, 0
+        with Path(file).open("rb") as opened:
+            if opened.read(64).startswith(b"version https://git-lfs"):
+                return "a pointer of Git LFS, not the file; run git lfs pull"
         for batch in _batches(file):
             batch.validate(full=True)
             rows += batch.num_rows

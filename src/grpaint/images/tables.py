@@ -15,10 +15,12 @@ from grpaint.images import cache
 from grpaint.images.pictures import BadImage, looks_like_picture
 from grpaint.images.sources import ImageEntry, read_image_file
 from grpaint.images.walk import Walk, relative_name
-from grpaint.storage.confined import inside
+from grpaint.storage.confined import as_spelt, inside
 from grpaint.storage.reading import parse_json, read_object
 
 CHECK = Path(__file__).with_name("table_check.py")
+ARROW_FILE = b"ARROW1"  # begins the other one of arrow's two formats; those of data sets are streams
+ADDRESS = "an address, and nothing is downloaded; name its file"
 NOT_LISTED = "not listed in the state.json beside it"
 MOST_PATH = 4096  # characters
 
@@ -94,17 +96,22 @@ class ImageTables:
         """The image of a row: its bytes, or the file that it names; None if there is none."""
         group, row = entry.position
         try:
-            cell = _read_group(entry.file, group)[self.image][row].as_py()
+            cell = _read_group(entry.file, group, (self.image,))[self.image][row].as_py()
         except (ConfigError, OSError, ValueError, IndexError):  # damaged since it was checked
             raise BadImage("cut short or corrupt") from None
         if isinstance(cell, dict):
             cell = cell.get("bytes") or cell.get("path")
-        if not isinstance(cell, str):
-            return cell if isinstance(cell, bytes) else None
+        if isinstance(cell, bytes):
+            return cell if looks_like_picture(cell[:32]) else _base64_picture(cell.decode("ascii", "replace")) or cell
+        if not isinstance(cell, str) or not cell:
+            return None
+        if cell.startswith(("http://", "https://")):
+            raise BadImage(ADDRESS)
         decoded = _base64_picture(cell)
         if decoded or cell.startswith("data:") or len(cell) > MOST_PATH:
             return decoded
-        return inside(entry.file.parent, cell, f"{entry.file}: {entry.name}")
+        folder = entry.file.parent
+        return inside(folder, as_spelt(folder, cell), f"{entry.file}: {entry.name}")
 
     def _named_file(self, entry: ImageEntry) -> Path | None:
         try:
@@ -214,7 +221,10 @@ def _open_table(file: Path) -> Any:
         if file.suffix.lower() == ".parquet":
             return arrow.parquet.ParquetFile(file)
         with arrow.memory_map(str(file)) as buffer:
-            return arrow.ipc.open_stream(buffer).read_all().to_batches()
+            is_file = buffer.read(6) == ARROW_FILE
+            buffer.seek(0)
+            opened = arrow.ipc.open_file(buffer) if is_file else arrow.ipc.open_stream(buffer)
+            return opened.read_all().to_batches()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read as a table: {str(error).splitlines()[0]}.") from None
 
@@ -228,11 +238,12 @@ def _group_sizes(file: Path) -> list[int]:
 
 
 @functools.lru_cache(maxsize=8)
-def _read_group(file: Path, group: int) -> Any:
+def _read_group(file: Path, group: int, columns: tuple[str, ...] | None = None) -> Any:
+    """Read a row group as a table; of a parquet file only ``columns``, if they are named."""
     table = _open_table(file)
     if file.suffix.lower() == ".parquet":
         try:
-            return table.read_row_group(group)
+            return table.read_row_group(group, columns and [*columns])
         except (OSError, ValueError) as error:  # columns of unequal length pass the check, which reads in small batches
             reason = one_line(str(error), 200)
             raise ConfigError(f"{file}: cannot be read as a table: {reason}. Copy or make it again.") from None

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from grpaint.core.errors import ConfigError
-from grpaint.images.booru import EMOTICONS, SIDECAR_CATEGORIES, UNCLEAR_RATING, ImageTags
-from grpaint.storage.reading import read_text
+from grpaint.images.booru import EMOTICONS, RATINGS, SIDECAR_CATEGORIES, UNCLEAR_RATING, ImageTags
+from grpaint.storage.reading import read_text, text_lines
 
 Category = Literal["quality", "rating", "artist", "copyright", "character", "general", "meta"]
 
@@ -29,7 +29,7 @@ def read_implications(file: Path) -> dict[str, frozenset[str]]:
         ConfigError: if a line is not an implication or closes a circle, with its number.
     """
     direct: dict[str, set[str]] = {}
-    for number, line in enumerate(read_text(file).split("\n"), 1):
+    for number, line in enumerate(text_lines(read_text(file)), 1):
         if not line.strip() or line.startswith("# "):
             continue
         tag, arrow, implied = (part.strip() for part in line.partition("->"))
@@ -117,6 +117,11 @@ class TagSettings:
             raise ConfigError(
                 f'{location}: rating = "s" is "sensitive" on danbooru and "safe" elsewhere; write the word, or the '
                 'site as gallery-dl does: "category": "danbooru".'
+            )
+        if tags.rating and tags.rating not in RATINGS.values() and needs[0][1]:
+            names = ", ".join(sorted({*RATINGS, *RATINGS.values()}))
+            raise ConfigError(
+                f'{location}: rating = "{tags.rating}": no rating. There are: {names}. Write one of them.'
             )
         if self.ratings and tags.rating not in self.ratings:
             return f"rated {tags.rating}"

@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from grpaint.core.text import printable
-from grpaint.images.naming import HIDDEN, LINK_TO_NOTHING, NOT_REGULAR, Kind, is_hidden, kind_of, reason_left_out
+from grpaint.images.naming import (
+    HIDDEN,
+    LINK_TO_NOTHING,
+    MISNAMED,
+    MISNAMED_TABLE,
+    NOT_REGULAR,
+    Kind,
+    is_hidden,
+    kind_of,
+    reason_left_out,
+)
 
 CIRCLE = "a link back to a folder that is read anyway, or that holds this one"
 _STORES = {".git", ".hg", ".svn"}  # of version control: no copies of anybody's, and huge
@@ -66,7 +76,21 @@ def walk(root: Path) -> Walk:
                 (links if entry.is_symlink() else folders).append(folder / entry.name)
         hidden = any(is_hidden(part) for part in folder.relative_to(root).parts)
         _take_in(out, folder, [entry for entry in entries if not _is(entry.is_dir)], hidden)
+    _forget_linked(out)
     return out
+
+
+def _forget_linked(out: Walk) -> None:
+    """Take what a link of a better name leads to out of what is left out: the hub's cache names files by their hash."""
+    misnamed = [name for name, reason in out.left_out.items() if reason in (MISNAMED, MISNAMED_TABLE)]
+    links = [file for files in out.files.values() for file in files if file.is_symlink()] if misnamed else []
+    linked = {
+        relative_name(target, out.root.resolve())
+        for target in map(Path.resolve, links)
+        if target.is_relative_to(out.root.resolve())
+    }
+    for name in linked.intersection(misnamed):
+        del out.left_out[name]
 
 
 def _take_in(out: Walk, folder: Path, entries: Sequence[os.DirEntry[str]], in_hidden: bool) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from grpaint.core.errors import ConfigError
+from grpaint.core.text import one_line
 from grpaint.parallel.background import BackgroundCall
 from grpaint.rewards.elsewhere.client import Failed, Question, ask_with_retries, bearer, check_url, read_object
 from grpaint.rewards.elsewhere.remote import check_patience
@@ -16,6 +17,13 @@ from grpaint.storage.reading import parse_object
 T = TypeVar("T")
 ANSWER_LIMIT = 1 << 22  # bytes; models that think send their thoughts too
 USAGE = ("prompt_tokens", "completion_tokens")
+NO_THINKING = 'turn thinking off by request, such as {"chat_template_kwargs": {"enable_thinking": false}}'
+# marks of models: <think>, also of Seed; of Kimi; of Magistral
+_THOUGHT = re.compile(r"<(?:seed:)?(?:think|thinking|thought|reasoning)>|\u25c1think\u25b7|\[THINK\]", re.IGNORECASE)
+_END_OF_THOUGHT = re.compile(
+    r"</(?:seed:)?(?:think|thinking|thought|reasoning)>|\u25c1/think\u25b7|\[/THINK\]", re.IGNORECASE
+)
+_AROUND_ANSWER = re.compile(r"</?answer>|<\|(?:begin|end)_of_box\|>", re.IGNORECASE)
 _OWN_FIELDS = {"model", "messages", "logprobs", "top_logprobs", "stream", "n"}
 
 
@@ -134,27 +142,45 @@ def answer_text(choice: Mapping[str, Any]) -> str:
         Failed: it has none; with the way out if the model was still thinking.
     """
     message = choice["message"]
-    text = message["content"]
+    text = _text_of(message["content"])
     thought = message.get("reasoning_content") or message.get("reasoning")
-    answer = without_thoughts(text) if isinstance(text, str) else None
-    is_thinking = isinstance(text, str) and answer is None
-    if is_thinking or (not text and (thought or choice.get("finish_reason") == "length")):
+    answer = None if text is None else without_thoughts(text)
+    reason = choice.get("finish_reason")
+    if not text and thought and reason == "stop":
+        raise Failed(f"it thought, and gave no answer; {NO_THINKING}")
+    if (text is not None and answer is None) or (not text and (thought or reason == "length")):
         raise Failed(
-            "it had not answered when its tokens were used up, and was still thinking; raise max_tokens, or turn "
-            'thinking off by request, such as {"chat_template_kwargs": {"enable_thinking": false}}'
+            "it had not answered when its tokens were used up, and was still thinking; raise max_tokens, or "
+            f"{NO_THINKING}"
         )
     if answer is None:
-        raise Failed("its answer contains no text")
+        why = message.get("refusal") or reason
+        raise Failed("its answer contains no text" + (f" ({one_line(str(why), 60)})" if why else ""))
     return answer
+
+
+def _text_of(content: Any) -> str | None:
+    """The text of a message's content: a text, or a list of parts, of which thoughts are none."""
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+        content = "".join(str(part.get("text", "")) for part in parts) if parts else None
+    return content if isinstance(content, str) else None
 
 
 def without_thoughts(text: str) -> str | None:
     """Return what follows a model's thoughts in its text; None if they have no end."""
-    if re.search(r"<think(ing)?>(?!.*</think(ing)?>)", text, re.DOTALL):
+    answer = re.split(_END_OF_THOUGHT, text)[-1]
+    if re.search(_THOUGHT, answer):
         return None
-    return re.split(r"</think(?:ing)?>", text)[-1].strip()
+    return answer.strip()
+
+
+def is_thought(word: str) -> bool:
+    """Whether an answer that begins with this word begins with thoughts."""
+    return bool(re.match(_THOUGHT, word))
 
 
 def plain(text: str) -> str:
-    """Return an answer without the marks of Markdown around it, and without a full stop at its end."""
+    """Return an answer without marks of Markdown, <answer> or a box around it, and without a full stop at its end."""
+    text = re.sub(_AROUND_ANSWER, "", text)
     return text.strip().strip("*_`#\"' \n").removesuffix(".").strip("*_`\"' \n")

@@ -9,6 +9,10 @@ from grpaint.core.policy import Prompt
 
 MOST_ANSWERS = 20  # words whose probability is read: endpoints tell no more of a token
 
+_NUMBER = re.compile(
+    r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?(?:,(?=\d))?", re.ASCII | re.IGNORECASE
+)  # 4, is half of 4,5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Readout:
@@ -66,8 +70,8 @@ class Readout:
             ValueError: there is no number in it after the marker, or it is out of range.
         """
         rest = text.rpartition(self.marker)[2] if self.marker else text
-        number = re.search(r"[-+]?\d+(?:\.\d+)?", rest, re.ASCII) if self.marker in text else None
-        if number is None or not self.low <= float(number[0]) <= self.high:
+        number = _NUMBER.search(rest) if self.marker in text else None
+        if number is None or number[0].endswith(",") or not self.low <= float(number[0]) <= self.high:
             after = f' after "{self.marker}"' if self.marker else ""
             raise ValueError(f"instead of a number from {self.low:g} to {self.high:g}{after}")
         return (float(number[0]) - self.mean) / self.spread

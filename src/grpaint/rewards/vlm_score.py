@@ -13,7 +13,7 @@ from grpaint.core.policy import Prompt
 from grpaint.core.reward import WeightSource
 from grpaint.core.text import one_line
 from grpaint.images.encoding import eight_bit_picture, png_data_url
-from grpaint.rewards.chat import Chat, answer_text, without_thoughts
+from grpaint.rewards.chat import NO_THINKING, Chat, answer_text, is_thought, without_thoughts
 from grpaint.rewards.elsewhere.client import Failed, bearer
 from grpaint.rewards.model import TransformersReward
 from grpaint.rewards.readout import MOST_ANSWERS, Readout
@@ -69,6 +69,8 @@ def _first_words(choice: Mapping[str, Any]) -> dict[str, float]:
             words[word] = words.get(word, 0.0) + probability
     except (KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
         raise Failed("its answer has no top_logprobs, of which probabilities are read") from error
+    if words and is_thought(max(words, key=lambda word: words[word])):
+        raise Failed(f"it begins with a thought, so its first word is no answer; {NO_THINKING}")
     if not sum(words.values()) <= 1.001:
         raise Failed("the probabilities of its top_logprobs sum to more than 1")
     return words

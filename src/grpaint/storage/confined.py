@@ -1,10 +1,28 @@
 """Files that a data file names: only those in its own folder or below it are opened."""
 
 import stat
+import unicodedata
 from pathlib import Path
 
 from grpaint.core.errors import ConfigError
 from grpaint.core.text import printable
+
+
+def as_spelt(folder: Path, name: str) -> str:
+    """Return the name of a file as ``folder`` spells it, with the separators of Windows or other accents if need be.
+
+    macOS spells accents as characters of their own. A name that no file has is returned as it is.
+    """
+    plain = name.replace("\\", "/")
+    names = [name, plain, unicodedata.normalize("NFC", plain), unicodedata.normalize("NFD", plain)]
+    return next((spelling for spelling in names if _exists(folder / spelling)), name)
+
+
+def _exists(file: Path) -> bool:
+    try:
+        return file.exists()
+    except (OSError, ValueError):  # too long, or with a NUL
+        return False
 
 
 def inside(folder: Path, name: str, location: str, *, links: bool = False) -> Path:

@@ -83,6 +83,10 @@ def check_weights(file: Path) -> None:
         CheckpointError: if it is a git-lfs pointer, an HTML page or cut short, with the expected and the actual size.
     """
     start, size = check_start(file)
+    if start.startswith(b"PK\3\4"):
+        raise CheckpointError(
+            f"{file}: a torch file, whatever its name. Load it where it was made, and save it as safetensors."
+        )
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(start[:8], "little")

@@ -6,6 +6,7 @@ are no regular ones (pipes, devices) are errors like any other. A lone surrogate
 U+FFFD.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -14,10 +15,10 @@ import stat
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.text import printable, without_surrogates
+from grpaint.core.text import one_line, printable, without_surrogates
 
 MOST_TEXT = 1 << 30  # bytes of a text file, which is read into memory whole
 MOST_DEPTH = 100  # levels of tables and lists in each other; Python's own limit depends on where it is called
@@ -30,23 +31,55 @@ def read_regular(file: Path, most: int | None = None) -> bytes:
     Raises:
         ConfigError: it is missing, not a regular file, larger than ``most``, or cannot be read.
     """
+    with _opened_regular(file) as stream:
+        raw = stream.read() if most is None else stream.read(most + 1)
+    if most is not None and len(raw) > most:
+        raise ConfigError(f"{file}: more than {most} bytes, the most that are read of such a file.")
+    return raw
+
+
+@contextlib.contextmanager
+def _opened_regular(file: Path) -> Iterator[BinaryIO]:
+    """Open a regular file without waiting; what cannot be read within the block is an error too.
+
+    Raises:
+        ConfigError: it is missing, not a regular file, or cannot be read.
+    """
     try:
         descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb") as stream:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ConfigError(f"{file}: no regular file (a pipe, a device or a folder); name a file.")
-            raw = stream.read() if most is None else stream.read(most + 1)
-            if most is not None and len(raw) > most:
-                raise ConfigError(f"{file}: more than {most} bytes, the most that are read of such a file.")
-            return raw
+            yield stream
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}.") from error
     except ValueError:  # a NUL in the name
         raise ConfigError(f"{printable(str(file))}: no name that a file can have.") from None
 
 
+def read_end_lines(file: Path) -> tuple[bytes, bytes]:
+    """Read the first and the last whole line of a regular file, and not what lies between; empty where there is none.
+
+    A last line without a line feed is not whole.
+
+    Raises:
+        ConfigError: it is missing, not a regular file, or cannot be read.
+    """
+    with _opened_regular(file) as stream:
+        first = stream.readline()
+        size, block, lines = stream.seek(0, os.SEEK_END), 1 << 16, b""
+        while b"\n" not in lines:
+            stream.seek(max(0, size - block))
+            tail = stream.read(min(size, block))
+            lines = tail[: tail.rfind(b"\n") + 1].rstrip(b"\n")
+            if len(tail) >= size:
+                break
+            block *= 4
+    return first.rstrip(b"\n") if first.endswith(b"\n") else b"", lines.rpartition(b"\n")[2]
+
+
 def read_text(file: Path) -> str:
-    """Read a UTF-8 file, with or without a byte order mark.
+    """Read a UTF-8 file as :func:`decode_text` does.
 
     Raises:
         ConfigError: it cannot be read or is not UTF-8; then with the line.
@@ -55,15 +88,34 @@ def read_text(file: Path) -> str:
 
 
 def decode_text(raw: bytes, location: str) -> str:
-    """Decode UTF-8 with or without a byte order mark; ``location`` is the file that errors name.
+    """Decode UTF-8; ``location`` is the file that errors name.
+
+    Byte order marks are no part of the text, also between files that were joined. Zero bytes are those of UTF-16.
 
     Raises:
-        ConfigError: it is not UTF-8; with the line.
+        ConfigError: it is not UTF-8; with the line. Or it is a pointer of Git LFS.
     """
+    check_pulled(raw, location)
+    begin = raw.find(b"\0")
     try:
-        return raw.decode("utf-8-sig")
+        text = raw.decode().replace("\ufeff", "")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{location}:{raw[: error.start].count(10) + 1}: not UTF-8.") from None
+        begin = error.start
+    if begin >= 0:
+        reason = "not UTF-8, but UTF-16" if b"\0" in raw else "not UTF-8"
+        raise ConfigError(f"{location}:{raw[:begin].count(10) + 1}: {reason}; save it as UTF-8.")
+    return text
+
+
+def check_pulled(head: bytes, location: str) -> None:
+    """Raise ConfigError if a file that begins with ``head`` is a pointer of Git LFS."""
+    if head.startswith(b"version https://git-lfs"):
+        raise ConfigError(f"{location}: a pointer of Git LFS, not the file; run git lfs pull.")
+
+
+def text_lines(text: str) -> list[str]:
+    """Cut a text at the line ends of Unix, Windows and old Macs, and at no other characters."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def parse_json(text: str, location: str, line: int | None = None) -> Any:
@@ -150,12 +202,12 @@ def read_object(file: Path) -> dict[str, Any]:
 def json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the objects of a .jsonl file with their line numbers; blank lines are skipped.
 
-    Only a line feed ends a line, since JSON strings may contain U+2028 and other Unicode line separators.
+    JSON strings may contain U+2028 and other Unicode line separators, which end no line.
 
     Raises:
         ConfigError: the file cannot be read, or a line is not a JSON object.
     """
-    for number, line in enumerate(read_text(file).split("\n"), 1):
+    for number, line in enumerate(text_lines(read_text(file)), 1):
         if line.strip():
             yield number, parse_object(line, str(file), number)
 
@@ -168,6 +220,9 @@ def csv_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """
     reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
     try:
+        names = [name for name in reader.fieldnames or () if name]
+        if len({*names}) < len(names):
+            raise ConfigError(f"{file}:1: two columns of one name; rename one: {one_line(', '.join(names), 200)}.")
         for row in reader:
             if None in row or None in row.values():
                 column_count = len(reader.fieldnames or ())

@@ -1,5 +1,6 @@
 """The base class of pipeline families, with what most of them have in common."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -229,14 +230,20 @@ def window_length(tokenizer: Any) -> int:
     """The number of a caption's tokens in a window, without the begin and end marks.
 
     Raises:
-        CheckpointError: if the tokenizer's settings do not say how many its encoder takes.
+        CheckpointError: if the tokenizer's settings are missing, or do not say how many its encoder takes.
     """
-    if tokenizer.model_max_length > MOST_WINDOW:
-        raise CheckpointError(
-            f"{tokenizer.name_or_path}/tokenizer_config.json: no model_max_length. Set it to max_position_embeddings "
-            "of the text encoder's config.json (77 for CLIP)."
+    folder, length = tokenizer.name_or_path, tokenizer.model_max_length
+    if os.path.isdir(folder) and not os.path.isfile(f"{folder}/tokenizer_config.json"):
+        raise CheckpointError(f"{folder}: no tokenizer_config.json of a tokenizer there. Copy the tokenizer again.")
+    if not isinstance(length, int | float) or not 2 < length <= MOST_WINDOW:
+        problem = (
+            f"model_max_length = {length!r:.40}" if isinstance(length, str) or length <= 2 else "no model_max_length"
         )
-    return int(tokenizer.model_max_length) - 2
+        raise CheckpointError(
+            f"{folder}/tokenizer_config.json: {problem}. Set it to max_position_embeddings of the text encoder's "
+            "config.json (77 for CLIP)."
+        )
+    return int(length) - 2
 
 
 def window_count(tokenizer: Any, tokens: int) -> int:

@@ -15,6 +15,7 @@ from grpaint.report.console import echo
 from grpaint.run.folder import evaluations
 from grpaint.run.saved import find_model
 
+EXAMPLES = 3  # layers that are named
 STEPS = 4  # sampling steps, at most, to compare latents before and after
 
 
@@ -70,6 +71,7 @@ def _print_layers(policy: Model, adapter: Path) -> None:
     """Print how many layers of an adapter file match the model; exit with 1 unless all do."""
     match = formats.match(policy, adapter)
     echo(f"{len(match.matched)} layers match, {len(match.unmatched)} do not")
-    for layer in match.unmatched:
-        echo(f"  not in this model: {layer}")
+    if match.unmatched:
+        more = len(match.unmatched) - EXAMPLES
+        echo(f"not in this model: {', '.join(match.unmatched[:EXAMPLES])}{f' and {more} more' if more > 0 else ''}")
     raise Exit(1 if match.unmatched or not match.matched else 0)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from grpaint.backends.adapter_files import adapter_file, is_adapter
 from grpaint.backends.adapters import kohya, merged_state, without_adapters
 from grpaint.backends.diffusers_policy import DiffusersPolicy
 from grpaint.backends.frozen import frozen_facts
@@ -175,15 +176,18 @@ def base_hash(policy: DiffusersPolicy) -> str:
     return sha256.hexdigest()
 
 
-def match(policy: Any, file: Path) -> Match:
-    """Return which layers of an adapter file this model's network has; diffusers converts the names in the file.
+def match(policy: Any, path: Path) -> Match:
+    """Return which layers of an adapter's file or folder this model's network has; diffusers converts its names.
 
     Raises:
         ConfigError: the model takes no adapters.
-        CheckpointError: the file cannot be read, or diffusers does not know its naming scheme.
+        CheckpointError: the file cannot be read, holds no LoRA, or diffusers does not know its naming scheme.
     """
     if not isinstance(policy, DiffusersPolicy):
         raise ConfigError("export --check: the built-in model takes no adapter files.")
+    file = adapter_file(path)
+    if not is_adapter(file):
+        raise CheckpointError(f"{file}: no LoRA, by the names of its tensors.")
     tensors, _ = read_weights(file)
     network = getattr(policy.pipe, policy.family.NETWORK)
     try:
