@@ -1,4 +1,4 @@
-"""``import grpaint`` as a library: its names, its verbs against the commands, and the programs of docs/library.md."""
+"""``import grpaint`` as a library: its names, its verbs against the commands, and the programs of the pages."""
 
 import ast
 import inspect
@@ -197,3 +197,32 @@ def test_the_programs_of_the_page_run(tmp_path):
         assert done.returncode == 0, done.stderr
         assert "torch.Size([" in done.stdout
     assert grpaint.Run(tmp_path / "runs/red").settings["rewards"]["red"]["kind"] == "__main__:red_left"
+
+
+def test_the_pieces_of_the_page_train_by_name_and_as_objects():
+    text = (ROOT / "docs/pieces.md").read_text(encoding="utf-8")
+    pieces, program = re.findall(r"```python\n(.*?)```", text, re.S)
+    Path("pieces.py").write_text(pieces, encoding="utf-8")
+    shown, trained = re.findall(r"^grpaint (show|train) flow-grpo-fast((?:.*\\\n)*.*)", text, re.M)
+    end = command("show", "flow-grpo-fast", *shown[1].split())
+    assert end.code == 0, end.err
+    assert end.out.count("noisy, trained") == 2
+    small = [REWARD, *(item for item in TINY if not item.startswith("plan.window."))]
+    end = command("train", "flow-grpo-fast", *trained[1].replace("\\", "").split(), sets=small)
+    assert end.code == 0, end.err
+    by_name = grpaint.Run(Path("runs/mine"))
+    assert by_name.settings["advantage"] == {"kind": "pieces.py:Ranks", "power": 1.0}
+    assert max(line["policy/ratio_error"] for line in by_name.metrics) < 1e-5
+
+    program = program.replace('"train.iterations": 20,', f"**{tiny(small)!r},").replace('name="mine"', 'name="objects"')
+    Path("program.py").write_text(program, encoding="utf-8")
+    done = subprocess.run([sys.executable, "program.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    settings = grpaint.Run(Path("runs/objects")).settings
+    assert settings["plan"]["sampler"] == {"kind": "pieces:EarlyNoise", "eta": 0.5}
+    assert settings["plan"]["window"]["kind"] == "pieces:Alternate"
+    assert settings["objective"]["surrogate"]["kind"] == "pieces:reinforce"
+    with pytest.raises(grpaint.ConfigError, match=r"^plan\.window\.skip_last must lie in 1\.\.6 for 8 steps, got 7$"):
+        grpaint.open_recipe(
+            "flow-grpo-fast", {"plan.window": {"kind": "pieces.py:Alternate", "skip_last": 7}, "plan.steps": 8}
+        )

@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpaint.commands.evaluate.candidates import Candidate, Judging, check_equal_model, parse_candidates, weights_hash
+from grpaint.commands.evaluate.candidates import (
+    Candidate,
+    Judging,
+    check_equal_model,
+    parse_candidates,
+    source_of,
+    weights_hash,
+)
 from grpaint.commands.evaluate.parts import REFERENCE, SHOWN, EvaluationParts
 from grpaint.commands.evaluate.result import PROTOCOLS, Assessment
 from grpaint.core.errors import ConfigError
@@ -38,7 +45,7 @@ def run(
     with join_group() as world:
         world.phase = "evaluation"
         if len(sources) == 1 and out is None and not sources[0].endswith(":base"):
-            _judge_one(sources[0], sets, world, as_json=as_json, trust=trust)
+            _judge_one(source_of(sources[0]), sets, world, as_json=as_json, trust=trust)
         else:
             candidates, folder = parse_candidates(sources, trust=trust), out or Path("evaluation")
             _judge_several(candidates, sets, folder, world, few=few, keep=keep, as_json=as_json)
