@@ -7,7 +7,7 @@ NODE_PACKAGES = tests/browser/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := demo
 
-.PHONY: demo demo-diffusers test check clean help
+.PHONY: demo demo-diffusers test check docs clean help
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,8 +22,11 @@ demo-diffusers: $(VENV)/.demo-diffusers ## a small SDXL-type pipeline through VA
 test: $(VENV)/.test $(NODE_PACKAGES) ## run the tests
 	scripts/test
 
-check: $(VENV)/.dev $(NODE_PACKAGES) ## lint, format, types, import contracts
+check: $(VENV)/.dev $(NODE_PACKAGES) ## lint, format, types, import contracts, links of the pages
 	scripts/check
+
+docs: $(VENV)/.docs ## build the site from docs/ into site/
+	$(VENV)/bin/zensical build --clean --strict
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -40,9 +43,13 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(PIP) -e '.[test]'
 	touch $@ $(VENV)/.demo $(VENV)/.demo-diffusers
 
+$(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e '.[docs]'
+	touch $@ $(VENV)/.demo
+
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) -e '.[dev]'
-	touch $@ $(VENV)/.test $(VENV)/.demo $(VENV)/.demo-diffusers
+	touch $@ $(VENV)/.test $(VENV)/.docs $(VENV)/.demo $(VENV)/.demo-diffusers
 
 $(NODE_PACKAGES): tests/browser/package-lock.json
 	@if command -v npm > /dev/null; then npm ci --prefix tests/browser --no-audit --no-fund --loglevel error; \

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -36,12 +37,14 @@ COMMANDS = {
     "compare": "methods --seeds --budget-evaluations --budget-minutes --world --only --shard --search --baseline "
     "--processes --dry-run --out --set",
     "report": "run --single",
+    "view": "runs --port --token-file",
     "list": "what --json",
     "data scan": "where --sheet --set --json --trust",
     "data captions": "where --out --draws --set --trust",
     "data draw": "--out --count --held-out --seed --size",
-    "prompts scan": "recipe --prompts --captions --set --json --trust --processes",
-    "serve-reward": "reward --port --host --token-env --token-file --max-mib --timeout --batch --threads --set",
+    "data prompts": "recipe --prompts --captions --set --json --trust --processes",
+    "reward serve": "reward --port --host --token-env --token-file --max-mib --timeout --batch --threads --set",
+    "vote": "run --host --port --voters --voter --export",
     "reward try": "reward --images --prompts --references --json --set",
 }
 
@@ -60,18 +63,67 @@ def run(tmp_path_factory):
     return here / "runs/one"
 
 
-def test_the_commands_and_their_flags_are_pinned():
+def _commands():
+    """The command line's commands by name."""
     group = typer.main.get_command(cli.app)
-    commands = {
+    return {
         " ".join([name, *more]): command
         for name, sub in group.commands.items()
         for more, command in ([([n], c) for n, c in sub.commands.items()] if hasattr(sub, "commands") else [([], sub)])
     }
+
+
+def test_the_commands_and_their_flags_are_pinned():
     flags_found = {
         name: " ".join(param.opts[0] for param in command.params if param.name != "help")
-        for name, command in commands.items()
+        for name, command in _commands().items()
     }
-    assert flags_found == COMMANDS
+    old_names = {"prompts scan": COMMANDS["data prompts"], "serve-reward": COMMANDS["reward serve"]}
+    assert flags_found == COMMANDS | old_names
+
+
+def test_help_has_panels_and_an_example_that_is_a_command():
+    panels = re.findall(r"╭─ (\w+) ─", command("--help").out)
+    assert panels == ["Options", "Train", "Judge", "Prepare", "Share", "Rewards"]
+    for name, each in _commands().items():
+        if name not in ("prompts scan", "serve-reward"):
+            _, _, words = each.epilog.partition("Example:  grpaint ")
+            assert words.startswith(f"{name} ")
+            given = shlex.split(words)[len(name.split()) :]
+            assert each.make_context(name, given).params  # refuses flags that there are not
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(("prompts", "scan"), "data prompts"), (("serve-reward", "x", "--port", "-1"), "reward serve")]
+)
+def test_an_old_name_is_understood_and_names_the_new_one(old, new):
+    end = command(*old, sets=["nothing=1"])
+    assert end.code == 2
+    first, second = end.err.splitlines()
+    assert first.endswith(f"is now `grpaint {new}`; the old name will go.")
+    assert second.startswith("grpaint: ")
+    assert old[0] not in re.findall(r"│ (\S+)", command("--help").out)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("grpaint tr", {"train"}),
+        ("grpaint data ", {"scan", "captions", "draw", "prompts"}),
+        ("grpaint show mix-grpo", {"mix-grpo", "mix-grpo-flash", "mix-grpo-flash-star"}),
+        ("grpaint sample on", {"one", "only"}),
+    ],
+)
+def test_a_shell_completes_commands_recipes_and_runs(line, words):
+    for name in ("one", "only", "other"):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "run.toml").touch()
+    given = {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" ")), "_GRPAINT_COMPLETE": "complete_bash"}
+    program = "import sys; from grpaint.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ | given
+    )
+    assert set(done.stdout.split()) == words
 
 
 @pytest.mark.parametrize(
@@ -352,7 +404,7 @@ def test_threads_spin_briefly_unless_the_environment_says_otherwise(given, spins
 
 
 @pytest.mark.parametrize(
-    "words", [["train"], ["sft"], ["show"], ["plan"], ["doctor"], ["prompts", "scan"]], ids=" ".join
+    "words", [["train"], ["sft"], ["show"], ["plan"], ["doctor"], ["data", "prompts"]], ids=" ".join
 )
 def test_an_empty_name_is_no_recipe(words):
     end = command(*words, "")
@@ -366,7 +418,7 @@ def test_an_empty_name_is_no_recipe(words):
         "data draw --out new --count",
         "data draw --out new --held-out",
         "data captions . --out c --draws",
-        "prompts scan --prompts",
+        "data prompts --prompts",
     ],
 )
 def test_counts_without_end_are_refused(words):

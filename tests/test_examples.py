@@ -8,8 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+import typer.main
+from nbclient import NotebookClient
 
+from grpaint import cli
 from grpaint.scenes.world import SceneData
 from tiny_runs import command
 
@@ -64,6 +68,35 @@ def test_the_reward_in_the_readme_trains(tmp_path: Path) -> None:
         end = command("train", *sets)
     assert end.code == 0, end.err
     assert '"reward/red": ' in (tmp_path / "runs/awm/metrics.jsonl").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
+def test_pages_outside_the_site_link_to_files_that_exist(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    missing = [target for target in targets if "://" not in target and not (ROOT / target).exists()]
+    assert not missing
+
+
+def test_the_readme_is_short_and_its_commands_are_on_their_page() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 110
+    listed = re.findall(r"^ +grpaint ([a-z-]+)", (ROOT / "docs/commands.md").read_text(encoding="utf-8"), re.M)
+    group = typer.main.get_command(cli.app)
+    assert set(listed) == {name for name, each in group.commands.items() if not each.hidden}
+
+
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    notebook = nbformat.read(ROOT / "examples/quickstart.ipynb", as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2  # as it is read without running it
+    assert not any("file://" in str(output) or str(Path.home()) in str(output) for output in outputs)
+    sizes = {"train.prompts": 2, "anchor.batch": 2, "evaluate.every": 1, "evaluate.prompts": 2, "evaluate.probe": 2}
+    small = f'"train.iterations": 1, **{sizes},'
+    for cell in notebook.cells:
+        cell.source = re.sub(r'"train.iterations": 80,.*?"evaluate.prompts": 128,', small, cell.source, flags=re.S)
+    assert small in "".join(cell.source for cell in notebook.cells)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert tmp_path.joinpath("runs/quickstart/report.html").is_file()
+    assert "'background'" in notebook.cells[-2].outputs[0]["data"]["text/plain"]
 
 
 FILES = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "examples").rglob("*.py")]

@@ -283,7 +283,7 @@ def test_show_and_plan_never_import_what_a_run_folder_names(verb, table):
 
 
 @pytest.mark.parametrize(
-    "words", [("fetch", "{}", "--to", "files"), ("data", "scan", "{}"), ("prompts", "scan", "{}"), ("plan", "{}")]
+    "words", [("fetch", "{}", "--to", "files"), ("data", "scan", "{}"), ("data", "prompts", "{}"), ("plan", "{}")]
 )
 def test_other_commands_that_read_a_recipe_never_import_what_a_run_folder_names(words):
     change(rewards={"x": {"kind": "evil.py:score"}})
@@ -295,14 +295,14 @@ def test_other_commands_that_read_a_recipe_never_import_what_a_run_folder_names(
 
 def test_prompts_are_not_scanned_with_a_reward_of_a_run_that_starts_something():
     change(rewards={"x": REWARDS["worker"]})
-    refused(command("prompts", "scan", "runs/it/run.toml"), "rewards.x", "start a program", "--trust")
+    refused(command("data", "prompts", "runs/it/run.toml"), "rewards.x", "start a program", "--trust")
 
 
 def test_a_supervised_recipe_of_a_run_is_searched_for_overlaps_only_if_it_names_no_code():
     file = Path("runs/it/run.toml")
     model = read_toml(file)["model"]
     file.write_text(tomli_w.dumps({"stage": "sft", "model": model, "data": {"kind": "evil.py:SceneData"}}))
-    refused(command("prompts", "scan", "flow-grpo-fast", "--captions", str(file)), "data.kind", "--trust")
+    refused(command("data", "prompts", "flow-grpo-fast", "--captions", str(file)), "data.kind", "--trust")
 
 
 def test_show_of_a_trusted_run_or_of_the_users_own_recipe_imports_its_code():

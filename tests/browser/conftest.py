@@ -38,11 +38,11 @@ def browser() -> Iterator[playwright.Browser]:
 
 @pytest.fixture
 def page_of(browser: playwright.Browser) -> Iterator[Callable[..., playwright.Page]]:
-    """Open a file as a page; at the end it must have raised no error and asked for nothing outside its folder."""
+    """Open a file or an address; at the end it must have raised no error and asked for nothing that is not its own."""
     opened: list[OpenPage] = []
 
-    def open_page(file: Path, *, width: int = 1440, scheme: str = "light") -> playwright.Page:
-        opened.append(OpenPage(browser, file, width=width, scheme=scheme))
+    def open_page(place: Path | str, *, width: int = 1440, scheme: str = "light") -> playwright.Page:
+        opened.append(OpenPage(browser, place, width=width, scheme=scheme))
         return opened[-1].page
 
     yield open_page

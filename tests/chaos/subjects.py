@@ -79,7 +79,7 @@ class Subject:
 def serve(folder: Path, port: int) -> Child:
     """Start the reward's server."""
     os.environ[TOKEN] = "chaos" * 4
-    words = ["serve-reward", "reward.py:score", "--port", str(port), "--token-env", TOKEN]
+    words = ["reward", "serve", "reward.py:score", "--port", str(port), "--token-env", TOKEN]
     return fork(words, folder, folder / "server.log")
 
 

@@ -75,7 +75,7 @@ def test_every_measure_has_its_protocol_and_its_card(result):
 
 
 def test_values_are_those_of_evaluate_and_differences_are_paired(result):
-    line = json.loads(command("evaluate", "one", "--json", "--trust").out)
+    line = json.loads(command("evaluate", "alone=one", "--json", "--trust").out)
     first = tiny_runs.lines(Path("runs/one/evaluations.jsonl"))[0]
     for name in ("strict", "soft", "background", "reward/bright", "image/saturation", "denoising_loss"):
         measure = entry(result, name)

@@ -318,7 +318,7 @@ def arrow(root: Path, rng: random.Random) -> list[str]:
 
 
 def prompts(root: Path, rng: random.Random) -> list[str]:
-    """Prompt files of each form, read as `prompts scan` and training do."""
+    """Prompt files of each form, read as `data prompts` and training do."""
     root.mkdir()
     (root / "0.png").write_bytes(picture(0))
     suffix = rng.choice((".txt", ".jsonl", ".csv"))

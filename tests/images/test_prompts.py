@@ -198,7 +198,7 @@ def test_a_scan_finds_the_dead_prompts_and_the_overlap(tmp_path):
         sets = [*TINY, "data.kind=prompts", "data.train=train.txt", "data.held_out_path=judged.txt"]
         sets += ['rewards={dead={kind="dead.py:score"}}', "anchor=none"]
         end = command(
-            "prompts", "scan", "flow-grpo-fast", "--prompts", "8", "--captions", "sft.toml", "--json", sets=sets
+            "data", "prompts", "flow-grpo-fast", "--prompts", "8", "--captions", "sft.toml", "--json", sets=sets
         )
         assert end.code == 0, end.err
         report = json.loads(end.out)
@@ -207,6 +207,6 @@ def test_a_scan_finds_the_dead_prompts_and_the_overlap(tmp_path):
         assert report["dead"] == 4
         assert [pair[:2] for pair in report["held_out_in_training"]] == [["a blue cross", "a blue cross"]]
         assert {pair[0] for pair in report["training_in_captions"]} == set(train)  # single things, all in scenes
-        plain = command("prompts", "scan", "flow-grpo-fast", "--prompts", "4", sets=sets).out
+        plain = command("data", "prompts", "flow-grpo-fast", "--prompts", "4", sets=sets).out
         assert "DEAD: all wrong" in plain
         assert "1 held-out prompts that training has, nearly" in plain

@@ -116,7 +116,7 @@ def test_many_processes_record_and_compare_models_as_one_does(folder):
 
 def test_many_processes_scan_prompts_as_one_does(folder):
     # three a batch, the last of one prompt, so that two ranks of the three have no share in it
-    words = ["prompts", "scan", "mix-grpo", "--prompts", "4", *SETS, *SHARED, "--set", "train.prompts=3", "--json"]
+    words = ["data", "prompts", "mix-grpo", "--prompts", "4", *SETS, *SHARED, "--set", "train.prompts=3", "--json"]
     one, three = (json.loads(grpaint(folder, *words, processes=count)[0]) for count in (1, 3))
     assert callers(folder) == 2
     check_close(one, three, "scan", 1e-5)

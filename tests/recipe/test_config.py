@@ -219,6 +219,27 @@ def test_a_reward_file_that_cannot_be_imported_is_one_line(body):
     )
 
 
+def test_a_name_that_a_file_lacks_is_answered_with_those_that_it_has():
+    Path("mine.py").write_text("import math\nclass Bright: pass\ndef score(images, prompts): pass\n")
+    _refused(command("train", "flow-grpo-fast", sets=["rewards.a.kind=mine.py:scores"]), "it has Bright, score")
+    Path("none.py").write_text("x = 1\n")
+    _refused(command("train", "flow-grpo-fast", sets=["rewards.a.kind=none.py:score"]), "no class and no function")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("(there.sigma**2 - 4) ** 0.5 and math.sqrt(-1), 0.1", ["math domain error", "mine.py, line 3, in noisy"]),
+        ("0.1", ["a sampler returns (gain, std), and not 0.1"]),
+        ("(1, 2, 3)", ["a sampler returns (gain, std), and not (1, 2, 3)"]),
+        ("(math.nan, 1.0)", ["gain nan"]),
+    ],
+)
+def test_a_sampler_of_the_users_that_fails_is_located(body, words):
+    Path("mine.py").write_text(f"import math\ndef noisy(here, there):\n    return {body}\n")
+    _refused(command("train", "flow-grpo-fast", sets=["plan.sampler.kind=mine.py:noisy"]), "plan.sampler", *words)
+
+
 def test_an_own_dataclass_takes_settings():
     Path("mine.py").write_text(
         "from dataclasses import dataclass\n"

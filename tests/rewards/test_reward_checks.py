@@ -51,7 +51,17 @@ def test_lpips_passes_whatever_its_weights(tmp_path: Path) -> None:
     assert outcome[1][1] < 0
 
 
-FOREIGN = {"geneval", "ocr", "remote", "tag-recall", "vlm-head", "vlm-judge", "vlm-score", "worker"}  # others answer
+FOREIGN = {
+    "geneval",
+    "ocr",
+    "remote",
+    "tag-recall",
+    "vlm-head",
+    "vlm-judge",
+    "vlm-score",
+    "votes",
+    "worker",
+}  # others answer
 
 
 @pytest.mark.parametrize("kind", sorted(CATALOG["rewards"].keys() - FOREIGN))

@@ -2,10 +2,20 @@
 
 import os
 
+import hypothesis
 import pytest
+from hypothesis import strategies
 
 from grpaint.core.errors import ConfigError
-from grpaint.storage.reading import json_lines, parse_json, parse_toml, read_object, read_regular, read_text
+from grpaint.storage.reading import (
+    json_lines,
+    parse_json,
+    parse_toml,
+    read_end_lines,
+    read_object,
+    read_regular,
+    read_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -92,3 +102,23 @@ def test_a_line_or_file_that_is_no_object_is_refused_with_its_place(tmp_path):
     file.write_text("null")
     with pytest.raises(ConfigError, match="not NoneType"):
         read_object(file)
+
+
+@hypothesis.given(
+    strategies.lists(strategies.sampled_from([b"", b"a", b"bb", bytes(70_000), bytes(300_000)]), max_size=4),
+    strategies.sampled_from([b"", b"\n", b"\n\n", b"cut short"]),
+)
+def test_the_end_lines_of_a_file_are_those_of_all_its_lines(tmp_path_factory, lines, end):
+    file = tmp_path_factory.getbasetemp() / "ends.jsonl"
+    raw = b"".join(line + b"\n" for line in lines) + end
+    file.write_bytes(raw)
+    whole = raw[: raw.rfind(b"\n") + 1].split(b"\n")[:-1]
+    first = whole[0] if whole else b""
+    last = next((line for line in reversed(whole) if line), b"")
+    assert read_end_lines(file) == (first, last)
+
+
+def test_the_ends_of_what_is_no_regular_file_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="pipe: no regular file"):
+        read_end_lines(tmp_path / "pipe")

@@ -10,7 +10,7 @@ import traceback
 from grpaint.cli.app import app
 from grpaint.cli.output import lasting_errors, printable_warnings
 from grpaint.run.signals import ctrl_c
-from grpaint.cli import runs, models, data, rewards, serve, recipes  # noqa: F401
+from grpaint.cli import runs, recipes, data, models, rewards  # noqa: F401
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # reason: see above
     with lasting_errors(), printable_warnings(), ctrl_c():
         try:
-            app()
+            app(prog_name="grpaint")
         except (KeyboardInterrupt, SystemExit) as end:
             if isinstance(end, SystemExit) and end.code != 130:  # typer turns Ctrl-C into this
                 raise
@@ -39,7 +39,14 @@ def main() -> None:
 
 def _explain(error: Exception) -> int | None:
     """Print an expected error in one line and return its exit code; return None for a bug of ours."""
-    from grpaint.core.errors import CheckpointError, ConfigError, GrpaintError, ProcessesEnded, RankLost
+    from grpaint.core.errors import (
+        CheckpointError,
+        ConfigError,
+        GrpaintError,
+        ProcessesEnded,
+        RankLost,
+        StopRequested,
+    )
     from grpaint.core.importing import user_code_location
     from grpaint.core.user_code import describe
 
@@ -48,6 +55,7 @@ def _explain(error: Exception) -> int | None:
             return _end(str(error), error.exit_code) if str(error) else error.exit_code
         unreadable = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
         code = 2 if unreadable or isinstance(error, ConfigError) else 1
+        code = error.exit_code if isinstance(error, StopRequested) else code
         return _end(" ".join(str(error).split("\n")), code, lost=isinstance(error, RankLost) and not error.late)
     exit_code = getattr(error, "exit_code", None)
     if exit_code is not None and type(error).__name__ == "Stopped":

@@ -2,10 +2,14 @@
 
 import os
 import sys
+from collections.abc import Callable
+from functools import wraps
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+TRAIN, JUDGE, PREPARE, SHARE, REWARDS = "Train", "Judge", "Prepare", "Share", "Rewards"  # the panels of --help
 
 
 class _Commands(TyperGroup):
@@ -42,7 +46,6 @@ def _of_user_code(error: BaseException) -> bool:
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Post-train text-to-image models with online reinforcement learning.",
 )
@@ -54,3 +57,21 @@ def _everywhere(
 ) -> None:
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def example(words: str) -> str:
+    """Return the line below the options in a command's ``--help``."""
+    return f"Example:  grpaint {words}"
+
+
+def renamed(old: str, new: str, command: Callable[..., None]) -> Callable[..., None]:
+    """Return ``command`` as it is called by an old name: it says the new one on standard error first."""
+
+    @wraps(command)
+    def run(*args: Any, **settings: Any) -> None:
+        from grpaint.report.console import echo
+
+        echo(f"grpaint: {old} is now `grpaint {new}`; the old name will go.", err=True)
+        command(*args, **settings)
+
+    return run

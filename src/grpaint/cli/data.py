@@ -5,21 +5,19 @@ from typing import Annotated
 
 import typer
 
-from grpaint.cli.app import app
+from grpaint.cli.app import PREPARE, app, example, renamed
 from grpaint.cli.options import AsJson, Processes, RecipeName, Sets, Trust
 
 MOST_IMAGES, MOST_PROMPTS = 1_000_000, 100_000  # grpaint.core.bounds, which would import PyTorch
-data = typer.Typer(no_args_is_help=True, help="Look at captioned images, resolve their captions, draw a set.")
-prompts = typer.Typer(no_args_is_help=True, help="Look at prompts before training on them.")
-app.add_typer(data, name="data")
-app.add_typer(prompts, name="prompts")
+data = typer.Typer(no_args_is_help=True, help="Look at captioned images and prompts before training on them.")
+app.add_typer(data, name="data", rich_help_panel=PREPARE)
 
 Where = Annotated[
     str, typer.Argument(metavar="DIR|RECIPE", help="Captioned images, or a recipe that names them; --set data.*=..")
 ]
 
 
-@data.command()
+@data.command(epilog=example("data scan pictures --sheet sheet.png"))
 def scan(
     where: Where,
     sheet: Annotated[Path | None, typer.Option(help="Where a contact sheet goes, as .png.")] = None,
@@ -33,7 +31,7 @@ def scan(
     command.scan_images(where, sets or [], sheet, as_json=as_json, trust=trust)
 
 
-@data.command()
+@data.command(epilog=example("data captions pictures --out captions.txt --draws 3"))
 def captions(
     where: Where,
     out: Annotated[Path, typer.Option(help="The file; a line an image, its name and a tab before the caption.")],
@@ -49,7 +47,7 @@ def captions(
     command.save_captions(where, sets or [], out, draws, trust=trust)
 
 
-@data.command()
+@data.command(epilog=example("data draw --out drawn --count 2000 --held-out 320"))
 def draw(
     out: Annotated[Path, typer.Option(help="The new folder.")],
     count: Annotated[int, typer.Option(min=1, max=MOST_IMAGES, help="Training pictures.")] = 1000,
@@ -63,8 +61,8 @@ def draw(
     command.draw_data_set(out, count, held_out, seed, size)
 
 
-@prompts.command(name="scan")
-def scan_prompts(
+@data.command(epilog=example("data prompts examples/tagged-scenes/grpo.toml --prompts 24"))
+def prompts(
     recipe: RecipeName = None,
     count: Annotated[
         int, typer.Option("--prompts", min=1, max=MOST_PROMPTS, help="Prompts to sample a group of each.")
@@ -83,3 +81,8 @@ def scan_prompts(
 
     if not run_in_processes(processes, 0, lambda: examining_processes(recipe, sets or [], trust=trust, most=count)):
         run(recipe, sets or [], count, against, as_json=as_json, trust=trust)
+
+
+old_prompts = typer.Typer()
+old_prompts.command(name="scan")(renamed("prompts scan", "data prompts", prompts))
+app.add_typer(old_prompts, name="prompts", hidden=True)

@@ -5,13 +5,17 @@ from typing import Annotated
 
 import typer
 
-from grpaint.cli.app import app
-from grpaint.cli.options import AsJson, ModelName, Processes, RecipeName, Sets, Trust, WithoutFrozen
+from grpaint.cli import completion
+from grpaint.cli.app import JUDGE, SHARE, app, example
+from grpaint.cli.options import ModelName, Sets, Trust, WithoutFrozen
 
 
-@app.command()
+@app.command(rich_help_panel=JUDGE, epilog=example('sample first "a red circle above a blue square" --seed 3'))
 def sample(  # noqa: PLR0913 - reason: one argument a flag
-    source: Annotated[str | None, typer.Argument(metavar="RUN-OR-CHECKPOINT", help="Or an exported file.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN-OR-CHECKPOINT", help="Or an exported file.", autocompletion=completion.runs),
+    ] = None,
     prompts: Annotated[list[str] | None, typer.Argument(help="Captions, each in quotes.")] = None,
     seed: Annotated[int, typer.Option(help="Of the start noise of the first picture; the next has the next.")] = 0,
     out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("samples"),
@@ -45,7 +49,7 @@ def sample(  # noqa: PLR0913 - reason: one argument a flag
     draw_captions(source, request)
 
 
-@app.command()
+@app.command(rich_help_panel=SHARE, epilog=example("export runs/tuned --for comfyui --out for-comfyui"))
 def export(  # noqa: PLR0913 - reason: one argument a flag
     source: ModelName,
     target: Annotated[str, typer.Option("--for", help="diffusers, comfyui (A1111 too) or merged.")] = "diffusers",
@@ -64,36 +68,3 @@ def export(  # noqa: PLR0913 - reason: one argument a flag
     from grpaint.commands.export import command
 
     command.export(source, target, out, check, push, without_frozen or [], sets or [], trust=trust)
-
-
-@app.command()
-def doctor(
-    recipe: RecipeName = None,
-    sets: Sets = None,
-    as_json: AsJson = False,
-    trust: Trust = False,
-    processes: Processes = None,
-) -> None:
-    """Check a recipe on this machine and model before it runs: PASS or FAIL, the likely cause and the fix.
-
-    With --processes also that many processes give the numbers of one.
-    """
-    from grpaint.commands.doctor.command import run
-    from grpaint.commands.processes import examining_processes, run_in_processes
-
-    if not run_in_processes(processes, 0, lambda: examining_processes(recipe, sets or [], trust=trust)):
-        run(recipe, sets or [], as_json=as_json, trust=trust)
-
-
-@app.command()
-def fetch(
-    recipe: Annotated[str, typer.Argument(help="A path, WORLD/METHOD, or METHOD.")],
-    to: Annotated[Path, typer.Option(help="Where the files go.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
-    sets: Sets = None,
-    trust: Trust = False,
-) -> None:
-    """Download every file that a recipe needs, with sizes and hashes; nothing else needs a network."""
-    from grpaint.commands import fetch as command
-
-    command.fetch(recipe, sets or [], to, dry_run=dry_run, trust=trust)

@@ -5,9 +5,18 @@ from typing import Annotated
 
 import typer
 
-RecipeName = Annotated[str | None, typer.Argument(help="A path, WORLD/METHOD, or METHOD; the default when left out.")]
+from grpaint.cli import completion
+
+RecipeName = Annotated[
+    str | None,
+    typer.Argument(
+        help="A path, WORLD/METHOD, or METHOD; the default when left out.", autocompletion=completion.recipes
+    ),
+]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key.sub=value; may be repeated.", show_default=False)]
-RunName = Annotated[str | None, typer.Option("--name", help="The folder's name under runs/.")]
+RunName = Annotated[
+    str | None, typer.Option("--name", help="The folder's name under runs/.", autocompletion=completion.runs)
+]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds run folders.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run of this name.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Let settings of a run or file that you only read name code.")]
@@ -22,4 +31,9 @@ WithoutFrozen = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="Leave this frozen adapter out; may be repeated.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ModelName = Annotated[str, typer.Argument(metavar="RUN-OR-CHECKPOINT", help="A run, a checkpoint folder, or a file.")]
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN-OR-CHECKPOINT", help="A run, a checkpoint folder, or a file.", autocompletion=completion.runs
+    ),
+]

@@ -5,14 +5,15 @@ from typing import Annotated
 
 import typer
 
-from grpaint.cli.app import app
+from grpaint.cli import completion
+from grpaint.cli.app import JUDGE, TRAIN, app, example
 from grpaint.cli.options import AsJson, MaxRestarts, Processes, RecipeName, Resume, RunName, Runs, Sets, Trust
 from grpaint.cli.output import lasting_output
 
 RUNS = Path("runs")
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN, epilog=example("train flow-grpo-fast --name first --set train.seed=1"))
 @lasting_output()
 def train(
     recipe: RecipeName = None,
@@ -32,7 +33,7 @@ def train(
         run("train", recipe, sets or [], runs, name, resume=resume, advice=advice)
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN, epilog=example("sft examples/tagged-scenes/sft.toml --name tagged"))
 @lasting_output()
 def sft(
     recipe: RecipeName = None,
@@ -52,12 +53,16 @@ def sft(
         run("sft", recipe, sets or [], runs, name, resume=resume, advice=advice)
 
 
-@app.command()
+@app.command(rich_help_panel=JUDGE, epilog=example("evaluate base=runs/first:base tuned=runs/first --out judged"))
 @lasting_output()
 def evaluate(  # noqa: PLR0913 - reason: one argument a flag
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="[NAME=]RUN-OR-CHECKPOINT...", help="Models; RUN:base is what a run began from."),
+        typer.Argument(
+            metavar="[NAME=]RUN-OR-CHECKPOINT...",
+            help="Models; RUN:base is what a run began from.",
+            autocompletion=completion.runs,
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Records, evaluation.json and the page; evaluation/ for several models.")
@@ -77,13 +82,15 @@ def evaluate(  # noqa: PLR0913 - reason: one argument a flag
         run(sources, sets or [], out, few=few, keep=keep, as_json=as_json, trust=trust)
 
 
-@app.command()
+@app.command(rich_help_panel=JUDGE, epilog=example("compare awm flow-grpo --budget-evaluations 100000 --seeds 0,1"))
 @lasting_output()
 def compare(  # noqa: PLR0913 - reason: one argument a flag
     methods: Annotated[
         list[str],
         typer.Argument(
-            metavar="METHOD...", help="Recipes of one world, files of yours, or NAME=METHOD:KEY=VALUE;KEY=VALUE."
+            metavar="METHOD...",
+            help="Recipes of one world, files of yours, or NAME=METHOD:KEY=VALUE;KEY=VALUE.",
+            autocompletion=completion.recipes,
         ),
     ],
     seeds: Annotated[str, typer.Option(help="Numbers, separated by commas.")] = "0,1,2,3,4",
@@ -118,10 +125,15 @@ def compare(  # noqa: PLR0913 - reason: one argument a flag
     )
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN, epilog=example("report first --single first.html"))
 @lasting_output()
 def report(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its name in runs/.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="The folder of a run, or its name in runs/.", autocompletion=completion.runs
+        ),
+    ],
     single: Annotated[
         Path | None, typer.Option(help="Write one file with the pictures inside, of 6 MB at most.")
     ] = None,
@@ -130,3 +142,16 @@ def report(
     from grpaint.commands.report import write_report
 
     write_report(run, single)
+
+
+@app.command(rich_help_panel=TRAIN, epilog=example("view runs --port 8017"))
+@lasting_output()
+def view(
+    runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="The folder that holds run folders.")] = Path("runs"),
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8017,
+    token_file: Annotated[Path | None, typer.Option(help="The file with a token of yours.")] = None,
+) -> None:
+    """Show all runs in a browser of this machine: a table, the page of each, several side by side."""
+    from grpaint.commands.view.command import view
+
+    view(runs, port, token_file)

@@ -38,7 +38,7 @@ def open_image_data(place: str, sets: list[str], *, trust: bool) -> tuple[ImageD
             recipe, _ = open_recipe(place, stage_of(place), sets)
             data, counts = recipe.data, token_counts(recipe.model)
     if not isinstance(data, ImageData):
-        raise ConfigError(f'{place}: its data is not of kind "images"; for prompts there is `grpaint prompts scan`.')
+        raise ConfigError(f'{place}: its data is not of kind "images"; for prompts there is `grpaint data prompts`.')
     return data, counts
 
 

@@ -1,4 +1,4 @@
-"""``grpaint prompts scan``: the reward spread within each prompt's group, near-duplicate prompts, and overlaps."""
+"""``grpaint data prompts``: the reward spread within each prompt's group, near-duplicate prompts, and overlaps."""
 
 import json
 import re
@@ -131,7 +131,7 @@ def near_duplicate_prompts(prompts: Sequence[str]) -> list[tuple[str, str, float
 def scan_prompts(
     recipe: TrainRecipe, captions: Data | None, count: int, log: Callable[[str], None], world: World = ONE
 ) -> dict[str, Any]:
-    """Make the report of ``grpaint prompts scan``; ``captions`` is the supervised stage's data, if there was one."""
+    """Make the report of ``grpaint data prompts``; ``captions`` is the supervised stage's data, if there was one."""
     lines = mark_dead_prompts(score_prompts(recipe, count, log, world))
     texts = [line["prompt"] for line in lines]
     held_out = [prompt.text for prompt in recipe.data.held_out(recipe.evaluate.prompts, recipe.evaluate.seed)]

@@ -1,8 +1,5 @@
-"""``grpaint serve-reward``: serve a reward over HTTP for runs on other machines or in other environments."""
+"""``grpaint reward serve``: serve a reward over HTTP for runs on other machines or in other environments."""
 
-import ipaddress
-import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,14 +18,12 @@ from grpaint.recipe.config import override
 from grpaint.report.console import echo
 from grpaint.rewards.elsewhere.limits import Limits
 from grpaint.rewards.elsewhere.server import RewardServer, identity
-from grpaint.storage.reading import decode_text, read_regular
-
-MOST_TOKEN = 4096  # bytes of the file with the token
+from grpaint.web.access import is_loopback, new_token, read_token
 
 
 @dataclass(frozen=True)
 class Service:
-    """The flags of ``grpaint serve-reward``: address, where the token is, and limits.
+    """The flags of ``grpaint reward serve``: address, where the token is, and limits.
 
     ``max_mib``: the largest request. ``timeout``: seconds for a request to arrive, and again to be scored, up to a
     day. ``batch``: images of waiting requests that are scored together (0: none). ``threads``: 0 leaves them to
@@ -52,7 +47,7 @@ class Service:
         """
         ranges = self.max_mib >= 1 and 0 < self.timeout <= 86_400 and 0 <= self.port < 65536
         if not ranges or self.batch < 0 or self.threads < 0:
-            raise ConfigError("serve-reward: --max-mib, --timeout (seconds, up to a day), --port: out of range.")
+            raise ConfigError("reward serve: --max-mib, --timeout (seconds, up to a day), --port: out of range.")
         size = self.max_mib << 20  # of uint8 pixels: a quarter of it, as fp32, is what they take
         pixels, memory = max(Limits.pixels, size // 4), max(Limits.memory, 16 * size)
         return Limits(size, self.timeout, self.batch, pixels=pixels, memory=memory)
@@ -77,11 +72,7 @@ def run(kind: str, sets: Sequence[str], service: Service) -> None:
 
     with connect_rewards({kind: reward}, log):
         score = partial(score_images, kind, reward)
-        try:
-            server = RewardServer((service.host, service.port), score, about, token, limits, log)
-        except OSError as error:
-            reason = (error.strerror or str(error)).partition(" (while")[0]  # the library repeats the address
-            raise ConfigError(f"--host {service.host} --port {service.port}: {reason}.") from error
+        server = RewardServer((service.host, service.port), score, about, token, limits, log)
         if generated:
             echo(f"token {token}")
         echo(f"serving {kind} on http://{service.host}:{server.server_port} identity {about['identity']}")
@@ -94,31 +85,10 @@ def token_of(host: str, variable: str | None, file: Path | None) -> tuple[str, b
     Raises:
         ConfigError: the named token is missing or too short, or a host other than loopback would have none.
     """
-    if variable and file:
-        raise ConfigError("serve-reward: --token-env and --token-file: give one of them.")
-    if variable:
-        token = os.environ.get(variable, "").strip()
-        where = f"--token-env {variable}: that environment variable"
-    elif file:
-        try:
-            token = decode_text(read_regular(file, MOST_TOKEN), str(file)).strip()
-        except ConfigError as error:
-            raise ConfigError(f"--token-file {error}") from None
-        where = f"--token-file {file}: that file"
-    elif _is_loopback(host):
-        return secrets.token_urlsafe(32), True
-    else:
+    token = read_token("reward serve", variable, file)
+    if token is None and not is_loopback(host):
         raise ConfigError(f"--host {host}: others can reach that; name a token of yours, --token-env or --token-file.")
-    if len(token) < 16 or not token.isascii() or not token.isprintable():
-        raise ConfigError(f"{where} holds no token; it must be 16 or more printable ASCII characters.")
-    return token, False
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return token or new_token(), token is None
 
 
 def open_reward(kind: str, sets: Sequence[str]) -> tuple[Reward, dict[str, Any]]:
@@ -129,7 +99,7 @@ def open_reward(kind: str, sets: Sequence[str]) -> tuple[Reward, dict[str, Any]]
     """
     if any(item.partition("=")[0].strip() in ("kind", "weight") for item in sets):
         raise ConfigError(
-            "serve-reward: --set takes the reward's own settings; kind is the argument, weight the run's."
+            "reward serve: --set takes the reward's own settings; kind is the argument, weight the run's."
         )
     reward, settings = build(Reward, override({"kind": kind}, sets), "reward")
     if getattr(reward, "needs_group", False):

@@ -7,9 +7,12 @@ GrpaintError                 one line for the terminal, never a traceback
 `-- RunError                 a run that had started cannot continue      (exit code 1; resumable)
     |-- RewardError          a reward raised, or returned invalid scores
     |-- RankLost             another process of the run died, or is late  (its own code, where it gave one)
+    |-- StopRequested        a signal came while the run waited for people  (128 + the signal)
     |-- ProcessesEnded       one of a run's processes ended it            (that one's exit code)
     `-- MemoryExhausted      out of memory; names the phase and the setting to lower
 """
+
+import signal
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -48,6 +51,15 @@ class RankLost(RunError):
     def __init__(self, message: str, *, late: bool = False) -> None:
         super().__init__(message)
         self.late = late
+
+
+class StopRequested(RunError):
+    """A signal asks the run to stop, and what is under way may take for ever; nothing of the iteration is saved."""
+
+    def __init__(self, number: int) -> None:
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name} while it waited; what was saved before stays; continue with --resume.")
+        self.exit_code = 128 + number
 
 
 class ProcessesEnded(RunError):

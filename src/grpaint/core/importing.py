@@ -79,7 +79,14 @@ def import_target(target: str, setting: str) -> Any:
     """
     check_import(target, setting)
     module, _, name = target.rpartition(":")
-    return getattr(_load_module(module), name)
+    loaded = _load_module(module)
+    try:
+        return getattr(loaded, name)
+    except AttributeError as error:
+        own = sorted(key for key, value in vars(loaded).items() if getattr(value, "__module__", "") == loaded.__name__)
+        if not module.endswith(".py"):
+            raise
+        raise ImportError(f"no {name} in {module}; it has {', '.join(own) or 'no class and no function'}") from error
 
 
 def import_packaged(target: str) -> Any:

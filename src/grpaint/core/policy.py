@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import Literal, Protocol, Self, runtime_checkable
 
 import torch
@@ -59,6 +60,25 @@ class ExternalReward(Protocol):
 
     def stop(self) -> None:
         """Disconnect; does nothing if never started."""
+
+
+@runtime_checkable
+class PeopleReward(Protocol):
+    """A reward for which people look at images; it works in the folder of a run, and of many processes one has it.
+
+    With weight 0 it takes no part in training: people compare the pictures of evaluations with the base's.
+    """
+
+    def join_run(self, folder: FilePath, stopping: Callable[[], int]) -> None:
+        """Take note of the folder, before :meth:`ExternalReward.start`.
+
+        ``stopping`` returns the number of the signal that asks the run to stop, or 0: scoring must not outlast it.
+        """
+
+    def prefer(
+        self, before: Float[Tensor, "b 3 h w"], after: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]
+    ) -> Float[Tensor, " b"]:
+        """Return the share of people, in [0, 1], who prefer ``after`` to ``before``; NaN where nobody has answered."""
 
 
 class Condition(Protocol):

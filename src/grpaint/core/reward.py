@@ -43,6 +43,7 @@ class RewardBase:
 
     needs_reference: ClassVar[bool] = False  # whether it compares with the prompt's reference image
     needs_caption: ClassVar[bool] = True  # whether it reads the prompt's text
+    partial: ClassVar[bool] = False  # whether it gives NaN for images that it has no score of, which are left out
     image_size: ClassVar[tuple[int, int] | None] = None  # height and width, if it scores images of one size alone
 
     @property

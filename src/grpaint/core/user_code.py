@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from grpaint.core.errors import GrpaintError
+from grpaint.core.errors import GrpaintError, StopRequested
 from grpaint.core.importing import ForeignCode
 from grpaint.core.text import one_line
 
@@ -39,12 +39,12 @@ def interrupted(error: BaseException) -> bool:
 def user_code(name: str, kind: type[Exception], details: str = "") -> Iterator[None]:
     """Raise ``kind``, with ``name`` before the message and ``details`` after it, in place of what the block raises.
 
-    Ctrl-C of the user passes, and so does a refusal to import what foreign settings name.
+    A signal to stop passes, and so does a refusal to import what foreign settings name.
     """
     try:
         yield
     except BaseException as error:
-        if isinstance(error, ForeignCode) or interrupted(error):
+        if isinstance(error, ForeignCode | StopRequested) or interrupted(error):
             raise
         reason = f": {error}" if isinstance(error, GrpaintError) else f" raised {describe(error)}"
         raise kind(f"{name}{reason}{details}") from error

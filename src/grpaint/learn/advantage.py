@@ -98,8 +98,7 @@ class GroupNorm:
         _check(self.eps, self.clip)
 
     def __call__(self, table: RewardTable, rollout: Rollout, /) -> Float[Tensor, " b"]:
-        all_rows = torch.ones_like(rollout.group, dtype=torch.bool)
-        advantage = _standardise(table.total(), rollout.group, all_rows, self.std, self.eps)
+        advantage = _standardise(table.total(), rollout.group, table.scored(), self.std, self.eps)
         return advantage.clamp(-self.clip, self.clip).float()
 
 
@@ -121,9 +120,9 @@ class LeaveOneOut:
         _check(self.eps, self.clip)
 
     def __call__(self, table: RewardTable, rollout: Rollout, /) -> Float[Tensor, " b"]:
-        all_rows = torch.ones_like(rollout.group, dtype=torch.bool)
-        difference = _standardise(table.total(), rollout.group, all_rows, self.std, self.eps)
-        size = rollout.group.bincount()[rollout.group]
+        scored = table.scored()
+        difference = _standardise(table.total(), rollout.group, scored, self.std, self.eps)
+        size = rollout.group[scored].bincount(minlength=len(rollout.prompts))[rollout.group]
         return (difference * size / (size - 1).clamp(min=1)).clamp(-self.clip, self.clip).float()
 
 

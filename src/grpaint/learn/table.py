@@ -47,6 +47,14 @@ class RewardTable:
         applies = {name: torch.cat([part.applies[name] for part in parts]) for name in first.applies}
         return cls(columns, first.weights, applies)
 
+    def scored(self) -> Bool[Tensor, " b"]:
+        """Return the rows to which a reward applies whose weight is not 0."""
+        rows = next(iter(self.columns.values())).shape[:1]
+        masks = [
+            self.applies.get(name, torch.ones(rows, dtype=torch.bool)) for name in self.columns if self.weight(name)
+        ]
+        return torch.stack(masks).any(0) if masks else torch.zeros(rows, dtype=torch.bool)
+
     def total(self) -> Float[Tensor, "b *steps"]:
         """Return the weighted sum of raw scores (Flow-GRPO's aggregate); a reward counts only in rows it applies to."""
         parts = []
@@ -80,7 +88,7 @@ class RewardSet:
         """Score images with every reward; external rewards run concurrently.
 
         ``references`` ``[b]`` marks the rows that began at a reference image: a reward whose ``needs_reference`` is
-        true applies to these only (None: to all).
+        true applies to these only (None: to all). A ``partial`` reward applies to the rows that it has scored.
 
         Raises:
             RewardError: if a reward raises, or returns NaN, infinity or the wrong number of scores; the message names
@@ -90,6 +98,10 @@ class RewardSet:
         applies = {}
         if references is not None:
             applies = {name: references for name, r in self.rewards.items() if getattr(r, "needs_reference", False)}
+        for name in [name for name, reward in self.rewards.items() if getattr(reward, "partial", False)]:
+            scored = ~columns[name].isnan()
+            applies[name] = scored & applies[name] if name in applies else scored
+            columns[name] = columns[name].where(scored, 0.0)  # of rows that are left out, whatever it is
         return RewardTable(columns, self.weights, applies)
 
     def finish(self) -> None:
@@ -109,7 +121,7 @@ def _score_all(rewards: Mapping[str, Reward], images: Tensor, prompts: Sequence[
 def score_images(
     name: str, reward: Reward, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]
 ) -> Float[Tensor, " b"]:
-    """Return one reward's scores, checked, on the CPU in fp32.
+    """Return one reward's scores, checked, on the CPU in fp32; of a ``partial`` reward some may be NaN.
 
     Raises:
         RewardError: if an image or a score is not finite, the reward raises, or the number of scores is wrong.
@@ -129,7 +141,8 @@ def score_images(
             f"reward {name} returned shape {shape} for {len(prompts)} images; it must return one "
             f"score per image (first prompts: {first})"
         )
-    bad_rows = (~scores.isfinite()).nonzero()[:, 0].tolist()
+    bad = scores.isinf() if getattr(reward, "partial", False) else ~scores.isfinite()
+    bad_rows = bad.nonzero()[:, 0].tolist()
     if bad_rows:
         value = scores[bad_rows[0]].item()
         texts = ", ".join(f'"{printable(prompts[i].text, MOST_TEXT)}"' for i in bad_rows[:3])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,6 +117,15 @@ def rounded(values: Tensor) -> list[float]:
     """Round to four decimals, or more if the largest value is small."""
     digits = _digits(values.abs().max().item(), 4)
     return [round(value, digits) for value in values.tolist()]
+
+
+def preference_entries(name: str, shares: Tensor) -> dict[str, Any]:
+    """Return the entries of an evaluation's line for ``shares`` ``[b]``; NaN is no answer."""
+    known = shares[~shares.isnan()]
+    if not len(known):
+        return {}
+    entries: dict[str, Any] = {name: known.double().mean().item(), f"{name}_interval": normal_interval(known)}
+    return entries | ({f"{name}_by_prompt": rounded(shares)} if len(known) == len(shares) else {})
 
 
 def _digits(size: float, least: int) -> int:

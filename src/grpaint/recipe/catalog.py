@@ -65,6 +65,7 @@ CATALOG: dict[str, dict[str, str]] = {
         "scenes-scorer": "grpaint.rewards.scenes:SceneScorer",
         "tag-recall": "grpaint.rewards.tags:TagRecall",
         "vlm-head": "grpaint.rewards.vlm_score:VlmHead",
+        "votes": "grpaint.rewards.votes:Votes",
         "vlm-judge": "grpaint.rewards.vlm:VlmJudge",
         "vlm-score": "grpaint.rewards.vlm_score:VlmScore",
         "worker": "grpaint.rewards.elsewhere.worker:Worker",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from grpaint.core.bounds import check_range
+from grpaint.core.policy import PeopleReward, Reward
 from grpaint.core.runtime import Device, Precision
 from grpaint.learn.advantage import Advantage, PerReward
 from grpaint.learn.forward import ForwardObjective
@@ -149,8 +150,27 @@ class TrainRecipe(Common):
             )
         if not any(item.weight for item in self.rewards.values()):
             raise ValueError("rewards: every weight is 0, so nothing can be learned; raise one")
+        asking = [name for name, item in self.rewards.items() if isinstance(item.reward, PeopleReward)]
+        if len(asking) > 1:
+            raise ValueError(f"rewards.{asking[1]}: one reward of a run asks people, and rewards.{asking[0]} does")
         for name, item in self.rewards.items():
             _check_size(f"rewards.{name} scores", item.reward, self.model)
+            if item.weight:
+                self._check_partial(name, item.reward)
+            elif asking == [name] and not self.evaluate.pictures:
+                raise ValueError(f"rewards.{name}: with weight 0 people compare pictures; raise evaluate.pictures")
+
+    def _check_partial(self, name: str, reward: Reward) -> None:
+        if getattr(reward, "partial", False) and not getattr(self.advantage, "needs_group", True):
+            raise ValueError(
+                f"rewards.{name} may leave groups without a score, and this advantage compares images of different "
+                'groups; use advantage = { kind = "per-reward" }'
+            )
+        if isinstance(reward, PeopleReward) and (self.plan.prune or self.plan.previews):
+            raise ValueError(
+                f"rewards.{name} looks at finished images alone, and plan.prune and plan.previews score unfinished "
+                "ones; leave them out"
+            )
 
     def _check_plan(self) -> None:
         if self.plan.steps < 1:
@@ -211,11 +231,18 @@ class TrainRecipe(Common):
             )
 
     def reward_set(self) -> RewardSet:
-        """Return the rewards with their current weights, floors included."""
+        """Return the rewards of training with their current weights, floors included.
+
+        People who take no part in training are left out: they are asked at evaluations.
+        """
+        silent = [
+            name for name, item in self.rewards.items() if isinstance(item.reward, PeopleReward) and not item.weight
+        ]
+        items = {name: item for name, item in self.rewards.items() if name not in silent}
         return RewardSet(
-            {name: item.reward for name, item in self.rewards.items()},
-            {name: item.weight_now for name, item in self.rewards.items()},
-            sharing(self.rewards),
+            {name: item.reward for name, item in items.items()},
+            {name: item.weight_now for name, item in items.items()},
+            sharing(items),
         )
 
 

@@ -21,6 +21,7 @@ class StandIn:
 
     needs_reference: bool = False
     needs_group: bool = False
+    partial: bool = False
     best: Limit | None = None
     image_size: tuple[int, ...] | None = None
 
@@ -41,6 +42,7 @@ def _stand_in(name: str, reward: Reward) -> Plain:
             StandIn(
                 bool(getattr(reward, "needs_reference", False)),
                 bool(getattr(reward, "needs_group", False)),
+                bool(getattr(reward, "partial", False)),
                 None if best is None else float(best),
                 tuple(size) if size else None,
             )

@@ -4,9 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 from grpaint.core.bounds import check_range
 from grpaint.core.errors import ConfigError
+from grpaint.core.importing import user_code_location
 from grpaint.core.path import Path, Point
 from grpaint.core.policy import Weights
 from grpaint.core.step import Ode, Sampler
@@ -51,6 +53,14 @@ class Course:
         return bool(trained_steps) and trained_steps[0] < step <= trained_steps[-1]
 
 
+def _pair(coefficients: Any) -> tuple[float, float]:
+    try:
+        gain, std = coefficients
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a sampler returns (gain, std), and not {coefficients!r:.80}") from error
+    return gain, std
+
+
 def step_std(sampler: Sampler, grid: Sequence[Point], k: int, key: str) -> float:
     """Return the std of the noise that a sampler adds at step ``k`` of a grid; ``key`` names the sampler in errors.
 
@@ -58,10 +68,11 @@ def step_std(sampler: Sampler, grid: Sequence[Point], k: int, key: str) -> float
         ValueError: the sampler does not suit the path, or its gain or std is not finite.
     """
     try:
-        gain, std = sampler(grid[k], grid[k + 1])
+        gain, std = _pair(sampler(grid[k], grid[k + 1]))
         finite = math.isfinite(gain) and math.isfinite(std)
     except (ArithmeticError, TypeError, ValueError) as error:
-        raise ValueError(f"{key}: {error}") from error
+        place = user_code_location(error)
+        raise ValueError(f"{key}: {error}" + (f" ({place})" if place else "")) from error
     if not finite:
         raise ValueError(f"{key} gives gain {gain} and std {std} at step {k}; both must be finite")
     return std

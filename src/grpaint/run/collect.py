@@ -121,7 +121,7 @@ class Collector:
         return self._score(images, prompts, references).total()
 
     def _score(self, images: Tensor, prompts: Sequence[Prompt], references: Tensor) -> RewardTable:
-        self._calls += len(images) * len(self.recipe.rewards)
+        self._calls += len(images) * len(self._rewards.rewards)
         return self._rewards.score(images, prompts, references)
 
 

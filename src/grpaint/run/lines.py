@@ -13,7 +13,7 @@ from grpaint.core.errors import ConfigError
 from grpaint.core.text import printable
 from grpaint.measures.line_check import is_number, unlike_a_drawing, unlike_an_evaluation
 from grpaint.storage.atomic import write_atomic
-from grpaint.storage.reading import decode_text, parse_object, read_regular
+from grpaint.storage.reading import decode_text, parse_object, read_end_lines, read_regular
 
 METRICS, EVALUATIONS, PICTURES = "metrics.jsonl", "evaluations.jsonl", "pictures.jsonl"
 _COSTS = {"cost/model_evaluations", "cost/reward_calls", "time/cpu_s"}
@@ -87,6 +87,18 @@ def whole_lines(file: Path) -> tuple[list[Line], str]:
     lines = _stored(file)
     damaged = [line for line in lines if line.values is None]
     return [line.values for line in lines if line.values is not None], _damage(damaged) if damaged else ""
+
+
+def end_lines(file: Path) -> list[Line]:
+    """Return the first and the last line of a file, of which nothing else is read; one if they are the same, or none.
+
+    Raises:
+        ConfigError: the file cannot be read, or one of them is damaged.
+    """
+    if not file.exists():
+        return []
+    lines = [_parse(raw, file, 1) for raw in read_end_lines(file) if raw.strip()]
+    return lines[:1] if len(lines) > 1 and lines[0] == lines[1] else lines
 
 
 def read_lines(file: Path) -> list[Line]:

@@ -114,7 +114,7 @@ def rollout_images(
         rows = (whole.group == number).nonzero().flatten()
         order += [place[row] for row in rows.tolist()]
         prompt = whole.prompts[number]
-        scores = {name: _per_row(column[rows]) for name, column in table.columns.items()}
+        scores = {name: _applied(table, name, rows) for name in table.columns}
         values = {"rewards": scores, "total": _per_row(total[rows]), "advantage": mean_advantage[rows].tolist()}
         groups.append({"caption": prompt.text, "kind": data.category(prompt)} | values)
     return RolloutImages(groups, gathered[order], len(whole.prompts))
@@ -123,6 +123,13 @@ def rollout_images(
 def _per_row(scores: Tensor) -> list[float]:
     """Return one number a row: that of the finished image, where there is one by step."""
     return scores.reshape(len(scores), -1)[:, -1].tolist()
+
+
+def _applied(table: RewardTable, name: str, rows: Tensor) -> list[float | None]:
+    """Return a reward's score of each row; None where it does not apply."""
+    scores, applies = _per_row(table.columns[name][rows]), table.applies.get(name)
+    flags = [True] * len(scores) if applies is None else applies[rows].tolist()
+    return [score if flag else None for score, flag in zip(scores, flags, strict=True)]
 
 
 def small_images(images: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from grpaint.recipe.config import DEFAULT, Plain, locate, open_recipe
 from grpaint.recipe.settings import Optimisation
 from grpaint.report.run_record import DrawnPictures, Group, LastRollout, Line, RunRecord
 from grpaint.run.facts import read_facts
-from grpaint.run.lines import EVALUATIONS, METRICS, PICTURES, whole_lines
+from grpaint.run.lines import EVALUATIONS, METRICS, PICTURES, end_lines, whole_lines
 from grpaint.run.pictures import PROMPTS_FILE, ROLLOUT, ROLLOUT_FILE, held_out_file, rollout_file
 from grpaint.run.resume import setting_differences
 from grpaint.storage.files import numbered
@@ -56,6 +56,31 @@ def read_record(folder: Path) -> RunRecord:
         captions=_captions(notes, folder, drawings),
         drawings=drawings,
         rollout=_read(notes, folder, lambda: _rollout(folder), None),
+        silent_s=_silent_s(folder),
+        notes=notes,
+    )
+
+
+def read_outline(folder: Path) -> RunRecord:
+    """Read run.json, run.toml, and the first and last lines alone: what a table of many runs shows.
+
+    ``packaged`` is the name of the recipe that the run began from, packaged or not.
+    """
+    notes: list[str] = []
+    facts = _read(notes, folder, lambda: read_facts(folder / "run.json"), {})
+    settings = _read(notes, folder, lambda: _settings(folder / "run.toml"), {})
+    metrics, evaluations = (
+        _read(notes, folder, partial(end_lines, folder / name), []) for name in (METRICS, EVALUATIONS)
+    )
+    return RunRecord(
+        name=without_surrogates(folder.name),
+        path=str(folder),
+        facts=facts,
+        settings=settings,
+        iterations=_iterations(settings, metrics),
+        packaged=_recipe_argument(facts.get("command"), str(settings.get("stage"))),
+        metrics=metrics,
+        evaluations=evaluations,
         silent_s=_silent_s(folder),
         notes=notes,
     )

@@ -13,7 +13,7 @@ from grpaint.storage.reading import read_toml
 # how often pictures are drawn, and how work is split into parts, which changes gradients by rounding alone.
 CHANGEABLE_ON_RESUME = (
     r"train\.overlap|rewards\.[^.]+\."
-    "(urls?|token_env|timeout_s|start_s|retries|restarts|backoff_s|concurrency|python|place)"
+    "(urls?|token_env|timeout_s|start_s|retries|restarts|backoff_s|concurrency|python|place|votes|wait_s)"
     r"|processes(\..*)?|evaluate\.pictures_every|model\.(batch|vae_batch|checkpointing)"
     r"|objective\.minibatch|anchor\.loss\.minibatch"
 )

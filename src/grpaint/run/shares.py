@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from grpaint.core.errors import ConfigError
+from grpaint.core.policy import PeopleReward
 from grpaint.learn.table import RewardTable
 from grpaint.parallel.world import World
 from grpaint.recipe.config import Recipe, SftRecipe, TrainRecipe
+from grpaint.recipe.pieces import WeightedReward
+from grpaint.recipe.settings import Processes
 from grpaint.rollout.plan import Leg
 from grpaint.rollout.rollout import Rollout, Transition
 
@@ -32,6 +35,7 @@ def check_shares(recipe: Recipe, world: World) -> None:
         _check_count("train.batch", recipe.train.batch, world)
         return
     for name, item in recipe.rewards.items():
+        _check_people(name, item, recipe.processes or Processes(), world)
         if hasattr(item.reward, "state_dict") and not getattr(item.reward, "divisible", False):
             raise ConfigError(
                 f"rewards.{name}: it keeps state between calls (it has a state_dict), and {world.size} processes would "
@@ -46,6 +50,28 @@ def check_shares(recipe: Recipe, world: World) -> None:
         _check_count("train.prompts", recipe.train.prompts, world, ", and groups are compared while they are sampled")
     else:
         _check_count("train.prompts x train.group_size", recipe.train.prompts * recipe.train.group_size, world)
+
+
+def _check_people(name: str, item: WeightedReward, settings: Processes, world: World) -> None:
+    """Refuse a reward that works in the run folder, unless one process has it and no other loses patience meanwhile.
+
+    Raises:
+        ConfigError: the message names the setting.
+    """
+    if not isinstance(item.reward, PeopleReward):
+        return
+    if world.nodes > 1:
+        raise ConfigError(f"rewards.{name}: it works on one machine, and there are {world.nodes}; start all on one.")
+    if not item.weight:
+        raise ConfigError(f"rewards.{name}.weight = 0: people who judge evaluations are asked by a run of one process.")
+    if item.place != "node":
+        raise ConfigError(f'rewards.{name}.place: one process of a run has such a reward; set it to "node".')
+    wait_s = getattr(item.reward, "wait_s", 0.0)
+    if wait_s >= settings.limit_s:
+        raise ConfigError(
+            f"rewards.{name}.wait_s = {wait_s:g}: the other processes wait for processes.limit_s = "
+            f"{settings.limit_s:g} seconds; lower the one, or raise the other."
+        )
 
 
 def _check_count(key: str, count: int, world: World, reason: str = "") -> None:

@@ -6,6 +6,7 @@ are no regular ones (pipes, devices) are errors like any other. A lone surrogate
 U+FFFD.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -14,7 +15,7 @@ import stat
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from grpaint.core.errors import ConfigError
 from grpaint.core.text import one_line, printable, without_surrogates
@@ -30,19 +31,51 @@ def read_regular(file: Path, most: int | None = None) -> bytes:
     Raises:
         ConfigError: it is missing, not a regular file, larger than ``most``, or cannot be read.
     """
+    with _opened_regular(file) as stream:
+        raw = stream.read() if most is None else stream.read(most + 1)
+    if most is not None and len(raw) > most:
+        raise ConfigError(f"{file}: more than {most} bytes, the most that are read of such a file.")
+    return raw
+
+
+@contextlib.contextmanager
+def _opened_regular(file: Path) -> Iterator[BinaryIO]:
+    """Open a regular file without waiting; what cannot be read within the block is an error too.
+
+    Raises:
+        ConfigError: it is missing, not a regular file, or cannot be read.
+    """
     try:
         descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb") as stream:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ConfigError(f"{file}: no regular file (a pipe, a device or a folder); name a file.")
-            raw = stream.read() if most is None else stream.read(most + 1)
-            if most is not None and len(raw) > most:
-                raise ConfigError(f"{file}: more than {most} bytes, the most that are read of such a file.")
-            return raw
+            yield stream
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}.") from error
     except ValueError:  # a NUL in the name
         raise ConfigError(f"{printable(str(file))}: no name that a file can have.") from None
+
+
+def read_end_lines(file: Path) -> tuple[bytes, bytes]:
+    """Read the first and the last whole line of a regular file, and not what lies between; empty where there is none.
+
+    A last line without a line feed is not whole.
+
+    Raises:
+        ConfigError: it is missing, not a regular file, or cannot be read.
+    """
+    with _opened_regular(file) as stream:
+        first = stream.readline()
+        size, block, lines = stream.seek(0, os.SEEK_END), 1 << 16, b""
+        while b"\n" not in lines:
+            stream.seek(max(0, size - block))
+            tail = stream.read(min(size, block))
+            lines = tail[: tail.rfind(b"\n") + 1].rstrip(b"\n")
+            if len(tail) >= size:
+                break
+            block *= 4
+    return first.rstrip(b"\n") if first.endswith(b"\n") else b"", lines.rpartition(b"\n")[2]
 
 
 def read_text(file: Path) -> str:

@@ -1,6 +1,6 @@
 """A reward server of the standard library alone that commits the fault which a file named ``fault`` asks for.
 
-It speaks the protocol of ``grpaint serve-reward``; ``python faulty_server.py`` in a folder of its own prints its port.
+It speaks the protocol of ``grpaint reward serve``; ``python faulty_server.py`` in a folder of its own prints its port.
 The score of an image is its mean, with a pattern over the rows; faults begin at the call that ``after`` counts.
 """
 

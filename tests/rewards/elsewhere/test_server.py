@@ -1,4 +1,4 @@
-"""``grpaint serve-reward`` as a real process: the protocol, what it refuses, and how it ends."""
+"""``grpaint reward serve`` as a real process: the protocol, what it refuses, and how it ends."""
 
 import base64
 import contextlib
@@ -54,7 +54,7 @@ def serving(folder, *words):
     (folder / "slow.py").write_text(SLOW)
     program = "from grpaint.cli import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", program, "serve-reward", *words, "--port", "0", "--threads", "1"],
+        [sys.executable, "-c", program, "reward", "serve", *words, "--port", "0", "--threads", "1"],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -381,7 +381,7 @@ def test_waiting_requests_are_scored_in_one_batch_and_fail_separately():
 )
 def test_impossible_services_are_refused_in_one_line(words, message, tmp_path):
     with tiny_runs.folder(tmp_path):
-        end = command("serve-reward", *words)
+        end = command("reward", "serve", *words)
     assert end.code == 2
     assert message in end.err
     assert end.err.count("\n") == 1
@@ -390,7 +390,7 @@ def test_impossible_services_are_refused_in_one_line(words, message, tmp_path):
 def test_a_port_that_is_taken_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        end = command("serve-reward", "scenes-scorer", "--port", str(port))
+        end = command("reward", "serve", "scenes-scorer", "--port", str(port))
     assert (end.code, end.err) == (2, f"grpaint: --host 127.0.0.1 --port {port}: Address already in use.\n")
 
 

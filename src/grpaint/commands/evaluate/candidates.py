@@ -93,7 +93,7 @@ def parse_candidates(words: Sequence[str], *, trust: bool = False) -> tuple[Cand
             name, rest = "", word
         source, base = rest.removesuffix(":base"), rest.endswith(":base")
         if rest == "base" and word != words[-1]:
-            source, base = _source_of(words[-1]), True
+            source, base = source_of(words[-1]), True
         candidates.append(Candidate(name or ("base" if base else Path(source).stem), source, base, trust))
     names = [candidate.name for candidate in candidates]
     for name in names:
@@ -102,7 +102,7 @@ def parse_candidates(words: Sequence[str], *, trust: bool = False) -> tuple[Cand
     return tuple(candidates)
 
 
-def _source_of(word: str) -> str:
+def source_of(word: str) -> str:
     """The run or file that an argument names."""
     name, equals, rest = word.partition("=")
     return (rest if equals and re.fullmatch(r"[\w.-]+", name) else word).removesuffix(":base")

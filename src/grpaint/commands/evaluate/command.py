@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpaint.commands.evaluate.candidates import Candidate, Judging, check_equal_model, parse_candidates, weights_hash
+from grpaint.commands.evaluate.candidates import (
+    Candidate,
+    Judging,
+    check_equal_model,
+    parse_candidates,
+    source_of,
+    weights_hash,
+)
 from grpaint.commands.evaluate.parts import REFERENCE, SHOWN, EvaluationParts
 from grpaint.commands.evaluate.result import PROTOCOLS, Assessment
 from grpaint.core.errors import ConfigError
@@ -18,7 +25,7 @@ from grpaint.report.console import Terminal, echo
 from grpaint.report.pages.evaluation import alarm_lines, evaluation_page, measure_tables
 from grpaint.report.terminal import evaluation_table, hacking_line
 from grpaint.run.folder import find_run
-from grpaint.run.saved import find_model
+from grpaint.run.saved import SavedModel, find_model
 from grpaint.storage.atomic import write_atomic
 from grpaint.storage.lock import Lock
 
@@ -38,7 +45,7 @@ def run(
     with join_group() as world:
         world.phase = "evaluation"
         if len(sources) == 1 and out is None and not sources[0].endswith(":base"):
-            _judge_one(sources[0], sets, world, as_json=as_json, trust=trust)
+            _judge_one(source_of(sources[0]), sets, world, as_json=as_json, trust=trust)
         else:
             candidates, folder = parse_candidates(sources, trust=trust), out or Path("evaluation")
             _judge_several(candidates, sets, folder, world, few=few, keep=keep, as_json=as_json)
@@ -68,25 +75,35 @@ def _judge_several(
     console.print(f"page  {folder / 'evaluation.html'}", soft_wrap=True)
 
 
-def _judge_one(source: str, sets: list[str], world: World, *, as_json: bool, trust: bool) -> None:
-    """Evaluate one model and print its scores by category, and an alarm of reward hacking that its run raised."""
-    saved = find_model(source, trust=trust)
+def judge_model(saved: SavedModel, sets: Sequence[str], world: World = ONE) -> dict[str, Any]:
+    """Evaluate one model as its recipe says; return a line as in evaluations.jsonl.
+
+    Raises:
+        ConfigError, CheckpointError: it cannot be evaluated.
+    """
     recipe, left_out = saved.judging(sets)
     _echo_first(left_out, world)
     policy = saved.open(recipe, world)
     if world.size > 1:
-        check_equal_model(source, weights_hash(policy, "average"), world)
+        check_equal_model(str(saved.file), weights_hash(policy, "average"), world)
     rewards, deployed = judging_rewards(recipe), recipe.deployed
     line = evaluate(policy, recipe.data, recipe.evaluate, rewards=rewards, world=world)
     if deployed:
         line = with_deployment(line, evaluate(policy, recipe.data, deployed, rewards=rewards, probe=False, world=world))
+    return line
+
+
+def _judge_one(source: str, sets: list[str], world: World, *, as_json: bool, trust: bool) -> None:
+    """Evaluate one model and print its scores by category, and an alarm of reward hacking that its run raised."""
+    saved = find_model(source, trust=trust)
+    line = judge_model(saved, sets, world)
     if not world.first:
         return
     if as_json:
         echo(json.dumps(line))
         return
     console = Terminal()
-    for each in (line, line["deploy"]) if deployed else (line,):
+    for each in (line, line["deploy"]) if "deploy" in line else (line,):
         console.print(evaluation_table(each))
     if (run := find_run(saved.file)) and (alarm := hacking_line(run.facts())):
         console.print(alarm, soft_wrap=True)

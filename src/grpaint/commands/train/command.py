@@ -35,8 +35,10 @@ Advice = Callable[[Mapping[str, Any], str, str], Iterable[str]]
 
 def run(
     stage: str, name: str | None, sets: list[str], runs: Path, run_name: str | None, *, resume: bool, advice: Advice
-) -> None:
-    """Train the recipe ``name`` in ``runs/run_name`` and print the result; ``resume`` continues from a checkpoint.
+) -> Path:
+    """Train the recipe ``name`` in ``runs/run_name``, print the result, and return that folder.
+
+    ``resume`` continues from a checkpoint.
 
     ``advice`` is called with the settings, the stage and the phase that ran out of memory; it returns what to lower.
 
@@ -59,6 +61,7 @@ def run(
                     if not folder.lines("evaluations.jsonl"):
                         folder.discard()
                     raise
+        return path
 
 
 def _folder_name(stage: str, name: str | None, runs: Path, run_name: str | None) -> str:

@@ -4,7 +4,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from grpaint.core.policy import Prompt
+import torch
+
+from grpaint.core.errors import RewardError
+from grpaint.core.policy import PeopleReward, Prompt
+from grpaint.core.user_code import user_code
 from grpaint.judge import (
     Judgement,
     best_guided,
@@ -12,12 +16,13 @@ from grpaint.judge import (
     evaluation_line,
     judge_prompts,
     judging_rewards,
+    sample_divided,
     score_key,
 )
-from grpaint.measures.intervals import rounded
+from grpaint.measures.intervals import preference_entries, rounded
 from grpaint.measures.score import with_deployment
 from grpaint.parallel.world import World
-from grpaint.recipe.config import Recipe
+from grpaint.recipe.config import Recipe, SftRecipe
 from grpaint.recipe.pieces import Model
 from grpaint.run.pictures import Drawing
 
@@ -47,7 +52,7 @@ class RecipeJudge:
         if deployed:
             judgement = judge_prompts(policy, recipe.data, deployed, self._prompts, rewards, world=world)
             line = with_deployment(line, evaluation_line(recipe.data, deployed, judgement))
-        return line, self._drawing(judgement, evaluated=True)
+        return line | self._preferences(iteration, judgement), self._drawing(judgement, evaluated=True)
 
     def draw(self) -> Drawing:
         """Draw the first held-out prompts alone, with their scores."""
@@ -57,6 +62,24 @@ class RecipeJudge:
             self.policy, self.recipe.data, self.recipe.drawing, prompts, rewards, world=self.world
         )
         return self._drawing(judgement, evaluated=False)
+
+    def _preferences(self, iteration: int, judgement: Judgement) -> dict[str, Any]:
+        """Return the share of people who prefer the pictures to the base's, if a reward of weight 0 asks them.
+
+        The base itself has a half. Values by prompt are left out if a picture has no answer.
+        """
+        rewards = {} if isinstance(self.recipe, SftRecipe) else self.recipe.rewards
+        line: dict[str, Any] = {}
+        for name, item in rewards.items():
+            if isinstance(item.reward, PeopleReward) and not item.weight:
+                prompts = judgement.prompts[: len(judgement.images)]
+                shares = torch.full((len(prompts),), 0.5)
+                if iteration:
+                    before = sample_divided(self.policy, prompts, self.recipe.drawing, self.world, "reference")
+                    with user_code(f"reward {name}", RewardError):
+                        shares = item.reward.prefer(before, judgement.images / 255, prompts)
+                line |= preference_entries(f"reward/{name}", shares)
+        return line
 
     @cached_property
     def _prompts(self) -> list[Prompt]:

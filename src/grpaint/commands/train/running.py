@@ -18,6 +18,7 @@ from grpaint.core.errors import (
     RunError,
 )
 from grpaint.core.importing import user_code_location
+from grpaint.core.policy import PeopleReward
 from grpaint.core.rng import uniform
 from grpaint.core.runtime import Runtime, device_name, has_matrix_units
 from grpaint.core.runtime import resolve as resolve_runtime
@@ -67,7 +68,8 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], 
             world.limit((recipe.processes or Processes()).start_s, "processes.start_s")
             check_shares(recipe, world)
             if isinstance(recipe, TrainRecipe):
-                stack.enter_context(connect_rewards(recipe.reward_set().rewards, log))
+                _join_rewards(recipe, folder, listener)
+                stack.enter_context(connect_rewards({n: item.reward for n, item in recipe.rewards.items()}, log))
             loop = open_loop(recipe, folder, log, listener, world)
             loop.watchers.extend(watchers)
             if page:
@@ -90,6 +92,14 @@ def start(recipe: Recipe, folder: RunFolder, log: Log, watchers: list[Watcher], 
         raise reason from error
     finally:
         _rewrite(page)
+
+
+def _join_rewards(recipe: TrainRecipe, folder: RunFolder, listener: Listener) -> None:
+    """Tell the rewards that work in the run's folder where it is, after they are checked."""
+    for name, item in recipe.rewards.items():
+        if isinstance(item.reward, PeopleReward):
+            item.check(f"rewards.{name}")
+            item.reward.join_run(folder.path, lambda: listener.requested)
 
 
 def _end_of_others(folder: RunFolder, page: PageWriter | None, message: str, code: int) -> None:
@@ -194,6 +204,8 @@ def _machine(runtime: Runtime) -> str:
 def _self_test_rewards(recipe: TrainRecipe, runtime: Runtime) -> None:
     """Run each reward on its own test pair, or on two images of noise in the model's size if it has none.
 
+    One that works in the run's folder is left alone: nobody is asked about noise.
+
     Raises:
         ConfigError: a reward fails.
     """
@@ -204,7 +216,7 @@ def _self_test_rewards(recipe: TrainRecipe, runtime: Runtime) -> None:
         images = uniform((recipe.train.seed, "self-test"), math.prod(shape)).view(shape).to(runtime.device)
         for name, item in recipe.rewards.items():
             try:
-                if item.self_test:
+                if item.self_test and not isinstance(item.reward, PeopleReward):
                     self_test(name, item.reward, images, prompts)
             except RewardError as error:
                 raise ConfigError(f"before the first iteration: {error}") from error

@@ -1,7 +1,8 @@
 """HTML pages from templates: autoescaped, with styles, scripts and data inline, so that a page opens from ``file://``.
 
-A page loads nothing but pictures. Its content security policy allows the scripts and the style sheet that are in it, by
-their hashes, and nothing else: no text of a run can become code.
+A page loads nothing but pictures and, if it is live, later numbers from the server that it came from. Its content
+security policy allows the scripts and the style sheet that are in it, by their hashes, and nothing else: no text of a
+run can become code.
 """
 
 import base64
@@ -20,17 +21,25 @@ CHART_STYLES = ("uplot/uPlot.min.css",)
 
 
 def render(
-    template: str, *, scripts: Sequence[str] = (), styles: Sequence[str] = (), data: Any = None, **values: Any
+    template: str,
+    *,
+    scripts: Sequence[str] = (),
+    styles: Sequence[str] = (),
+    data: Any = None,
+    live: bool = False,
+    **values: Any,
 ) -> str:
     """Return the page of a template in ``report/templates``.
 
     ``scripts`` and ``styles`` are files of ``report/static`` to put inline, in this order; every page has style.css.
-    ``data`` is the JSON that scripts read. ``values`` are what the template names; one that is missing raises.
+    ``data`` is the JSON that scripts read; ``live`` lets them ask the page's own server for more. ``values`` are
+    what the template names; one that is missing raises.
     """
     sheets = [_static(name) for name in ("style.css", *styles)]
     programs = [_static(name) for name in ("page.js", *scripts)]
     policy = {
         "default-src": ["'none'"],
+        "connect-src": ["'self'" if live else "'none'"],
         "img-src": ["'self'", "file:", "data:"],
         "script-src": [_digest(text) for text in programs],
         "style-src": [_digest(text) for text in sheets],
@@ -45,21 +54,22 @@ def render(
             # the texts of this package's own files, which hold no end tag
             sheets=[Markup(text) for text in sheets],
             programs=[Markup(text) for text in programs],
-            data=_finite(data or {}),
+            data=finite(data or {}),
+            live=live,
             **values,
         )
     )
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return a value of JSON with None in place of NaN and infinity, which JSON cannot spell."""
     match value:
         case float():
             return value if math.isfinite(value) else None
         case list() | tuple():
-            return [_finite(item) for item in value]
+            return [finite(item) for item in value]
         case dict():
-            return {key: _finite(item) for key, item in value.items()}
+            return {key: finite(item) for key, item in value.items()}
     return value
 
 

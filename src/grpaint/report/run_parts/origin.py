@@ -21,18 +21,18 @@ def recipe_text(record: RunRecord) -> str:
 
 def changed_settings(record: RunRecord) -> list[tuple[str, str, str]]:
     """Return the settings in which the run differs from the packaged recipe: key, packaged value, the run's."""
-    return [(key, _text(packaged), _text(own)) for key, packaged, own in record.changes]
+    return [(key, setting_text(packaged), setting_text(own)) for key, packaged, own in record.changes]
 
 
-def _text(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """Return a setting as TOML spells it, in one line; "-" for none."""
     match value:
         case None:
             return "-"
         case list() | tuple():
-            return f"[{', '.join(map(_text, value))}]"
+            return f"[{', '.join(map(setting_text, value))}]"
         case dict():
-            return f"{{ {', '.join(f'{key} = {_text(item)}' for key, item in value.items())} }}"
+            return f"{{ {', '.join(f'{key} = {setting_text(item)}' for key, item in value.items())} }}"
     return tomli_w.dumps({"v": value}).removeprefix("v = ").strip()
 
 

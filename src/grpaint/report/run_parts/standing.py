@@ -15,6 +15,7 @@ Tone = Literal["", "good", "bad", "warn"]
 
 RECENT = 20  # lines from which the time left is estimated
 LONGEST_S = 1e9
+SILENT_S = 600.0
 MISSED = 20  # lines that a running process may be late by, before its silence is told
 STATUS: dict[str, tuple[str, Tone]] = {
     "starting": ("Starting", ""),
@@ -42,10 +43,10 @@ class Card:
     tone: Tone = ""
 
 
-def standing_cards(record: RunRecord) -> list[Card]:
-    """Return the cards, the most important first."""
+def standing_cards(record: RunRecord, *, live: bool = False) -> list[Card]:
+    """Return the cards, the most important first; those of a ``live`` page do not ask to reload it."""
     cards = [
-        _progress(record),
+        _progress(record, live),
         _score("Held-out score", record.evaluations),
         _deployment(record.deployments),
         None if record.supervised else _hacking(record),
@@ -92,7 +93,13 @@ def _iteration_s(record: RunRecord) -> float:
     return sum(map(spent_s, lines)) / len(lines) if lines else 0.0
 
 
-def _progress(record: RunRecord) -> Card:
+def lateness(record: RunRecord) -> bool:
+    """Return whether a run that calls itself running has been silent for so long that it may have been killed."""
+    running = record.facts.get("status") in ("starting", "running")
+    return running and record.silent_s > max(SILENT_S, MISSED * _iteration_s(record))
+
+
+def _progress(record: RunRecord, live: bool) -> Card:
     label, tone = status_label(record)
     total, done, pace = record.iterations, record.done, _iteration_s(record)
     headline = f"{done:,} of {total:,} iterations" if total else f"{done:,} iterations"
@@ -100,8 +107,7 @@ def _progress(record: RunRecord) -> Card:
     if pace:
         sentences.append(f"{duration(pace)} an iteration, {duration(sum(map(spent_s, record.metrics)))} so far.")
     if record.facts.get("status") in ("starting", "running"):
-        late = record.silent_s > max(600.0, MISSED * pace)
-        if late:
+        if lateness(record):
             tone = "warn"
             sentences.append(
                 f"No line has come for {duration(record.silent_s)}: it may have been killed. If so, resume it "
@@ -109,7 +115,8 @@ def _progress(record: RunRecord) -> Card:
             )
         else:
             left = f"about {duration(pace * (total - done))} left; " if total and pace and done < total else ""
-            sentences.append(f"{left}reload the page for later numbers.".capitalize())
+            later = "this page follows it." if live else "reload the page for later numbers."
+            sentences.append(f"{left}{later}".capitalize())
     elif record.facts.get("status") in ("failed", "interrupted"):
         reason = record.facts.get("reason")
         sentences.append(f"{label}: {reason}" if isinstance(reason, str) else f"{label} without a reason.")

@@ -4,7 +4,8 @@
 
 /**
  * @typedef {{label: string, x: (number | null)[], y: (number | null)[], low?: (number | null)[],
- *   high?: (number | null)[], points?: boolean}} Series a line, with its band if it has `low` and `high`
+ *   high?: (number | null)[], points?: boolean, colour?: number, dash?: number[]}} Series a line, with its band if it has
+ *   `low` and `high`; `colour` counts the colours of the style sheet, by default the series
  * @typedef {{title: string, note?: string, xLabel: string, log?: boolean, percent?: boolean, height?: number,
  *   series: Series[]}} Chart `xLabel` also says whose cursors move together: charts of one x axis
  */
@@ -45,15 +46,19 @@ function columns(series) {
   return [xs, ...rows];
 }
 
-/** What is drawn in each element, and how to draw it again. @type {Map<HTMLElement, {plot: uPlot, redraw: () => void}>} */
+/**
+ * What is drawn in each element, how to draw it again, and how to give it later numbers.
+ * @type {Map<HTMLElement, {plot: uPlot, redraw: () => void, update: (chart: Chart) => void}>}
+ */
 const drawnCharts = new Map();
 
 /**
  * Draw a chart into an element, in place of what it shows.
  * @param {HTMLElement} place
- * @param {Chart} chart
+ * @param {Chart} first
  */
-function drawChart(place, chart) {
+function drawChart(place, first) {
+  let chart = first;
   const heading = make("h3", {}, [chart.title]);
   const toggle = make("button", { type: "button", "aria-label": `log scale: ${chart.title}` }, ["log"]);
   toggle.setAttribute("aria-pressed", String(Boolean(chart.log)));
@@ -64,7 +69,7 @@ function drawChart(place, chart) {
   const draw = (/** @type {uPlot | null} */ before) => {
     const width = Math.max(220, canvas.clientWidth || place.clientWidth);
     const plot = new uPlot(options(chart, width, log), columns(chart.series), canvas);
-    drawnCharts.set(place, { plot, redraw });
+    drawnCharts.set(place, { plot, redraw, update });
     const picture = canvas.querySelector(".u-wrap");
     picture?.setAttribute("role", "img");
     picture?.setAttribute("aria-label", summary(chart));
@@ -79,6 +84,16 @@ function drawChart(place, chart) {
     before?.destroy();
     draw(before);
   };
+  const update = (/** @type {Chart} */ later) => {
+    const plot = drawnCharts.get(place)?.plot;
+    if (!plot) return;
+    const xs = columns(chart.series)[0];
+    const zoomed = plot.scales.x.min !== xs[0] || plot.scales.x.max !== xs[xs.length - 1];
+    chart = later;
+    plot.setData(columns(chart.series), !zoomed);
+    if (zoomed) plot.redraw();
+    canvas.querySelector(".u-wrap")?.setAttribute("aria-label", summary(chart));
+  };
   toggle.addEventListener("click", () => {
     log = !log;
     toggle.setAttribute("aria-pressed", String(log));
@@ -86,6 +101,15 @@ function drawChart(place, chart) {
   });
   drawnCharts.get(place)?.plot.destroy();
   draw(null);
+}
+
+/**
+ * Give a chart later numbers of the same lines; a zoom, the log scale and hidden lines stay.
+ * @param {HTMLElement} place
+ * @param {Chart} chart
+ */
+function updateChart(place, chart) {
+  drawnCharts.get(place)?.update(chart);
 }
 
 /**
@@ -156,8 +180,8 @@ function options(chart, width, log) {
   /** @type {uPlot.Series.Value} */
   const value = (_, v) => valueText(chart, v);
   chart.series.forEach((one, index) => {
-    const stroke = seriesColour(index);
-    const dash = index < COLOURS ? undefined : [6, 4];
+    const stroke = seriesColour(one.colour ?? index);
+    const dash = one.dash ?? (index < COLOURS ? undefined : [6, 4]);
     const points = { show: one.points ? true : undefined, size: 5 };
     lines.push({ label: one.label, stroke, dash, width: 1.5, spanGaps: true, value, points });
     if (!one.low || !one.high) return;
@@ -184,14 +208,6 @@ function options(chart, width, log) {
     series: lines,
     bands,
   };
-}
-
-/** @param {number} value */
-function tick(value) {
-  if (value === null) return "";
-  const size = Math.abs(value);
-  if (size >= 1e6) return `${short(value / 1e6, 3)}M`;
-  return size >= 1e4 ? `${short(value / 1e3, 3)}k` : short(value, 3);
 }
 
 /** Draw all charts of the page again, in the colours and the width that it has now. */

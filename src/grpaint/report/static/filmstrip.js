@@ -25,8 +25,7 @@ class Filmstrip {
     /** @type {string[]} of scores, the one that judges the run first */
     this.names = [];
     this.viewer = viewer;
-    this.base = film.times.findIndex((time) => time.iteration === 0);
-    this.first = this.base === 0 && film.times.length > 1 ? 1 : 0; // the base has a column of its own
+    this.base = this.first = 0;
     this.at = film.times.length - 1;
     this.row = 0;
     this.columns = 0;
@@ -47,7 +46,28 @@ class Filmstrip {
     this.listen();
   }
 
+  /**
+   * Show later pictures; the chosen time stays, unless it was the last.
+   * @param {Film} film
+   */
+  update(film) {
+    const { times } = this.film;
+    const iteration = this.at === times.length - 1 ? Infinity : times[this.at].iteration;
+    const score = this.choice.value;
+    this.film = film;
+    this.at = film.times.findLastIndex((time) => time.iteration <= iteration);
+    this.fillControls();
+    if (this.names.includes(score)) this.choice.value = score;
+    this.columns = 0;
+    this.layout();
+    if (this.viewer.open) this.viewer.draw();
+  }
+
   fillControls() {
+    const { times } = this.film;
+    this.base = times.findIndex((time) => time.iteration === 0);
+    this.first = this.base === 0 && times.length > 1 ? 1 : 0; // the base has a column of its own
+    this.at = Math.max(this.first, this.at);
     const names = [...new Set(this.film.times.flatMap((time) => Object.keys(time.scores)))];
     names.sort((a, b) => Number(b === this.film.score) - Number(a === this.film.score));
     this.names = names;
@@ -213,8 +233,8 @@ class Filmstrip {
   enlarge(row, time) {
     let at = time;
     this.row = row;
-    const { times, captions } = this.film;
     const shown = () => {
+      const { times, captions } = this.film;
       const base = this.base < 0 ? null : times[this.base];
       const place = times[at].iteration ? `iteration ${times[at].iteration}` : "the base";
       return {
@@ -227,8 +247,8 @@ class Filmstrip {
       };
     };
     this.viewer.show(shown, (columns, rows) => {
-      at = Math.max(0, Math.min(at + columns, times.length - 1));
-      this.row = Math.max(0, Math.min(this.row + rows, captions.length - 1));
+      at = Math.max(0, Math.min(at + columns, this.film.times.length - 1));
+      this.row = Math.max(0, Math.min(this.row + rows, this.film.captions.length - 1));
       this.select(at);
     });
   }

@@ -16,16 +16,23 @@ class Heatmap {
     this.data = data;
     this.canvas = /** @type {HTMLCanvasElement} */ (byId("map"));
     this.order = "loss";
-    const values = data.rows.flat().filter((value) => value !== null);
-    this.low = data.binary ? 0 : values.reduce((a, b) => Math.min(a, b), Infinity);
-    this.high = data.binary ? 1 : values.reduce((a, b) => Math.max(a, b), -Infinity);
+    this.low = this.high = 0;
     for (const button of document.querySelectorAll(".sort")) {
       button.addEventListener("click", () => this.sort(/** @type {HTMLElement} */ (button).dataset.order ?? "loss"));
     }
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
     addEventListener("resize", () => this.draw());
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
-    this.sort("loss");
+    this.update(data);
+  }
+
+  /** @param {MapData} data */
+  update(data) {
+    this.data = data;
+    const values = data.rows.flat().filter((value) => value !== null);
+    this.low = data.binary ? 0 : values.reduce((a, b) => Math.min(a, b), Infinity);
+    this.high = data.binary ? 1 : values.reduce((a, b) => Math.max(a, b), -Infinity);
+    this.sort(this.order);
   }
 
   /** @param {string} order */

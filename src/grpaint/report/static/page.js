@@ -45,3 +45,14 @@ function short(value, digits = 4) {
   const size = Math.abs(value);
   return size >= 1e-3 && size < 1e6 ? String(Number(value.toPrecision(digits))) : value.toExponential(digits - 2);
 }
+
+/**
+ * A number in a few digits with k or M, as axes show it.
+ * @param {number | null} value
+ */
+function tick(value) {
+  if (value === null) return "";
+  const size = Math.abs(value);
+  if (size >= 1e6) return `${short(value / 1e6, 3)}M`;
+  return size >= 1e4 ? `${short(value / 1e3, 3)}k` : short(value, 3);
+}

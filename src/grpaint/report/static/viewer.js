@@ -150,3 +150,37 @@ class Viewer {
     }
   }
 }
+
+/**
+ * The keys of both modes, and those of the dialog while it is open.
+ * @param {Viewer} viewer
+ * @param {{shortcuts: boolean} | null} film
+ */
+function listenToModes(viewer, film) {
+  for (const mode of /** @type {const} */ (["base", "difference"])) {
+    for (const button of document.querySelectorAll(`.${mode}-toggle`)) {
+      button.addEventListener("click", () => setMode(mode, !modes[mode]));
+    }
+  }
+  const ignored = (/** @type {KeyboardEvent} */ event) =>
+    event.ctrlKey ||
+    event.metaKey ||
+    event.altKey ||
+    film?.shortcuts === false ||
+    (event.target instanceof Element && event.target.matches("select, textarea, input:not([type='range'])"));
+  document.addEventListener("keydown", (event) => {
+    if (ignored(event)) return;
+    if (event.key === "b") setMode("base", true);
+    if (event.key === "d" && !event.repeat) setMode("difference", !modes.difference);
+    if (!viewer.open) return;
+    const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+    if (!(event.key in moves)) return;
+    event.preventDefault();
+    const [columns, rows] = moves[/** @type {keyof typeof moves} */ (event.key)];
+    viewer.step(columns, rows);
+  });
+  document.addEventListener("keyup", (event) => {
+    if (event.key === "b" && !ignored(event)) setMode("base", false);
+  });
+  addEventListener("blur", () => setMode("base", false)); // the key's release is not heard elsewhere
+}

@@ -1,4 +1,4 @@
-"""A reward on another machine or in another process, served there by ``grpaint serve-reward``."""
+"""A reward on another machine or in another process, served there by ``grpaint reward serve``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ def check_patience(timeout_s: float, retries: int, backoff_s: float) -> None:
 
 @dataclass
 class Remote:
-    """A reward served over HTTP by ``grpaint serve-reward``, on one server or on several that serve the same reward.
+    """A reward served over HTTP by ``grpaint reward serve``, on one server or on several that serve the same reward.
 
     Images are sent in batches of ``batch``, so the number of servers changes no score. ``pixels`` "uint8" sends a
     quarter of the bytes and rounds to 256 levels. A batch on which a server fails goes to the next one; if all fail,
@@ -109,7 +109,7 @@ class Remote:
         question = Question(_join(url, "health"), bearer(self.token_env), None, min(self.timeout_s, 10), HEALTH_LIMIT)
         health = read_object(question.ask())
         if not all(isinstance(health.get(key), str) for key in ("name", "version", "identity")):
-            raise Failed("its answer does not name its reward; is this `grpaint serve-reward`?")
+            raise Failed("its answer does not name its reward; is this `grpaint reward serve`?")
         return {key: one_line(str(health[key]), 80) for key in ("name", "version", "identity")}
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt], /) -> Tensor:

@@ -1,0 +1,1 @@
+"""``grpaint view``: a table of all runs, the page of each, and several side by side, served to a browser."""

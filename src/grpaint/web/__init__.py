@@ -1,0 +1,1 @@
+"""HTTP for people and programs: one server with limits, tokens, and the headers of every answer."""
