@@ -254,7 +254,7 @@ def test_the_memory_of_ranks_follows_from_that_of_one_that_has_the_share_of_rows
     assert none.weights - base.weights == base.call
     assert none.peaks["decode"] - base.peaks["decode"] == base.call
     assert base.peaks["rollout"] == none.peaks["rollout"] - base.call + 3 * alone.block + alone.rest
-    assert plan.recommended(0) == plan.recommended(max(none.peaks.values())) == "none"
+    assert plan.recommended(max(none.peaks.values())) == "none"
     assert plan.recommended(1) is None
     full = copy.deepcopy(table)
     del full["model"]["lora"]
@@ -300,7 +300,7 @@ def test_the_plan_of_processes_is_printed_and_is_in_the_json():
     done = command("plan", "scenes/awm", "--processes", "2", sets=sets)
     assert done.code == 0, done.err
     assert "2 processes on one machine" in done.out
-    assert 'recommended: processes.shard = "none"' in done.out
+    assert "recommended" not in done.out  # without --gpu there is no limit
     plain = json.loads(command("plan", "scenes/awm", "--processes", "2", "--json", sets=sets).out)["processes"]
     assert plain["count"] == 2
     assert list(plain["shard"]) == ["none"]

@@ -170,7 +170,7 @@ def test_out_of_memory_prints_the_levers_of_the_plan(monkeypatch):
 
     monkeypatch.setattr(ScenePolicy, "predict", exhausted)
     every = levers.available_levers
-    one = lambda now: (sets for sets in every(now) if "objective.minibatch" in str(sets))  # noqa: E731
+    one = lambda now, ranks: (sets for sets in every(now, ranks) if "objective.minibatch" in str(sets))  # noqa: E731
     monkeypatch.setattr(levers, "available_levers", one)  # the tests of plan pull at all of them
     short = ["plan.steps=2", 'plan.window={kind="prefix",size=1}']  # a plan walks through every step
     end = command("train", "flow-grpo-fast", "--name", "it", sets=[*SETS, "anchor.batch=4", *short])
