@@ -219,7 +219,6 @@ def test_a_reward_file_that_cannot_be_imported_is_one_line(body):
     )
 
 
-
 def test_a_name_that_a_file_lacks_is_answered_with_those_that_it_has():
     Path("mine.py").write_text("import math\nclass Bright: pass\ndef score(images, prompts): pass\n")
     _refused(command("train", "flow-grpo-fast", sets=["rewards.a.kind=mine.py:scores"]), "it has Bright, score")
