@@ -17,7 +17,11 @@ from grpaint.run.lines import append_line
 from open_pages import OpenPage, assert_fits, assert_foreign_is_text
 from view_runs import NAME, TOKEN, make_runs
 
-LAYOUTS = [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")]
+LAYOUTS = [
+    (1440, "light"),
+    (390, "dark"),
+    *(pytest.param(*layout, marks=pytest.mark.slow) for layout in ((1440, "dark"), (390, "light"))),
+]
 COMPARED = f"compare?run=first&run=second&run={quote(NAME, safe='')}"
 POLL_MS = 2000  # as live.js
 

@@ -1,5 +1,6 @@
 """Train recipes on several numbers of ranks, and compare what each computed with what one process computes."""
 
+import fcntl
 import functools
 import itertools
 import json
@@ -19,16 +20,23 @@ FEW_ROWS = 1e-6  # of the length of all images
 # the sigmoid of the checker, for captions that name a relation, and in the mean over layers of the scorer's distance.
 LAST_PLACE = 1.2e-7
 RELATIONS = ("left of", "right of", "above", "below")
-ROUNDING = {"fp32": 1e-5, "bf16": 0.05}  # where a network call of any number of rows has a rounding of its own
+ROUNDING = {"fp32": 1e-4, "bf16": 0.05}  # where a network call of any number of rows has a rounding of its own
 COUNTS = "cost/model_evaluations", "cost/reward_calls"
 
 
 def train_everywhere(cases, sizes, folder, wait_s=600):
-    """Train every case on each number of ranks; return a function that reads the numbers of a case and size once."""
+    """Train every case on each number of ranks; return a function that reads the numbers of a case and size once.
+
+    Of several test processes that ask for one folder the first one trains, and the others wait for it.
+    """
     folder.mkdir(exist_ok=True)
-    (folder / "cases.json").write_text(json.dumps(cases))
-    for size in sizes:
-        run_ranks(size, "training_rank:train_cases", str(folder), wait_s=wait_s)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "trained").exists():
+            (folder / "cases.json").write_text(json.dumps(cases))
+            for size in sizes:
+                run_ranks(size, "training_rank:train_cases", str(folder), wait_s=wait_s)
+            (folder / "trained").touch()
 
     def numbers(name, size):
         return torch.load(folder / f"{name}-{size}.pt")
@@ -50,7 +58,7 @@ def rounds_alike(precision):
                 return policy.predict(x[first:last], here, policy.encode(prompts[first:last])).x0
 
         whole = predict(0, len(prompts))
-        for ends in itertools.pairwise((0, 4, 9, 15, 30)):
+        for ends in (*itertools.pairwise((0, 4, 9, 15, 30)), *((0, rows) for rows in range(4, len(prompts)))):
             alike &= torch.equal(predict(*ends), whole[slice(*ends)])
     if not alike:
         text = f"this machine rounds {precision} by the number of rows: equality to the last bit is not asked of it"
@@ -83,7 +91,10 @@ def check_first_rollout(one, many, tolerance=0.0, precision="fp32"):
     tolerance = max(tolerance, rounding(precision))
     images, others = one["updates"][0]["x0"], many["updates"][0]["x0"]
     assert torch.equal(one["updates"][0]["numbers"], many["updates"][0]["numbers"])
-    assert torch.equal(images, others) if not tolerance else relative([images], [others]) <= tolerance
+    if tolerance:
+        assert relative([images], [others]) <= tolerance
+    else:
+        assert torch.equal(images, others)
     for first, other in zip(one["scores"][:1], many["scores"][:1], strict=True):
         assert first["texts"] == other["texts"]
         assert torch.equal(first["group"], other["group"])
@@ -136,9 +147,10 @@ def check_training(one, many):
     assert len(one["gradients"]) == len(many["gradients"])
     last, reason = threshold(one, many)
     for number in range(max(1, last)):
-        assert relative(one["gradients"][number], many["gradients"][number]) <= (1e-4 if number else 1e-5), number
+        room = max(1e-4 if number else 1e-5, 10 * rounding("fp32"))
+        assert relative(one["gradients"][number], many["gradients"][number]) <= room, number
     if not reason:
-        assert largest(one["weights"], many["weights"]) <= 1e-5
+        assert largest(one["weights"], many["weights"]) <= max(1e-5, rounding("fp32"))
     assert length(one["weights"], many["weights"]) <= 0.5 * length(one["weights"], one["start"])
     return reason and f"update {last}: {reason}"
 

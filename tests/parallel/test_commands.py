@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from equality import rounds_alike
 from test_judge import check_close
 
 from tiny_runs import command
@@ -119,7 +120,7 @@ def test_many_processes_scan_prompts_as_one_does(folder):
     words = ["data", "prompts", "mix-grpo", "--prompts", "4", *SETS, *SHARED, "--set", "train.prompts=3", "--json"]
     one, three = (json.loads(grpaint(folder, *words, processes=count)[0]) for count in (1, 3))
     assert callers(folder) == 2
-    check_close(one, three, "scan", 1e-5)
+    check_close(one, three, "scan", 1e-5 if rounds_alike("fp32") else 1e-3)  # a last bit may turn a level of a JPEG
 
 
 def test_a_refusal_is_one_line(folder):

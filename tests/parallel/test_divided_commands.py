@@ -11,8 +11,10 @@ from test_sharding import CASES, write_recipe
 from grpaint.parallel.world import ONE
 from tiny_runs import command, flags
 
+WAYS = [("sd3", "base"), pytest.param(("sd3-full", "all"), marks=pytest.mark.slow)]
 
-@pytest.fixture(scope="module", params=[("sd3", "base"), ("sd3-full", "all")], ids="-".join)
+
+@pytest.fixture(scope="module", params=WAYS, ids=["sd3-base", "sd3-full-all"])
 def results(request, tmp_path_factory):
     """The way to divide, and what one process and two compute of a run of two iterations."""
     model, shard = request.param

@@ -142,7 +142,7 @@ def test_own_functions_train_and_resume():
         ("plan.window={kind='my.py:one'}", "it must have steps(total, iteration, seed)"),
         ("plan.window={kind='my.py:Halfway'}", "steps(total, iteration, seed): too many"),
         ("plan.sampler.kind=my.py:nan_sampler", "plan.sampler gives gain nan and std 0.5 at step 0"),
-        ("plan.sampler.kind=my.py:three", "plan.sampler: too many values to unpack"),
+        ("plan.sampler.kind=my.py:three", "plan.sampler: a sampler returns (gain, std), and not ("),
         ("advantage.kind=my.py:Unwritten", "a default that run.toml could not repeat"),
         ("advantage.kind=my.py:Unread", "the annotations of Unread cannot be read: name 'Nowhere' is not defined"),
     ],

@@ -91,7 +91,7 @@ BAD = {
     _header_cut: ["not a whole safetensors file", "50 bytes"],
     _pointer: ["git-lfs pointer", "git lfs pull"],
     _page: ["HTML page"],
-    _pickle: ["not a whole safetensors file"],
+    _pickle: ["w.safetensors", "a torch file, whatever its name"],
     _lacking: ["another architecture", "1 tensors missing", "enter.weight"],
     _extra: ["another architecture", "1 unknown", "enter.more"],
     _reshaped: ["another architecture", "1 of another shape", "enter.weight"],

@@ -92,6 +92,7 @@ def test_a_run_goes_on_without_the_groups_that_nobody_judges():
     assert command("report", "it").code == 0
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_asks_for_both():
     sets = [*TINY, "evaluate.pictures=0", "train.iterations=1"]
     people = 'rewards={people={kind="votes",place="node",wait_s=300}}'
