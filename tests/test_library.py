@@ -25,9 +25,9 @@ from tiny_runs import REWARD, TINY, TINY_SFT, command
 
 ROOT = Path(__file__).parent.parent
 NAMES = """
-AdvantageWeightedMatching Closed ConfigError Cps DanceSde Ddim DiffusionNft FlowSde GroupNorm GrpaintError Ode
-PerReward Plan PolicyGradient PpoClip Prompt Random RewardError RewardSet Run RunError Shared Sliding Whole evaluate
-export load open_recipe roll sample sft step train
+AdvantageWeightedMatching CheckpointError Closed ConfigError Cps DanceSde Ddim DiffusionNft FlowSde GroupNorm
+GrpaintError Ode PerReward Plan PolicyGradient PpoClip Prompt Random RewardError RewardSet Run RunError Shared Sliding
+Whole evaluate export load open_recipe roll sample sft step train
 """
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -112,6 +112,24 @@ def test_a_run_is_that_of_the_command():
     assert Path("evaluation/evaluation.html").is_file()
 
 
+@dataclass(frozen=True)
+class Straight:
+    """A sampler without noise, as the ODE's."""
+
+    def __call__(self, here, there):
+        return there.sigma, 0.0
+
+
+def test_code_that_a_saved_model_names_needs_trust():
+    settings = tiny() | {"evaluate.sampler": Straight(), "train.iterations": 1, "evaluate.every": 1}
+    run = grpaint.train("flow-grpo-fast", settings, name="own")
+    for refused in (grpaint.load, lambda source: grpaint.sample(source, ["a red circle"]), grpaint.evaluate):
+        with pytest.raises(grpaint.ConfigError, match=r"evaluate\.sampler\.kind = .*Straight"):
+            refused(run)
+    own = grpaint.sample(run, ["a red circle"], trust=True)
+    assert torch.equal(own, grpaint.sample(grpaint.load(run, trust=True), ["a red circle"], steps=2))
+
+
 def test_it_resumes_to_the_same_weights():
     settings = tiny() | {"rewards.bright": {"kind": ramp}}
     whole = grpaint.train("flow-grpo-fast", settings, name="whole")
@@ -154,7 +172,8 @@ def test_settings_take_pieces_classes_functions_and_tables():
 
 PLAIN = st.recursive(
     st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc ", min_size=1), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1), inner, max_size=3),
     max_leaves=6,
 )
 
@@ -179,6 +198,8 @@ def test_what_run_toml_cannot_hold_is_refused_in_one_line():
         grpaint.train("flow-grpo-fast", {"train.iteration": 1})
     with pytest.raises(grpaint.ConfigError, match="no captions"):
         grpaint.sample("nowhere", [])
+    with pytest.raises(grpaint.ConfigError, match='evaluate: "my model": a name has letters'):
+        grpaint.evaluate({"my model": "nowhere", "other": "nowhere"})
     with pytest.raises(grpaint.ConfigError, match="nowhere: neither a run folder"):
         grpaint.load("nowhere")
     assert not Path("runs").exists()

@@ -1,3 +1,4 @@
+from .core.errors import CheckpointError as CheckpointError
 from .core.errors import ConfigError as ConfigError
 from .core.errors import GrpaintError as GrpaintError
 from .core.errors import RewardError as RewardError

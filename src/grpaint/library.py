@@ -6,6 +6,7 @@ yours at the top of a module; run.toml keeps its name, by which a later process 
 
 import inspect
 import json
+import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,6 @@ from grpaint.commands.export.command import export as export_model
 from grpaint.commands.train.command import run
 from grpaint.core.errors import ConfigError, StopRequested
 from grpaint.core.policy import Prompt, Weights
-from grpaint.core.runtime import resolve as resolve_runtime
 from grpaint.judge import sample as sample_images
 from grpaint.recipe.build import dump
 from grpaint.recipe.catalog import kind_of
@@ -34,6 +34,7 @@ from grpaint.recipe.pieces import Model
 from grpaint.recipe.settings import Evaluation
 from grpaint.recipe.trust import DrawingRecipe
 from grpaint.run.folder import RunFolder
+from grpaint.run.opening import load_model
 from grpaint.run.page import PAGE
 from grpaint.run.saved import find_model
 from grpaint.run.signals import Stopped
@@ -110,6 +111,7 @@ def train(
         ConfigError: a setting is refused, the name is taken, or there is nothing to resume.
         RunError: the run cannot continue; its last checkpoint stays.
         KeyboardInterrupt: Ctrl-C, after the iteration was finished and saved, or at once where it waits for people.
+        SystemExit: SIGTERM or SIGHUP, likewise.
     """
     return _run("train", recipe, settings, name, Path(runs), resume=resume)
 
@@ -136,11 +138,11 @@ def load(source: Source | Recipe, settings: Settings | None = None, *, trust: bo
         ConfigError, CheckpointError: there is none, or it cannot be read.
     """
     if isinstance(source, Run | str | Path):
-        saved = find_model(_text(source), trust=trust)
+        saved = find_model(_source_text(source), trust=trust)
         return saved.open(saved.recipe(DrawingRecipe, set_arguments(settings or {})))
     if settings:
         raise ConfigError("load: a recipe has its settings already; give them to open_recipe.")
-    return source.model.load(resolve_runtime(source.device, source.precision))
+    return load_model(source)
 
 
 def sample(
@@ -151,12 +153,14 @@ def sample(
     steps: int | None = None,
     guidance: float | None = None,
     weights: Weights = "average",
+    trust: bool = False,
 ) -> Tensor:
     """Draw one image for each caption: ``[b, 3, h, w]`` in [0, 1], fp32 on the CPU.
 
     The first image is that of ``seed``, the next of ``seed + 1``, as ``grpaint sample`` draws them. ``steps`` and
     ``guidance`` default to those of the run's ``[deploy]`` or ``[evaluate]``; an open model has no settings, and takes
     20 steps of the ODE without guidance. ``weights``: "average", "current" or "reference", which is the base.
+    ``trust``: the settings of a saved model may name code, such as a sampler of yours.
 
     Raises:
         ConfigError, CheckpointError: there is no such model, or a value is refused.
@@ -165,11 +169,13 @@ def sample(
     if not prompts:
         raise ConfigError("sample: no captions; give one at least.")
     if isinstance(model, Run | str | Path):
-        saved = find_model(_text(model))
+        saved = find_model(_source_text(model), trust=trust)
         recipe = saved.recipe(DrawingRecipe)
         policy, evaluation = saved.open(recipe), recipe.drawing
     else:
         policy, evaluation = model, Evaluation()
+    if guidance is not None and getattr(policy, "distilled", False):
+        raise ConfigError("sample: this model's guidance is distilled into it; load it with model.guidance set.")
     try:
         evaluation = replace(
             evaluation,
@@ -206,9 +212,12 @@ def evaluate(
     """
     sets = set_arguments(settings or {})
     if isinstance(models, Mapping):
-        words = [f"{name}={_text(source)}" for name, source in models.items()]
+        for name in models:
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise ConfigError(f'evaluate: "{name}": a name has letters, digits, and _ . - alone.')
+        words = [f"{name}={_source_text(source)}" for name, source in models.items()]
     else:
-        words = [_text(models)]
+        words = [_source_text(models)]
         if out is None and not words[0].endswith(":base"):
             return judge_model(find_model(words[0], trust=trust), sets)
     return assess(
@@ -216,15 +225,15 @@ def evaluate(
     )
 
 
-def export(source: Source, target: str, out: str | Path) -> Path:
+def export(source: Source, target: str, out: str | Path, *, trust: bool = False) -> Path:
     """Write the model of ``source`` for ``target``, "diffusers", "comfyui" or "merged", into ``out`` and return that.
 
-    The export is opened again and compared before it counts, as by ``grpaint export``.
+    The export is opened again and compared before it counts, as by ``grpaint export``. ``trust``: as for :func:`load`.
 
     Raises:
         ConfigError, CheckpointError: an argument is refused, or the reloaded export draws other latents.
     """
-    export_model(_text(source), target, Path(out), None, None, [], [], trust=False)
+    export_model(_source_text(source), target, Path(out), None, None, [], [], trust=trust)
     return Path(out)
 
 
@@ -261,10 +270,13 @@ def _kind(target: Any, key: str) -> str:
 
 
 def _toml(value: Any, key: str) -> str:
-    """Write a value in one line of TOML."""
+    """Return a value in one line of TOML."""
     value = _plain(value, key)
     if isinstance(value, Mapping):
-        items = [f"{json.dumps(name)} = {_toml(item, key + '.' + name)}" for name, item in value.items()]
+        items = [
+            f"{json.dumps(str(name), ensure_ascii=False)} = {_toml(item, f'{key}.{name}')}"
+            for name, item in value.items()
+        ]
         return f"{{{', '.join(items)}}}"
     if isinstance(value, tuple | list):
         return f"[{', '.join(_toml(item, key) for item in value)}]"
@@ -275,7 +287,8 @@ def _toml(value: Any, key: str) -> str:
         raise ConfigError(f"{key}: a value of {kind}, which TOML cannot hold; give a plain one.") from error
 
 
-def _text(source: Source) -> str:
+def _source_text(source: Source) -> str:
+    """Return the argument by which a command names a source."""
     return str(source.path if isinstance(source, Run) else source)
 
 
@@ -288,4 +301,4 @@ def _run(
     except (Stopped, StopRequested) as stop:
         if stop.exit_code == 128 + signal.SIGINT:
             raise KeyboardInterrupt from stop
-        raise
+        raise SystemExit(stop.exit_code) from stop

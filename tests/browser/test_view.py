@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -194,6 +195,11 @@ def test_a_run_under_way_is_followed_by_its_page_the_table_and_side_by_side(runs
     sets = [*tiny_runs.TINY, tiny_runs.REWARD, "train.iterations=24", "evaluate.pictures=2", "checkpoint.every=12"]
     with contextlib.chdir(runs.parent):
         process = tiny_runs.process("train", "flow-grpo-fast", "--name", "going", sets=sets)
+    lines = runs / "going/metrics.jsonl"
+    while not lines.is_file() or lines.read_bytes().count(b"\n") < 4:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)  # until the pages are open
     table = page_of(site)
     row = table.locator("#rows tr", has_text="going")
     row.wait_for()
@@ -205,6 +211,7 @@ def test_a_run_under_way_is_followed_by_its_page_the_table_and_side_by_side(runs
     done = page.locator("#cards article").first.locator(".headline")
     expect(page.locator("#status")).to_have_text("Running")
     page.locator("#film").scroll_into_view_if_needed()
+    process.send_signal(signal.SIGCONT)
     _until(page, f"Number(byId('time').max) > {times}")
     assert process.wait(300) == 0, process.communicate()
     expect(page.locator("#status")).to_have_text("Finished")

@@ -67,7 +67,7 @@ def rows_of(port: int) -> dict[str, dict]:
 
 @pytest.fixture(autouse=True)
 def _no_rest(monkeypatch):
-    monkeypatch.setattr(shelf, "LATEST_S", 0.0)
+    monkeypatch.setattr(shelf, "MOST_AGE_S", 0.0)
 
 
 def test_the_table_says_how_each_run_stands(runs, port):
@@ -188,6 +188,31 @@ def test_runs_with_other_noise_or_prompts_are_not_taken_for_paired(runs, tmp_pat
         assert data["runs"][1]["against"]["text"] == "+33.3 points"
         aligned = json.loads(ask(port, "compare.json?run=first&run=third")[1])["prompts"]
         assert [prompt["number"] for prompt in aligned] == [2]  # the middle one of three has stayed in its place
+
+
+def test_a_folder_that_may_not_be_read_is_left_out(runs, monkeypatch):
+    def is_run(path, known=shelf.is_run):
+        if path.name == "second":
+            raise PermissionError(13, "Permission denied", str(path))
+        return known(path)
+
+    monkeypatch.setattr(shelf, "is_run", is_run)
+    names = {row["name"] for row in shelf.Shelf(runs).rows()}
+    assert "first" in names
+    assert "second" not in names
+
+
+def test_a_run_that_falls_silent_has_another_stamp(runs, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(runs / "first", tmp_path / "runs/first")
+    facts = tmp_path / "runs/first/run.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"status": "running"}))
+    shown = shelf.Shelf(tmp_path / "runs")
+    monkeypatch.setattr(shelf, "silent_s", lambda folder: 1.0)
+    running = shown.stamp("first")
+    monkeypatch.setattr(shelf, "silent_s", lambda folder: 1e6)
+    assert shown.stamp("first") != running
+    assert shown.rows()[0]["stamp"] == shown.stamp("first")
 
 
 def test_damaged_files_leave_a_note_and_the_other_runs(runs, tmp_path):

@@ -291,9 +291,11 @@ def test_different_captions_of_an_image_are_refused_and_equal_or_missing_ones_ar
 
 
 def test_sidecars_that_give_different_tags_are_refused_and_other_columns_are_merged(tmp_path):
-    path = making.folder(tmp_path / "set", 1)
+    path = making.folder(tmp_path / "set", 2)
     (path / "000.json").write_text('{"tags": "a b", "source": "one", "width": 3, "score": 7}')
     (path / "000.png.json").write_text('{"tags": "a b", "source": "another", "rating": "g", "score": "7"}')
+    (path / "001.json").write_text('{"tags": "a b", "score": 5}')
+    (path / "001.png.json").write_text('{"tags": "a b", "score": 5.0}')  # as pandas writes a column with a gap
     fields = data(path).collections[0].entries[0].fields
     assert fields == {"tags": "a b", "source": "another", "width": 3, "rating": "g", "score": "7", "text": "picture 0"}
     (path / "000.png.json").write_text('{"tags": "a"}')

@@ -27,16 +27,20 @@ COUNTS = "cost/model_evaluations", "cost/reward_calls"
 def train_everywhere(cases, sizes, folder, wait_s=600):
     """Train every case on each number of ranks; return a function that reads the numbers of a case and size once.
 
-    Of several test processes that ask for one folder the first one trains, and the others wait for it.
+    Of several test processes that ask for one folder the first one trains, and the others wait for it: each number of
+    ranks is trained once, and a training that failed fails for all.
     """
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "trained").exists():
-            (folder / "cases.json").write_text(json.dumps(cases))
-            for size in sizes:
+        (folder / "cases.json").write_text(json.dumps(cases))
+        for size in sizes:
+            trained = folder / f"trained-{size}"
+            if not trained.exists():
+                trained.write_text("failed")
                 run_ranks(size, "training_rank:train_cases", str(folder), wait_s=wait_s)
-            (folder / "trained").touch()
+                trained.write_text("done")
+            assert trained.read_text() == "done", f"{size} ranks did not train: see the first failure"
 
     def numbers(name, size):
         return torch.load(folder / f"{name}-{size}.pt")

@@ -73,9 +73,10 @@ def listed(cases, folder):
 
 def train_cases_everywhere(cases, folder):
     own = folder / os.environ.get("PYTEST_XDIST_WORKER", "alone")  # each worker makes the recipe, one of them trains
-    own.mkdir(parents=True)
-    write_recipe(own, str(save("sd15", own)))
-    (own / "mine.toml").rename(own / PIPELINE)
+    own.mkdir(parents=True, exist_ok=True)
+    if not (own / PIPELINE).exists():
+        write_recipe(own, str(save("sd15", own)))
+        (own / "mine.toml").rename(own / PIPELINE)
     return train_everywhere(listed(cases, own), (1, *SIZES), folder / "ranks")
 
 

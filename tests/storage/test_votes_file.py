@@ -39,6 +39,15 @@ def test_a_question_is_asked_once_and_keeps_its_votes(votes):
     assert sum(len(votes.rankings(key)) for key in ("a", "b")) == 3
 
 
+def test_equal_groups_of_one_call_are_one_question_and_odd_names_are_kept_as_text(votes):
+    (ann,) = votes.enrol(["Ann \udcff"])
+    assert votes.enrol(["Ann \udcff"]) == [ann]
+    odd = Question("a", "caption \ud800", [b"a0", b"a1"], 1)
+    assert votes.ask([odd, odd]) == ["a", "a"]
+    assert votes.standing() == (1, 0)
+    assert votes.next_question(ann.number).caption == "caption \ufffd"
+
+
 def test_a_new_question_closes_those_that_the_run_has_passed(votes):
     votes.ask([question("a"), question("b")])
     assert votes.ask([question("b")]) == ["b"]  # nothing new: the run may still come to the other

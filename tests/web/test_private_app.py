@@ -98,7 +98,9 @@ def test_without_the_token_everything_is_refused_alike(path, port):
     status, body, headers = ask(port, path)
     assert status == 403
     assert body == ask(port, "/elsewhere")[1]
-    assert not {*TOKEN.split(), *OTHER.split()} & {*body.decode().split(), *headers.values()}
+    answer = body.decode() + str(headers)
+    assert TOKEN not in answer
+    assert OTHER not in answer
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "[", "localhost.evil:80", "127.0.0.2"])
@@ -201,7 +203,7 @@ def test_a_token_that_is_made_is_kept_and_only_its_owner_reads_it(tmp_path):
     assert len(token) == 43
     assert file.stat().st_mode & 0o777 == 0o600
     file.write_text("")
-    with pytest.raises(ConfigError, match="that file holds no token"):
+    with pytest.raises(ConfigError, match="holds no token; remove it"):
         stored_token(file)
     with pytest.raises(ConfigError, match="cannot be written: File exists"):
         stored_token(file / "below")

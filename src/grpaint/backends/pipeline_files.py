@@ -88,7 +88,7 @@ def _other_weights(names: Sequence[str]) -> str:
     )
 
 
-def _listed_shards(shard_index: Path) -> list[str]:
+def listed_shards(shard_index: Path) -> list[str]:
     """The names of the weight files that an index lists.
 
     Raises:
@@ -115,7 +115,7 @@ def check_parts(folder: Path, without: Collection[str]) -> bool | None:
         if not is_listed or not (part_folder / "config.json").is_file():
             continue
         for shard_index in part_folder.glob("*.safetensors.index.json"):
-            for shard in _listed_shards(shard_index):
+            for shard in listed_shards(shard_index):
                 if not (part_folder / shard).is_file():
                     raise CheckpointError(
                         f"{part_folder / shard}: not found, and {shard_index.name} lists it. Copy it too."

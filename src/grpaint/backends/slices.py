@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from grpaint.backends.base_model import BaseModel
 from grpaint.backends.families import PipelineFolder
+from grpaint.backends.pipeline_files import listed_shards
 from grpaint.backends.pipeline_parts import part_class
-from grpaint.storage.files import check_tensors, read_header, read_rows
+from grpaint.storage.files import check_tensors, find_weights, read_header, read_rows
 
 BASE_LAYER = ".base_layer."  # in the name of a weight under an adapter
 
@@ -32,6 +33,7 @@ class BlankNetwork:
         Raises:
             CheckpointError: the file is of another family or architecture.
         """
+        file = find_weights(file)
         shapes, metadata = read_header(file)
         stored = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         check_tensors(file, stored, self.module.state_dict(), metadata, {"family": family})
@@ -71,19 +73,20 @@ def blank_network(base: BaseModel, part: str, dtype: torch.dtype) -> BlankNetwor
     fp32 = set(cls._keep_in_fp32_modules or ())
     for name, owner, key, tensor in _tensors(module):
         if name in files and tensor.is_floating_point():
-            kind = torch.float32 if fp32.intersection(name.split(".")) else dtype
+            precision = torch.float32 if fp32.intersection(name.split(".")) else dtype
             if isinstance(tensor, nn.Parameter):
-                owner._parameters[key] = nn.Parameter(torch.zeros((), dtype=kind).expand(tensor.shape))
+                owner._parameters[key] = nn.Parameter(torch.zeros((), dtype=precision).expand(tensor.shape))
             else:
-                owner._buffers[key] = tensor.to(kind)
+                owner._buffers[key] = tensor.to(precision)
     return BlankNetwork(module, files)
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Return the weight files of a part's folder by the names of their tensors, variants left out."""
+    """Return the weight files of a part's folder by the names of their tensors; as in diffusers an index goes first."""
     whole = folder / "diffusion_pytorch_model.safetensors"
-    shards = sorted(folder.glob("diffusion_pytorch_model-?????-of-?????.safetensors"))
-    return {name: file for file in ([whole] if whole.is_file() else shards) for name in read_header(file)[0]}
+    shard_index = folder / f"{whole.name}.index.json"
+    files = [folder / name for name in listed_shards(shard_index)] if shard_index.is_file() else [whole]
+    return {name: file for file in files if file.is_file() for name in read_header(file)[0]}
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Any]]:

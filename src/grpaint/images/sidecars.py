@@ -55,7 +55,9 @@ def merge(sources: Sequence[tuple[str, Mapping[str, Any]]], caption: str, locati
 
 
 def _plain(value: Any) -> Any:
-    """A value for comparison: a text without the kind and number of its line ends and blanks at its ends; 1 is "1"."""
+    """A value for comparison: a text without the kind and number of its line ends and blanks at its ends; 1.0 is 1."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, int | float):
         return str(value)
     return "\n".join(value.strip().splitlines()) if isinstance(value, str) else value

@@ -18,11 +18,11 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from grpaint.core.errors import RankLost
 from grpaint.parallel.background import BackgroundCall
+from grpaint.parallel.buckets import GradientRow, buckets
 from grpaint.parallel.messages import LENGTH, pack, unpack
 from grpaint.parallel.sharding import Sharding
 from grpaint.parallel.world import Message, World
 
-BUCKET = 2**26  # numbers of a gradient bucket: 256 MiB in fp32
 SHORT = 8192  # bytes of a message's start that travel with its length
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class Group(World):
         self.node, self.nodes = place.node, place.nodes
         self.store, self._limit_s, self._limit_name = store, 0.0, ""
         self.exchanges = self.node_exchanges = 0
-        self._row = torch.empty(0)
+        self._gradient_row = GradientRow()
         # a group of its own for exchanges from other threads, whose order to the main thread's is not fixed
         nodes = [range(n * place.local_size, (n + 1) * place.local_size) for n in range(place.nodes)]
         self.node_ranks = nodes[place.node]
@@ -163,8 +163,8 @@ class Group(World):
         ranks = nn.Parameter(torch.zeros(len(parameters), device=parameters[0].device))  # that have each gradient
         ranks.grad = torch.tensor([float(p.grad is not None) for p in parameters], device=ranks.device)
         self.finite_gradient = True
-        for bucket in _buckets([*parameters, ranks]):
-            flat = self._flat_gradient(bucket)
+        for bucket in buckets([*parameters, ranks]):
+            flat = self._gradient_row.fill(bucket)
             self.finite_gradient &= bool(torch.stack(flat.aminmax()).isfinite().all())  # quicker than each number
             self._exchange(lambda flat=flat: dist.all_reduce(flat, group=group), flat.nbytes)  # type: ignore[misc]
             for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
@@ -172,14 +172,6 @@ class Group(World):
                 parameter.grad.copy_(part.view_as(parameter))
         for parameter, count in zip(parameters, ranks.grad.tolist(), strict=True):
             parameter.grad = parameter.grad if count else None
-
-    def _flat_gradient(self, bucket: Sequence[nn.Parameter]) -> Tensor:
-        """Return the gradients of a bucket in one row, in memory that the next bucket uses again."""
-        count, device = sum(parameter.numel() for parameter in bucket), bucket[0].device
-        if self._row.numel() < count or self._row.device != device:
-            self._row = torch.empty(count, device=device)
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
-        return torch.cat([part.detach().float().flatten() for part in parts], out=self._row[:count])
 
     def gather_on_node(self, message: Message) -> list[Message]:  # a thread beside the main one may call it
         first, *others = self.node_ranks
@@ -293,16 +285,3 @@ class Group(World):
             f"rank {self.rank} waited {waited:.0f} s in the phase {self.phase} for "
             f"{', '.join(behind) or 'another rank, which is gone'}. {reason}; continue with --resume."
         )
-
-
-def _buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Split parameters into buckets of at most ``BUCKET`` numbers, each on one device; a larger one is alone."""
-    buckets: list[list[nn.Parameter]] = []
-    room, device = 0, None
-    for parameter in parameters:
-        if not buckets or parameter.numel() > room or parameter.device != device:
-            buckets.append([])
-            room, device = BUCKET, parameter.device
-        buckets[-1].append(parameter)
-        room -= parameter.numel()
-    return buckets

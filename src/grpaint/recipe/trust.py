@@ -26,7 +26,7 @@ from grpaint.recipe.catalog import CATALOG, did_you_mean, find_piece
 from grpaint.recipe.config import locate, override, parse_sets
 from grpaint.recipe.deployment import Deployable, Deployment
 from grpaint.recipe.pieces import Data, ModelSpec, WeightedReward
-from grpaint.recipe.recipe import SftRecipe, TrainRecipe, check_evaluation, check_images, check_shard
+from grpaint.recipe.recipe import SftRecipe, TrainRecipe, check_evaluation, check_images
 from grpaint.recipe.settings import Evaluation, Measuring, Processes, Training
 from grpaint.rollout.rollout import Plan
 
@@ -45,7 +45,6 @@ class DrawingRecipe(Deployable):
     processes: Processes | None = None
 
     def __post_init__(self) -> None:
-        check_shard(self.model, self.processes)
         check_evaluation(self.evaluate, self.deploy, self.model)
 
 

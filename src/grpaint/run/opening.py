@@ -3,10 +3,12 @@
 from dataclasses import replace
 from functools import partial
 
+from grpaint.core.errors import ConfigError
 from grpaint.core.runtime import Runtime, resolve
 from grpaint.parallel.world import ONE, World
 from grpaint.recipe.config import Recipe
 from grpaint.recipe.pieces import Model, ModelSpec
+from grpaint.recipe.recipe import check_shard
 from grpaint.recipe.settings import Processes
 from grpaint.recipe.trust import DrawingRecipe
 
@@ -26,6 +28,11 @@ def load_model(
     Raises:
         ConfigError, CheckpointError: it cannot be read.
     """
+    if world.local_size > 1:
+        try:
+            check_shard(model or recipe.model, recipe.processes)
+        except ValueError as error:
+            raise ConfigError(f"{error}.") from error
     sharding = world.sharding((recipe.processes or Processes()).shard)
     runtime = replace(runtime or resolve(recipe.device, recipe.precision), sharding=sharding)
     load = partial((model or recipe.model).load, runtime)

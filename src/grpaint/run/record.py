@@ -1,5 +1,6 @@
 """Read a run folder for its page: nothing is written or locked, and what is missing or damaged becomes a note."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -56,7 +57,7 @@ def read_record(folder: Path) -> RunRecord:
         captions=_captions(notes, folder, drawings),
         drawings=drawings,
         rollout=_read(notes, folder, lambda: _rollout(folder), None),
-        silent_s=_silent_s(folder),
+        silent_s=silent_s(folder),
         notes=notes,
     )
 
@@ -81,7 +82,7 @@ def read_outline(folder: Path) -> RunRecord:
         packaged=_recipe_argument(facts.get("command"), str(settings.get("stage"))),
         metrics=metrics,
         evaluations=evaluations,
-        silent_s=_silent_s(folder),
+        silent_s=silent_s(folder),
         notes=notes,
     )
 
@@ -217,7 +218,10 @@ def _recipe_argument(command: Any, stage: str) -> str | None:
     return DEFAULT.get(stage)
 
 
-def _silent_s(folder: Path) -> float:
-    """Return the seconds since the run wrote its last line."""
-    times = [(folder / name).stat().st_mtime for name in (METRICS, EVALUATIONS) if (folder / name).exists()]
+def silent_s(folder: Path) -> float:
+    """Return the seconds since the run wrote its last line; 0 if it has written none."""
+    times = []
+    for name in (METRICS, EVALUATIONS):
+        with contextlib.suppress(OSError):  # not there yet, or no more
+            times.append((folder / name).stat().st_mtime)
     return max(0.0, time.time() - max(times)) if times else 0.0

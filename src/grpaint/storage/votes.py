@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from grpaint.core.errors import ConfigError
-from grpaint.core.text import one_line
+from grpaint.core.text import one_line, without_surrogates
 from grpaint.storage.ballots import OpenQuestion, Question, Ranking, Voter, VoteRefused
 from grpaint.storage.reading import parse_json
 
@@ -144,13 +144,14 @@ class VoteFile:
         """
         keys = [question.key for question in questions]
         with self._transaction() as sql:
-            new = [question for question in questions if self._number(question.key) is None]
+            new = {question.key: question for question in questions if self._number(question.key) is None}.values()
             if new:
                 marks = ",".join("?" * len(keys))
                 passed = f"UPDATE question SET closed = ? WHERE closed IS NULL AND key NOT IN ({marks})"
                 sql.execute(passed, [time.time(), *keys])
             for question in new:
-                row = (question.key, question.caption, len(question.images), question.choices, time.time())
+                caption = without_surrogates(question.caption)
+                row = (question.key, caption, len(question.images), question.choices, time.time())
                 cursor = sql.execute("INSERT INTO question VALUES (NULL, ?, ?, ?, ?, ?, NULL)", row)
                 images = [(cursor.lastrowid, place, png) for place, png in enumerate(question.images)]
                 sql.executemany("INSERT INTO image VALUES (?, ?, ?)", images)
@@ -190,6 +191,7 @@ class VoteFile:
         Raises:
             ConfigError: a name is empty or too long, or there are too many voters.
         """
+        names = [without_surrogates(name) for name in names]
         for name in names:
             if not name.strip() or len(name) > MOST_NAME:
                 raise ConfigError(f'voter "{one_line(name, 80)}": a name of 1 to {MOST_NAME} characters.')

@@ -161,11 +161,19 @@ def stored_token(file: Path) -> str:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with contextlib.suppress(FileExistsError), write_private(file) as stream:
-            stream.write(f"{new_token()}\n")
+        if not file.exists():
+            whole = file.with_name(f"{file.name}.{secrets.token_hex(4)}")  # so that no other process reads half of it
+            with write_private(whole) as stream:
+                stream.write(f"{new_token()}\n")
+            with contextlib.suppress(FileExistsError):
+                os.link(whole, file)
+            whole.unlink()
     except OSError as error:
         raise ConfigError(f"{file}: cannot be written: {error.strerror}. Name a --token-file of yours.") from error
-    token = read_token("", None, file)
+    try:
+        token = read_token("", None, file)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: holds no token; remove it, and a new one is made.") from error
     assert token
     return token
 

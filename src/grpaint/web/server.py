@@ -68,8 +68,8 @@ class Server(uvicorn.Server):
         self.stop()
 
 
-def body_length(request: Request, most: int) -> int:
-    """Return the bytes of a request's body as its header has them.
+def body_length(request: Request, most: int, advice: str = "") -> int:
+    """Return the bytes of a request's body as its header has them; ``advice`` ends the refusal of one too large.
 
     Raises:
         HTTPException: it has none, or more than ``most``.
@@ -79,7 +79,7 @@ def body_length(request: Request, most: int) -> int:
         raise HTTPException(411, "Content-Length is missing")
     if int(length) > most:  # the protocol lets 20 digits through, and nothing else
         size = f"{most >> 20} MiB" if most >> 20 else f"{most} bytes"
-        raise HTTPException(413, f"the body is larger than {size}; send smaller batches")
+        raise HTTPException(413, f"the body is larger than {size}{advice}")
     return int(length)
 
 

@@ -21,6 +21,7 @@ from grpaint.core.errors import ConfigError, MissingExtra
 from grpaint.measures.score import comparable_score
 from grpaint.recipe.config import TrainRecipe
 from grpaint.recipe.costs import costs
+from grpaint.recipe.deployment import Deployment
 from grpaint.report.method_summary import COSTS, summarise_methods
 from grpaint.report.pages.comparison import comparison_page
 from grpaint.report.svg import comparison_svg
@@ -82,9 +83,8 @@ class Comparison:
             if methods.count(name) > 1:
                 raise ConfigError(f"{name}: named twice among the methods compared.")
         deployed = {
-            contender.name: recipe.deploy and (recipe.deploy, recipe.deployed.frozen)  # type: ignore[union-attr]
+            contender.name: _deployment(self.job(contender, 0, "runs", contender.name, 1).open()[0])
             for contender in self.contenders
-            for recipe in [self.job(contender, 0, "runs", contender.name, 1).open()[0]]
         }
         for name, table in deployed.items():
             if table != deployed[methods[0]]:
@@ -232,6 +232,11 @@ class Comparison:
             title, first = f"grpaint: methods compared on {self.world}", baseline or self.contenders[0].name
             write_comparison(self.out, records, title=title, baseline=first, missing=absent, log=log)
         log(f"{len(records)} of {len(every)} runs; {self.out / 'comparison.html'}")
+
+
+def _deployment(recipe: TrainRecipe) -> tuple[Deployment, tuple[str, ...]] | None:
+    """Return how a recipe's model will be used, with the frozen adapters that are then on; None without [deploy]."""
+    return (recipe.deploy, recipe.deployed.frozen) if recipe.deploy and recipe.deployed else None
 
 
 def _is_searched(item: str) -> bool:

@@ -9,7 +9,7 @@ from grpaint.commands.estimate import terminal
 from grpaint.commands.estimate.calibration import calibrate
 from grpaint.commands.estimate.deadline import TimeOver, explained, time_limit
 from grpaint.commands.estimate.forecast import Forecast, forecast, parse_bytes
-from grpaint.commands.estimate.levers import Lever, find_levers
+from grpaint.commands.estimate.levers import Lever, Predict, find_levers
 from grpaint.commands.estimate.ranks import forecast_ranks
 from grpaint.commands.estimate.rehearsal import TraceCache
 from grpaint.core.runtime import Device
@@ -54,23 +54,10 @@ def run(  # noqa: PLR0913 - reason: the options of the command
             ranks = forecast_ranks(table, stage, device, *processes) if processes else None
         limited = ranks.rank(prediction.recipe) if ranks else prediction
         fits = not limit or limited.fits(limit)
-        levers: list[Lever] = []
-        complete = True
-
-        def predict(changed: Plain, cache: TraceCache) -> Forecast:
-            if not processes:
-                return forecast(changed, stage, device, cache)
-            recipe, _ = resolve(changed, stage)
-            return forecast_ranks(changed, stage, device, *processes, cache).rank(recipe)
-
         count = processes[0] // processes[1] if processes else 1
+        predict = _predictor(stage, device, processes)
         search = iter(()) if fits else find_levers(table, limited, predict, limit=limit, ranks=count)
-        try:
-            with time_limit(max(end - time.monotonic(), 1) / 60):
-                levers.extend(search)
-        except TimeOver:
-            complete = False
-            echo(f"plan: not every setting was tried within --minutes {minutes:g}.", err=True)
+        levers, complete = _levers_until(end, search, minutes)
         times = calibrate(prediction) if measure else None
     if as_json:
         plain = prediction.plain() | ({"limit": limit, "fits": fits} if limit else {})
@@ -91,12 +78,32 @@ def run(  # noqa: PLR0913 - reason: the options of the command
             echo("  and that is not enough: take a smaller model")
 
 
-def advice(settings: Mapping[str, Any], stage: str, phase: str) -> Iterator[str]:
-    """Yield lines with the settings that would have lowered the peak of ``phase``, which ran out of memory."""
+def _predictor(stage: str, device: Device | None = None, processes: tuple[int, int] | None = None) -> Predict:
+    """Return what forecasts changed settings: for one process, or for a rank of so many on so many machines."""
 
     def predict(changed: Plain, cache: TraceCache) -> Forecast:
-        return forecast(changed, stage, cache=cache)
+        if not processes:
+            return forecast(changed, stage, device, cache)
+        recipe, _ = resolve(changed, stage)
+        return forecast_ranks(changed, stage, device, *processes, cache).rank(recipe)
 
+    return predict
+
+
+def _levers_until(end: float, search: Iterator[Lever], minutes: float) -> tuple[list[Lever], bool]:
+    """Return the levers that a search gives until the time ``end``, and whether it came to its own end."""
+    levers: list[Lever] = []
+    try:
+        with time_limit(max(end - time.monotonic(), 1) / 60):
+            levers.extend(search)
+    except TimeOver:
+        echo(f"plan: not every setting was tried within --minutes {minutes:g}.", err=True)
+        return levers, False
+    return levers, True
+
+
+def advice(settings: Mapping[str, Any], stage: str, phase: str) -> Iterator[str]:
+    """Yield lines with the settings that would have lowered the peak of ``phase``, which ran out of memory."""
     prediction = forecast(dict(settings), stage)
     yield f"Each of these lowers the peak in {phase}, the cheapest first; the predicted peak with those before it:"
-    yield from terminal.lever_lines(find_levers(dict(settings), prediction, predict, phase=phase), phase)
+    yield from terminal.lever_lines(find_levers(dict(settings), prediction, _predictor(stage), phase=phase), phase)

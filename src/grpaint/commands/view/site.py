@@ -46,10 +46,9 @@ class _Site:
 
     def __init__(self, shelf: Shelf) -> None:
         self.shelf = shelf
-        self._threads: anyio.CapacityLimiter | None = None
+        self._threads = anyio.CapacityLimiter(2)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        self._threads = self._threads or anyio.CapacityLimiter(2)  # which must be made in the loop
         return await anyio.to_thread.run_sync(work, limiter=self._threads)
 
     async def table(self, request: Request) -> Response:

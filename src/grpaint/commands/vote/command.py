@@ -38,7 +38,7 @@ def serve_votes(run: str, host: str, port: int, voters: int, names: Sequence[str
             votes.enrol(wanted or ["voter 1"])
         everyone = votes.voters()
         machine = socket.gethostname()
-        app = VotePages(votes, everyone, folder.resolve().name).app([machine])
+        app = VotePages(votes, everyone, folder.resolve().name).app([machine, host])
         server = Server(app, (host, port), seconds=SECONDS, connections=CONNECTIONS, grace_s=GRACE_S)
         shown = machine if host in WILDCARDS else f"[{host}]" if ":" in host else host
         for line in _links(everyone, f"{shown}:{server.server_port}"):

@@ -88,7 +88,8 @@ function drawChart(place, first) {
     const plot = drawnCharts.get(place)?.plot;
     if (!plot) return;
     const xs = columns(chart.series)[0];
-    const zoomed = plot.scales.x.min !== xs[0] || plot.scales.x.max !== xs[xs.length - 1];
+    const { min, max } = plot.scales.x;
+    const zoomed = xs.length > 1 && (min !== xs[0] || max !== xs[xs.length - 1]); // a single point has a padded range
     chart = later;
     plot.setData(columns(chart.series), !zoomed);
     if (zoomed) plot.redraw();

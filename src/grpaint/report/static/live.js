@@ -83,12 +83,14 @@ function paced(load) {
       return;
     }
     freeAt = Infinity;
+    let rest = LEAST_REST_MS;
     try {
       await load(stamp);
+      rest = Math.max(rest, REST * (performance.now() - start));
     } catch {
       // the next poll says that the server is away, and the one after it asks for this again
     }
-    freeAt = performance.now() + Math.max(LEAST_REST_MS, REST * (performance.now() - start));
+    freeAt = performance.now() + rest;
   };
   return call;
 }

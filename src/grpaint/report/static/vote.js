@@ -188,10 +188,11 @@ buttons.pick.addEventListener("click", () => toggle(large));
 buttons.close.addEventListener("click", () => dialog.close());
 document.addEventListener("keydown", onKey);
 
-askServer("question").then(
-  ({ content }) => content && show(content.question),
-  () => show(null),
-);
-follow("question", ({ question: next }) => {
+const showFirst = (/** @type {any} */ next) => {
   if (!question && !sending) show(next);
-});
+};
+askServer("question").then(
+  ({ content }) => content && showFirst(content.question),
+  () => showFirst(null),
+);
+follow("question", ({ question: next }) => showFirst(next));

@@ -108,7 +108,8 @@ class RewardServer(Server):
         return JsonAnswer(503 if trouble else 200, self.about | state | {"waiting": self.queue.waiting})
 
     async def _score(self, request: Request) -> Response:
-        length, kind = body_length(request, self.limits.bytes), request.headers.get("Content-Type", "")
+        length = body_length(request, self.limits.bytes, "; send smaller batches")
+        kind = request.headers.get("Content-Type", "")
         # JSON becomes a text, which takes up to four bytes for each of its own
         with self._memory.held(length * (4 if media_type(kind) == JSON_TYPE else 1)):
             body = await read_body(request)
