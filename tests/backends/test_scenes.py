@@ -110,6 +110,26 @@ def test_an_adapter_is_all_that_trains_and_switches_off_exactly() -> None:
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=4)])
+def test_an_extrapolated_average_is_farther_from_the_reference_in_the_direction_of_the_current_weights(
+    lora: Lora | None,
+) -> None:
+    made = policy(lora=lora)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    reference, current = made.export("reference")[0], made.export("current")[0]
+    made.blend("average", 0.0, extrapolation=0.5)
+    for name, tensor in made.export("average")[0].items():
+        torch.testing.assert_close(tensor, reference[name] + 1.5 * (current[name] - reference[name]))
+    made.blend("average", 0.75, extrapolation=0.0)
+    assert all(torch.equal(t, current[name]) for name, t in made.export("current")[0].items())
+    if lora is None:  # the average of two factors is not that of their product
+        for name, tensor in made.export("average")[0].items():
+            torch.testing.assert_close(tensor, reference[name] + 1.375 * (current[name] - reference[name]))
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)])
 def test_an_exported_file_is_the_model_that_was_trained(tmp_path: Path, lora: Lora | None) -> None:
     made = policy(lora=lora)
     with torch.no_grad():

@@ -57,10 +57,10 @@ def mean_of_own_rows(case, world):
 def other_step(case, world):
     plain, group = case.policy.blend, world.size > 1 and world.rank == 1
 
-    def blend(into, keep):
+    def blend(into, keep, extrapolation=0.0):
         if group:
             case.trainable[next(iter(case.trainable))].data.mul_(1.01)
-        return plain(into, keep)
+        return plain(into, keep, extrapolation)
 
     case.policy.blend = blend
 

@@ -13,6 +13,7 @@ from grpaint.core.errors import ConfigError, MissingExtra
 
 TRAINED = "default"  # the name of the trained adapter in peft's layers
 FROZEN = "frozen_"  # what stands there before the name of a frozen one
+SECOND_FACTOR = ".lora_B."  # in the name of the factor of an adapter that begins at zero
 MOST_RANK = 16_384  # wider than any layer of the supported networks
 
 

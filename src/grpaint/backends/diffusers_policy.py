@@ -224,9 +224,9 @@ class DiffusersPolicy:
         runtime = replace(self.runtime, precision="fp32") if exact or not self.spec.lora else self.runtime
         return open_pipeline(base, self.family, runtime, frozen=True)
 
-    def blend(self, into: Weights, keep: float) -> None:
+    def blend(self, into: Weights, keep: float, extrapolation: float = 0.0) -> None:
         """See :class:`grpaint.core.policy.Policy`."""
-        self.weights.blend(into, keep)
+        self.weights.blend(into, keep, extrapolation)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The trainable parameters."""

@@ -114,9 +114,9 @@ class GaussianPolicy:
         scaled = (x - alpha * mean) / (alpha**2 * variance + sigma**2)
         return Prediction(mean + alpha * variance * scaled, sigma * scaled)
 
-    def blend(self, into: Weights, keep: float) -> None:
+    def blend(self, into: Weights, keep: float, extrapolation: float = 0.0) -> None:
         """See :class:`grpaint.core.policy.Policy`."""
-        self.weights.blend(into, keep)
+        self.weights.blend(into, keep, extrapolation)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The trainable parameters."""

@@ -225,9 +225,9 @@ class ScenePolicy:
             outputs = [self._output(*inputs) for inputs in _split(x, here, cond, self.spec.batch)]
         return read(outputs[0] if len(outputs) == 1 else torch.cat(outputs), x, here, self.spec.parametrisation)
 
-    def blend(self, into: Weights, keep: float) -> None:
+    def blend(self, into: Weights, keep: float, extrapolation: float = 0.0) -> None:
         """See :class:`grpaint.core.policy.Policy`."""
-        self.weights.blend(into, keep)
+        self.weights.blend(into, keep, extrapolation)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The trainable parameters."""

@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from grpaint.backends.adapters import FROZEN, TRAINED
+from grpaint.backends.adapters import FROZEN, SECOND_FACTOR, TRAINED
 from grpaint.core.policy import Weights
 from grpaint.core.runtime import Sharding
 from grpaint.storage.layout import LateTensor, WeightTensors
@@ -145,14 +145,29 @@ class WeightSets:
         for parameter in self.trainable.values():
             parameter.requires_grad_(True)  # peft freezes every adapter then
 
-    def blend(self, into: Weights, keep: float) -> None:
-        """``into <- keep * into + (1 - keep) * current``; a set that does not exist yet starts as a copy."""
+    def blend(self, into: Weights, keep: float, extrapolation: float = 0.0) -> None:
+        """Blend the current weights into a set: ``into <- keep * into + (1 - keep) * current``.
+
+        A set that does not exist yet starts as a copy. With ``extrapolation`` e, what is blended in is the network
+        reference + (1 + e) (current - reference); for adapters of two factors the second one is multiplied.
+        """
         if into == "current" or (into == "reference" and self.adapters):
             raise ValueError(f"cannot blend into the {into} weights")
         if into not in self.copies:
             self.copies[into] = self._copy()
-        copies = [self.copies[into][name] for name in self.trainable]
-        get_ema_multi_avg_fn(keep)(copies, [parameter.detach() for parameter in self.trainable.values()], 0)
+        update = get_ema_multi_avg_fn(keep)
+        copies = self.copies[into]
+        if not extrapolation:
+            update([copies[name] for name in self.trainable], [p.detach() for p in self.trainable.values()], 0)
+            return
+        for name, parameter in self.trainable.items():  # one after another: each needs memory of its own
+            update([copies[name]], [self._extrapolated(name, parameter.detach(), 1 + extrapolation)], 0)
+
+    def _extrapolated(self, name: str, tensor: Tensor, factor: float) -> Tensor:
+        if not self.adapters:
+            reference = self.copies["reference"][name]
+            return reference + factor * (tensor - reference)
+        return tensor * factor if SECOND_FACTOR in name else tensor
 
     def own(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return this process's shares of whole tensors: of trainable ones by name, or of their optimizer state."""

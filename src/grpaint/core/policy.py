@@ -175,8 +175,11 @@ class Policy(Protocol):
     def decode(self, x0: Float[Tensor, "b *latent"]) -> Float[Tensor, "b 3 h w"]:
         """Decode clean latents to images in [0, 1]."""
 
-    def blend(self, into: Weights, keep: float) -> None:
-        """Update weights in place: ``into <- keep * into + (1 - keep) * current``."""
+    def blend(self, into: Weights, keep: float, extrapolation: float = 0.0) -> None:
+        """Update weights in place: ``into <- keep * into + (1 - keep) * (current + extrapolation * change)``.
+
+        ``change`` is that of the current network from the reference one.
+        """
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """Yield the parameters that the optimizer updates."""

@@ -18,6 +18,7 @@ from grpaint.rollout.solver import Tail
 
 MOST_PICTURES = 1000  # of one sheet
 Shard = Literal["none", "base", "all"]
+MOST_EXTRAPOLATION = 2.0
 MOST_GUIDED = 100  # each is an evaluation of its own
 
 
@@ -27,7 +28,8 @@ class Optimisation:
 
     ``warmup``: iterations over which the learning rate rises. ``ema``: the share of the average weights that an update
     keeps, in [0, 1); less in the first updates (:func:`~grpaint.recipe.optim.average_keep`). ``max_grad_norm``: a
-    longer gradient is scaled down to this norm.
+    longer gradient is scaled down to this norm. ``extrapolation`` e: the average is of reference + (1 + e) (current -
+    reference), as if the run had gone farther in its direction (ExPO, arXiv 2404.16792); 0: of the current weights.
 
     ``evaluations``: the run and its schedule end when this many model evaluations are used up (0: no limit).
     ``nonfinite``: a run stops after this many updates in a row whose gradient was NaN or infinite; each is skipped.
@@ -40,6 +42,7 @@ class Optimisation:
     schedule: Schedule = "constant"
     max_grad_norm: Limit = 1.0
     ema: float = 0.9
+    extrapolation: float = 0.0
     evaluations: int = 0
     nonfinite: int = 5
     optimizer: Optimizer = field(default_factory=Adamw)
@@ -53,6 +56,8 @@ class Optimisation:
             raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+        if not 0 <= self.extrapolation <= MOST_EXTRAPOLATION:
+            raise ValueError(f"extrapolation must lie in [0, {MOST_EXTRAPOLATION}], got {self.extrapolation}")
 
     def total(self, done: int, used: int) -> int:
         """Estimate the iterations of the whole run, after ``done`` of them took ``used`` model evaluations."""

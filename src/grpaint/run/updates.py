@@ -101,7 +101,8 @@ class Updates:
             length = self.world.norm(torch.stack([then.norm() for then in before]).norm())
             relative = self.world.norm(torch.stack(steps).norm()) / length.clamp(min=1e-12)
         self.steps += 1
-        self.policy.blend("average", average_keep(self.recipe.train.ema, self.steps))
+        train = self.recipe.train
+        self.policy.blend("average", average_keep(train.ema, self.steps), train.extrapolation)
         return relative
 
     def _handle_nonfinite(self, terms: Callable[[], Iterable[Term]], batch: Rollout) -> None:
