@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from grpaint.learn import (
     BatchNorm,
     BestWorst,
     DiffusionNft,
+    DivergenceMask,
     ElboPolicyGradient,
     GroupNorm,
     Guard,
@@ -129,6 +131,15 @@ def test_a_method_without_likelihoods_raises_its_reward(name: str) -> None:
     path, plan, objective = FORWARD[name]
     objective.check(plan)
     before, after = trained(path, plan, GroupNorm("batch"), objective)
+    assert after < 0.5 * before
+
+
+@pytest.mark.parametrize(
+    "settings", [{"surrogate": DivergenceMask()}, {"steps": "noise"}, {"steps": "gradient"}], ids=str
+)
+def test_a_mask_by_divergence_and_weights_of_steps_raise_their_reward(settings: dict[str, Any]) -> None:
+    path, plan, advantage = METHODS["flow-grpo"]
+    before, after = trained(path, plan, advantage, PolicyGradient(**settings))
     assert after < 0.5 * before
 
 

@@ -111,6 +111,21 @@ def test_the_loss_is_the_mean_of_its_formula_over_rows_and_steps(penalty: Penalt
     assert ours == pytest.approx(expected, abs=1e-6)
 
 
+def test_weights_of_steps_apply_to_the_surrogate_and_not_to_the_penalty() -> None:
+    policy, rollout = off_policy()
+    stds = [transition.std for transition in rollout.transitions]
+    weights = [4 * std / sum(stds) for std in stds]
+    terms = {
+        penalty: [t.loss.item() for t in PolicyGradient(Reinforce(), penalty)(policy, rollout, ADVANTAGE)]
+        for penalty in (None, StepKl(0.5))
+    }
+    plain, penalised = terms.values()
+    expected = sum(w * a + (b - a) for w, a, b in zip(weights, plain, penalised, strict=True))
+    weighted = PolicyGradient(Reinforce(), StepKl(0.5), steps="noise")
+    assert loss(weighted, policy, rollout, ADVANTAGE) == pytest.approx(expected, abs=1e-6)
+    assert expected != pytest.approx(sum(penalised), abs=1e-3)
+
+
 def test_before_an_update_the_gradient_is_that_of_advantage_times_log_likelihood() -> None:
     policy = gaussian()
     rollout = rolled(policy)

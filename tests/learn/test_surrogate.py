@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from grpaint.core import FlowPath, FlowSde, Gaussian, Prediction, step
-from grpaint.learn import Guard, PpoClip, Reinforce
+from grpaint.learn import DivergenceMask, Guard, PpoClip, Reinforce
 from grpaint.learn.surrogate import ClippingSurrogate, Surrogate, log_ratio
 from grpaint.rollout import Transition
 
@@ -156,6 +156,38 @@ def test_guard_weighs_every_step_of_flow_sde_alike() -> None:
     for gradient in sizes[Guard]:
         torch.testing.assert_close(gradient, expected)
     assert sizes[PpoClip][-1].norm() > 5 * sizes[PpoClip][0].norm()
+
+
+@pytest.mark.parametrize("limit", [1e-6, 1e-2])
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 0.3])
+def test_the_divergence_mask_is_its_published_rule(scale: float, limit: float) -> None:
+    """Flow-DPPO: the plain ratio; no gradient where the step has moved too far and the update would move it farther."""
+    mean, action = moved(scale)
+    surrogate = DivergenceMask(limit)
+    loss = surrogate(Gaussian(mean, STD), action, ADVANTAGE)
+    (gradient,) = torch.autograd.grad(loss.sum(), mean, retain_graph=True)
+    for row in range(4):
+        old, new = (torch.distributions.Normal(m[row], STD) for m in (action.mean, mean))
+        ratio = (new.log_prob(action.x_next[row]) - old.log_prob(action.x_next[row])).mean().exp()
+        gain = ADVANTAGE[row].item()
+        assert loss[row].item() == pytest.approx(-gain * ratio.item(), rel=1e-9)
+        is_far = torch.distributions.kl_divergence(old, new).mean().item() > limit
+        is_stopped = is_far and gain * (ratio.item() - 1) > 0
+        assert surrogate.clipped(Gaussian(mean, STD), action, ADVANTAGE)[row].item() == is_stopped
+        (free,) = torch.autograd.grad(-gain * ratio, mean, retain_graph=True)
+        torch.testing.assert_close(gradient[row], free[row] * (not is_stopped))
+
+
+def test_the_divergence_mask_is_the_policy_gradient_before_an_update() -> None:
+    _, action = moved(0.1)
+    mean = action.mean.clone().requires_grad_()
+    surrogate, now = DivergenceMask(), Gaussian(mean, STD)
+    assert not surrogate.clipped(now, action, ADVANTAGE).any()
+    (ours,) = torch.autograd.grad(surrogate(now, action, ADVANTAGE).sum(), mean, retain_graph=True)
+    (plain,) = torch.autograd.grad(Reinforce()(now, action, ADVANTAGE).sum(), mean)
+    assert torch.equal(ours, plain)
+    with pytest.raises(ValueError, match="limit must be positive"):
+        DivergenceMask(0.0)
 
 
 def test_guard_says_what_it_clips_by_its_own_ratio() -> None:

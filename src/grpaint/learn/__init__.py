@@ -6,7 +6,7 @@ from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient
 from grpaint.learn.penalty import AdaptiveKl, StepKl, VelocityMse
 from grpaint.learn.selection import BestWorst, OptimalVariance
 from grpaint.learn.stepwise import StepAware
-from grpaint.learn.surrogate import Guard, PpoClip, Reinforce
+from grpaint.learn.surrogate import DivergenceMask, Guard, PpoClip, Reinforce
 from grpaint.learn.table import RewardSet, RewardTable
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "BestWorst",
     "Denoising",
     "DiffusionNft",
+    "DivergenceMask",
     "ElboPolicyGradient",
     "GroupNorm",
     "Guard",

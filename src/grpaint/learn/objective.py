@@ -16,6 +16,7 @@ from grpaint.core.prediction import Prediction
 from grpaint.core.rng import noise, uniform
 from grpaint.core.step import per_row
 from grpaint.learn.penalty import Penalty
+from grpaint.learn.step_weights import StepWeights, step_weights
 from grpaint.learn.surrogate import ClippingSurrogate, PpoClip, Surrogate, log_ratio
 from grpaint.rollout.rollout import Rollout, Transition, act
 
@@ -52,12 +53,15 @@ class PolicyGradient:
     autograd graph (0: all of a step); it changes memory use, not the gradient. ``terminal`` weights a term for the
     deterministic step after the last action, which has no likelihood: finished samples are noised to where that step
     began, and their restoration is trained in proportion to their advantage (the policy gradient on the ELBO).
+    ``steps``: how the recorded steps are weighted, see :func:`~grpaint.learn.step_weights.step_weights`; the penalty is
+    not.
     """
 
     surrogate: Surrogate = field(default_factory=PpoClip)
     penalty: Penalty | None = None
     minibatch: int = 0
     terminal: float = 0.0
+    steps: StepWeights = "equal"
 
     def __post_init__(self) -> None:
         check_minibatch(self.minibatch)
@@ -65,13 +69,14 @@ class PolicyGradient:
             raise ValueError(f"terminal must not be negative, got {self.terminal}")
 
     def __call__(self, policy: Policy, rollout: Rollout, advantage: Tensor, /) -> Iterator[Term]:
-        for transition in rollout.transitions:
+        weights = step_weights(self.steps, rollout)
+        for transition, weight in zip(rollout.transitions, weights, strict=True):
             gain = advantage[transition.rows] if advantage.ndim == 1 else advantage[transition.rows, transition.step]
             nonzero_rows = gain.nonzero()[:, 0]
             for index in nonzero_rows.split(self.minibatch or max(len(nonzero_rows), 1)) if len(nonzero_rows) else ():
                 whole = len(index) == len(transition.rows)
                 part = transition if whole else transition.take(index, transition.rows[index])
-                yield self._term(policy, rollout, part, gain[index])
+                yield self._term(policy, rollout, part, gain[index], weight)
         if self.terminal and rollout.transitions:
             last = rollout.transitions[-1]
             gain = advantage[last.rows] if advantage.ndim == 1 else advantage[last.rows, last.step]
@@ -89,11 +94,11 @@ class PolicyGradient:
             loss = self.terminal * gain[index].to(error.device) * error
             yield Term(loss.sum() / rollout.total, {"terminal": error.detach()})
 
-    def _term(self, policy: Policy, rollout: Rollout, part: Transition, gain: Tensor) -> Term:
+    def _term(self, policy: Policy, rollout: Rollout, part: Transition, gain: Tensor, weight: float) -> Term:
         cond = rollout.cond.rows(part.rows)
         current = part.live or act(policy, rollout.sampler, part.x, part.here, part.there, cond)
         gain = gain.to(part.x.device)
-        loss = _check_per_row("surrogate", self.surrogate(current.gaussian, part, gain), len(gain))
+        loss = weight * _check_per_row("surrogate", self.surrogate(current.gaussian, part, gain), len(gain))
         with torch.no_grad():
             ratio = log_ratio(current.gaussian, part).exp()
         measures = {"ratio_error": (ratio - 1).abs()}

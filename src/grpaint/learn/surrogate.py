@@ -111,6 +111,35 @@ class Guard(PpoClip):
 
 
 @dataclass(frozen=True)
+class DivergenceMask:
+    """Flow-DPPO (arXiv 2606.11025): a trust region by divergence, not by the ratio of one action.
+
+    The loss is -A r, with r the ratio of :class:`PpoClip`. A row gives no gradient if KL(old || new), averaged over
+    elements, is above ``limit`` and the update would move it farther still, which is where A (r - 1) > 0. A ratio says
+    how the density of one drawn action has changed, and varies with that draw; the divergence is that of the step.
+    Published settings use 1e-6 to 1e-5.
+    """
+
+    limit: Limit = 1e-6
+
+    def __post_init__(self) -> None:
+        if not self.limit > 0:
+            raise ValueError(f"limit must be positive, got {self.limit}")
+
+    def clipped(
+        self, gaussian: Gaussian, transition: Transition, advantage: Float[Tensor, " k"], /
+    ) -> Bool[Tensor, " k"]:
+        divergence = Gaussian(transition.mean, transition.std).kl(gaussian)
+        return (divergence > self.limit) & (advantage * log_ratio(gaussian, transition) > 0)
+
+    def __call__(
+        self, gaussian: Gaussian, transition: Transition, advantage: Float[Tensor, " k"], /
+    ) -> Float[Tensor, " k"]:
+        loss = -advantage * log_ratio(gaussian, transition).exp()
+        return torch.where(self.clipped(gaussian, transition, advantage), loss.detach(), loss)
+
+
+@dataclass(frozen=True)
 class Reinforce:
     """The plain policy gradient, -A log pi (Williams 1992): valid only while the policy is the one that sampled."""
 

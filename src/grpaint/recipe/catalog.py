@@ -81,6 +81,7 @@ CATALOG: dict[str, dict[str, str]] = {
         "step-aware": "grpaint.learn.stepwise:StepAware",
     },
     "surrogates": {
+        "divergence-mask": "grpaint.learn.surrogate:DivergenceMask",
         "guard": "grpaint.learn.surrogate:Guard",
         "ppo-clip": "grpaint.learn.surrogate:PpoClip",
         "reinforce": "grpaint.learn.surrogate:Reinforce",

@@ -240,6 +240,12 @@ class Plan:
         fork = next((leg.step for leg in legs if leg.std > 0), len(legs))
         return Course(legs, min(fork, *prune, len(legs)), prune)
 
+    def reach(self, path: Path, iteration: int) -> tuple[tuple[Point, Point], ...]:
+        """Return the ends of every step that the window may choose."""
+        steps = self.steps_at(iteration)
+        every = list(pairwise(path.grid(steps)))
+        return tuple(every[step] for step in self.window.reach(steps))
+
     def _outside_sampler(self, there: Point) -> Sampler:
         """Return the sampler of a step outside the window; one that ends at clean data adds no noise."""
         return self.outside if there.sigma else Ode()

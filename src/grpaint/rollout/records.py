@@ -61,7 +61,8 @@ class Rollout:
     actions belong to the same update, on all processes: means divide by these. By default the rows are the whole.
 
     ``previews`` holds the scores of previews by step, for the surviving rows; ``references`` marks rows that began at
-    their prompt's reference image. ``weights`` are those that sampled.
+    their prompt's reference image. ``weights`` are those that sampled. ``reach``: the ends of every step that the
+    window may choose, in this iteration or another.
     """
 
     prompts: Sequence[Prompt]
@@ -79,6 +80,7 @@ class Rollout:
     count: int = -1
     total: int = -1
     actions: int = -1
+    reach: tuple[tuple[Point, Point], ...] = ()
 
     def __post_init__(self) -> None:
         rows = len(self.x0)

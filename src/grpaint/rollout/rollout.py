@@ -188,6 +188,7 @@ class Roller:
             iteration,
             seed,
             self.plan.weights,
+            reach=self.plan.reach(self.policy.path, iteration),
         )
 
 
