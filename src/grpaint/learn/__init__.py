@@ -4,6 +4,7 @@ from grpaint.learn.advantage import BatchNorm, GroupNorm, History, LeaveOneOut, 
 from grpaint.learn.forward import AdvantageWeightedMatching, DiffusionNft, ElboPolicyGradient
 from grpaint.learn.objective import Anchor, Denoising, Objective, PolicyGradient, Term
 from grpaint.learn.penalty import AdaptiveKl, StepKl, VelocityMse
+from grpaint.learn.preference import Dgpo, Dpo
 from grpaint.learn.selection import BestWorst, OptimalVariance
 from grpaint.learn.stepwise import StepAware
 from grpaint.learn.surrogate import DivergenceMask, Guard, PpoClip, Reinforce
@@ -16,8 +17,10 @@ __all__ = [
     "BatchNorm",
     "BestWorst",
     "Denoising",
+    "Dgpo",
     "DiffusionNft",
     "DivergenceMask",
+    "Dpo",
     "ElboPolicyGradient",
     "GroupNorm",
     "Guard",

@@ -7,12 +7,12 @@ exactly 0. Everything is written in ``Prediction(x0, eps)``: a mixture of two ne
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from grpaint.core.bounds import Limit, check_range
@@ -42,13 +42,16 @@ class NoisedBatch(NamedTuple):
     """Samples ``x0`` noised to ``here`` with ``eps``, and what the current weights and those that sampled predict.
 
     ``behaviour``, of those that sampled, has no gradient; if the current ones did, it is ``current`` without its own.
+    ``reference`` has none either, and is there if the objective needs it. ``group``: the number of each row's prompt.
     """
 
     x0: Float[Tensor, "k *latent"]
     eps: Float[Tensor, "k *latent"]
     here: Point
+    group: Int[Tensor, " k"]
     current: Prediction
     behaviour: Prediction
+    reference: Prediction | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,9 @@ class ForwardObjective(ABC):
     advantage 0 cost no model call, but the mean is over all rows. ``minibatch`` is the number of rows per autograd
     graph (0: all); it changes memory use, not the gradient.
     """
+
+    needs_reference: ClassVar[bool] = False
+    needs_group: ClassVar[bool] = False  # whether the loss of a row depends on others of its group
 
     kl_reference: float = 1e-4
     draws: int = 2
@@ -78,7 +84,7 @@ class ForwardObjective(ABC):
 
     def evaluations(self, weights: Weights) -> int:
         """Return the model evaluations per row and update, if ``weights`` sampled the rows: one less if "current"."""
-        return self.draws * (3 + (weights != "current") + bool(self.kl_reference))
+        return self.draws * (3 + (weights != "current") + bool(self.kl_reference or self.needs_reference))
 
     @abstractmethod
     def contrast(self, batch: NoisedBatch, advantage: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Measures]:
@@ -107,18 +113,35 @@ class ForwardObjective(ABC):
             )
 
     def __call__(self, policy: Policy, rollout: Rollout, advantage: Tensor, /) -> Iterator[Term]:
-        nonzero_rows = advantage.nonzero()[:, 0]
-        if not len(nonzero_rows):
+        rows = self._rows(rollout, advantage)
+        if not len(rows):
             return
         key = (rollout.seed, rollout.iteration, "forward")
         every_time = self._times(policy.path, key, rollout.count)
+        time_numbers = self._time_numbers(rollout)
         for draw, times in enumerate(every_time):
-            for index in nonzero_rows.split(self.minibatch or len(nonzero_rows)):
-                numbers = rollout.numbers[index]
-                eps = policy.noise((*key, draw), rollout.group[index] if self.noise == "group" else numbers)
-                t = times[numbers].to(eps.device).view(-1, *[1] * (eps.ndim - 1))
+            for index in self._minibatches(rollout, rows):
+                noise_rows = rollout.group if self.noise == "group" else rollout.numbers
+                eps = policy.noise((*key, draw), noise_rows[index])
+                t = times[time_numbers[index]].to(eps.device).view(-1, *[1] * (eps.ndim - 1))
                 loss, measures = self._row_losses(policy, rollout.rows(index), advantage[index], policy.path.at(t), eps)
-                yield Term(loss.sum() / (rollout.total * self.draws), measures)
+                yield Term(loss.sum() / (self._count(rollout) * self.draws), measures)
+
+    def _rows(self, rollout: Rollout, advantage: Tensor) -> Tensor:
+        """Return the rows that have a loss."""
+        return advantage.nonzero()[:, 0]
+
+    def _count(self, rollout: Rollout) -> float:
+        """Return what the sum of all rows' losses is divided by."""
+        return rollout.total
+
+    def _minibatches(self, rollout: Rollout, rows: Tensor) -> Iterable[Tensor]:
+        """Yield the rows of each autograd graph."""
+        return rows.split(self.minibatch or len(rows))
+
+    def _time_numbers(self, rollout: Rollout) -> Tensor:
+        """Return, for each row, the number of the row whose times it has."""
+        return rollout.numbers
 
     def _times(self, path: Path, key: Key, count: int) -> list[Tensor]:
         """Return the times of each draw of ``count`` rows."""
@@ -134,12 +157,14 @@ class ForwardObjective(ABC):
         if part.weights != "current":
             with torch.no_grad():
                 behaviour = policy.predict(x, here, part.cond, part.weights)
-        batch = NoisedBatch(part.x0, eps, here, current, behaviour)
-        loss, measures = self.contrast(batch, advantage.to(eps.device))
-        measures["behind"] = velocity_mse(current, behaviour).detach()
-        if self.kl_reference:
+        reference = None
+        if self.kl_reference or self.needs_reference:
             with torch.no_grad():
                 reference = policy.predict(x, here, part.cond, "reference")
+        batch = NoisedBatch(part.x0, eps, here, part.group, current, behaviour, reference)
+        loss, measures = self.contrast(batch, advantage.to(eps.device))
+        measures["behind"] = velocity_mse(current, behaviour).detach()
+        if self.kl_reference and reference:
             distance = velocity_mse(current, reference)
             loss, measures["kl"] = loss + self.kl_reference * distance, distance.detach()
         return loss, measures
@@ -164,7 +189,7 @@ class DiffusionNft(ForwardObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_positive(beta=self.beta, clip=self.clip)
+        check_positive(beta=self.beta, clip=self.clip)
 
     def contrast(self, batch: NoisedBatch, advantage: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Measures]:
         step = self.beta * (batch.current.x0 - batch.behaviour.x0)
@@ -219,7 +244,7 @@ class AdvantageWeightedMatching(ForwardObjective):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_clip(self.low, self.high)
-        _check_positive(clip=self.clip)
+        check_positive(clip=self.clip)
         if not self.kl_behaviour >= 0:
             raise ValueError(f"kl_behaviour must not be negative, got {self.kl_behaviour}")
 
@@ -247,7 +272,8 @@ class AdvantageWeightedMatching(ForwardObjective):
                 return -4 * t * ((u + 1e-10) ** 0.25 - 1e-10**0.25)
 
 
-def _check_positive(**values: float) -> None:
+def check_positive(**values: float) -> None:
+    """Raise ValueError unless all values are positive."""
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")

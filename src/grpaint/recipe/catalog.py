@@ -95,6 +95,8 @@ CATALOG: dict[str, dict[str, str]] = {
         "awm": "grpaint.learn.forward:AdvantageWeightedMatching",
         "denoising": "grpaint.learn.objective:Denoising",
         "diffusion-nft": "grpaint.learn.forward:DiffusionNft",
+        "dgpo": "grpaint.learn.preference:Dgpo",
+        "dpo": "grpaint.learn.preference:Dpo",
         "epg": "grpaint.learn.forward:ElboPolicyGradient",
         "policy-gradient": "grpaint.learn.objective:PolicyGradient",
     },

@@ -202,6 +202,11 @@ class TrainRecipe(Common):
             )
 
     def _check_updates(self) -> None:
+        if getattr(self.objective, "needs_group", False) and self.train.updates > 1:
+            raise ValueError(
+                f"train.updates = {self.train.updates}: each update has some images of a group, and this objective "
+                "compares all of them; use 1"
+            )
         if isinstance(self.objective, ForwardObjective) and self.train.updates > 1 and self.plan.weights == "current":
             raise ValueError(
                 f"train.updates = {self.train.updates}: after its first update a rollout is no longer of the current "

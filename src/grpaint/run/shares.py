@@ -80,9 +80,9 @@ def _check_count(key: str, count: int, world: World, reason: str = "") -> None:
 
 
 def compares_groups(recipe: TrainRecipe) -> bool:
-    """Return whether pruning or a reward needs whole groups on a rank."""
-    needs = any(getattr(item.reward, "needs_group", False) for item in recipe.rewards.values())
-    return recipe.plan.prune is not None or needs
+    """Return whether pruning, a reward or the objective needs whole groups on a rank."""
+    pieces = [recipe.objective, *(item.reward for item in recipe.rewards.values())]
+    return recipe.plan.prune is not None or any(getattr(piece, "needs_group", False) for piece in pieces)
 
 
 def own_samples(recipe: TrainRecipe, prompts: int, world: World, rank: int | None = None) -> Tensor:
