@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 import sys
+import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import IO, Any, NoReturn
 
 from grpaint import cli
 from grpaint.parallel.parent import stop_with_parent
+
+_FORKING = threading.Lock()  # filelock refuses a fork while another thread forks
 
 
 @dataclass
@@ -103,7 +106,8 @@ def _pipes_to_write() -> list[int]:
 def run(words: list[str], *, stdin: IO[bytes], **_: object) -> SimpleNamespace:
     """Do what ``compare`` does by ``subprocess.run``: wait for ``python -c PROGRAM WORDS``, here a fork."""
     reading, writing = os.pipe()
-    pid = os.fork()
+    with _FORKING:
+        pid = os.fork()
     if not pid:
         os.dup2(stdin.fileno(), 0)
         os.dup2(writing, 2)
