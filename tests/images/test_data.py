@@ -238,7 +238,7 @@ def test_a_table_names_no_picture_outside_its_folder(tmp_path, cell):
 
 def test_bad_sidecars_are_named_with_their_line(tmp_path):
     path = making.folder(tmp_path / "set")
-    (path / "001.json").write_text('{\n "text": "other",\n}')
+    (path / "001.json").write_text('{\n "text": "other"\n x}')
     with pytest.raises(ConfigError, match=r"001.json:3: not JSON"):
         data(path).prepare(str)
     (path / "001.json").write_text('{"text": "another caption"}')
