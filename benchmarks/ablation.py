@@ -44,13 +44,16 @@ def budget_table(budget: int, methods: dict[str, Runs]) -> None:
     for name, runs in sorted(methods.items(), key=lambda item: (item[0] != RECIPE, item[0] != BASELINE)):
         records = [runs[seed] for seed in sorted(runs)]
         worst = [max(map(multiple(score), records)) for score in ("background", "denoising_loss")]
-        gap = "" if name == RECIPE else interval(differences(runs, methods[RECIPE]), "+")
+        gaps = differences(runs, methods.get(RECIPE, {})) if name != RECIPE else []
+        gap = interval(gaps, "+") if gaps else ""
         strict = interval([final(record) for record in records])
         print(f"| `{name}` | {strict} | {gap} | x {worst[0]:.2f} | x {worst[1]:.2f} | {len(records)} |")
 
 
 def claim(words: str, values: Sequence[float], bound: float) -> None:
-    """Print a line of the table of verdicts: whether the interval of ``values`` lies above ``bound``."""
+    """Print a line of the table of verdicts: whether the interval of ``values`` lies above ``bound``; none without."""
+    if not values:
+        return
     word = verdict(values, bound) if len(values) > 1 else "undecided"
     print(f"| {words} | {interval(values, '+')} (bound {100 * bound:+.0f}) | {len(values)} | *{word}* |")
 
@@ -61,16 +64,16 @@ def main(folder: str, before: str = "") -> None:
         budget_table(budget, methods)
     print("\n| claim | points | seeds | verdict |\n|---|---|---|---|")
     for budget, methods in sorted(budgets.items()):
-        gaps = differences(methods[RECIPE], methods[BASELINE])
+        gaps = differences(methods.get(RECIPE, {}), methods.get(BASELINE, {}))
         claim(f"lean-awm beats awm at {budget:,}", gaps, 0.0)
     half, whole = (budgets.get(budget, {}) for budget in (100_000, 200_000))
     if half and whole:
-        gaps = differences(half[RECIPE], whole[BASELINE])
+        gaps = differences(half.get(RECIPE, {}), whole.get(BASELINE, {}))
         claim("lean-awm at 100,000 ends no lower than awm at 200,000", gaps, NO_LOWER)
     if half and before:
-        gaps = differences(half[RECIPE], load(Path(before))[BASELINE])
+        gaps = differences(half.get(RECIPE, {}), load(Path(before))[BASELINE])
         claim("the same against awm before its average was warmed up", gaps, NO_LOWER)
-    longest = budgets[max(budgets)][RECIPE]
+    longest = budgets[max(budgets)].get(RECIPE, {})
     claim(f"lean-awm reaches 90% at {max(budgets):,}", [final(record) - GOAL for record in longest.values()], 0.0)
     spent = [record["cpu_s"] for methods in budgets.values() for runs in methods.values() for record in runs.values()]
     print(f"\n{len(spent)} runs, {np.sum(spent) / 3600:.1f} processor hours")
