@@ -149,7 +149,8 @@ class WeightSets:
         """Blend the current weights into a set: ``into <- keep * into + (1 - keep) * current``.
 
         A set that does not exist yet starts as a copy. With ``extrapolation`` e, what is blended in is the network
-        reference + (1 + e) (current - reference); for adapters of two factors the second one is multiplied.
+        reference + (1 + e) (current - reference); for adapters of two factors the second one is multiplied. Of an
+        adapter that goes on from a file each factor is moved, which gives that network to first order.
         """
         if into == "current" or (into == "reference" and self.adapters):
             raise ValueError(f"cannot blend into the {into} weights")
