@@ -49,3 +49,11 @@ def check_extrapolation():
     assert command("train", "--name", "far", "--resume", sets=[]).code == 0
     resumed = load_file("runs/far/checkpoints/000004/training.safetensors")
     assert all(torch.equal(resumed[name], tensor) for name, tensor in far.items())
+
+
+@pytest.mark.parametrize("value", ["-0.1", "2.5", "nan"])
+def test_an_extrapolation_out_of_range_is_refused_in_a_line(value):
+    end = command("train", "flow-grpo-fast", sets=[f"train.extrapolation={value}"])
+    assert end.code == 2
+    assert "extrapolation" in end.err
+    assert end.err.count("\n") == 1

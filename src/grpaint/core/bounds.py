@@ -19,6 +19,13 @@ def check_range(settings: object, low: float, high: float, *names: str) -> None:
             raise ValueError(f"{name} must be at most {high:.15g}, got {value}")
 
 
+def check_positive(**values: float) -> None:
+    """Raise ValueError unless all values are positive."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+
+
 def whole_number(text: str) -> int | None:
     """Return the whole number from 0 that ``text`` spells in the digits 0 to 9; None if it is none, or a huge one."""
     return int(text) if re.fullmatch("[0-9]{1,18}", text) else None

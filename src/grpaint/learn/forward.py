@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from grpaint.core.bounds import Limit, check_range
+from grpaint.core.bounds import Limit, check_positive, check_range
 from grpaint.core.path import Path, Point
 from grpaint.core.policy import Policy, Weights
 from grpaint.core.prediction import Prediction
@@ -31,7 +31,7 @@ from grpaint.learn.objective import (
     self_normalised,
 )
 from grpaint.learn.penalty import velocity_mse
-from grpaint.learn.surrogate import check_clip, clip_loss, clip_stops
+from grpaint.learn.surrogate import clip_loss, clip_stops
 from grpaint.rollout.rollout import Plan, Rollout
 
 Measures = dict[str, Tensor]
@@ -243,8 +243,7 @@ class AdvantageWeightedMatching(ForwardObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_clip(self.low, self.high)
-        check_positive(clip=self.clip)
+        check_positive(low=self.low, high=self.high, clip=self.clip)
         if not self.kl_behaviour >= 0:
             raise ValueError(f"kl_behaviour must not be negative, got {self.kl_behaviour}")
 
@@ -270,10 +269,3 @@ class AdvantageWeightedMatching(ForwardObjective):
                 return -(t**2) * u
             case "ghuber":
                 return -4 * t * ((u + 1e-10) ** 0.25 - 1e-10**0.25)
-
-
-def check_positive(**values: float) -> None:
-    """Raise ValueError unless all values are positive."""
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")

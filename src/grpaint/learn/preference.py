@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from grpaint.core.bounds import Limit
+from grpaint.core.bounds import Limit, check_positive
 from grpaint.core.prediction import Prediction
 from grpaint.core.step import per_row
-from grpaint.learn.forward import ForwardObjective, Measures, NoisedBatch, check_positive
+from grpaint.learn.forward import ForwardObjective, Measures, NoisedBatch
 from grpaint.learn.objective import Target, matching_error
+from grpaint.learn.surrogate import clip_stops
 from grpaint.rollout.rollout import Rollout
 
 
@@ -70,8 +71,9 @@ class GroupObjective(ForwardObjective):
 class Dpo(GroupObjective):
     """Diffusion-DPO (arXiv 2311.12908, eq. 14) on the best and the worst image of each group, by advantage.
 
-    -log sigmoid(-beta ((l_best - l_ref_best) - (l_worst - l_ref_worst))), the mean over groups whose advantages differ;
-    other images cost no model call. Public codes write beta / 2 in the place of beta, with 2000 to 5000.
+    The loss of a group is -log sigmoid(-beta ((l_best - l_ref_best) - (l_worst - l_ref_worst))), or 0 if its advantages
+    are all equal; the mean is over all groups. Images between best and worst cost no model call. Public codes write
+    beta / 2 in the place of beta, with 2000 to 5000.
     """
 
     beta: float = 1000.0
@@ -99,9 +101,10 @@ class Dpo(GroupObjective):
 class Dgpo(GroupObjective):
     """Direct group preference optimisation (DGPO, arXiv 2510.08425).
 
-    With s = (beta / G) sum_i A_i (l_i - l_ref_i) over the G members of a group: the mean of sigmoid(s) A_i l_i, where
-    sigmoid(s) has no gradient. A row has none either if A_i > 0 and exp(l_old - l) > 1 + ``clip``, or A_i < 0 and
-    exp(l_old - l) < 1 - ``clip``, l_old being the error of the weights that sampled.
+    With s = (beta / G) sum_i A_i (l_i - l_ref_i) over the G members of a group that have an advantage, the loss is the
+    mean of sigmoid(s) A_i l_i, where sigmoid(s) has no gradient. A row has none either if A_i > 0 and
+    exp(l_old - l) > 1 + ``clip``, or A_i < 0 and exp(l_old - l) < 1 - ``clip``; l_old is the error of the weights that
+    sampled.
     """
 
     kl_reference: float = 0.02
@@ -120,7 +123,7 @@ class Dgpo(GroupObjective):
         weight = (self.beta * sums / count)[place].sigmoid()
         with torch.no_grad():
             ratio = (self._error(batch, batch.behaviour) - error).exp()
-            stopped = ((advantage > 0) & (ratio > 1 + self.clip)) | ((advantage < 0) & (ratio < 1 - self.clip))
+            stopped = clip_stops(ratio, advantage, self.clip, self.clip)
         loss = weight * advantage * torch.where(stopped, error.detach(), error)
         return loss, {"group_weight": weight.detach(), "clip_fraction": stopped.float()}
 

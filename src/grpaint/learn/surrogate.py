@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from grpaint.core.bounds import Limit
+from grpaint.core.bounds import Limit, check_positive
 from grpaint.core.step import Gaussian, per_row
 from grpaint.rollout.rollout import Transition
 
@@ -50,13 +50,6 @@ def clip_stops(
     return ((advantage > 0) & (ratio > 1 + high)) | ((advantage < 0) & (ratio < 1 - low))
 
 
-def check_clip(low: float, high: float) -> None:
-    """Raise ValueError unless both clipping ranges are positive."""
-    for name, value in (("low", low), ("high", high)):
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
-
-
 @dataclass(frozen=True)
 class PpoClip:
     """PPO's clipped loss for advantage A and ratio r, per row: max(-A r, -A clip(r, 1 - low, 1 + high)).
@@ -69,7 +62,7 @@ class PpoClip:
     high: Limit = 1e-4
 
     def __post_init__(self) -> None:
-        check_clip(self.low, self.high)
+        check_positive(low=self.low, high=self.high)
 
     def ratio(self, gaussian: Gaussian, transition: Transition) -> Float[Tensor, " k"]:
         """Return the ratio of new to old density of the stored action, per row."""
@@ -123,8 +116,7 @@ class DivergenceMask:
     limit: Limit = 1e-6
 
     def __post_init__(self) -> None:
-        if not self.limit > 0:
-            raise ValueError(f"limit must be positive, got {self.limit}")
+        check_positive(limit=self.limit)
 
     def clipped(
         self, gaussian: Gaussian, transition: Transition, advantage: Float[Tensor, " k"], /
